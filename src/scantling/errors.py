@@ -1,0 +1,102 @@
+"""What goes wrong, told so that a person can act on it.
+
+A mistake of the user (bad input, bad option, damaged file) is a `ScantlingError`; the command line prints its
+message without a traceback and exits with its `exit_code`. Any other exception is a bug in scantling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Severity(StrEnum):
+    """How much a finding matters: errors stop the work, warnings are counted and reported."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One fact about the user's input that needs attention.
+
+    Attributes:
+        code: Stable, documented name such as `box-outside-image`; what a script may match on.
+        severity: Whether work can go on.
+        message: What was found, in one sentence.
+        file: File in which it was found.
+        path: Place inside the file: a JSON path (`annotations[17].bbox`) or a recipe key path.
+        id: Id of the annotation, image or category concerned, unchanged from the file.
+        value: The offending value as found.
+        hint: What to do about it.
+    """
+
+    code: str
+    severity: Severity
+    message: str
+    file: str | None = None
+    path: str | None = None
+    id: int | str | float | None = None
+    value: object = None
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        place = ": ".join(part for part in (self.file, self.path) if part)
+        value = f" (found {self.value!r:.80})" if self.value is not None else ""
+        hint = f". {self.hint}" if self.hint else ""
+        return f"{self.severity.value} [{self.code}] {place + ': ' if place else ''}{self.message}{value}{hint}"
+
+
+class ScantlingError(Exception):
+    """Base of every error that is the input's fault, not the program's."""
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class UsageError(ScantlingError):
+    """A command was given options or paths that cannot work."""
+
+
+class ConfigError(ScantlingError):
+    """A recipe or an override is wrong; the message names file, key path, value and the nearest valid key."""
+
+
+class CheckpointError(ScantlingError):
+    """A checkpoint is missing, damaged, foreign, or made for another model or class table."""
+
+
+class TrainingError(ScantlingError):
+    """Training cannot go on: a non-finite loss, a dead worker, no space left."""
+
+
+class DataError(ScantlingError):
+    """A data set or a predictions file cannot be used; carries every finding, not only the first."""
+
+    def __init__(self, message: str, *, findings: Iterable[Finding] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.findings = tuple(findings)
+
+    def __str__(self) -> str:
+        shown = [str(f) for f in self.findings[:50]]
+        more = [f"... and {len(self.findings) - 50} more"] if len(self.findings) > 50 else []
+        return "\n".join([super().__str__(), *shown, *more])
+
+
+class Interrupted(ScantlingError):  # noqa: N818 - a request, not an error
+    """SIGINT or SIGTERM arrived and the state was saved; exit code 128 + signal number."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
