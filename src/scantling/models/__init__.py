@@ -1,1 +1,5 @@
+"""Detectors: a `Batch` goes in, losses or `Instances` come out.
 
+`zoo.py` lists every named model with its numbers; `two_stage.py` is the contract all detectors keep;
+`faster_rcnn.py` and `cascade_rcnn.py` are the methods; the other modules are the parts they are composed of.
+"""

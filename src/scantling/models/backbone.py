@@ -1,0 +1,252 @@
+"""Backbones: one adapter over timm that states its channels and strides and returns NCHW feature maps.
+
+    image (B, 3, H, W) ──► [(B, C_2, H/4, W/4), (B, C_3, H/8, W/8), (B, C_4, H/16, W/16), (B, C_5, H/32, W/32)]
+
+Any timm model with hierarchical features works (ResNet, ResNeXt, ConvNeXt, Swin, EfficientNet, RegNet, ...).
+What the adapter adds: normalisation by name, frozen stages, deformable convolution in chosen stages of the
+ResNet family, any input size for Swin, a LayerNorm on each of Swin's outputs (Liu et al. 2021, as its detection
+models have), and weights from a local file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.layers.norm_act import BatchNormAct2d, GroupNormAct
+from torch import Tensor, nn
+
+from scantling.errors import ConfigError
+from scantling.models.layers import DeformConv, norm_groups
+
+STRIDES = (4, 8, 16, 32)
+Stage = Annotated[int, Field(ge=1, le=4)]
+
+
+class BackboneConfig(BaseModel):
+    """Which timm network, and what is changed in it.
+
+    Attributes:
+        name: timm model name.
+        norm: `default` keeps the network's own layers; `bn` trains BatchNorm as it is; `bn_eval` uses its running
+            statistics but trains weight and bias; `frozen_bn` fixes all of it; `sync_bn` pools statistics over
+            processes; `gn` replaces BatchNorm by GroupNorm. Networks without BatchNorm take `default` only.
+        frozen_stages: Stem and this many stages are neither trained nor updated; 0 freezes nothing.
+        deform: Stages (1..4) whose 3x3 convolutions become deformable; ResNet family only.
+        deform_version: 1 or 2.
+        drop_path: Stochastic depth rate, for networks that have it; None keeps timm's default for the model.
+        pretrained: Fetch timm's published weights (needs a network; never done unless asked).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "resnet50"
+    norm: Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"] = "default"
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
+    deform: tuple[Stage, ...] = ()
+    deform_version: Literal[1, 2] = 1
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    pretrained: bool = False
+
+
+class Backbone(nn.Module):
+    """A timm network as a source of feature maps at strides 4, 8, 16 and 32.
+
+    Args:
+        config: Network and changes.
+
+    Attributes:
+        channels: Width of each returned map, finest first.
+        strides: (4, 8, 16, 32).
+
+    Raises:
+        ConfigError: Unknown model, no features at the four strides, or a change the network cannot take.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.body = _create(config)
+        info = self.body.feature_info
+        self._taken = [i for i, stride in enumerate(info.reduction()) if stride in STRIDES]
+        self.strides = tuple(info.reduction()[i] for i in self._taken)
+        if self.strides != STRIDES:
+            raise ConfigError(
+                f"backbone {config.name!r} has features at strides {tuple(info.reduction())}; needed are {STRIDES}"
+            )
+        self.channels = tuple(info.channels()[i] for i in self._taken)
+        self.channels_last = "NHWC" in str(getattr(self.body, "output_fmt", ""))
+        self.out_norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels if self.channels_last)
+        for stage in config.deform:
+            _make_deformable(self.stage(stage), config)
+        self._replace_norms()
+        self._freeze()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (B, 3, H, W), H and W multiples of 32 -> four maps (B, C, H/s, W/s)."""
+        outputs = self.body(images)
+        maps = [outputs[i] for i in self._taken]
+        if not self.channels_last:
+            return maps
+        return [n(m).permute(0, 3, 1, 2).contiguous() for n, m in zip(self.out_norms, maps, strict=True)]
+
+    def stage(self, number: int) -> nn.Module:
+        """Stage 1..4 (output stride 4, 8, 16, 32)."""
+        name = self.body.feature_info.module_name()[self._taken[number - 1]]
+        modules = dict(self.body.named_modules())
+        found = modules.get(name, modules.get(name.replace(".", "_")))
+        if not isinstance(found, nn.Module):
+            raise ConfigError(f"backbone {self.config.name!r}: stage {number} ({name}) cannot be addressed")
+        return found
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Training mode, except for what is frozen and for `bn_eval`."""
+        super().train(mode)
+        for module in self._fixed():
+            module.eval()
+        return self
+
+    def load(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Load a backbone's weights, with or without a classifier.
+
+        Args:
+            state: timm or torchvision keys, or a checkpoint whose backbone keys start with `backbone.body.`.
+
+        Returns:
+            The keys of `state` that were not used (a classifier's, usually).
+
+        Raises:
+            ConfigError: A weight of this network is missing or has another shape.
+        """
+        prefix = "backbone.body."
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} or dict(state)
+        target = self.body.state_dict()
+        renamed = {_feature_key(k, target): v for k, v in own.items()}
+        wanted = {k for k in target if not k.endswith("num_batches_tracked")}
+        wrong = sorted(k for k in wanted if k not in renamed or renamed[k].shape != target[k].shape)
+        if wrong:
+            raise ConfigError(
+                f"weights do not fit backbone {self.config.name!r}: {len(wrong)} of {len(wanted)} entries are "
+                f"missing or have another shape, first {wrong[:5]}",
+                hint="Check the backbone's name, `norm` and `deform` against those the weights were made with.",
+            )
+        self.body.load_state_dict({k: renamed.get(k, v) for k, v in target.items()})
+        return sorted(k for k in own if _feature_key(k, target) not in target)
+
+    def _replace_norms(self) -> None:
+        kind = self.config.norm
+        if kind == "default":
+            return
+        if not any(isinstance(m, nn.BatchNorm2d) for m in self.body.modules()):
+            raise ConfigError(
+                f"backbone {self.config.name!r} has no BatchNorm; use norm: default, not {kind}"
+            )
+        if kind == "gn":
+            _batch_to_group_norm(self.body)
+        elif kind == "sync_bn":
+            self.body = convert_sync_batchnorm(self.body)
+        elif kind == "frozen_bn":
+            self.body = freeze_batch_norm_2d(self.body)
+
+    def _freeze(self) -> None:
+        """Stop training everything up to the last frozen stage, in the order of definition."""
+        if self.config.frozen_stages == 0:
+            return
+        last = list(self.stage(self.config.frozen_stages).parameters())[-1]
+        for parameter in self.body.parameters():
+            parameter.requires_grad_(False)
+            if parameter is last:
+                return
+
+    def _fixed(self) -> Iterator[nn.Module]:
+        """Layers that stay in evaluation mode: those of frozen stages and, for `bn_eval`, every BatchNorm."""
+        if self.config.norm == "bn_eval":
+            yield from (m for m in self.body.modules() if isinstance(m, nn.BatchNorm2d))
+        if self.config.frozen_stages:
+            last = _leaves(self.stage(self.config.frozen_stages))[-1]
+            for layer in _leaves(self.body):
+                yield layer
+                if layer is last:
+                    return
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a local weights file (`.safetensors`, or a PyTorch file read with `weights_only=True`).
+
+    Raises:
+        ConfigError: The file is missing or holds no plain state dict.
+    """
+    if not path.is_file():
+        raise ConfigError(f"weights file {path} does not exist")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"{path} is not a plain weights file: {error}") from error
+    state = next((loaded[k] for k in ("state_dict", "model", "model_ema") if k in loaded), loaded)
+    return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _create(config: BackboneConfig) -> nn.Module:
+    options: dict[str, object] = {}
+    if config.name.startswith("swin"):  # any size; windows are padded, never shrunk
+        options |= {"strict_img_size": False, "always_partition": True}
+    if config.drop_path is not None:
+        options["drop_path_rate"] = config.drop_path
+    try:
+        body: nn.Module = timm.create_model(
+            config.name, pretrained=config.pretrained, features_only=True, **options
+        )
+    except (RuntimeError, TypeError, AttributeError) as error:
+        near = timm.list_models(f"*{config.name[:6]}*")[:8]
+        raise ConfigError(
+            f"backbone {config.name!r} cannot be made: {error}", hint=f"Similar names: {near}"
+        ) from error
+    return body
+
+
+def _make_deformable(stage: nn.Module, config: BackboneConfig) -> None:
+    """Replace each block's 3x3 convolution (`conv2` in the ResNet family)."""
+    blocks = [m for m in stage.modules() if isinstance(getattr(m, "conv2", None), nn.Conv2d)]
+    if not blocks:
+        raise ConfigError(f"backbone {config.name!r}: deform needs a network of the ResNet family")
+    for block in blocks:
+        conv = block.conv2
+        if isinstance(conv, nn.Conv2d):
+            block.conv2 = DeformConv(conv, config.deform_version)
+
+
+def _batch_to_group_norm(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, BatchNormAct2d):
+            groups = norm_groups(child.num_features)
+            replacement = GroupNormAct(child.num_features, num_groups=groups)
+            replacement.act, replacement.drop = child.act, child.drop
+            setattr(module, name, replacement)
+        elif isinstance(child, nn.BatchNorm2d):
+            norm = nn.GroupNorm(norm_groups(child.num_features), child.num_features)
+            if child.affine:
+                norm.weight, norm.bias = child.weight, child.bias  # keeps zero-initialised residual branches
+            setattr(module, name, norm)
+        else:
+            _batch_to_group_norm(child)
+
+
+def _feature_key(key: str, target: Mapping[str, Tensor]) -> str:
+    """timm's feature networks write `stages_0.` where the plain network writes `stages.0.`."""
+    head, _, rest = key.partition(".")
+    number, _, tail = rest.partition(".")
+    joined = f"{head}_{number}.{tail}"
+    return joined if key not in target and joined in target else key
+
+
+def _leaves(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if not any(True for _ in m.children())]

@@ -1,0 +1,245 @@
+"""Cascade R-CNN (Cai & Vasconcelos 2018): box heads in a row, each trained on the boxes of the one before.
+
+    p2..p6 ── RPN ──► proposals [(R, 4)]
+    stage s = 0, 1, 2:
+        boxes_s ── RoIPool ──► (R, C, 7, 7) ── BoxHead_s ──► logits (R, K + 1), deltas (R, 4)
+        training: assign at IoU 0.5 / 0.6 / 0.7, sample, losses x 1 / 0.5 / 0.25
+        boxes_{s+1} = decode(boxes_s, deltas)     (ground-truth boxes added for training are dropped first)
+    test: scores = mean over stages of softmax(logits), boxes = boxes_3 ──► candidates ── NMS ──► detections
+
+The DelftBikes detector (CS21, `papers`: Cascade R-50 + FPN with deformable convolution and GroupNorm) is this class
+with `zoo.MODELS["cascade_rcnn_r50_dcn_gn"]`. Dims: B images, C channels, R RoIs, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from scantling.models.assign import AssignConfig, SampleConfig
+from scantling.models.backbone import Backbone, BackboneConfig
+from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoISamples, sample_rois
+from scantling.models.faster_rcnn import PIXEL_MEAN, PIXEL_STD
+from scantling.models.layers import RoIPool
+from scantling.models.neck import FPN, FPNConfig
+from scantling.models.rpn import RPN, RPNConfig
+from scantling.models.two_stage import Detector, Normalise, SuppressConfig, top_candidates
+from scantling.structures.instances import Instances
+from scantling.structures.sample import Batch
+
+
+class StageConfig(BaseModel):
+    """One stage of the cascade.
+
+    Attributes:
+        head: The box head.
+        assign: Overlaps of its positives and negatives.
+        weight: Factor of its losses.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    head: BoxHeadConfig
+    assign: AssignConfig
+    weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+def published_stages(head: BoxHeadConfig) -> tuple[StageConfig, ...]:
+    """The three stages of the paper: IoU 0.5, 0.6, 0.7; weights 1, 0.5, 0.25; ever finer deltas.
+
+    Args:
+        head: Shape of all three heads; its `stds` are replaced.
+    """
+    scales = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
+    return tuple(
+        StageConfig(
+            head=head.model_copy(update={"stds": stds}),
+            assign=AssignConfig(positive_iou=iou, negative_iou=iou),
+            weight=weight,
+        )
+        for stds, iou, weight in zip(scales, (0.5, 0.6, 0.7), (1.0, 0.5, 0.25), strict=True)
+    )
+
+
+class CascadeRCNNConfig(BaseModel):
+    """All numbers of a Cascade R-CNN; defaults are the paper's with R50-FPN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: BackboneConfig = BackboneConfig()
+    neck: FPNConfig = FPNConfig()
+    rpn: RPNConfig = RPNConfig()
+    stages: tuple[StageConfig, ...] = published_stages(BoxHeadConfig(class_agnostic=True))
+    sample: SampleConfig = SampleConfig()
+    suppression: SuppressConfig = SuppressConfig()
+    pixel_mean: tuple[float, float, float] = PIXEL_MEAN
+    pixel_std: tuple[float, float, float] = PIXEL_STD
+
+
+class CascadeRCNN(Detector):
+    """The detector.
+
+    Args:
+        config: All its numbers.
+        num_classes: Foreground classes K.
+    """
+
+    def __init__(self, config: CascadeRCNNConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.suppression = config.suppression
+        self.normalise = Normalise(config.pixel_mean, config.pixel_std)
+        self.backbone = Backbone(config.backbone)
+        self.neck = FPN(self.backbone.channels, self.backbone.strides, config.neck)
+        self.rpn = RPN(self.neck.channels, self.neck.strides, config.rpn)
+        self.pool = RoIPool(self.backbone.strides, config.stages[0].head.pool_side)
+        self.stages = nn.ModuleList(BoxHead(self.neck.channels, num_classes, s.head) for s in config.stages)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (B, 3, H, W) -> p2..p6."""
+        return self.neck(self.backbone(images))  # type: ignore[no-any-return]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """RPN losses and those of every stage."""
+        features = self.features(self.normalise(batch.images, batch.sizes_hw))
+        output = self.rpn(features)
+        proposals = self.rpn.train_proposals(output, batch.sizes_hw)
+        return self.rpn.losses(output, batch) | self.roi_losses(features, proposals, batch.instances)
+
+    def candidates(self, batch: Batch) -> list[Instances]:
+        """Scored boxes before suppression."""
+        features = self.features(self.normalise(batch.images, batch.sizes_hw))
+        proposals = self.rpn.test_proposals(self.rpn(features), batch.sizes_hw)
+        return self.roi_candidates(features, proposals, batch.sizes_hw)
+
+    def roi_losses(
+        self, features: Sequence[Tensor], proposals: Sequence[Tensor], truths: Sequence[Instances]
+    ) -> dict[str, Tensor]:
+        """Losses of all stages, starting from proposals [(R_i, 4)] of each image."""
+        losses: dict[str, Tensor] = {}
+        rois = list(proposals)
+        for number, (head, stage) in enumerate(zip(self.stages, self.config.stages, strict=True)):
+            samples = [
+                sample_rois(r, t, self.num_classes, stage.assign, self.config.sample)
+                for r, t in zip(rois, truths, strict=True)
+            ]
+            logits, deltas = head(self.pool(features, [s.boxes for s in samples]))
+            found = head.losses(logits, deltas, RoISamples.cat(samples))
+            losses |= {f"stage{number}/{name}": stage.weight * value for name, value in found.items()}
+            rois = refine_samples(head, samples, logits, deltas, [t.size_hw for t in truths])
+        return losses
+
+    def run_stages(
+        self, features: Sequence[Tensor], proposals: Sequence[Tensor], sizes_hw: Sequence[tuple[int, int]]
+    ) -> list[StageOutput]:
+        """Test-time pass through all stages; each stage reads the boxes the one before decoded.
+
+        Args:
+            features: p2..p6.
+            proposals: Per image (R_i, 4).
+            sizes_hw: Size of each image.
+
+        Returns:
+            What each stage read and predicted.
+        """
+        rois = list(proposals)
+        counts = [len(r) for r in rois]
+        outputs: list[StageOutput] = []
+        for number, head in enumerate(self.stages):
+            if number:
+                before = outputs[-1]
+                parts = zip(rois, before.logits, before.deltas, sizes_hw, strict=True)
+                rois = [decode_best(self.stages[number - 1], *part) for part in parts]
+            logits, deltas = head(self.pool(features, rois))
+            outputs.append(StageOutput(rois=rois, logits=logits.split(counts), deltas=deltas.split(counts)))
+        return outputs
+
+    def roi_candidates(
+        self, features: Sequence[Tensor], proposals: Sequence[Tensor], sizes_hw: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
+        """Candidates of each image for given proposals [(R_i, 4)]."""
+        outputs = self.run_stages(features, proposals, sizes_hw)
+        last = outputs[-1]
+        found = []
+        for image, size_hw in enumerate(sizes_hw):
+            votes = torch.stack([o.logits[image].float().softmax(dim=1) for o in outputs])
+            boxes = self.stages[-1].decode(last.rois[image], last.deltas[image], size_hw)
+            found.append(top_candidates(boxes, votes.mean(dim=0), size_hw, self.suppression))
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOutput:
+    """One stage's input and predictions, per image.
+
+    Attributes:
+        rois: (R_i, 4) boxes the stage read.
+        logits: (R_i, K + 1).
+        deltas: (R_i, 4) or (R_i, K, 4).
+    """
+
+    rois: Sequence[Tensor]
+    logits: Sequence[Tensor]
+    deltas: Sequence[Tensor]
+
+
+def decode_best(
+    head: BoxHead, rois: Tensor, logits: Tensor, deltas: Tensor, size_hw: tuple[int, int]
+) -> Tensor:
+    """One box per RoI: the class-agnostic one, or that of the likeliest foreground class.
+
+    Args:
+        head: The head that made the predictions.
+        rois: (R, 4) xyxy.
+        logits: (R, K + 1).
+        deltas: (R, 4) or (R, K, 4).
+        size_hw: The image's size; boxes are clipped to it.
+
+    Returns:
+        (R, 4) xyxy.
+    """
+    if deltas.dim() == 3:
+        best = logits[:, :-1].argmax(dim=1)
+        deltas = deltas[torch.arange(len(best), device=best.device), best]
+    return head.decode(rois, deltas, size_hw)
+
+
+@torch.no_grad()
+def refine_samples(
+    head: BoxHead,
+    samples: Sequence[RoISamples],
+    logits: Tensor,
+    deltas: Tensor,
+    sizes_hw: Sequence[tuple[int, int]],
+) -> list[Tensor]:
+    """Boxes of the next stage in training: the decoded samples without the added ground truth.
+
+    A class-specific head decodes a positive RoI with its true class, a negative one with its likeliest.
+
+    Args:
+        head: The stage that predicted.
+        samples: What it read, per image.
+        logits: (R, K + 1), images one after the other.
+        deltas: (R, 4) or (R, K, 4).
+        sizes_hw: Size of each image.
+
+    Returns:
+        Per image (R_i', 4) xyxy, detached.
+    """
+    counts = [len(s.boxes) for s in samples]
+    refined = []
+    for part, own_logits, own_deltas, size in zip(
+        samples, logits.split(counts), deltas.split(counts), sizes_hw, strict=True
+    ):
+        is_background = part.labels[:, None] == head.num_classes
+        known = torch.nn.functional.one_hot(part.labels, head.num_classes + 1).to(own_logits.dtype)
+        chosen_by = torch.where(is_background, own_logits, known)
+        boxes = decode_best(head, part.boxes, chosen_by, own_deltas, size)
+        refined.append(boxes[~part.is_truth])
+    return refined

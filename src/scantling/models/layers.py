@@ -1,0 +1,175 @@
+"""Building blocks: normalisation by name, convolution blocks, deformable convolution, RoI pooling.
+
+Dims: B images, C channels, H W cells, R RoIs, L levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d, roi_align
+
+NormKind = Literal["none", "bn", "sync_bn", "gn"]
+
+
+def make_norm(kind: NormKind, channels: int) -> nn.Module:
+    """A normalisation layer for `channels` channels; `none` is the identity."""
+    if kind == "gn":
+        return nn.GroupNorm(norm_groups(channels), channels)
+    if kind == "sync_bn":
+        return nn.SyncBatchNorm(channels)
+    return nn.BatchNorm2d(channels) if kind == "bn" else nn.Identity()
+
+
+def norm_groups(channels: int) -> int:
+    """Groups of a GroupNorm layer: 32 (Wu & He 2018), fewer where 32 does not divide the channels."""
+    return math.gcd(channels, 32)
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, normalisation, optional ReLU; the bias is dropped where a norm follows.
+
+    Args:
+        in_channels: Input width.
+        out_channels: Output width.
+        kernel: Side of the kernel; the padding keeps the size at stride 1.
+        norm: Kind of normalisation.
+        relu: Whether a ReLU ends the block.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, norm: NormKind = "none", *, relu: bool = True
+    ) -> None:
+        layers: list[nn.Module] = [
+            nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm == "none")
+        ]
+        if norm != "none":
+            layers.append(make_norm(norm, out_channels))
+        if relu:
+            layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The block's convolution."""
+        conv = self[0]
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(f"expected a Conv2d first, found {type(conv).__name__}")
+        return conv
+
+
+def init_conv(module: nn.Module, std: float | None = None) -> None:
+    """Initialise every convolution and linear layer inside `module`; biases become 0.
+
+    Args:
+        module: Any module.
+        std: Standard deviation of a normal distribution; None is He's normal initialisation (fan-out).
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            if std is None:
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            else:
+                nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class DeformConv(nn.Module):
+    """Deformable convolution: a plain convolution predicts where each kernel tap looks.
+
+    Version 1 (Dai et al. 2017) predicts an offset (dy, dx) per tap; version 2 (Zhu et al. 2019) also a
+    modulation in 0..1 per tap. Offsets start at 0, so at first it is the convolution it replaces (version 2:
+    half of it, the modulation being sigmoid(0), as published).
+
+    Args:
+        conv: The convolution replaced; its weight and bias are taken over.
+        version: 1 or 2.
+    """
+
+    def __init__(self, conv: nn.Conv2d, version: Literal[1, 2] = 1) -> None:
+        super().__init__()
+        self.version = version
+        self.stride, self.dilation = conv.stride, conv.dilation
+        if isinstance(conv.padding, str):
+            raise TypeError(f"expected numeric padding, found {conv.padding!r}")
+        self.padding = conv.padding
+        self.weight, self.bias = conv.weight, conv.bias
+        self.taps = math.prod(conv.kernel_size)
+        self.offset = nn.Conv2d(
+            conv.in_channels,
+            self.taps * (2 if version == 1 else 3),
+            kernel_size=(conv.kernel_size[0], conv.kernel_size[1]),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
+        nn.init.zeros_(self.offset.weight)
+        if self.offset.bias is not None:
+            nn.init.zeros_(self.offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        predicted = self.offset(x).float()
+        offset, mask = predicted, None
+        if self.version == 2:
+            offset, mask = predicted[:, : 2 * self.taps], predicted[:, 2 * self.taps :].sigmoid()
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # offsets in half precision lose sub-pixel accuracy
+            out = deform_conv2d(
+                x.float(), offset, self.weight.float(),
+                None if self.bias is None else self.bias.float(),
+                stride=self.stride, padding=self.padding, dilation=self.dilation, mask=mask,
+            )  # fmt: skip
+        return out.to(x.dtype)
+
+
+class RoiPool(nn.Module):
+    """RoIAlign over a feature pyramid: each RoI is pooled from the level that suits its size.
+
+    A RoI of side s is read at level floor(log2(s / 56)) above the finest, clamped to the levels there are
+    (Lin et al. 2017, equation 1, for a finest stride of 4). Bins average an adaptive number of samples.
+
+    Args:
+        strides: Stride of each level used, finest first.
+        side: Output cells per side.
+    """
+
+    FINEST_SIDE = 14.0  # cells of the finest level; 56 px at stride 4
+
+    def __init__(self, strides: Sequence[int], side: int) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.side = side
+
+    def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
+        """Pool RoIs of each image.
+
+        Args:
+            features: Levels (B, C, H, W), finest first; further levels are not used.
+            rois: For each image (R_i, 4) xyxy in image pixels.
+
+        Returns:
+            (R, C, side, side), images one after the other; R may be 0.
+        """
+        boxes = torch.cat(list(rois))
+        image = torch.cat([torch.full((len(r), 1), i, device=boxes.device) for i, r in enumerate(rois)])
+        indexed = torch.cat([image.to(boxes.dtype), boxes], dim=1).to(features[0].dtype)
+        levels = self.levels_of(boxes)
+        members = [(levels == level).nonzero().squeeze(1) for level in range(len(self.strides))]
+        pooled = [  # a level without RoIs stays in the graph, so that every parameter gets a gradient
+            roi_align(f, indexed[m], (self.side, self.side), 1 / stride, sampling_ratio=0, aligned=True)
+            for f, m, stride in zip(features[: len(self.strides)], members, self.strides, strict=True)
+        ]
+        return torch.cat(pooled)[torch.cat(members).argsort()]
+
+    def levels_of(self, boxes: Tensor) -> Tensor:
+        """Level index (R,) of each box (R, 4)."""
+        sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
+        finest = self.FINEST_SIDE * self.strides[0]
+        return torch.floor(torch.log2(sides / finest + 1e-6)).clamp(0, len(self.strides) - 1).long()

@@ -1,0 +1,259 @@
+"""Reading MMDetection checkpoints (key layout of 2.x and 3.x) into our detectors.
+
+    FILE.pth ── weights-only load ──► {their key: tensor} ── RULES ──► {our key: tensor} ── load ──► Detector
+
+Only names are translated: values are taken as they are, but for the first convolution of models trained on BGR
+images, whose input channels are reversed. Nothing in the file is ever executed: the loader admits tensors, plain
+containers, NumPy scalars, and (as inert shells) the log classes that MMEngine leaves in training checkpoints.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scantling.errors import CheckpointError
+from scantling.models.two_stage import Detector
+
+# (their key, our key): regular expressions over whole keys, tried in order.
+_BACKBONE = (
+    (r"backbone\.conv1\.weight", r"backbone.body.conv1.weight"),
+    (r"backbone\.(?:bn|gn)1\.(\w+)", r"backbone.body.bn1.\1"),
+    (r"backbone\.stem\.([036])\.weight", r"backbone.body.conv1.\1.weight"),
+    (r"backbone\.stem\.([14])\.(\w+)", r"backbone.body.conv1.\1.\2"),
+    (r"backbone\.stem\.7\.(\w+)", r"backbone.body.bn1.\1"),
+    (r"backbone\.(layer\d\.\d+)\.conv2[._](?:conv_)?offset\.(\w+)", r"backbone.body.\1.conv2.offset.\2"),
+    (r"backbone\.(layer\d\.\d+)\.conv(\d)\.(weight|bias)", r"backbone.body.\1.conv\2.\3"),
+    (r"backbone\.(layer\d\.\d+)\.(?:bn|gn)(\d)\.(\w+)", r"backbone.body.\1.bn\2.\3"),
+    (r"backbone\.(layer\d\.\d+\.downsample\.\d+\.\w+)", r"backbone.body.\1"),
+)
+_NECK = (
+    (r"neck\.lateral_convs\.(\d+)\.conv\.(\w+)", r"neck.laterals.\1.0.\2"),
+    (r"neck\.lateral_convs\.(\d+)\.(?:bn|gn)\.(\w+)", r"neck.laterals.\1.1.\2"),
+    (r"neck\.fpn_convs\.(\d+)\.conv\.(\w+)", r"neck.outputs.\1.0.\2"),
+    (r"neck\.fpn_convs\.(\d+)\.(?:bn|gn)\.(\w+)", r"neck.outputs.\1.1.\2"),
+)
+_RPN = (
+    (r"rpn_head\.rpn_conv\.(\w+)", r"rpn.conv.\1"),
+    (r"rpn_head\.rpn_cls\.(\w+)", r"rpn.objectness.\1"),
+    (r"rpn_head\.rpn_reg\.(\w+)", r"rpn.deltas.\1"),
+)
+_HEAD = (
+    (r"shared_convs\.(\d+)\.conv\.(\w+)", r"trunk.\1.0.\2"),
+    (r"shared_convs\.(\d+)\.(?:bn|gn)\.(\w+)", r"trunk.\1.1.\2"),
+    (r"fc_cls\.(\w+)", r"logits.\1"),
+    (r"fc_reg\.(\w+)", r"deltas.\1"),
+)
+_SHARED_FC = r"shared_fcs\.(\d+)\.(\w+)"
+_ROI_HEAD = r"roi_head\.bbox_head\.(?:(\d+)\.)?(.+)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignCheckpoint:
+    """What a file of another tool holds.
+
+    Attributes:
+        path: The file.
+        weights: Its tensors by their own keys.
+        class_names: Category names recorded in it, or None.
+        meta: Plain facts recorded in it (versions, epoch), as found.
+    """
+
+    path: Path
+    weights: dict[str, Tensor]
+    class_names: tuple[str, ...] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """Outcome of translating a checkpoint for one model.
+
+    Attributes:
+        weights: Tensors by our keys, ready to load.
+        used: Their key -> our key.
+        unused: Their keys that no part of the model takes.
+        missing: Our keys that the checkpoint does not fill.
+        mismatched: (our key, our shape, their shape) where the shapes differ.
+    """
+
+    weights: dict[str, Tensor]
+    used: dict[str, str]
+    unused: tuple[str, ...]
+    missing: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+
+class _Inert:
+    """Stands in for a foreign class in a checkpoint: keeps nothing, does nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_FOREIGN_CLASSES = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "mmengine.config.config.ConfigDict",
+)
+
+
+def read_mmdet_checkpoint(path: Path) -> ForeignCheckpoint:
+    """Read a `.pth` file safely.
+
+    Args:
+        path: A PyTorch file with a `state_dict` entry, or a bare state dict.
+
+    Raises:
+        CheckpointError: The file is missing, is no PyTorch file, needs code to be executed, or holds no tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist or is not a file")
+    allowed: list[Any] = [(_Inert, name) for name in _FOREIGN_CLASSES]
+    allowed += [np.dtype, np.ndarray, *_numpy_constructors(), *{type(np.dtype(t)) for t in "fdilq?"}]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a weights file: {str(error).splitlines()[0]:.200}",
+            hint="Only tensors and plain values are read; files that need code to be executed are refused.",
+        ) from error
+    content = loaded if isinstance(loaded, dict) else {}
+    weights = {
+        str(key).removeprefix("module."): value
+        for key, value in content.get("state_dict", content).items()
+        if isinstance(value, Tensor)
+    }
+    if not weights:
+        raise CheckpointError(
+            f"{path} holds no state_dict with tensors; found {sorted(map(str, content))[:8]}"
+        )
+    meta = content.get("meta", {})
+    return ForeignCheckpoint(path=path, weights=weights, class_names=_class_names(meta), meta=_plain(meta))
+
+
+def num_classes_of(weights: Mapping[str, Tensor]) -> int:
+    """Foreground classes of a checkpoint, read off its (first) box classifier.
+
+    Raises:
+        CheckpointError: There is no such classifier.
+    """
+    for key, value in weights.items():
+        if re.fullmatch(r"roi_head\.bbox_head\.(?:0\.)?fc_cls\.weight", key):
+            return int(value.shape[0]) - 1
+    raise CheckpointError(
+        "the checkpoint has no two-stage box head (no key roi_head.bbox_head.*.fc_cls.weight)",
+        hint=f"Its first keys are {list(weights)[:5]}",
+    )
+
+
+def convert(weights: Mapping[str, Tensor], model: Detector, *, bgr: bool = False) -> Conversion:
+    """Translate a checkpoint's keys for `model`; nothing is loaded.
+
+    Args:
+        weights: Tensors by MMDetection's keys.
+        model: The detector to be filled.
+        bgr: Whether the weights expect BGR images (MMDetection's `caffe` models).
+
+    Returns:
+        What fits, and everything that does not.
+    """
+    target = model.state_dict()
+    first_fc = _first_fc(target)
+    used, ours, mismatched = {}, {}, []
+    for key, value in weights.items():
+        own = _translate(key, first_fc)
+        if own is None or own not in target:
+            continue
+        if target[own].shape != value.shape:
+            mismatched.append((own, tuple(target[own].shape), tuple(value.shape)))
+            continue
+        used[key] = own
+        ours[own] = value.flip(1) if bgr and own.endswith("body.conv1.weight") else value
+    optional = {k for k in target if k.endswith("num_batches_tracked")}
+    bad = {own for own, _, _ in mismatched}
+    return Conversion(
+        weights=ours,
+        used=used,
+        unused=tuple(k for k in weights if k not in used and _translate(k, first_fc) not in bad),
+        missing=tuple(k for k in target if k not in ours and k not in optional and k not in bad),
+        mismatched=tuple(mismatched),
+    )
+
+
+def load_converted(model: Detector, conversion: Conversion) -> None:
+    """Load a complete conversion into `model`.
+
+    Raises:
+        CheckpointError: Weights are missing or have other shapes; the first of them are listed.
+    """
+    if conversion.missing or conversion.mismatched:
+        shapes = [f"{k}: model {a}, checkpoint {b}" for k, a, b in conversion.mismatched[:5]]
+        raise CheckpointError(
+            f"the checkpoint does not fit the model: {len(conversion.missing)} weights are missing, first "
+            f"{list(conversion.missing[:5])}; {len(conversion.mismatched)} have other shapes, first {shapes}; "
+            f"{len(conversion.unused)} of its own are unused, first {list(conversion.unused[:5])}",
+            hint="Check --model: architecture, depth, normalisation and deformable stages must agree.",
+        )
+    model.load_state_dict(model.state_dict() | conversion.weights)
+
+
+def _translate(key: str, first_fc: int) -> str | None:
+    head = re.fullmatch(_ROI_HEAD, key)
+    if head is None:
+        return _apply((*_BACKBONE, *_NECK, *_RPN), key)
+    place = "head" if head[1] is None else f"stages.{head[1]}"
+    fc = re.fullmatch(_SHARED_FC, head[2])
+    inner = f"trunk.{first_fc + 2 * int(fc[1])}.{fc[2]}" if fc else _apply(_HEAD, head[2])
+    return None if inner is None else f"{place}.{inner}"
+
+
+def _apply(rules: Sequence[tuple[str, str]], key: str) -> str | None:
+    for pattern, replacement in rules:
+        match = re.fullmatch(pattern, key)
+        if match:
+            return match.expand(replacement)
+    return None
+
+
+def _first_fc(target: Mapping[str, Tensor]) -> int:
+    """Position of the first fully connected layer in our heads' trunk."""
+    numbers = [
+        int(match[1])
+        for key, value in target.items()
+        if (match := re.fullmatch(r"(?:head|stages\.0)\.trunk\.(\d+)\.weight", key)) and value.dim() == 2
+    ]
+    return min(numbers, default=1)
+
+
+def _numpy_constructors() -> list[Any]:
+    """The functions with which NumPy's own arrays and scalars are rebuilt, under the names old files use."""
+    multiarray = np._core.multiarray  # noqa: SLF001
+    functions = [multiarray.scalar, multiarray._reconstruct]  # noqa: SLF001
+    return [*functions, *((f, f"numpy.core.multiarray.{f.__name__}") for f in functions)]
+
+
+def _class_names(meta: object) -> tuple[str, ...] | None:
+    if not isinstance(meta, dict):
+        return None
+    dataset = meta.get("dataset_meta")
+    names = (
+        dataset.get("classes", dataset.get("CLASSES")) if isinstance(dataset, dict) else meta.get("CLASSES")
+    )
+    return tuple(map(str, names)) if isinstance(names, list | tuple) else None
+
+
+def _plain(meta: object) -> dict[str, Any]:
+    if not isinstance(meta, dict):
+        return {}
+    return {str(k): v for k, v in meta.items() if isinstance(v, str | int | float) and len(str(v)) < 200}

@@ -1,0 +1,211 @@
+"""Region proposal network over a pyramid (Ren et al. 2015; Lin et al. 2017).
+
+    p2..p6 ── 3x3 conv + ReLU ──┬── 1x1 ──► objectness logits (B, A, H, W)
+                                └── 1x1 ──► deltas (B, 4A, H, W)
+    best of each level ── decode, clip ── NMS per level ──► proposals [(R, 4)]
+
+Dims: B images, A anchors per cell, N anchors of all levels, R proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from scantling.models.anchors import AnchorCache, AnchorConfig
+from scantling.models.assign import IGNORED, AssignConfig, SampleConfig, assign, sample
+from scantling.models.layers import init_conv
+from scantling.models.losses import BoxLossConfig, box_regression_loss, objectness_loss
+from scantling.ops.boxes import decode_boxes
+from scantling.ops.nms import batched_nms
+from scantling.structures.instances import Instances
+from scantling.structures.sample import Batch
+
+STDS = (1.0, 1.0, 1.0, 1.0)
+Count = Annotated[int, Field(ge=1)]
+
+
+class RPNConfig(BaseModel):
+    """Settings of the proposal network; defaults are MMDetection's for FPN detectors.
+
+    Attributes:
+        anchors: Anchor shapes.
+        assign: Overlaps of positive and negative anchors.
+        sample: Anchors per image that enter the loss.
+        allowed_border: Anchors reaching further than this many pixels out of the image are not trained;
+            None trains all.
+        loss: Regression loss.
+        train_per_level: Best anchors of each level that are decoded in training.
+        train_proposals: Proposals per image after NMS in training.
+        test_per_level: The same at test time.
+        test_proposals: The same at test time.
+        iou_threshold: Overlap of the NMS within each level.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    anchors: AnchorConfig = AnchorConfig()
+    assign: AssignConfig = AssignConfig(positive_iou=0.7, negative_iou=0.3, low_quality_iou=0.3)
+    sample: SampleConfig = SampleConfig(num=256, positive_fraction=0.5)
+    allowed_border: float | None = None
+    loss: BoxLossConfig = BoxLossConfig(beta=1 / 9)
+    train_per_level: Count = 2000
+    train_proposals: Count = 1000
+    test_per_level: Count = 1000
+    test_proposals: Count = 1000
+    iou_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RPNOutput:
+    """Predictions of all levels, flattened in the order of the anchors.
+
+    Attributes:
+        logits: Per level (B, H · W · A).
+        deltas: Per level (B, H · W · A, 4).
+        anchors: Per level (H · W · A, 4) xyxy in image pixels.
+    """
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+    anchors: list[Tensor]
+
+
+class RPN(nn.Module):
+    """One small head shared by all levels.
+
+    Args:
+        channels: Width of the pyramid.
+        strides: Stride of each level.
+        config: Settings.
+    """
+
+    def __init__(self, channels: int, strides: Sequence[int], config: RPNConfig) -> None:
+        super().__init__()
+        self.config = config
+        num_anchors = config.anchors.num_anchors
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, num_anchors, 1)
+        self.deltas = nn.Conv2d(channels, num_anchors * 4, 1)
+        self.grid = AnchorCache(config.anchors, strides)
+        init_conv(self, std=0.01)
+
+    def forward(self, features: Sequence[Tensor]) -> RPNOutput:
+        """Pyramid levels [(B, C, H, W)] -> flattened predictions with their anchors."""
+        hidden = [torch.relu(self.conv(f)) for f in features]
+        return RPNOutput(
+            logits=[self.objectness(h).permute(0, 2, 3, 1).flatten(1) for h in hidden],
+            deltas=[self.deltas(h).permute(0, 2, 3, 1).reshape(len(h), -1, 4) for h in hidden],
+            anchors=self.grid.levels(features),
+        )
+
+    def train_proposals(self, output: RPNOutput, sizes_hw: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Proposals of each image for a training step; see `propose`."""
+        config = self.config
+        return propose(
+            output, sizes_hw, (config.train_per_level, config.train_proposals), config.iou_threshold
+        )[0]
+
+    def test_proposals(self, output: RPNOutput, sizes_hw: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Proposals of each image at test time; see `propose`."""
+        config = self.config
+        return propose(
+            output, sizes_hw, (config.test_per_level, config.test_proposals), config.iou_threshold
+        )[0]
+
+    def losses(self, output: RPNOutput, batch: Batch) -> dict[str, Tensor]:
+        """Objectness and regression loss, both divided by the number of sampled anchors of the batch."""
+        anchors, logits, deltas = (
+            torch.cat(output.anchors),
+            torch.cat(output.logits, 1),
+            torch.cat(output.deltas, 1),
+        )
+        picks = [
+            self._targets(anchors, truth, size)
+            for truth, size in zip(batch.instances, batch.sizes_hw, strict=True)
+        ]
+        chosen_logits = torch.cat([logits[i, chosen] for i, (chosen, _) in enumerate(picks)])
+        is_object = torch.cat([matched >= 0 for _, matched in picks])
+        box_terms = [
+            box_regression_loss(
+                anchors[chosen[matched >= 0]],
+                deltas[i, chosen[matched >= 0]],
+                batch.instances[i].boxes[matched[matched >= 0]],
+                STDS,
+                self.config.loss,
+            )
+            for i, (chosen, matched) in enumerate(picks)
+        ]
+        return {
+            "rpn/objectness": objectness_loss(chosen_logits, is_object),
+            "rpn/box": torch.stack(box_terms).sum() / max(len(is_object), 1),
+        }
+
+    def _targets(self, anchors: Tensor, truth: Instances, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Sampled anchors of one image and what each is matched to (index of a truth, or negative)."""
+        inside = inside_image(anchors, size_hw, self.config.allowed_border)
+        if inside is None:
+            matched = assign(anchors, truth.boxes, self.config.assign, truth.is_crowd)
+        else:  # anchors left out must not claim a truth as its best box
+            matched = anchors.new_full((len(anchors),), IGNORED, dtype=torch.int64)
+            matched[inside] = assign(anchors[inside], truth.boxes, self.config.assign, truth.is_crowd)
+        chosen = sample(matched, self.config.sample)
+        return chosen, matched[chosen]
+
+
+def inside_image(anchors: Tensor, size_hw: tuple[int, int], border: float | None) -> Tensor | None:
+    """Which anchors (N, 4) reach at most `border` pixels out of the image, (N,) bool; None for no limit."""
+    if border is None:
+        return None
+    height, width = size_hw
+    x1, y1, x2, y2 = anchors.unbind(1)
+    return (x1 >= -border) & (y1 >= -border) & (x2 < width + border) & (y2 < height + border)
+
+
+@torch.no_grad()
+def propose(
+    output: RPNOutput, sizes_hw: Sequence[tuple[int, int]], limits: tuple[int, int], iou_threshold: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Decode the best anchors of each level and suppress overlapping ones within the level.
+
+    Args:
+        output: The head's predictions.
+        sizes_hw: Unpadded size of each image; proposals are clipped to it.
+        limits: Anchors decoded per level, proposals kept per image.
+        iou_threshold: Overlap of the NMS.
+
+    Returns:
+        Per image (R, 4) boxes and (R,) objectness scores, best first.
+    """
+    per_level, per_image = limits
+    logits, deltas, anchors, levels = [], [], [], []
+    for level, (level_logits, level_deltas, level_anchors) in enumerate(
+        zip(output.logits, output.deltas, output.anchors, strict=True)
+    ):
+        best, index = level_logits.float().topk(min(per_level, level_logits.shape[1]), dim=1)
+        logits.append(best)
+        deltas.append(level_deltas.float().gather(1, index[..., None].expand(-1, -1, 4)))
+        anchors.append(level_anchors[index])
+        levels.append(torch.full_like(index[0], level))
+    level_of = torch.cat(levels)
+    pooled = zip(torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors, 1), sizes_hw, strict=True)
+    found = [
+        _suppress(decode_boxes(a, d, STDS, size), s, level_of, (iou_threshold, per_image))
+        for s, d, a, size in pooled
+    ]
+    return [boxes for boxes, _ in found], [scores for _, scores in found]
+
+
+def _suppress(
+    boxes: Tensor, logits: Tensor, levels: Tensor, limits: tuple[float, int]
+) -> tuple[Tensor, Tensor]:
+    iou_threshold, per_image = limits
+    sound = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero().squeeze(1)
+    boxes, logits, levels = boxes[sound], logits[sound], levels[sound]
+    keep = batched_nms(boxes, logits, levels, iou_threshold)[:per_image]
+    return boxes[keep], logits[keep].sigmoid()

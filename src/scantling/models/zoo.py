@@ -1,0 +1,243 @@
+"""Every named model with its numbers, and the flat options a recipe may change.
+
+A recipe's `model:` is a `ModelConfig`: a name from `MODELS`, and any of its other fields. Fields left out keep the
+named model's number; the builder functions below are the one place where these numbers stand.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from scantling.errors import ConfigError
+from scantling.models.anchors import AnchorConfig
+from scantling.models.assign import SampleConfig
+from scantling.models.backbone import Backbone, BackboneConfig, Stage, read_weights
+from scantling.models.box_heads import BoxHeadConfig
+from scantling.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig, published_stages
+from scantling.models.faster_rcnn import PIXEL_MEAN, PIXEL_STD, FasterRCNN, FasterRCNNConfig
+from scantling.models.losses import BoxLossConfig, BoxLossKind
+from scantling.models.neck import FPNConfig
+from scantling.models.rpn import RPNConfig
+from scantling.models.two_stage import Detector
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class ModelConfig(BaseModel):
+    """A named model and what is different from it.
+
+    Attributes:
+        name: Key of `MODELS`.
+        backbone: timm model name.
+        norm: Normalisation of the backbone; `gn` and `sync_bn` also go into the pyramid and the heads'
+            convolutions.
+        frozen_stages: Stem and this many backbone stages are not trained.
+        deform: Stages (1..4) with deformable convolution.
+        deform_version: 1 or 2.
+        drop_path: Stochastic depth rate of the backbone.
+        init: Where the backbone's weights come from: `random`, `pretrained` (timm's published weights; needs a
+            network) or the path of a local file.
+        fpn_channels: Width of the pyramid.
+        head: `shared_fc` or `conv_fc`.
+        fc_channels: Width of the heads' fully connected layers.
+        class_agnostic: One box for all classes, or one per class.
+        box_loss: Regression loss of the box heads.
+        box_loss_weight: Its factor.
+        anchor_scales: Side of the anchors in strides of their level.
+        anchor_ratios: Height over width.
+        num_train_proposals: Proposals per image in training.
+        num_test_proposals: Proposals per image at test time.
+        num_rois: RoIs per image that enter a box head's loss.
+        pixel_mean: Subtracted from RGB values in 0..255.
+        pixel_std: What they are then divided by.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "cascade_rcnn_r50"
+    backbone: str | None = None
+    norm: Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"] | None = None
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] | None = None
+    deform: tuple[Stage, ...] | None = None
+    deform_version: Literal[1, 2] | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    init: str = "random"
+    fpn_channels: Count | None = None
+    head: Literal["shared_fc", "conv_fc"] | None = None
+    fc_channels: Count | None = None
+    class_agnostic: bool | None = None
+    box_loss: BoxLossKind | None = None
+    box_loss_weight: Annotated[float, Field(ge=0)] | None = None
+    anchor_scales: tuple[Positive, ...] | None = None
+    anchor_ratios: tuple[Positive, ...] | None = None
+    num_train_proposals: Count | None = None
+    num_test_proposals: Count | None = None
+    num_rois: Count | None = None
+    pixel_mean: tuple[float, float, float] = PIXEL_MEAN
+    pixel_std: tuple[Positive, Positive, Positive] = PIXEL_STD
+
+
+class Numbers(BaseModel):
+    """The numbers of a named model; what `ModelConfig` may change. Defaults are the common R50-FPN ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str = "resnet50"
+    norm: Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"] = "bn_eval"
+    frozen_stages: int = 0
+    deform: tuple[int, ...] = ()
+    deform_version: Literal[1, 2] = 1
+    drop_path: float | None = None
+    fpn_channels: int = 256
+    head: Literal["shared_fc", "conv_fc"] = "shared_fc"
+    fc_channels: int = 1024
+    class_agnostic: bool = False
+    box_loss: BoxLossKind = "smooth_l1"
+    box_loss_weight: float = 1.0
+    anchor_scales: tuple[float, ...] = (8.0,)
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    num_train_proposals: int = 1000
+    num_test_proposals: int = 1000
+    num_rois: int = 512
+
+
+def _faster_rcnn(config: ModelConfig, num_classes: int, numbers: Numbers) -> FasterRCNN:
+    chosen = _chosen(config, numbers)
+    return FasterRCNN(FasterRCNNConfig(head=_head(chosen, beta=1.0), **_shared(config, chosen)), num_classes)
+
+
+def _cascade_rcnn(config: ModelConfig, num_classes: int, numbers: Numbers) -> CascadeRCNN:
+    chosen = _chosen(config, numbers)
+    stages = published_stages(_head(chosen, beta=1.0))
+    return CascadeRCNN(CascadeRCNNConfig(stages=stages, **_shared(config, chosen)), num_classes)
+
+
+def faster_rcnn_r50(config: ModelConfig, num_classes: int) -> Detector:
+    """Faster R-CNN, ResNet-50 + FPN, BatchNorm statistics fixed, class-specific boxes."""
+    return _faster_rcnn(config, num_classes, Numbers())
+
+
+def faster_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
+    """Faster R-CNN for CPUs and few images: ResNet-18 with GroupNorm, narrow pyramid and heads, few RoIs."""
+    return _faster_rcnn(config, num_classes, SMALL)
+
+
+def cascade_rcnn_r50(config: ModelConfig, num_classes: int) -> Detector:
+    """Cascade R-CNN, ResNet-50 + FPN, BatchNorm statistics fixed, class-agnostic boxes."""
+    return _cascade_rcnn(config, num_classes, Numbers(class_agnostic=True))
+
+
+def cascade_rcnn_r50_dcn_gn(config: ModelConfig, num_classes: int) -> Detector:
+    """The DelftBikes detector (CS21): ResNet-50 with deformable convolution in stages 2-4, GroupNorm throughout."""
+    return _cascade_rcnn(config, num_classes, Numbers(class_agnostic=True, norm="gn", deform=(2, 3, 4)))
+
+
+def cascade_rcnn_x101_64x4d(config: ModelConfig, num_classes: int) -> Detector:
+    """Cascade R-CNN, ResNeXt-101 64x4d + FPN, BatchNorm statistics fixed."""
+    return _cascade_rcnn(config, num_classes, Numbers(class_agnostic=True, backbone="resnext101_64x4d"))
+
+
+def cascade_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
+    """Cascade R-CNN for CPUs and few images: ResNet-18 with GroupNorm, narrow pyramid and heads, few RoIs."""
+    return _cascade_rcnn(config, num_classes, SMALL.model_copy(update={"class_agnostic": True}))
+
+
+SMALL = Numbers(
+    backbone="resnet18",
+    norm="gn",
+    fpn_channels=64,
+    fc_channels=256,
+    anchor_scales=(4.0, 8.0),
+    num_train_proposals=300,
+    num_test_proposals=200,
+    num_rois=64,
+)
+
+MODELS: Mapping[str, Callable[[ModelConfig, int], Detector]] = {
+    "faster_rcnn_r50": faster_rcnn_r50,
+    "faster_rcnn_r18_small": faster_rcnn_r18_small,
+    "cascade_rcnn_r50": cascade_rcnn_r50,
+    "cascade_rcnn_r50_dcn_gn": cascade_rcnn_r50_dcn_gn,
+    "cascade_rcnn_x101_64x4d": cascade_rcnn_x101_64x4d,
+    "cascade_rcnn_r18_small": cascade_rcnn_r18_small,
+}
+
+
+def build_model(config: ModelConfig, num_classes: int) -> Detector:
+    """Build a named model with a recipe's changes; weights are random unless `init` names a source.
+
+    Args:
+        config: Name and changes.
+        num_classes: Foreground classes K, at least 1.
+
+    Raises:
+        ConfigError: Unknown name, or a change the model cannot take.
+    """
+    if config.name not in MODELS:
+        near = difflib.get_close_matches(config.name, MODELS, n=1)
+        known = ", ".join(MODELS)
+        hint = f"Did you mean {near[0]!r}? Known: {known}" if near else f"Known: {known}"
+        raise ConfigError(f"model.name: unknown model {config.name!r}", hint=hint)
+    if num_classes < 1:
+        raise ConfigError(f"a detector needs at least one category, found {num_classes}")
+    model = MODELS[config.name](config, num_classes)
+    if config.init not in ("random", "pretrained"):
+        _load_backbone(model, Path(config.init))
+    return model
+
+
+def _load_backbone(model: Detector, path: Path) -> None:
+    backbone = getattr(model, "backbone", None)
+    if isinstance(backbone, Backbone):
+        backbone.load(read_weights(path))
+
+
+def _chosen(config: ModelConfig, numbers: Numbers) -> Numbers:
+    """The named model's numbers with the recipe's changes."""
+    changes = config.model_dump(exclude_none=True)
+    return numbers.model_copy(update={k: v for k, v in changes.items() if k in Numbers.model_fields})
+
+
+def _head(chosen: Numbers, beta: float) -> BoxHeadConfig:
+    return BoxHeadConfig(
+        kind=chosen.head,
+        fc_channels=chosen.fc_channels,
+        conv_channels=chosen.fpn_channels,
+        norm=_head_norm(chosen),
+        class_agnostic=chosen.class_agnostic,
+        box_loss=BoxLossConfig(kind=chosen.box_loss, beta=beta, weight=chosen.box_loss_weight),
+    )
+
+
+def _head_norm(chosen: Numbers) -> Literal["none", "sync_bn", "gn"]:
+    return chosen.norm if chosen.norm == "gn" or chosen.norm == "sync_bn" else "none"
+
+
+def _shared(config: ModelConfig, chosen: Numbers) -> dict[str, Any]:
+    """The parts Faster and Cascade R-CNN have in common."""
+    return {
+        "backbone": BackboneConfig(
+            name=chosen.backbone,
+            norm=chosen.norm,
+            frozen_stages=chosen.frozen_stages,
+            deform=chosen.deform,
+            deform_version=chosen.deform_version,
+            drop_path=chosen.drop_path,
+            pretrained=config.init == "pretrained",
+        ),
+        "neck": FPNConfig(channels=chosen.fpn_channels, norm=_head_norm(chosen)),
+        "rpn": RPNConfig(
+            anchors=AnchorConfig(scales=chosen.anchor_scales, ratios=chosen.anchor_ratios),
+            train_proposals=chosen.num_train_proposals,
+            test_proposals=chosen.num_test_proposals,
+        ),
+        "sample": SampleConfig(num=chosen.num_rois),
+        "pixel_mean": config.pixel_mean,
+        "pixel_std": config.pixel_std,
+    }
