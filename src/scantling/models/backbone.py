@@ -241,7 +241,7 @@ def _batch_to_group_norm(module: nn.Module) -> None:
 
 
 def _feature_key(key: str, target: Mapping[str, Tensor]) -> str:
-    """timm's feature networks write `stages_0.` where the plain network writes `stages.0.`."""
+    """Name in a timm feature network, which writes `stages_0.` where the plain one writes `stages.0.`."""
     head, _, rest = key.partition(".")
     number, _, tail = rest.partition(".")
     joined = f"{head}_{number}.{tail}"

@@ -20,6 +20,7 @@ from scantling.models.backbone import Backbone, BackboneConfig, Stage, read_weig
 from scantling.models.box_heads import BoxHeadConfig
 from scantling.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig, published_stages
 from scantling.models.faster_rcnn import PIXEL_MEAN, PIXEL_STD, FasterRCNN, FasterRCNNConfig
+from scantling.models.layers import NormKind
 from scantling.models.losses import BoxLossConfig, BoxLossKind
 from scantling.models.neck import FPNConfig
 from scantling.models.rpn import RPNConfig
@@ -215,8 +216,9 @@ def _head(chosen: Numbers, beta: float) -> BoxHeadConfig:
     )
 
 
-def _head_norm(chosen: Numbers) -> Literal["none", "sync_bn", "gn"]:
-    return chosen.norm if chosen.norm == "gn" or chosen.norm == "sync_bn" else "none"
+def _head_norm(chosen: Numbers) -> NormKind:
+    shared: dict[str, NormKind] = {"gn": "gn", "sync_bn": "sync_bn"}
+    return shared.get(chosen.norm, "none")
 
 
 def _shared(config: ModelConfig, chosen: Numbers) -> dict[str, Any]:
