@@ -1,8 +1,9 @@
 """Files read and written safely: JSON with every fault named, results that are complete or absent.
 
-A file under its final name is complete: `replacing` writes beside it under a temporary name, flushes to disk and
-renames. JSON from a user is parsed with the faults that the standard parser lets pass (repeated keys, NaN) or answers
-with a traceback (deep nesting, giant integers, wrong encoding) turned into `DataError` with a place and a remedy.
+A file under its final name is complete: `replacing` writes beside it under a temporary name, flushes to disk
+and renames. JSON from a user is parsed with the faults that the standard parser lets pass (repeated keys, NaN)
+or answers with a traceback (deep nesting, giant integers, wrong encoding) turned into `DataError` with a place
+and a remedy.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
 def replacing(path: Path | str) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; on success it becomes `path`, on failure it is removed.
 
-    The folder is created if need be. The file's bytes reach the disk before the rename, so a crash or a full disk
-    leaves either the old file or the new one, never a part.
+    The folder is created if need be. The file's bytes reach the disk before the rename, so a crash or a full
+    disk leaves either the old file or the new one, never a part.
 
     Args:
         path: Final name; an existing file is replaced only when the block ends without an exception.
@@ -110,7 +111,7 @@ def describe_content(head: bytes) -> str | None:
         head: The first bytes of the file; 512 are plenty.
 
     Returns:
-        Words such as "a Git-LFS pointer (...)", "an HTML page", "a zip archive"; None if nothing is recognised.
+        Words such as "a Git-LFS pointer (...)", "an HTML page", "a zip archive"; None if nothing is known.
     """
     for signature, words in _SIGNATURES:
         if head.startswith(signature):
@@ -130,12 +131,12 @@ def read_json(path: Path | str, *, keep_nan: bool = False) -> object:
 
     Args:
         path: The file.
-        keep_nan: Pass the tokens NaN, Infinity and -Infinity on as floats, for readers that check every number
-            themselves and can name the record; otherwise they are an error.
+        keep_nan: Pass the tokens NaN, Infinity and -Infinity on as floats, for readers that check every
+            number themselves and can name the record; otherwise they are an error.
 
     Raises:
-        DataError: Missing, a folder, empty, not UTF-8, not JSON (with line and column), repeated keys, nested too
-            deep, an integer of thousands of digits, or NaN tokens.
+        DataError: Missing, a folder, empty, not UTF-8, not JSON (with line and column), repeated keys, nested
+            too deep, an integer of thousands of digits, or NaN tokens.
     """
     path = Path(path)
     return parse_json(read_bytes(path), str(path), keep_nan=keep_nan)
