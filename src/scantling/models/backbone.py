@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
@@ -67,6 +67,8 @@ class Backbone(nn.Module):
     Raises:
         ConfigError: Unknown model, no features at the four strides, or a change the network cannot take.
     """
+
+    body: Any  # timm's feature networks share an interface, but no type that states it
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -168,11 +170,9 @@ class Backbone(nn.Module):
         if self.config.norm == "bn_eval":
             yield from (m for m in self.body.modules() if isinstance(m, nn.BatchNorm2d))
         if self.config.frozen_stages:
-            last = _leaves(self.stage(self.config.frozen_stages))[-1]
-            for layer in _leaves(self.body):
-                yield layer
-                if layer is last:
-                    return
+            order = {module: place for place, module in enumerate(self.body.modules())}
+            end = max(order[module] for module in self.stage(self.config.frozen_stages).modules())
+            yield from (m for m in order if all(order[inner] <= end for inner in m.modules()))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -186,7 +186,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -246,7 +247,3 @@ def _feature_key(key: str, target: Mapping[str, Tensor]) -> str:
     number, _, tail = rest.partition(".")
     joined = f"{head}_{number}.{tail}"
     return joined if key not in target and joined in target else key
-
-
-def _leaves(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if not any(True for _ in m.children())]

@@ -3,7 +3,7 @@
     (R, C, S, S) ── shared_fc:  flatten ── fc ── ReLU ── fc ── ReLU ──┬── fc ──► logits (R, K + 1)
                  └─ conv_fc:    4 x (3x3 conv, norm, ReLU) ── fc ── ReLU ─┴── fc ──► deltas (R, 4) or (R, 4K)
 
-`RoISamples` is what one image or a whole batch contributes to a stage. Dims: R RoIs, P positives, K classes.
+`RoiSamples` is what one image or a whole batch contributes to a stage. Dims: R RoIs, P positives, K classes.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class BoxHead(nn.Module):
         decoded = decode_boxes(repeated, deltas.float().reshape(-1, 4), self.config.stds, size_hw)
         return decoded.view(deltas.shape)
 
-    def losses(self, logits: Tensor, deltas: Tensor, samples: RoISamples) -> dict[str, Tensor]:
+    def losses(self, logits: Tensor, deltas: Tensor, samples: RoiSamples) -> dict[str, Tensor]:
         """Classification and regression loss, both divided by the number of RoIs.
 
         Args:
@@ -134,7 +134,7 @@ def _trunk(in_channels: int, config: BoxHeadConfig) -> nn.Sequential:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoISamples:
+class RoiSamples:
     """RoIs of a training step and what they should become.
 
     Attributes:
@@ -150,9 +150,9 @@ class RoISamples:
     is_truth: Tensor
 
     @staticmethod
-    def cat(samples: Sequence[RoISamples]) -> RoISamples:
+    def cat(samples: Sequence[RoiSamples]) -> RoiSamples:
         """Samples of several images, one after the other."""
-        return RoISamples(
+        return RoiSamples(
             boxes=torch.cat([s.boxes for s in samples]),
             labels=torch.cat([s.labels for s in samples]),
             truths=torch.cat([s.truths for s in samples]),
@@ -167,7 +167,7 @@ def sample_rois(
     num_classes: int,
     assign_config: AssignConfig,
     sample_config: SampleConfig,
-) -> RoISamples:
+) -> RoiSamples:
     """Assign and sample the RoIs of one image; the ground-truth boxes join the proposals.
 
     Args:
@@ -193,4 +193,4 @@ def sample_rois(
     truths = (
         torch.where(positive[:, None], truth.boxes[matched.clamp(min=0)], truths) if len(truth) else truths
     )
-    return RoISamples(boxes=boxes[chosen], labels=labels, truths=truths, is_truth=chosen < len(targets))
+    return RoiSamples(boxes=boxes[chosen], labels=labels, truths=truths, is_truth=chosen < len(targets))

@@ -2,10 +2,13 @@
 
     p2..p6 ── RPN ──► proposals [(R, 4)]
     stage s = 0, 1, 2:
-        boxes_s ── RoIPool ──► (R, C, 7, 7) ── BoxHead_s ──► logits (R, K + 1), deltas (R, 4)
+        boxes_s ── RoiPool ──► (R, C, 7, 7) ── BoxHead_s ──► logits (R, K + 1), deltas (R, 4)
         training: assign at IoU 0.5 / 0.6 / 0.7, sample, losses x 1 / 0.5 / 0.25
         boxes_{s+1} = decode(boxes_s, deltas)     (ground-truth boxes added for training are dropped first)
-    test: scores = mean over stages of softmax(logits), boxes = boxes_3 ──► candidates ── NMS ──► detections
+    test: scores = softmax(mean over stages of logits), boxes = boxes_3 ──► candidates ── NMS ──► detections
+
+The paper leaves open how the stages' classifiers are averaged at test time; as in MMDetection (whose weights and
+results we reproduce) it is their logits that are.
 
 The DelftBikes detector (CS21, `papers`: Cascade R-50 + FPN with deformable convolution and GroupNorm) is this class
 with `zoo.MODELS["cascade_rcnn_r50_dcn_gn"]`. Dims: B images, C channels, R RoIs, K classes.
@@ -23,9 +26,9 @@ from torch import Tensor, nn
 
 from scantling.models.assign import AssignConfig, SampleConfig
 from scantling.models.backbone import Backbone, BackboneConfig
-from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoISamples, sample_rois
+from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoiSamples, sample_rois
 from scantling.models.faster_rcnn import PIXEL_MEAN, PIXEL_STD
-from scantling.models.layers import RoIPool
+from scantling.models.layers import RoiPool
 from scantling.models.neck import FPN, FPNConfig
 from scantling.models.rpn import RPN, RPNConfig
 from scantling.models.two_stage import Detector, Normalise, SuppressConfig, top_candidates
@@ -98,12 +101,18 @@ class CascadeRCNN(Detector):
         self.backbone = Backbone(config.backbone)
         self.neck = FPN(self.backbone.channels, self.backbone.strides, config.neck)
         self.rpn = RPN(self.neck.channels, self.neck.strides, config.rpn)
-        self.pool = RoIPool(self.backbone.strides, config.stages[0].head.pool_side)
+        self.pool = RoiPool(self.backbone.strides, config.stages[0].head.pool_side)
         self.stages = nn.ModuleList(BoxHead(self.neck.channels, num_classes, s.head) for s in config.stages)
+
+    @property
+    def heads(self) -> list[BoxHead]:
+        """The box heads in order."""
+        return [head for head in self.stages if isinstance(head, BoxHead)]
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Normalised images (B, 3, H, W) -> p2..p6."""
-        return self.neck(self.backbone(images))  # type: ignore[no-any-return]
+        levels: list[Tensor] = self.neck(self.backbone(images))
+        return levels
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """RPN losses and those of every stage."""
@@ -124,13 +133,13 @@ class CascadeRCNN(Detector):
         """Losses of all stages, starting from proposals [(R_i, 4)] of each image."""
         losses: dict[str, Tensor] = {}
         rois = list(proposals)
-        for number, (head, stage) in enumerate(zip(self.stages, self.config.stages, strict=True)):
+        for number, (head, stage) in enumerate(zip(self.heads, self.config.stages, strict=True)):
             samples = [
                 sample_rois(r, t, self.num_classes, stage.assign, self.config.sample)
                 for r, t in zip(rois, truths, strict=True)
             ]
             logits, deltas = head(self.pool(features, [s.boxes for s in samples]))
-            found = head.losses(logits, deltas, RoISamples.cat(samples))
+            found = head.losses(logits, deltas, RoiSamples.cat(samples))
             losses |= {f"stage{number}/{name}": stage.weight * value for name, value in found.items()}
             rois = refine_samples(head, samples, logits, deltas, [t.size_hw for t in truths])
         return losses
@@ -151,13 +160,15 @@ class CascadeRCNN(Detector):
         rois = list(proposals)
         counts = [len(r) for r in rois]
         outputs: list[StageOutput] = []
-        for number, head in enumerate(self.stages):
+        for number, head in enumerate(self.heads):
             if number:
                 before = outputs[-1]
                 parts = zip(rois, before.logits, before.deltas, sizes_hw, strict=True)
-                rois = [decode_best(self.stages[number - 1], *part) for part in parts]
+                rois = [decode_best(self.heads[number - 1], *part) for part in parts]
             logits, deltas = head(self.pool(features, rois))
-            outputs.append(StageOutput(rois=rois, logits=logits.split(counts), deltas=deltas.split(counts)))
+            outputs.append(
+                StageOutput(rois=rois, logits=torch.split(logits, counts), deltas=torch.split(deltas, counts))
+            )
         return outputs
 
     def roi_candidates(
@@ -168,9 +179,9 @@ class CascadeRCNN(Detector):
         last = outputs[-1]
         found = []
         for image, size_hw in enumerate(sizes_hw):
-            votes = torch.stack([o.logits[image].float().softmax(dim=1) for o in outputs])
-            boxes = self.stages[-1].decode(last.rois[image], last.deltas[image], size_hw)
-            found.append(top_candidates(boxes, votes.mean(dim=0), size_hw, self.suppression))
+            mean_logits = torch.stack([o.logits[image].float() for o in outputs]).mean(dim=0)
+            boxes = self.heads[-1].decode(last.rois[image], last.deltas[image], size_hw)
+            found.append(top_candidates(boxes, mean_logits.softmax(dim=1), size_hw, self.suppression))
         return found
 
 
@@ -213,7 +224,7 @@ def decode_best(
 @torch.no_grad()
 def refine_samples(
     head: BoxHead,
-    samples: Sequence[RoISamples],
+    samples: Sequence[RoiSamples],
     logits: Tensor,
     deltas: Tensor,
     sizes_hw: Sequence[tuple[int, int]],
@@ -235,7 +246,7 @@ def refine_samples(
     counts = [len(s.boxes) for s in samples]
     refined = []
     for part, own_logits, own_deltas, size in zip(
-        samples, logits.split(counts), deltas.split(counts), sizes_hw, strict=True
+        samples, torch.split(logits, counts), torch.split(deltas, counts), sizes_hw, strict=True
     ):
         is_background = part.labels[:, None] == head.num_classes
         known = torch.nn.functional.one_hot(part.labels, head.num_classes + 1).to(own_logits.dtype)

@@ -2,7 +2,7 @@
 
     images (B, 3, H, W) ── Normalise ── Backbone ── FPN ──► p2..p6 (B, C, H/s, W/s)
     p2..p6 ── RPN ──► proposals [(R, 4)]
-    p2..p5, proposals ── RoIPool ──► (R, C, 7, 7) ── BoxHead ──► logits (R, K + 1), deltas (R, K, 4)
+    p2..p5, proposals ── RoiPool ──► (R, C, 7, 7) ── BoxHead ──► logits (R, K + 1), deltas (R, K, 4)
     training:  assign IoU 0.5, sample 512 ──► cross-entropy + smooth L1
     test:      softmax, decode ──► (box, class) candidates ── NMS ──► detections
 
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from scantling.models.assign import AssignConfig, SampleConfig
 from scantling.models.backbone import Backbone, BackboneConfig
-from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoISamples, sample_rois
-from scantling.models.layers import RoIPool
+from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoiSamples, sample_rois
+from scantling.models.layers import RoiPool
 from scantling.models.neck import FPN, FPNConfig
 from scantling.models.rpn import RPN, RPNConfig
 from scantling.models.two_stage import Detector, Normalise, SuppressConfig, top_candidates
@@ -63,12 +64,13 @@ class FasterRCNN(Detector):
         self.backbone = Backbone(config.backbone)
         self.neck = FPN(self.backbone.channels, self.backbone.strides, config.neck)
         self.rpn = RPN(self.neck.channels, self.neck.strides, config.rpn)
-        self.pool = RoIPool(self.backbone.strides, config.head.pool_side)
+        self.pool = RoiPool(self.backbone.strides, config.head.pool_side)
         self.head = BoxHead(self.neck.channels, num_classes, config.head)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Normalised images (B, 3, H, W) -> p2..p6."""
-        return self.neck(self.backbone(images))  # type: ignore[no-any-return]
+        levels: list[Tensor] = self.neck(self.backbone(images))
+        return levels
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """RPN and box-head losses of one step."""
@@ -93,7 +95,7 @@ class FasterRCNN(Detector):
             for p, t in zip(proposals, truths, strict=True)
         ]
         logits, deltas = self.head(self.pool(features, [s.boxes for s in per_image]))
-        losses = self.head.losses(logits, deltas, RoISamples.cat(per_image))
+        losses = self.head.losses(logits, deltas, RoiSamples.cat(per_image))
         return {f"box_head/{name}": value for name, value in losses.items()}
 
     def roi_candidates(
@@ -102,8 +104,10 @@ class FasterRCNN(Detector):
         """Candidates of each image for given proposals [(R_i, 4)]."""
         logits, deltas = self.head(self.pool(features, proposals))
         counts = [len(p) for p in proposals]
-        probabilities = logits.float().softmax(dim=1).split(counts)
+        probabilities = torch.split(logits.float().softmax(dim=1), counts)
         return [
             top_candidates(self.head.decode(rois, d, size), p, size, self.suppression)
-            for rois, d, p, size in zip(proposals, deltas.split(counts), probabilities, sizes_hw, strict=True)
+            for rois, d, p, size in zip(
+                proposals, torch.split(deltas, counts), probabilities, sizes_hw, strict=True
+            )
         ]

@@ -94,16 +94,17 @@ class DeformConv(nn.Module):
     def __init__(self, conv: nn.Conv2d, version: Literal[1, 2] = 1) -> None:
         super().__init__()
         self.version = version
-        self.stride, self.dilation = conv.stride, conv.dilation
         if isinstance(conv.padding, str):
             raise TypeError(f"expected numeric padding, found {conv.padding!r}")
-        self.padding = conv.padding
+        self.stride, self.padding, self.dilation = (
+            _pair(v) for v in (conv.stride, conv.padding, conv.dilation)
+        )
         self.weight, self.bias = conv.weight, conv.bias
         self.taps = math.prod(conv.kernel_size)
         self.offset = nn.Conv2d(
             conv.in_channels,
             self.taps * (2 if version == 1 else 3),
-            kernel_size=(conv.kernel_size[0], conv.kernel_size[1]),
+            kernel_size=_pair(conv.kernel_size),
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -121,12 +122,18 @@ class DeformConv(nn.Module):
         with torch.autocast(
             x.device.type, enabled=False
         ):  # offsets in half precision lose sub-pixel accuracy
-            out = deform_conv2d(
+            out: Tensor = deform_conv2d(
                 x.float(), offset, self.weight.float(),
                 None if self.bias is None else self.bias.float(),
                 stride=self.stride, padding=self.padding, dilation=self.dilation, mask=mask,
             )  # fmt: skip
         return out.to(x.dtype)
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of a convolution's setting, which torch types as any number of values."""
+    vertical, horizontal = values
+    return vertical, horizontal
 
 
 class RoiPool(nn.Module):

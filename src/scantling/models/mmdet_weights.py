@@ -9,6 +9,7 @@ containers, NumPy scalars, and (as inert shells) the log classes that MMEngine l
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -238,8 +239,8 @@ def _first_fc(target: Mapping[str, Tensor]) -> int:
 
 def _numpy_constructors() -> list[Any]:
     """The functions with which NumPy's own arrays and scalars are rebuilt, under the names old files use."""
-    multiarray = np._core.multiarray  # noqa: SLF001
-    functions = [multiarray.scalar, multiarray._reconstruct]  # noqa: SLF001
+    core = importlib.import_module("numpy._core.multiarray")
+    functions = [core.scalar, core._reconstruct]
     return [*functions, *((f, f"numpy.core.multiarray.{f.__name__}") for f in functions)]
 
 

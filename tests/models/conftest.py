@@ -1,0 +1,101 @@
+"""Golden cases as fixtures: MMDetection's numbers, and our model filled through its checkpoint's keys."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scantling.models.mmdet_weights import convert, load_converted, num_classes_of, read_mmdet_checkpoint
+from scantling.models.two_stage import Detector
+from scantling.models.zoo import ModelConfig, build_model
+from scantling.structures.instances import Instances
+from scantling.structures.sample import Batch, Frame
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One case: settings and losses, reference arrays, the scene, and our model with the case's weights."""
+
+    facts: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    scene: dict[str, np.ndarray]
+    model: Detector
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[name])
+
+    @property
+    def image(self) -> torch.Tensor:
+        return torch.from_numpy(self.scene["image"])
+
+    @property
+    def proposals(self) -> torch.Tensor:
+        return torch.from_numpy(self.scene["proposals"])
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return int(self.image.shape[2]), int(self.image.shape[3])
+
+    @property
+    def truth(self) -> Instances:
+        return Instances(
+            size_hw=self.size_hw,
+            boxes=torch.from_numpy(self.scene["gt_boxes"]),
+            labels=torch.from_numpy(self.scene["gt_labels"]),
+        )
+
+    @property
+    def batch(self) -> Batch:
+        """The scene's ground truth; its image is a placeholder, since golden images are already normalised."""
+        return Batch(
+            images=torch.zeros(1, 3, *self.size_hw, dtype=torch.uint8),
+            sizes_hw=[self.size_hw],
+            instances=[self.truth],
+            frames=[Frame.identity(self.size_hw)],
+            image_ids=[0],
+        )
+
+
+def golden_checkpoint(case: str, folder: Path) -> Path:
+    """Write the case's weights as MMDetection would, with the record of classes of its 3.x files."""
+    spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    facts = json.loads((GOLDEN / f"{case}.json").read_text())
+    state = {k: torch.from_numpy(v) for k, v in module.state_dict_arrays(facts["state_dict"]).items()}
+    meta = {"dataset_meta": {"classes": ("bolt", "nut", "washer")}, "mmdet_version": "3.3.0", "epoch": 12}
+    path = folder / f"{case}.pth"
+    torch.save({"meta": meta, "state_dict": state}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def load_golden(tmp_path_factory: pytest.TempPathFactory):
+    """A function case -> Golden, each case read once per session."""
+    known: dict[str, Golden] = {}
+
+    def load(case: str) -> Golden:
+        if case not in known:
+            file = golden_checkpoint(case, tmp_path_factory.mktemp("golden"))
+            weights = read_mmdet_checkpoint(file).weights
+            model = build_model(ModelConfig(name=case), num_classes_of(weights)).eval()
+            load_converted(model, convert(weights, model))
+            facts = json.loads((GOLDEN / f"{case}.json").read_text())
+            known[case] = Golden(
+                facts=facts,
+                arrays=dict(np.load(GOLDEN / f"{case}.npz")),
+                scene=dict(np.load(GOLDEN / "scene.npz")),
+                model=model,
+            )
+        return known[case]
+
+    return load

@@ -1,0 +1,139 @@
+"""Our detectors against MMDetection 3.3.0 on the same weights and image (see tests/golden/README.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from scantling.models.assign import SampleConfig
+from scantling.models.losses import objectness_loss
+from scantling.models.rpn import propose
+from scantling.models.two_stage import suppress_instances
+from scantling.ops.boxes import pairwise_iou
+
+CASCADES = ("cascade_rcnn_r50", "cascade_rcnn_r50_dcn_gn")
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within 1e-3 of the expected tensor's largest magnitude, element by element."""
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.fixture(params=CASCADES)
+def golden(request, load_golden):
+    return load_golden(request.param)
+
+
+@pytest.fixture
+def features(golden):
+    with torch.no_grad():
+        return golden.model.features(golden.image)
+
+
+def test_pyramid(golden, features) -> None:
+    assert len(features) == 5
+    for level, found in enumerate(features):
+        assert_close(found[:, ::16, ::4, ::4], golden.tensor(f"fpn_{level}"))
+
+
+def test_rpn_maps(golden, features) -> None:
+    with torch.no_grad():
+        output = golden.model.rpn(features)
+    for level, feature in enumerate(features):
+        height, width = feature.shape[-2:]
+        logits = output.logits[level].view(1, height, width, -1).permute(0, 3, 1, 2)
+        deltas = output.deltas[level].view(1, height, width, -1).permute(0, 3, 1, 2)
+        assert_close(logits[:, :, ::2, ::2], golden.tensor(f"rpn_cls_{level}"))
+        assert_close(deltas[:, :, ::2, ::2], golden.tensor(f"rpn_reg_{level}"))
+
+
+def test_rpn_proposals(golden, features) -> None:
+    with torch.no_grad():
+        boxes, scores = propose(golden.model.rpn(features), [golden.size_hw], (1000, 1000), 0.7)
+    assert_same_boxes(boxes[0][:200], golden.tensor("rpn_boxes"), at_least=0.99)
+    torch.testing.assert_close(scores[0][:200], golden.tensor("rpn_scores"), rtol=1e-3, atol=1e-4)
+
+
+def test_stages(golden, features) -> None:
+    with torch.no_grad():
+        outputs = golden.model.run_stages(features, [golden.proposals], [golden.size_hw])
+    assert len(outputs) == 3
+    for stage, output in enumerate(outputs):
+        expected = golden.tensor(f"stage{stage}_rois")[:, 1:]
+        torch.testing.assert_close(output.rois[0], expected, rtol=0, atol=0.05)
+        assert_close(output.logits[0], golden.tensor(f"stage{stage}_cls"))
+        assert_close(output.deltas[0], golden.tensor(f"stage{stage}_reg"))
+
+
+def test_final_detections(golden, features) -> None:
+    model = golden.model
+    with torch.no_grad():
+        candidates = model.roi_candidates(features, [golden.proposals], [golden.size_hw])[0]
+    found = suppress_instances(candidates, model.suppression, ())
+    assert len(found) == len(golden.arrays["final_boxes"])
+    torch.testing.assert_close(found.scores, golden.tensor("final_scores"), rtol=1e-3, atol=1e-4)
+    expected_labels = golden.tensor("final_labels")
+    for label in range(3):
+        mine, theirs = (
+            found.boxes[found.labels == label],
+            golden.tensor("final_boxes")[expected_labels == label],
+        )
+        assert len(mine) == len(theirs)
+        if len(mine):
+            assert_same_boxes(mine, theirs, at_least=1.0)
+
+
+def test_losses(golden, features) -> None:
+    model, facts = golden.model, golden.facts["losses"]
+    with every_sample(model), torch.no_grad():
+        found = model.rpn.losses(model.rpn(features), golden.batch)
+        found |= model.roi_losses(features, [golden.proposals], [golden.truth])
+    found.pop("rpn/objectness")  # see the next test
+    expected = {"rpn/box": facts["loss_rpn_bbox"]}
+    for stage in range(3):
+        expected[f"stage{stage}/class"] = facts[f"s{stage}.loss_cls"]
+        expected[f"stage{stage}/box"] = facts[f"s{stage}.loss_bbox"]
+    assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-3)
+
+
+def test_objectness_loss(golden, features) -> None:
+    """The reference gave its RPN head the objects' class labels, which its detector replaces by 0 first.
+
+    So its `loss_rpn_cls` takes for objects the anchors of class-0 truths only, and for background those of the
+    others. We compare on that reading, and our own loss with the same anchors all taken for objects.
+    """
+    rpn, truth = golden.model.rpn, golden.truth
+    with every_sample(golden.model), torch.no_grad():
+        output = rpn(features)
+        chosen, matched = rpn._targets(torch.cat(output.anchors), truth, golden.size_hw)
+        own = rpn.losses(output, golden.batch)["rpn/objectness"]
+    logits = torch.cat(output.logits, 1)[0, chosen]
+    is_class_0 = (matched >= 0) & (truth.labels[matched.clamp(min=0)] == 0)
+    expected = golden.facts["losses"]["loss_rpn_cls"]
+    assert float(objectness_loss(logits, is_class_0)) == pytest.approx(expected, rel=1e-5)
+    assert float(own) == pytest.approx(float(objectness_loss(logits, matched >= 0)), rel=1e-6)
+
+
+@contextmanager
+def every_sample(model) -> Iterator[None]:
+    """The reference's training settings: all anchors inside the image and all RoIs are taken."""
+    config, rpn = model.config, model.rpn.config
+    every = SampleConfig(num=None)
+    model.rpn.config = rpn.model_copy(update={"sample": every, "allowed_border": 0.0})
+    model.config = config.model_copy(update={"sample": every})
+    yield
+    model.config, model.rpn.config = config, rpn
+
+
+def assert_same_boxes(found: torch.Tensor, expected: torch.Tensor, at_least: float) -> None:
+    """The same set of boxes to 0.05 px, in any order (equal scores may swap)."""
+    nearest = pairwise_iou(found, expected).argmax(dim=0)
+    distance = (found[nearest] - expected).abs().amax(dim=1)
+    assert float((distance <= 0.05).float().mean()) >= at_least, (
+        f"largest distance {float(distance.max())} px"
+    )
+    assert len(nearest.unique()) >= at_least * len(expected)
