@@ -21,7 +21,9 @@ IouKind = Literal["iou", "giou", "diou", "ciou"]
 MAX_LOG_SCALE = math.log(1000 / 16)
 """Largest change of log width or log height that `decode_boxes` follows: a factor of 62.5 either way."""
 
-_EPS = 1e-9  # below any area, in px² or crop-relative units, that a real box has
+MIN_UNION = 1e-9
+"""What an area is divided by at least: below that of any real box, in square pixels or relative to a crop."""
+
 _MIN_SIDE = 1e-6  # a degenerate reference or target is encoded as if it had this width
 
 
@@ -65,7 +67,7 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     a, b = _at_least_float32(a), _at_least_float32(b)
     inter = pairwise_intersection(a, b)
     union = (box_area(a)[:, None] + box_area(b)[None, :]).sub_(inter)
-    return inter.div_(union.clamp_(min=_EPS))
+    return inter.div_(union.clamp_(min=MIN_UNION))
 
 
 def paired_iou(a: Tensor, b: Tensor, kind: IouKind = "iou") -> Tensor:
@@ -97,14 +99,14 @@ def paired_iou(a: Tensor, b: Tensor, kind: IouKind = "iou") -> Tensor:
         (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     )
     union = box_area(a) + box_area(b) - inter
-    iou = inter / union.clamp(min=_EPS)
+    iou = inter / union.clamp(min=MIN_UNION)
     if kind == "iou":
         return iou
     hull_wh = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     if kind == "giou":
         hull = hull_wh.clamp(min=0).prod(-1)
-        return iou - (hull - union) / hull.clamp(min=_EPS)
-    diou = iou - _centre_distance(a, b) / hull_wh.square().sum(-1).clamp(min=_EPS)
+        return iou - (hull - union) / hull.clamp(min=MIN_UNION)
+    diou = iou - _centre_distance(a, b) / hull_wh.square().sum(-1).clamp(min=MIN_UNION)
     return diou if kind == "diou" else diou - _aspect_penalty(a, b, iou)
 
 
@@ -119,7 +121,7 @@ def _aspect_penalty(a: Tensor, b: Tensor, iou: Tensor) -> Tensor:
     wb, hb = (b[..., 2:] - b[..., :2]).clamp(min=_MIN_SIDE).unbind(-1)
     v = (4 / math.pi**2) * (torch.atan(wb / hb) - torch.atan(wa / ha)).square()
     with torch.no_grad():
-        alpha = v / (1 - iou + v).clamp(min=_EPS)
+        alpha = v / (1 - iou + v).clamp(min=MIN_UNION)
     return alpha * v
 
 

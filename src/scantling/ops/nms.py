@@ -6,16 +6,23 @@ of falling score, and at equal scores the lower index first. N: boxes; G: groups
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypedDict, Unpack
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import nms as torchvision_nms
 
-from scantling.ops.boxes import box_area
+from scantling.ops.boxes import MIN_UNION, box_area
 
 SoftMethod = Literal["linear", "gaussian"]
 SuppressMethod = Literal["hard", "soft_linear", "soft_gaussian", "none"]
+
+_USED = np.float32(-1)  # below any score: taken, or a place that holds no box
+_TINY = float(np.finfo(np.float32).tiny)
+_MIN_STEPS = 16
 
 
 class SoftOptions(TypedDict, total=False):
@@ -54,18 +61,39 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     """
     if boxes.numel() == 0:
         return groups.new_zeros(0)
-    thresholds = _threshold_per_box(iou_threshold, groups)
-    kept = [rows[nms(boxes[rows], scores[rows], limit)] for rows, limit in _parts(groups, thresholds)]
-    keep = torch.cat(kept).sort().values
+    order = groups.sort(stable=True).indices
+    present, counts = torch.unique_consecutive(groups[order], return_counts=True)
+    parts, limits = list(torch.split(order, counts.tolist())), _thresholds(iou_threshold, present)
+    if boxes.is_cuda:
+        boxes = _apart(boxes, groups)
+        parts, limits = _join_equal(parts, limits)
+    pairs = zip(parts, limits, strict=True)
+    keep = torch.cat(
+        [rows[torchvision_nms(boxes[rows], scores[rows].to(boxes), limit)] for rows, limit in pairs]
+    )
+    keep = keep.sort().values
     return keep[scores[keep].sort(descending=True, stable=True).indices]
 
 
-def _parts(groups: Tensor, thresholds: Tensor) -> list[tuple[Tensor, float]]:
-    """Rows of each group, in index order, with the group's threshold."""
-    order = groups.sort(stable=True).indices
-    counts = torch.unique_consecutive(groups[order], return_counts=True)[1].tolist()
-    parts = order.split(counts)
-    return [(rows, float(thresholds[rows[0]])) for rows in parts]
+def _thresholds(iou_threshold: float | Tensor, groups: Tensor) -> list[float]:
+    """Threshold of each of these groups."""
+    if isinstance(iou_threshold, Tensor) and iou_threshold.ndim:
+        return iou_threshold.to(groups.device)[groups].tolist()
+    return [float(iou_threshold)] * len(groups)
+
+
+def _apart(boxes: Tensor, groups: Tensor) -> Tensor:
+    """Boxes moved apart by group until groups cannot overlap; in float64, so that nothing is rounded."""
+    boxes = boxes.double()
+    low, high = boxes.min(), boxes.max()
+    return boxes - low + groups[:, None] * (high - low + 1)
+
+
+def _join_equal(parts: Sequence[Tensor], limits: Sequence[float]) -> tuple[list[Tensor], list[float]]:
+    """Groups of equal threshold joined: an accelerator wants few calls, a CPU small ones."""
+    shared = sorted(set(limits))
+    pairs = list(zip(parts, limits, strict=True))
+    return [torch.cat([rows for rows, limit in pairs if limit == one]) for one in shared], shared
 
 
 def soft_nms(
@@ -80,65 +108,123 @@ def soft_nms(
 ) -> tuple[Tensor, Tensor]:
     """Lower the score of a box for every better box it overlaps, instead of removing it.
 
+    All groups advance together: step t takes the t-th box of every group, so the number of steps is the size of the
+    largest group, not of all. Runs in main memory whatever the device: the steps depend on each other, and each is
+    shorter than starting it on an accelerator would take. Several images at once: make image x category the group.
+
     Args:
-        boxes: (N, 4) xyxy.
+        boxes: (N, 4) xyxy, finite.
         scores: (N,) in [0, 1].
         groups: (N,) int64 group of each box; groups do not interact.
         method: `linear`: s *= 1 - IoU where IoU > threshold. `gaussian`: s *= exp(-IoU² / sigma) for every overlap.
         iou_threshold: One for all, or (K,) one per group, indexed by `groups`; not used by `gaussian`.
         sigma: Width of `gaussian`, above 0.
-        min_score: What falls below is dropped.
+        min_score: What falls below is dropped, and so is what falls to 0.
 
     Returns:
         Indices of what stays, int64, by falling new score, ties by lower index; and their new scores, float32.
         (0,) twice for no boxes.
 
+    Raises:
+        ValueError: Unknown method, or sigma not above 0.
+
     Source:
         Bodla et al. 2017; per-category thresholds: Algorithm 1 of the DelftBikes report of team CS21.
     """
-    if boxes.numel() == 0:
-        return groups.new_zeros(0), scores.new_zeros(0, dtype=torch.float32)
-    thresholds = _threshold_per_box(iou_threshold, groups)
-    slots = _layout(groups)
-    used = slots >= 0
-    left = torch.where(used, scores.double()[slots], -1.0)
-    padded = boxes.double()[slots]
-    limits = thresholds[slots]
-    final = torch.full_like(left, -1.0)
-    lanes = torch.arange(len(slots), device=boxes.device)
-    for _ in range(slots.shape[1]):
-        best, pick = left.max(dim=1)
-        if not (best >= min_score).any():
+    if method not in ("linear", "gaussian") or not sigma > 0:
+        raise ValueError(f"soft_nms: expected linear or gaussian and sigma > 0, found {method!r} and {sigma}")
+    fields = _fields(boxes)
+    left = np.append(scores.detach().float().cpu().numpy(), _USED)
+    group_of = groups.cpu().numpy()
+    limits = (
+        np.append(_thresholds(iou_threshold, groups), 0).astype(np.float32) if method == "linear" else None
+    )
+    floor = np.float32(max(min_score, _TINY))
+    rows = np.argsort(group_of, kind="stable")
+    kept_rows, kept_scores = [rows[:0]], [left[:0]]
+    while len(rows := rows[left[rows] >= floor]):
+        lanes = _lanes(rows, group_of)
+        limit = None if limits is None else limits[lanes[:, :1]]
+        current = left[lanes]
+        picks, values = _advance(fields[:, lanes], current, limit, np.float32(sigma), floor)
+        left[lanes], left[-1] = current, _USED
+        kept_rows.append(lanes.ravel()[picks])
+        kept_scores.append(values)
+    keep, values = np.concatenate(kept_rows), np.concatenate(kept_scores)
+    order = np.lexsort((keep, -values))
+    return torch.from_numpy(keep[order]).to(groups.device), torch.from_numpy(values[order]).to(boxes.device)
+
+
+def _fields(boxes: Tensor) -> NDArray[np.float32]:
+    """(5, N + 1): x1, y1, x2, y2 and area of each box; the last column is a box without area, for padding."""
+    flat = boxes.detach().float().cpu()
+    table = torch.cat([flat, box_area(flat)[:, None]], dim=1)
+    return np.ascontiguousarray(torch.cat([table, table.new_zeros(1, 5)]).T.numpy())
+
+
+def _lanes(rows: NDArray[np.int64], group_of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(G, n) the rows of one group per lane, in order; -1, the padding's row, where a group has fewer than n."""
+    group = group_of[rows]
+    first = np.flatnonzero(np.diff(group, prepend=group[0] - 1))
+    counts = np.diff(first, append=len(rows))
+    lanes = np.full((len(counts), counts.max()), -1, dtype=np.int64)
+    lanes[np.arange(counts.max()) < counts[:, None]] = rows
+    return lanes
+
+
+def _advance(
+    fields: NDArray[np.float32],
+    left: NDArray[np.float32],
+    limit: NDArray[np.float32] | None,
+    sigma: np.float32,
+    floor: np.float32,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Take the next boxes of every lane, until enough are gone to make the lanes worth packing again.
+
+    Args:
+        fields: (5, G, n) of each lane's boxes.
+        left: (G, n) scores as they stand; lowered in place, `_USED` for what is taken.
+        limit: (G, 1) IoU threshold of each lane for the linear method; None for the gaussian one.
+        sigma: Width of the gaussian.
+        floor: Lowest score that is kept.
+
+    Returns:
+        What was taken, as indices into the flattened lanes, and the scores.
+    """
+    lanes, size = left.shape
+    low, high, area = fields[:2].copy(), fields[2:4].copy(), fields[4]
+    table, current = fields.reshape(5, -1), left.reshape(-1)
+    picks, values = [], []
+    for _ in range(max(_MIN_STEPS, size // 8)):
+        pick = left.argmax(axis=1) + np.arange(0, lanes * size, size)
+        value = current[pick]
+        if not (value >= floor).any():
             break
-        final[lanes, pick] = torch.where(best >= min_score, best, final[lanes, pick])
-        iou = _iou_with(padded, padded[lanes, pick])
-        decay = (
-            torch.exp(-iou.square() / sigma)
-            if method == "gaussian"
-            else torch.where(iou > limits, 1 - iou, 1.0)
-        )
-        left = torch.where(left > 0, left * decay, left)
-        left[lanes, pick] = -1.0
-    keep = final >= min_score
-    rows, values = slots[keep], final[keep].float()
-    rows, order = rows.sort()
-    values, order = values[order].sort(descending=True, stable=True)
-    return rows[order], values
+        picks.append(pick)
+        values.append(value)
+        iou = _iou_with(table[:, pick, None], low, high, area)
+        if limit is None:
+            left *= np.exp(iou * iou / -sigma)
+        else:
+            np.multiply(left, 1 - iou, out=left, where=iou > limit)
+        current[pick] = _USED
+    taken, reached = np.concatenate(picks), np.concatenate(values)
+    return taken[reached >= floor], reached[reached >= floor]
 
 
-def _layout(groups: Tensor) -> Tensor:
-    """(G, n_max) rows of each group in index order, -1 where a group has fewer."""
-    order = groups.sort(stable=True).indices
-    counts = torch.unique_consecutive(groups[order], return_counts=True)[1].tolist()
-    return torch.nn.utils.rnn.pad_sequence(list(order.split(counts)), batch_first=True, padding_value=-1)
-
-
-def _iou_with(boxes: Tensor, best: Tensor) -> Tensor:
-    """(G, n) overlap of every box (G, n, 4) with its group's chosen one (G, 4)."""
-    wh = torch.minimum(boxes[..., 2:], best[:, None, 2:]) - torch.maximum(boxes[..., :2], best[:, None, :2])
-    inter = wh.clamp(min=0).prod(-1)
-    union = box_area(boxes) + box_area(best)[:, None] - inter
-    return inter / union.clamp(min=1e-9)
+def _iou_with(
+    best: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32], area: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(G, n) overlap of each lane's boxes with its best one, (5, G, 1): `boxes.pairwise_iou`, bit for bit."""
+    sides = np.minimum(high, best[2:4])
+    sides -= np.maximum(low, best[:2])
+    np.maximum(sides, np.float32(0), out=sides)
+    inter: NDArray[np.float32] = sides[0] * sides[1]
+    union = area + best[4]
+    union -= inter
+    np.maximum(union, np.float32(MIN_UNION), out=union)
+    inter /= union
+    return inter
 
 
 def suppress(
@@ -174,9 +260,10 @@ def suppress(
         raise TypeError(f"suppress: unknown options {sorted(unknown)}")
     finite = (torch.isfinite(boxes).all(dim=-1) & torch.isfinite(scores)).nonzero()[:, 0]
     boxes, scores, labels = boxes[finite].float(), scores[finite].float(), labels[finite]
-    if method == "soft_linear" or method == "soft_gaussian":
-        kind: SoftMethod = "linear" if method == "soft_linear" else "gaussian"
-        keep, scores = soft_nms(boxes, scores, labels, method=kind, iou_threshold=iou_threshold, **soft)
+    if method == "soft_linear":
+        keep, scores = soft_nms(boxes, scores, labels, method="linear", iou_threshold=iou_threshold, **soft)
+    elif method == "soft_gaussian":
+        keep, scores = soft_nms(boxes, scores, labels, method="gaussian", **soft)
     elif method == "hard":
         keep = batched_nms(boxes, scores, labels, iou_threshold)
         scores = scores[keep]
@@ -187,9 +274,3 @@ def suppress(
             f"suppress: expected method hard, soft_linear, soft_gaussian or none, found {method!r}"
         )
     return finite[keep[:max_per_image]], scores[:max_per_image]
-
-
-def _threshold_per_box(iou_threshold: float | Tensor, groups: Tensor) -> Tensor:
-    """(N,) float64 threshold of each box's group."""
-    table = torch.as_tensor(iou_threshold, dtype=torch.float64, device=groups.device)
-    return table[groups] if table.ndim else table.expand(len(groups))

@@ -234,7 +234,8 @@ def _counts_to_text(counts: Counts) -> str:
     place = np.arange(_MAX_CHARS)
     lengths = 1 + (magnitude[:, None] >> (5 * place[1:] - 1) > 0).sum(axis=1)
     codes = ((deltas[:, None] >> (5 * place)) & 31) + 48 + 32 * (place < lengths[:, None] - 1)
-    return codes[place < lengths[:, None]].astype(np.uint8).tobytes().decode("ascii")
+    text: bytes = codes[place < lengths[:, None]].astype(np.uint8).tobytes()
+    return text.decode("ascii")
 
 
 def _runs(counts: Counts) -> tuple[Counts, Counts]:

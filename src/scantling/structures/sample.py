@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scantling.ops.boxes import clip_boxes, transform_boxes
-from scantling.structures.instances import ImageMasks, Instances, RoiMasks
+from scantling.structures.instances import Instances
+from scantling.structures.masks import ImageMasks, RoiMasks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
