@@ -1,0 +1,322 @@
+"""The checkpoint: one safetensors file that says what it is and whether it is whole.
+
+    NAME.safetensors
+      header["__metadata__"]["scantling"]   JSON of CheckpointMeta: class table, model config, hashes, step, metrics,
+                                            state of the training loop, SHA-256 of all this and of every tensor
+      model.*                               weights and buffers under their names in the model
+      ema.*                                 their moving average, if training keeps one
+      optimizer.KEY.*                       optimiser state (only in `last`)
+
+Reading never unpickles anything: a foreign file is refused with what it looks like, a damaged one as damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from scantling.data.io import replacing
+from scantling.errors import CheckpointError, TrainingError
+from scantling.train.foreign import describe_foreign, header_fault, parse_metadata
+from scantling.train.rundir import explained_writes
+
+FORMAT_VERSION = 1
+WEIGHTS_PREFIX = "model."
+AVERAGE_PREFIX = "ema."
+
+_METADATA_KEY = "scantling"
+_SHOWN = 10
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class CheckpointMeta(BaseModel):
+    """What a checkpoint says about itself.
+
+    Attributes:
+        format_version: Version of this layout.
+        kind: What the weights are: `detector`, `backbone`, `refiner`, ...
+        class_names: Category names in label order.
+        category_ids: The data set's own ids, in the same order.
+        model: The model's configuration, enough to build it again.
+        recipe_hash: Hash of the settings that decide this training.
+        data_hash: Hash of the training data.
+        step: Updates of the weights so far.
+        epoch: Finished epochs.
+        metrics: Validation metrics of these weights; null where undefined.
+        training: State of the training loop; only in a checkpoint that training can go on from.
+        sha256: Checksum over everything above and every tensor; filled in when the file is written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format_version: int = FORMAT_VERSION
+    kind: str = "detector"
+    class_names: tuple[str, ...] = ()
+    category_ids: tuple[int | str, ...] = ()
+    model: dict[str, JsonValue] = Field(default_factory=dict)
+    recipe_hash: str = ""
+    data_hash: str = ""
+    step: int = 0
+    epoch: int = 0
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    training: dict[str, JsonValue] | None = None
+    sha256: str = ""
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint in memory: tensors by their full names (`model.…`, `ema.…`), and what it says about itself."""
+
+    tensors: dict[str, Tensor]
+    meta: CheckpointMeta
+
+
+def save_checkpoint(path: Path | str, tensors: Mapping[str, Tensor], meta: CheckpointMeta) -> None:
+    """Write a checkpoint; it is complete under its name or not there, and an older one stays until then.
+
+    Args:
+        path: Final name.
+        tensors: On any device; names start with `model.`, `ema.` or `optimizer.`.
+        meta: Its `sha256` is computed here.
+
+    Raises:
+        TrainingError: No space is left, the folder cannot be written to, or a weight is not finite.
+    """
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    broken = _non_finite(on_cpu)
+    if broken:
+        raise TrainingError(f"{path}: not saved, because {_listed(broken)} holds values that are not finite")
+    record = meta.model_dump(mode="json", exclude={"sha256"})
+    text = json.dumps(record | {"sha256": _checksum(on_cpu, record)}, ensure_ascii=False, allow_nan=False)
+    with explained_writes(path), replacing(path) as temporary, temporary.open("wb") as stream:
+        _write_safetensors(stream, on_cpu, {_METADATA_KEY: text})
+
+
+def keep_previous(path: Path, previous: Path) -> None:
+    """Give the file `path`, if there is one, the second name `previous`; it never loses its first one.
+
+    Raises:
+        TrainingError: No space is left or the folder cannot be written to.
+    """
+    if not path.exists():
+        return
+    with explained_writes(previous), replacing(previous) as temporary:
+        try:
+            temporary.hardlink_to(path)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Read a checkpoint written by `save_checkpoint` and verify its checksum.
+
+    Args:
+        path: The file; whatever it really is, nothing in it is executed.
+
+    Raises:
+        CheckpointError: Missing, foreign (named as what it looks like), damaged, written by a newer version, or
+            holding weights that are not finite.
+    """
+    path = Path(path)
+    foreign = describe_foreign(path)
+    if foreign:
+        looks, hint = foreign
+        raise CheckpointError(f"{path} is not a scantling checkpoint: {looks}", hint=hint)
+    fault = header_fault(path)
+    if fault:
+        raise _damaged(path, fault)
+    tensors, text = _read_safetensors(path)
+    meta = _verified_meta(path, tensors, text)
+    broken = _non_finite(tensors)
+    if broken:
+        raise CheckpointError(f"{path}: {_listed(broken)} holds values that are not finite (NaN or infinite)")
+    return Checkpoint(tensors, meta)
+
+
+def model_tensors(model: nn.Module, prefix: str = WEIGHTS_PREFIX) -> dict[str, Tensor]:
+    """Return a model's weights and buffers under the names they have in a checkpoint."""
+    return {prefix + name: tensor for name, tensor in model.state_dict().items()}
+
+
+def weights_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights to predict with, under the model's own names: the moving average where there is one."""
+    prefix = AVERAGE_PREFIX if any(name.startswith(AVERAGE_PREFIX) for name in tensors) else WEIGHTS_PREFIX
+    return tensors_under(tensors, prefix)
+
+
+def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: Path | str) -> None:
+    """Put weights into a model; every name and shape must agree.
+
+    Args:
+        model: Changed in place, or not at all if anything disagrees.
+        weights: Tensors by the model's own names, such as `weights_in(checkpoint.tensors)`.
+        source: Where they come from, for the message.
+
+    Raises:
+        CheckpointError: Names missing, unexpected, or of another shape; the first ten of each are listed.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in weights]
+    unexpected = [name for name in weights if name not in own]
+    reshaped = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    differences = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    if any(differences.values()):
+        lines = [f"  {len(names)} {kind}: {_listed(names)}" for kind, names in differences.items() if names]
+        raise CheckpointError("\n".join([f"{source}: the weights are for another model", *lines]))
+    model.load_state_dict(dict(weights))
+
+
+def class_differences(saved: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """Compare two class tables by name.
+
+    Args:
+        saved: Names in a checkpoint, in label order.
+        wanted: Names of the data set or model at hand.
+
+    Returns:
+        One line per kind of difference; empty if the tables are equal, order included.
+    """
+    lost = [name for name in saved if name not in wanted]
+    added = [name for name in wanted if name not in saved]
+    lines = []
+    if len(saved) != len(wanted):
+        lines.append(f"{len(saved)} classes instead of {len(wanted)}")
+    if lost:
+        lines.append(f"only in the checkpoint: {_listed(lost)}")
+    if added:
+        lines.append(f"not in the checkpoint: {_listed(added)}")
+    if not lines and list(saved) != list(wanted):
+        lines.append(f"another order: {_listed(saved)} instead of {_listed(wanted)}")
+    return lines
+
+
+def require_classes(meta: CheckpointMeta, class_names: Sequence[str], *, source: Path | str) -> None:
+    """Refuse a checkpoint made for another class table.
+
+    Raises:
+        CheckpointError: Names, number or order differ; the differences are listed.
+    """
+    differences = class_differences(meta.class_names, class_names)
+    if differences:
+        raise CheckpointError("\n  ".join([f"{source}: made for other classes", *differences]))
+
+
+def _write_safetensors(stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write the format tensor by tensor, so that memory does not double; wide types first keep data aligned."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, tensor in ordered:
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+        stream.write(_bytes_of(tensor))
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Return copies of all tensors and our metadata text; the file is not mapped any more afterwards."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            text = (handle.metadata() or {}).get(_METADATA_KEY)
+            if text is None:
+                raise CheckpointError(
+                    f"{path} is not a scantling checkpoint: it looks like a safetensors file of another program"
+                )
+            tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise _damaged(path, str(error)) from error
+    strange = [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPE_NAMES]
+    if strange:
+        raise _damaged(path, f"{_listed(strange)} has a number format no checkpoint uses")
+    return tensors, text
+
+
+def _verified_meta(path: Path, tensors: Mapping[str, Tensor], text: str) -> CheckpointMeta:
+    record = parse_metadata(text)
+    if record is None:
+        raise _damaged(path, "its metadata cannot be read")
+    version = record.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, this scantling reads up to {FORMAT_VERSION}",
+            hint="Install a newer scantling.",
+        )
+    claimed = record.pop("sha256", None)
+    if claimed != _checksum(tensors, record):
+        raise _damaged(path, "the checksum does not fit")
+    try:
+        return CheckpointMeta.model_validate(record | {"sha256": claimed})
+    except ValidationError as error:
+        raise _damaged(path, f"its metadata is incomplete: {error}") from error
+
+
+def _checksum(tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> str:
+    """SHA-256 over the metadata and over every tensor's name, type, shape and bytes, in order of name."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {_DTYPE_NAMES[tensor.dtype]} {list(tensor.shape)}\n".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """View the bytes of a contiguous CPU tensor without copying them."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    return [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    siblings = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
+    earlier = [file.name for file in siblings if file.name != path.name]
+    hint = f"Other checkpoints beside it: {', '.join(earlier[:_SHOWN])}." if earlier else None
+    return CheckpointError(f"{path} is damaged (checksum or structure): {what}", hint=hint)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

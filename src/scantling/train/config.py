@@ -1,0 +1,120 @@
+"""Every setting of training, flat, each default written once.
+
+Lengths are in epochs (one pass over the loader, repeats included), so that a recipe means the same whatever the
+number of images; only the warm-up and the intervals of logging and saving count steps. A step is one update of the
+weights: `accumulate` batches on every process. This module does not load torch.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+Auto = Literal["auto"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+EpochList = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)]
+
+_AUTO_MILESTONES = (2 / 3, 11 / 12)
+"""Where a step schedule decays by default, as shares of the length: epochs 16 and 22 of the published 24."""
+
+_NOT_PART_OF_THE_RESULT = frozenset({"workers", "checkpoint_every"})
+"""Settings that may differ when a run is resumed, because the result cannot depend on them."""
+
+
+class TrainConfig(BaseModel):
+    """How a model is trained.
+
+    Attributes:
+        epochs: Length; `auto` is resolved from the size of the data set before training starts.
+        batch_size: Images per batch and process.
+        accumulate: Batches whose gradients are averaged into one step.
+        repeats: How often the loader shows each image in an epoch; `auto` as for `epochs`.
+        workers: Processes that load images (0: none); never changes the result.
+        precision: Number format of the forward pass; weights are float32 in all of them. fp16 needs a GPU.
+        clip_norm: Gradients with a larger norm are scaled down to it; null turns clipping off.
+        ema: Decay of the moving average of the weights, such as 0.999; null keeps no average. When it is kept, it
+            is what is validated and saved as best.
+        optimizer: `sgd` (momentum), `adamw` or `adadelta`.
+        lr: Learning rate after the warm-up. The default follows 0.02 per 16 images (Goyal et al. 2017).
+        momentum: Of SGD.
+        betas: Of AdamW.
+        rho: Of AdaDelta (Zeiler 2012).
+        weight_decay: On every weight that the three switches below do not spare.
+        norm_decay: Decay the scales and shifts of normalisation layers, too.
+        bias_decay: Decay biases, too.
+        position_decay: Decay position tables (Swin's relative position bias), too.
+        backbone_lr_scale: Learning rate of the backbone relative to the rest.
+        schedule: `step` multiplies the learning rate by `gamma` at each milestone, `plateau` does so when the
+            monitored metric has not gained for `patience` epochs, `cosine` falls to `final_lr_scale` along half a
+            cosine, `constant` stays.
+        milestones: Epochs of the step schedule, rising; `auto` is 2/3 and 11/12 of the length. Milestones past the
+            end never happen.
+        gamma: Factor of the step and plateau schedules.
+        patience: Epochs without a gain before the plateau schedule lowers the learning rate (again).
+        final_lr_scale: Where the cosine schedule ends, relative to `lr`.
+        warmup_steps: Steps over which the learning rate rises linearly; 0 turns the warm-up off.
+        warmup_scale: Where the warm-up starts, relative to `lr`.
+        monitor: Metric of the validation that decides what is best; larger is better.
+        validate_every: Epochs between validations; the last epoch is always validated.
+        early_stopping: Stop after this many epochs without a gain; null trains to the end.
+        checkpoint_every: Steps between saves of `last`; it is saved after every epoch as well.
+        log_every: Steps averaged into one entry of the history.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    epochs: Count | Auto = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 2
+    accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
+    repeats: Count | Auto = 1
+    workers: Annotated[int, Field(ge=0, le=256)] = 2
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    clip_norm: Annotated[float, Field(gt=0)] | None = 35.0
+    ema: Decay | None = None
+
+    optimizer: Literal["sgd", "adamw", "adadelta"] = "sgd"
+    lr: Annotated[float, Field(gt=0, le=100)] = 0.0025
+    momentum: Decay = 0.9
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
+    rho: Decay = 0.95
+    weight_decay: Fraction = 1e-4
+    norm_decay: bool = False
+    bias_decay: bool = True
+    position_decay: bool = False
+    backbone_lr_scale: Annotated[float, Field(ge=0, le=100)] = 1.0
+
+    schedule: Literal["step", "cosine", "plateau", "constant"] = "step"
+    milestones: EpochList | Auto = "auto"
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    patience: Count = 2
+    final_lr_scale: Fraction = 0.0
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    warmup_scale: Fraction = 1e-3
+
+    monitor: str = "bbox/AP"
+    validate_every: Count = 1
+    early_stopping: Count | None = None
+    checkpoint_every: Count = 500
+    log_every: Count = 10
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> Self:
+        if self.milestones != "auto" and any(
+            later <= earlier for earlier, later in pairwise(self.milestones)
+        ):
+            raise ValueError(f"milestones must rise, found {list(self.milestones)}")
+        return self
+
+    def decay_epochs(self) -> tuple[float, ...]:
+        """Epochs at which the step schedule lowers the learning rate; empty while `epochs` is `auto`."""
+        if self.milestones != "auto":
+            return self.milestones
+        return () if self.epochs == "auto" else tuple(share * self.epochs for share in _AUTO_MILESTONES)
+
+    def result_settings(self) -> dict[str, JsonValue]:
+        """The settings that the trained weights and the history depend on, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(_NOT_PART_OF_THE_RESULT))

@@ -1,0 +1,197 @@
+"""One update of the weights: batches -> losses -> gradients -> checked -> applied.
+
+The host waits for the device once per update, after the backward pass: losses and gradient norm come over together
+and are checked before the optimiser touches the weights. Gradients of a non-finite loss are not finite on any
+process, so all processes of a distributed run stop together and can say which of them met the fault.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from scantling.data.workers import worker_failures
+from scantling.errors import TrainingError
+from scantling.train.config import TrainConfig
+from scantling.train.devices import Processes, without_exchange
+from scantling.train.state import Parts, step_seed
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MAX_SKIPS_IN_A_ROW = 32
+"""After so many halvings the loss scale is far below 1: the gradients are at fault, not their scale."""
+
+
+class TrainBatch(Protocol):
+    """What a model is trained on: anything that can move to a device and name its images."""
+
+    @property
+    def image_ids(self) -> Sequence[int | str]:
+        """Ids of the images, for messages about this batch."""
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch with its tensors on `device`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What one update did.
+
+    Attributes:
+        values: `loss` (the sum), `loss/NAME` for every part, and `grad_norm` before clipping where it is finite.
+        images: Number of images on this process.
+        skipped: The fp16 gradients overflowed and the weights were left as they were.
+    """
+
+    values: dict[str, float]
+    images: int
+    skipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """Losses of one batch, still on the device."""
+
+    names: tuple[str, ...]
+    losses: Tensor
+    image_ids: Sequence[int | str]
+
+
+class Stepper:
+    """Does updates; keeps no state beyond what `Parts` holds."""
+
+    def __init__(
+        self, model: nn.Module, parts: Parts, config: TrainConfig, processes: Processes, *, seed: int
+    ) -> None:
+        """Take the model as the processes share it (`Processes.distribute`) and the parts that belong to it."""
+        self._model = model
+        self._parts = parts
+        self._config = config
+        self._processes = processes
+        self._seed = seed
+        self._parameters = [p for group in parts.optimizer.param_groups for p in group["params"]]
+        self._device = self._parameters[0].device
+
+    def update(self, batches: Sequence[TrainBatch], *, step: int, lr: float) -> StepOutcome:
+        """Update the weights once, by the mean gradient of some batches.
+
+        Args:
+            batches: At least one; a distributed run has as many on every process.
+            step: Updates done before; seeds everything random in the model.
+            lr: Learning rate, for messages (the optimiser has it already).
+
+        Raises:
+            TrainingError: A loss or, in fp32 and bf16, a gradient is not finite; the weights are untouched.
+        """
+        records = [self._backward(batch, index, len(batches), step) for index, batch in enumerate(batches)]
+        norm = self._clip()
+        losses, norm_value = _fetch(records, norm)
+        self._refuse_faults(records, losses, norm_value, f"step {step + 1}, learning rate {lr:.4g}")
+        self._apply()
+        values = _mean_losses(losses) | ({"grad_norm": norm_value} if math.isfinite(norm_value) else {})
+        images = sum(len(record.image_ids) for record in records)
+        return StepOutcome(values, images, skipped=not math.isfinite(norm_value))
+
+    def _backward(self, batch: TrainBatch, index: int, count: int, step: int) -> _Record:
+        torch.manual_seed(step_seed(self._seed, step, self._processes.rank, index))
+        dtype = _AUTOCAST[self._config.precision]
+        with nullcontext() if index == count - 1 else without_exchange(self._model):
+            with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
+                named = self._model(batch.to(self._device))
+            losses = torch.stack([loss.float() for loss in named.values()])
+            self._parts.scaler.scale(losses.sum() / count).backward()  # type: ignore[no-untyped-call]
+        return _Record(tuple(named), losses.detach(), batch.image_ids)
+
+    def _clip(self) -> Tensor:
+        """Return the norm of the whole gradient and scale the gradient down to the configured norm."""
+        self._parts.scaler.unscale_(self._parts.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        if self._config.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._config.clip_norm, norm)
+        return norm
+
+    def _refuse_faults(
+        self, records: Sequence[_Record], losses: Sequence[dict[str, float]], norm: float, place: str
+    ) -> None:
+        pairs = list(zip(records, losses, strict=True))
+        faults = [
+            _describe_fault(record, values)
+            for record, values in pairs
+            if not all(map(math.isfinite, values.values()))
+        ]
+        if not math.isfinite(norm):
+            if not faults and self._config.precision != "fp16":
+                faults = [
+                    _describe_fault(record, values | {"gradient norm": norm}) for record, values in pairs
+                ]
+            faults = [fault for found in self._processes.gather(faults) for fault in found]
+        if faults:
+            raise TrainingError(
+                "\n  ".join([f"training stopped at {place}: a loss or gradient is not finite", *faults]),
+                hint="Look at these images' labels; try a lower learning rate, a longer warm-up, a smaller "
+                "clip_norm, or fp32. The last checkpoint is from before this step.",
+            )
+
+    def _apply(self) -> None:
+        self._parts.scaler.step(self._parts.optimizer)
+        self._parts.scaler.update()
+        self._parts.optimizer.zero_grad(set_to_none=True)
+
+
+def refuse_endless_skips(skipped_in_a_row: int, step: int) -> None:
+    """Stop a run whose fp16 gradients overflow at every loss scale.
+
+    Raises:
+        TrainingError: 32 updates in a row were skipped.
+    """
+    if skipped_in_a_row >= _MAX_SKIPS_IN_A_ROW:
+        raise TrainingError(
+            f"training stopped at step {step}: the fp16 gradients overflowed {skipped_in_a_row} times in a row",
+            hint="Use bf16 or fp32, or a lower learning rate.",
+        )
+
+
+@contextmanager
+def explained_failures(step: int) -> Iterator[None]:
+    """Turn what a machine does to a training into messages with a cause and a remedy.
+
+    Raises:
+        TrainingError: The device or the machine is out of memory, or a loader process died.
+    """
+    with worker_failures():
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            hint = "Lower batch_size (raise accumulate as much), train on smaller images, or use bf16."
+            raise TrainingError(f"the GPU ran out of memory at step {step + 1}", hint=hint) from error
+
+
+def _fetch(records: Sequence[_Record], norm: Tensor) -> tuple[list[dict[str, float]], float]:
+    """Bring all losses and the norm to the host in one transfer."""
+    values: list[float] = torch.cat(
+        [*(record.losses for record in records), norm.reshape(1).float()]
+    ).tolist()
+    named, start = [], 0
+    for record in records:
+        end = start + len(record.names)
+        named.append(dict(zip(record.names, values[start:end], strict=True)))
+        start = end
+    return named, values[-1]
+
+
+def _mean_losses(losses: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Average over the batches; a part that a batch does not have counts as 0 there."""
+    means = {"loss": sum(sum(values.values()) for values in losses) / len(losses)}
+    for name in dict.fromkeys(name for values in losses for name in values):
+        means[f"loss/{name}"] = sum(values.get(name, 0.0) for values in losses) / len(losses)
+    return means
+
+
+def _describe_fault(record: _Record, values: dict[str, float]) -> str:
+    parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    return f"images {', '.join(map(str, record.image_ids))}: {parts}"
