@@ -1,1 +1,1 @@
-
+"""Predictions made visible: drawn on images (`draw`), and told on one page (`build`, `html`)."""

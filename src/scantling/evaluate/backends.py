@@ -1,0 +1,113 @@
+"""The two engines that match detections to truths the COCO way: pycocotools (the arbiter) and hotcoco (fast).
+
+Dims: T IoU thresholds, R recall points, K categories, A area ranges, M detection limits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scantling.errors import UsageError
+from scantling.evaluate.problem import Problem, Record
+
+Backend = Literal["auto", "pycocotools", "hotcoco"]
+Engine = Literal["pycocotools", "hotcoco"]
+Limits = tuple[int, int, int]
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+AREA_NAMES = ("all", "small", "medium", "large")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Curves:
+    """What every COCO number is an average of; -1 where there is no truth.
+
+    Attributes:
+        precision: (T, R, K, A, M) precision at recall 0, 0.01, ..., 1.
+        recall: (T, K, A, M) highest recall reached.
+        scores: (T, R, K, A, M) score at which that recall is reached.
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    scores: NDArray[np.float64]
+
+
+def resolve_backend(backend: Backend) -> Engine:
+    """The engine to use: `auto` is hotcoco where installed.
+
+    Raises:
+        UsageError: hotcoco was asked for and is not installed, or the name is unknown.
+    """
+    installed = importlib.util.find_spec("hotcoco") is not None
+    if backend == "auto":
+        return "hotcoco" if installed else "pycocotools"
+    if backend not in ("pycocotools", "hotcoco"):
+        raise UsageError(f"Unknown evaluation backend {backend!r}; use auto, pycocotools or hotcoco.")
+    if backend == "hotcoco" and not installed:
+        raise UsageError(
+            "Evaluation with hotcoco was asked for, but it is not installed.",
+            hint="Install it with `pip install 'scantling[fast]'`, or use the backend pycocotools.",
+        )
+    return backend
+
+
+def match_and_accumulate(problem: Problem, limits: Limits, engine: Engine) -> Curves:
+    """Precision, recall and score arrays of the problem; no detections give zero precision and recall.
+
+    Args:
+        problem: Truth and detections.
+        limits: Increasing limits on the detections kept per image and category.
+        engine: Who computes.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        arrays = _hotcoco(problem, limits) if engine == "hotcoco" else _pycocotools(problem, limits)
+    return Curves(precision=arrays["precision"], recall=arrays["recall"], scores=arrays["scores"])
+
+
+def _pycocotools(problem: Problem, limits: Limits) -> Mapping[str, Any]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth, detections = COCO(), COCO()
+    truth.dataset = problem.truth
+    detections.dataset = {**problem.truth, "annotations": _with_areas(problem)}
+    truth.createIndex()
+    detections.createIndex()
+    evaluator = COCOeval(truth, detections, problem.iou_type)
+    evaluator.params.maxDets = list(limits)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    arrays: Mapping[str, Any] = evaluator.eval
+    return arrays
+
+
+def _with_areas(problem: Problem) -> list[Record]:
+    """Detections completed as pycocotools' `loadRes` does, which fails on an empty list."""
+    from pycocotools import mask as mask_api
+
+    if problem.iou_type == "bbox":
+        areas = [d["bbox"][2] * d["bbox"][3] for d in problem.detections]
+    else:
+        areas = [float(mask_api.area(d["segmentation"])) for d in problem.detections]
+    rows = zip(problem.detections, areas, strict=True)
+    return [{**d, "id": n, "area": area, "iscrowd": 0} for n, (d, area) in enumerate(rows, start=1)]
+
+
+def _hotcoco(problem: Problem, limits: Limits) -> Mapping[str, Any]:
+    import hotcoco
+
+    truth = hotcoco.COCO(problem.truth)
+    evaluator = hotcoco.COCOeval(truth, truth.load_res(problem.detections), problem.iou_type)
+    evaluator.params.max_dets = list(limits)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator.eval or {}

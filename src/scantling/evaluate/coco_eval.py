@@ -1,0 +1,233 @@
+"""The official COCO numbers of a list of results: AP and AR, whole, by size and by category.
+
+Source: Lin et al., Microsoft COCO, ECCV 2014, and the evaluation code pycocotools, whose numbers these are.
+Detections of equal score within one image and category rank in the order of the result list, as there.
+One convention is chosen: for masks, the size of a detection is its mask's area even if the result also has a
+box (pycocotools then takes the box's; only AP by size can differ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scantling.data.coco import CocoDataset
+from scantling.errors import Finding, UsageError
+from scantling.evaluate.backends import (
+    AREA_NAMES,
+    IOU_THRESHOLDS,
+    Backend,
+    Curves,
+    Limits,
+    match_and_accumulate,
+    resolve_backend,
+)
+from scantling.evaluate.problem import IouType, Problem, Result, build_problem
+
+_ALL_IOUS = slice(None)
+_IOU_NAMES = {"AP": "0.50:0.95", "AP50": "0.50", "AP75": "0.75"}
+_TABLE_ROW = " {:<18} {} @[ IoU={:<9} | area={:>6s} | maxDets={:>3d} ] = {:0.3f}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategoryResult:
+    """The numbers of one category; None where they are undefined (no truth of that category and size).
+
+    `AR100` is at the largest detection limit; `num_truths` leaves crowd regions out.
+    """
+
+    name: str
+    category_id: int
+    AP: float | None
+    AP50: float | None
+    AP75: float | None
+    APs: float | None
+    APm: float | None
+    APl: float | None
+    AR100: float | None
+    num_truths: int
+    num_predictions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluation:
+    """Everything one evaluation says.
+
+    Attributes:
+        iou_type: `bbox` or `segm`.
+        metrics: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl (the ARs named after the limits
+            when these are not 1, 10, 100); in [0, 1], None where undefined, never NaN.
+        table: The twelve lines pycocotools prints, where undefined is -1.000.
+        per_category: In label order.
+        curves: The precision, recall and score arrays behind the numbers.
+        max_detections: Detection limits per image and category.
+        num_images: Images evaluated, with or without objects.
+        findings: What the reader of the numbers has to know.
+        backend: Engine that matched.
+    """
+
+    iou_type: IouType
+    metrics: Mapping[str, float | None]
+    table: str
+    per_category: tuple[CategoryResult, ...]
+    curves: Curves
+    max_detections: Limits
+    num_images: int
+    findings: tuple[Finding, ...]
+    backend: str
+
+
+def evaluate_results(
+    dataset: CocoDataset,
+    results: Sequence[Result],
+    *,
+    iou_type: IouType = "bbox",
+    backend: Backend = "auto",
+    max_detections: Sequence[int] = (1, 10, 100),
+) -> Evaluation:
+    """Evaluate COCO results against a data set.
+
+    Args:
+        dataset: The truth; every image counts, also those without results. Not changed.
+        results: COCO result records with the data set's own ids; `bbox` is xywh in original pixels. Records
+            without what `iou_type` needs are left out and counted in a finding. Not changed. None at all: AP 0.
+        iou_type: Overlap of boxes or of masks.
+        backend: `auto` takes hotcoco where installed; the numbers are the same.
+        max_detections: Three increasing limits; AP is taken at the last.
+
+    Raises:
+        DataError: A record names an unknown image or category, or has a score or box that is not finite.
+        UsageError: The detection limits or the backend cannot be used.
+    """
+    limits = _check_limits(max_detections)
+    engine = resolve_backend(backend)
+    problem = build_problem(dataset, results, iou_type)
+    curves = match_and_accumulate(problem, limits, engine)
+    rows = _summary_rows(curves, limits)
+    return Evaluation(
+        iou_type=iou_type,
+        metrics={row.key: row.value for row in rows},
+        table="\n".join(row.line() for row in rows),
+        per_category=_per_category(dataset, problem, curves),
+        curves=curves,
+        max_detections=limits,
+        num_images=len(dataset.images),
+        findings=problem.findings,
+        backend=engine,
+    )
+
+
+def _check_limits(limits: Sequence[int]) -> Limits:
+    if len(limits) != 3 or not 0 < limits[0] < limits[1] < limits[2]:
+        raise UsageError(f"max_detections needs three increasing positive limits, found {tuple(limits)}.")
+    return (limits[0], limits[1], limits[2])
+
+
+def metrics_json(evaluations: Iterable[Evaluation]) -> dict[str, Any]:
+    """What goes into `metrics.json`: flat `bbox/AP`: number or null, and the categories' numbers by name.
+
+    Two categories of one name are told apart by their id.
+    """
+    flat: dict[str, Any] = {}
+    categories: dict[str, dict[str, float | int | None]] = {}
+    for evaluation in evaluations:
+        flat |= {f"{evaluation.iou_type}/{key}": value for key, value in evaluation.metrics.items()}
+        names = [result.name for result in evaluation.per_category]
+        for result in evaluation.per_category:
+            key = result.name if names.count(result.name) == 1 else f"{result.name} (id {result.category_id})"
+            categories.setdefault(key, {}).update(_category_json(result, evaluation.iou_type))
+    return {**flat, "categories": categories}
+
+
+def _category_json(result: CategoryResult, iou_type: str) -> dict[str, float | int | None]:
+    counts: dict[str, float | int | None] = {"id": result.category_id, "truths": result.num_truths}
+    measured = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+    numbers = {f"{iou_type}/{name}": getattr(result, name) for name in measured}
+    return {**counts, f"{iou_type}/predictions": result.num_predictions, **numbers}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One line of the COCO table."""
+
+    key: str
+    area: str
+    limit: int
+    value: float | None
+
+    def line(self) -> str:
+        title = "Average Precision" if self.key.startswith("AP") else "Average Recall"
+        iou = _IOU_NAMES.get(self.key, _IOU_NAMES["AP"])
+        value = -1.0 if self.value is None else self.value
+        return _TABLE_ROW.format(title, f"({self.key[:2]})", iou, self.area, self.limit, value)
+
+
+def _summary_rows(curves: Curves, limits: Limits) -> list[_Row]:
+    """The twelve numbers in COCO's order."""
+    ious = {"AP": _ALL_IOUS, "AP50": _iou_index(0.5), "AP75": _iou_index(0.75)}
+    rows = [
+        _Row(key=key, area="all", limit=limits[-1], value=mean_defined(curves.precision[index, :, :, 0, -1]))
+        for key, index in ious.items()
+    ]
+    rows += [
+        _Row(key=f"AP{name[0]}", area=name, limit=limits[-1], value=mean_defined(values))
+        for name, values in _by_size(curves.precision)
+    ]
+    rows += [
+        _Row(key=f"AR{limit}", area="all", limit=limit, value=mean_defined(curves.recall[:, :, 0, index]))
+        for index, limit in enumerate(limits)
+    ]
+    rows += [
+        _Row(key=f"AR{name[0]}", area=name, limit=limits[-1], value=mean_defined(values))
+        for name, values in _by_size(curves.recall)
+    ]
+    return rows
+
+
+def _by_size(array: NDArray[np.float64]) -> list[tuple[str, NDArray[np.float64]]]:
+    """Parts of a (..., A, M) array for small, medium and large objects at the largest limit."""
+    return [(name, array[..., index, -1]) for index, name in enumerate(AREA_NAMES) if index]
+
+
+def _iou_index(threshold: float) -> slice:
+    index = int(np.argmin(np.abs(IOU_THRESHOLDS - threshold)))
+    return slice(index, index + 1)
+
+
+def mean_defined(values: NDArray[np.float64]) -> float | None:
+    """Mean of the entries that are defined (not -1); None if there is none."""
+    defined = values[values > -1]
+    return float(np.mean(defined)) if defined.size else None
+
+
+def _per_category(dataset: CocoDataset, problem: Problem, curves: Curves) -> tuple[CategoryResult, ...]:
+    length = len(dataset.categories) + 1
+    real = [a["category_id"] for a in problem.truth["annotations"] if not a["iscrowd"]]
+    truths = np.bincount(np.asarray(real, dtype=int), minlength=length)
+    predicted = [d["category_id"] for d in problem.detections]
+    predictions = np.bincount(np.asarray(predicted, dtype=int), minlength=length)
+    return tuple(
+        CategoryResult(
+            name=category.name,
+            category_id=category.id,
+            num_truths=int(truths[label + 1]),
+            num_predictions=int(predictions[label + 1]),
+            **_category_metrics(curves, label),
+        )
+        for label, category in enumerate(dataset.categories)
+    )
+
+
+def _category_metrics(curves: Curves, label: int) -> dict[str, float | None]:
+    precision, recall = curves.precision[:, :, label], curves.recall[:, label]
+    return {
+        "AP": mean_defined(precision[:, :, 0, -1]),
+        "AP50": mean_defined(precision[_iou_index(0.5), :, 0, -1]),
+        "AP75": mean_defined(precision[_iou_index(0.75), :, 0, -1]),
+        **{f"AP{name[0]}": mean_defined(values) for name, values in _by_size(precision)},
+        "AR100": mean_defined(recall[:, 0, -1]),
+    }

@@ -1,0 +1,132 @@
+"""From a run folder to the content of its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from scantling.data.coco import CocoDataset, read_results
+from scantling.data.io import read_json
+from scantling.evaluate.breakdown import break_down
+from scantling.evaluate.coco_eval import Evaluation, evaluate_results
+from scantling.evaluate.problem import IouType, Result
+from scantling.report.content import History, ReportContent, StageResult
+from scantling.report.dataset_facts import describe_dataset
+from scantling.report.gallery import GalleryLimits, error_galleries, sample_pictures
+from scantling.report.history import read_history
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What a run produced, apart from its pictures.
+
+    Attributes:
+        stages: Results by stage name, in the order of the run; the last is what the report is about.
+        histories: Learning curves by member.
+        recipe: Resolved recipe as YAML.
+        environment: Versions, device, seed and so on.
+        commands: Shell commands that repeat the run.
+    """
+
+    stages: Mapping[str, Sequence[Result]]
+    histories: tuple[History, ...] = ()
+    recipe: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    commands: tuple[str, ...] = ()
+
+
+def read_run(run_dir: Path, dataset: CocoDataset, *, commands: Sequence[str] = ()) -> RunFacts:
+    """Collect what a run folder holds; what is not there is left out.
+
+    Args:
+        run_dir: With `members/NAME/` and the folders of later stages, each with its `predictions.json`.
+        dataset: Split the predictions are for.
+        commands: Shell commands that repeat the run.
+
+    Raises:
+        DataError: Predictions or `env.json` are damaged, or do not belong to the data set.
+    """
+    members = sorted(folder for folder in (run_dir / "members").glob("*") if folder.is_dir())
+    later = [path for path in run_dir.glob("*/predictions.json") if path.parent.name != "members"]
+    paths = [folder / "predictions.json" for folder in members]
+    paths += sorted(later, key=lambda path: path.stat().st_mtime)
+    recipe, environment = run_dir / "recipe.yaml", run_dir / "env.json"
+    return RunFacts(
+        stages={path.parent.name: read_results(path, dataset) for path in paths if path.is_file()},
+        histories=tuple(read_history(folder / "metrics.jsonl", folder.name) for folder in members),
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        environment=flatten(read_json(environment)) if environment.is_file() else {},
+        commands=tuple(commands),
+    )
+
+
+def build_content(
+    title: str,
+    splits: Mapping[str, CocoDataset],
+    run: RunFacts,
+    *,
+    split: str = "val",
+    created: datetime | None = None,
+    limits: GalleryLimits | None = None,
+) -> ReportContent:
+    """Evaluate every stage, look for the errors of the last one and take their pictures.
+
+    Args:
+        title: What was run, in the user's words.
+        splits: Data sets by name; `split` is the one the results are for, the others are described.
+        run: What the run produced.
+        split: Key into `splits`.
+        created: When the run ended; None leaves the date out.
+        limits: How many pictures.
+
+    Raises:
+        DataError: Results do not belong to the data set.
+    """
+    dataset = splits[split]
+    stages = tuple(_stage(name, dataset, results) for name, results in run.stages.items())
+    last = list(run.stages.values())[-1] if run.stages else []
+    iou_type: IouType = stages[-1].evaluations[-1].iou_type if stages else "bbox"
+    breakdown = break_down(dataset, last, iou_type=iou_type)
+    samples = sample_pictures(next(iter(splits.values())), limits=limits)
+    return ReportContent(
+        title=title,
+        created=created.strftime("%d %B %Y, %H:%M") if created else "",
+        split=split,
+        stages=stages,
+        points=breakdown.points if stages else (),
+        histories=run.histories,
+        galleries=error_galleries(dataset, breakdown, limits) if stages else (),
+        dataset=describe_dataset(splits, samples=samples),
+        recipe=run.recipe,
+        environment=run.environment,
+        commands=run.commands,
+    )
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested JSON objects as one level of `a.b: text`; None is left out."""
+    if not isinstance(value, dict):
+        return {} if value is None else {prefix: str(value)}
+    flat: dict[str, str] = {}
+    for key, part in value.items():
+        flat |= flatten(part, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _stage(name: str, dataset: CocoDataset, results: Sequence[Result]) -> StageResult:
+    return StageResult(name=name, evaluations=tuple(_evaluations(dataset, results)))
+
+
+def _evaluations(dataset: CocoDataset, results: Sequence[Result]) -> list[Evaluation]:
+    """Boxes where the results have them, masks where both sides have them; of nothing at all, boxes."""
+    has_masks = any(a.segmentation is not None for a in chain(*dataset.annotations))
+    kinds: list[IouType] = []
+    if any(result.get("bbox") for result in results) or not results:
+        kinds.append("bbox")
+    if has_masks and any(result.get("segmentation") for result in results):
+        kinds.append("segm")
+    return [evaluate_results(dataset, results, iou_type=kind) for kind in kinds]

@@ -1,0 +1,166 @@
+"""What a report says, as plain ready facts; the page only lays them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from scantling.errors import Finding
+from scantling.evaluate.breakdown import OperatingPoint
+from scantling.evaluate.coco_eval import Evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """One row of the stage table: what a member, or a later stage, reached.
+
+    Attributes:
+        name: Stage as the user knows it (`cascade`, `ensemble`).
+        evaluations: One per kind of overlap, boxes before masks.
+    """
+
+    name: str
+    evaluations: tuple[Evaluation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """A named line; points are (x, y), x increasing, y finite."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """How one member learned: its losses and its validation metrics over the steps."""
+
+    name: str
+    losses: tuple[Series, ...]
+    metrics: tuple[Series, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """One object drawn over a picture, in the picture's pixels.
+
+    Attributes:
+        role: `truth`, `crowd`, `missed`, `prediction` or `false`; decides the colour and the line.
+        box_xywh: Left, top, width and height.
+        caption: Category, for predictions with score.
+        label_at: Left and baseline of the caption; the caption is always shown if `is_subject`.
+        is_subject: Whether the picture is about this object.
+        score: Of a prediction; None for a truth.
+        is_accepted: Whether a prediction reaches its category's suggested threshold; true for a truth.
+        mask: SVG path of the mask, or None.
+    """
+
+    role: str
+    box_xywh: tuple[float, float, float, float]
+    caption: str
+    label_at: tuple[float, float]
+    is_subject: bool = False
+    score: float | None = None
+    is_accepted: bool = True
+    mask: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """An image, or a part of one, with what is drawn on it.
+
+    Attributes:
+        jpeg: Encoded pixels; None if the image could not be opened.
+        size_wh: Width and height of the frame of the overlays, in original pixels.
+        font_size: Of the captions, in the same pixels.
+        overlays: Drawn in this order.
+    """
+
+    jpeg: bytes | None
+    size_wh: tuple[int, int]
+    font_size: float
+    overlays: tuple[Overlay, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GalleryItem:
+    """A picture with what to say about it."""
+
+    picture: Picture
+    title: str
+    note: str
+    file_name: str
+    class_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """Pictures of one kind, the worst first; `total` counts also those not shown."""
+
+    key: str
+    title: str
+    explanation: str
+    total: int
+    items: tuple[GalleryItem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitFacts:
+    """Counts of one split; `per_category` in label order, crowd regions left out of all but their own count."""
+
+    name: str
+    num_images: int
+    num_objects: int
+    num_crowd: int
+    num_empty_images: int
+    per_category: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeHistogram:
+    """Number of objects by box size (square root of the area, in pixels); bin i is edges[i] to edges[i + 1]."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetFacts:
+    """What the data set is: splits, categories, sizes, and what was found wrong with it."""
+
+    class_names: tuple[str, ...]
+    splits: tuple[SplitFacts, ...]
+    sizes: SizeHistogram
+    findings: tuple[Finding, ...]
+    samples: tuple[GalleryItem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportContent:
+    """Everything on the page.
+
+    Attributes:
+        title: What was run, in the user's words.
+        created: When, as it shall be read.
+        split: Split the numbers are about (`val`).
+        stages: In the order of the run; the last one is the headline. None: a report on a data set only.
+        points: Operating point of each category for the last stage.
+        histories: Learning curves by member.
+        galleries: Errors of the last stage.
+        dataset: Data set page.
+        recipe: Resolved recipe as YAML.
+        environment: Name and value of versions, device, seed and so on.
+        commands: Shell commands that repeat the run.
+    """
+
+    title: str
+    created: str = ""
+    split: str = "val"
+    stages: tuple[StageResult, ...] = ()
+    points: tuple[OperatingPoint, ...] = ()
+    histories: tuple[History, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
+    dataset: DatasetFacts | None = None
+    recipe: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    commands: tuple[str, ...] = ()
