@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from scantling.errors import DataError, Finding, Severity, UsageError
+from scantling.data.findings import refuse
+from scantling.errors import UsageError
 
 _HEAD_BYTES = 512
 _MAX_REPEATED_KEYS = 20
@@ -152,13 +153,13 @@ def read_bytes(path: Path | str) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        _refuse("file-missing", str(path), "there is no such file", hint=_nearest_existing(path))
+        refuse("file-missing", str(path), "there is no such file", hint=hint_for_missing(path))
     except IsADirectoryError:
-        _refuse("file-is-folder", str(path), "this is a folder, a file is needed")
+        refuse("file-is-folder", str(path), "this is a folder, a file is needed")
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        _refuse("file-unreadable", str(path), f"cannot be read: {error}")
+        refuse("file-unreadable", str(path), f"cannot be read: {error}")
     if not data:
-        _refuse("file-empty", str(path), "the file is empty (0 bytes)")
+        refuse("file-empty", str(path), "the file is empty (0 bytes)")
     return data
 
 
@@ -182,7 +183,7 @@ def parse_json(data: bytes, file: str, *, keep_nan: bool = False) -> object:
         return record
 
     def refuse_constant(token: str) -> NoReturn:
-        _refuse("json-nan", file, f"the token {token} is not JSON", hint="Write null or a finite number.")
+        refuse("json-nan", file, f"the token {token} is not JSON", hint="Write null or a finite number.")
 
     decoder = json.JSONDecoder(
         object_pairs_hook=as_dict, parse_constant=None if keep_nan else refuse_constant
@@ -191,7 +192,7 @@ def parse_json(data: bytes, file: str, *, keep_nan: bool = False) -> object:
     if repeated:
         keys = ", ".join(f"{key!r} ({times} objects)" for key, times in repeated.items())
         hint = "Remove all but one; which of them counts would be a guess."
-        _refuse("json-duplicate-key", file, f"keys given more than once in one object: {keys}", hint=hint)
+        refuse("json-duplicate-key", file, f"keys given more than once in one object: {keys}", hint=hint)
     return value
 
 
@@ -202,51 +203,36 @@ def _decode(decoder: json.JSONDecoder, text: str, file: str) -> object:
         ends = error.pos >= len(text.rstrip())
         what = "the file ends too early (truncated?)" if ends else f"not valid JSON: {error.msg}"
         place = f"line {error.lineno} column {error.colno}"
-        _refuse("json-syntax", file, what, path=place, value=text[error.pos : error.pos + 20] or None)
+        refuse("json-syntax", file, what, path=place, value=text[error.pos : error.pos + 20] or None)
     except RecursionError:
-        _refuse("json-too-deep", file, "lists or objects are nested far too deep")
+        refuse("json-too-deep", file, "lists or objects are nested far too deep")
     except ValueError:  # what remains is CPython's limit on the digits of an integer
-        _refuse("json-huge-integer", file, "holds an integer of more than 4300 digits")
+        refuse("json-huge-integer", file, "holds an integer of more than 4300 digits")
 
 
 def _text_of(data: bytes, file: str) -> str:
     looks = describe_content(data[:_HEAD_BYTES])
     if looks:
-        _refuse("json-foreign", file, f"not JSON but {looks}")
+        refuse("json-foreign", file, f"not JSON but {looks}")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
-        _refuse("json-encoding", file, "encoded as UTF-16 or UTF-32, not UTF-8", hint="Save it as UTF-8.")
+        refuse("json-encoding", file, "encoded as UTF-16 or UTF-32, not UTF-8", hint="Save it as UTF-8.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         found = data[error.start : error.start + 1].hex()
         message = f"not UTF-8: byte 0x{found} at byte offset {error.start}"
-        _refuse("json-encoding", file, message, hint="Save it as UTF-8.")
+        refuse("json-encoding", file, message, hint="Save it as UTF-8.")
 
 
-def _refuse(
-    code: str,
-    file: str,
-    message: str,
-    *,
-    path: str | None = None,
-    value: object = None,
-    hint: str | None = None,
-) -> NoReturn:
-    finding = Finding(
-        code=code, severity=Severity.ERROR, message=message, file=file, path=path, value=value, hint=hint
-    )
-    raise DataError(f"{file}: cannot be read", findings=[finding]) from None
-
-
-def _nearest_existing(path: Path) -> str | None:
-    """Name the deepest folder of the path that exists, so that a typing mistake is seen at once."""
+def hint_for_missing(path: Path) -> str | None:
+    """What to say about a path that does not exist: a name that differs in case only, or where the path breaks."""
     folder = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
     if folder is None:
         return None
+    if folder != path.absolute().parent:
+        return f"The folder {folder} exists, what follows does not."
     twins = [entry.name for entry in folder.iterdir() if entry.name.lower() == path.name.lower()]
-    if twins and folder == path.absolute().parent:
-        return f"Did you mean {twins[0]!r}?"
-    return None if folder == path.absolute().parent else f"The folder {folder} exists, what follows does not."
+    return f"Did you mean {twins[0]!r}?" if twins else None
 
 
 def _flush(path: Path, flags: int) -> None:

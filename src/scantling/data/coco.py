@@ -1,0 +1,177 @@
+"""COCO data sets and results: the only public place that knows category ids.
+
+    JSON ──read_coco──► CocoDataset ──instances──► Instances (labels 0..K-1)
+    Instances ──to_results──► list of results ──write_results──► JSON (the data set's own ids)
+
+Every problem of a file is found in one pass and reported with a stable code (`docs/findings.md`). Images and the
+annotations of each image are sorted by id, so the order of the records in the file changes nothing.
+K: number of categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from scantling.data.coco_annotations import (
+    Tables,
+    Task,
+    parse_annotations,
+    remark_on_coverage,
+)
+from scantling.data.coco_dataset import CocoDataset
+from scantling.data.coco_layout import choose_image_root, find_split
+from scantling.data.coco_parse import can_be_written, parse_categories, parse_images, usable_id
+from scantling.data.coco_records import Annotation, Category, Extra, ImageId, ImageRecord
+from scantling.data.coco_results import (
+    check_results,
+    read_results,
+    results_to_instances,
+    to_results,
+    write_results,
+)
+from scantling.data.findings import FindingLog, Kind, Policy
+from scantling.data.io import read_json, write_json
+
+__all__ = [
+    "Annotation",
+    "Category",
+    "CocoDataset",
+    "ImageId",
+    "ImageRecord",
+    "Task",
+    "check_results",
+    "find_split",
+    "read_coco",
+    "read_results",
+    "results_to_instances",
+    "to_results",
+    "write_coco",
+    "write_results",
+]
+
+_LISTS = {"images": "no-images", "annotations": "no-annotations", "categories": "no-categories"}
+
+
+def read_coco(
+    file: Path | str,
+    image_root: Path | str | None = None,
+    *,
+    task: Task = "detection",
+    skip_invalid: bool = False,
+    strict: bool = False,
+    require_instances: bool = False,
+    require_labels: bool = True,
+) -> CocoDataset:
+    """Read and check a COCO annotations file; images are not opened unless their size is missing.
+
+    Args:
+        file: The JSON.
+        image_root: Folder to which file names are relative; None: the folder near the file that has the images.
+        task: `segmentation` needs a mask for every annotation.
+        skip_invalid: Drop and count records with unusable geometry instead of raising.
+        strict: Warnings raise.
+        require_instances: For training: no images, annotations or categories is an error, not a warning.
+        require_labels: False accepts a file without the keys `annotations` and `categories`, for prediction.
+
+    Raises:
+        DataError: With all findings, if one is an error.
+    """
+    log = FindingLog(str(file), Policy(skip_invalid=skip_invalid, strict=strict))
+    top = _top_level(read_json(file, keep_nan=True), log)
+    raw = {key: _list_of(top, key, log, required=require_labels or key == "images") for key in _LISTS}
+    log.raise_if_failed()
+    if require_labels:
+        _remark_on_empty_lists(raw, log, Kind.STRUCTURAL if require_instances else Kind.SUSPICIOUS)
+    extra = _extra_of(top, log)
+    root = _image_root(Path(file), image_root, raw["images"])
+    categories = parse_categories(raw["categories"], log)
+    images = parse_images(raw["images"], root, log)
+    tables = Tables(
+        task=task,
+        labels={category.id: label for label, category in enumerate(categories)},
+        images={image.id: image for image in images},
+        all_image_ids=_ids_of(raw["images"]),
+        log=log,
+    )
+    per_image = parse_annotations(raw["annotations"], tables)
+    if raw["annotations"]:
+        remark_on_coverage(categories, per_image, log)
+    log.raise_if_failed()
+    return CocoDataset(
+        file=Path(file),
+        image_root=root,
+        images=tuple(images),
+        annotations=tuple(tuple(per_image[image.id]) for image in images),
+        categories=tuple(categories),
+        findings=log.findings,
+        extra=extra,
+    )
+
+
+def write_coco(dataset: Mapping[str, object], path: Path | str) -> None:
+    """Write a COCO annotations file atomically.
+
+    Args:
+        dataset: As `CocoDataset.to_coco` gives it: `images`, `annotations`, `categories` and further keys.
+        path: The JSON to write.
+
+    Raises:
+        ValueError: The content holds NaN or infinity.
+        UsageError: The file cannot be written.
+    """
+    write_json(path, dataset)
+
+
+def _top_level(content: object, log: FindingLog) -> dict[str, object]:
+    if isinstance(content, dict):
+        return content
+    if isinstance(content, list):
+        message = (
+            "looks like a predictions file (a list); expected an object with images/annotations/categories"
+        )
+        log.add("coco-is-results", message)
+    else:
+        log.add("coco-not-object", f"expected an object, found {type(content).__name__}", value=content)
+    log.raise_if_failed()
+    return {}
+
+
+def _list_of(top: Mapping[str, object], key: str, log: FindingLog, *, required: bool) -> list[object]:
+    value = top.get(key)
+    if isinstance(value, list):
+        return value
+    if value is None and required:
+        state = "is null" if key in top else "is missing"
+        log.add("key-missing", f"the key {key!r} {state}; keys found: {sorted(top)[:10]}", path=key)
+    elif value is not None:
+        log.add(
+            "key-not-list", f"{key!r} must be a list, found {type(value).__name__}", path=key, value=value
+        )
+    return []
+
+
+def _remark_on_empty_lists(raw: Mapping[str, list[object]], log: FindingLog, kind: Kind) -> None:
+    for key, code in _LISTS.items():
+        if not raw[key]:
+            log.add(code, f"the file has no {key}", path=key, kind=kind)
+
+
+def _extra_of(top: Mapping[str, object], log: FindingLog) -> Extra:
+    extra = {key: value for key, value in top.items() if key not in _LISTS}
+    for key in [key for key, value in extra.items() if not can_be_written(value)]:
+        log.add("extra-value", f"the value of {key!r} holds NaN or is nested too deep", path=key)
+        del extra[key]
+    return extra
+
+
+def _image_root(file: Path, given: Path | str | None, images: list[object]) -> Path:
+    if given is not None:
+        return Path(given)
+    names = [image.get("file_name") for image in images if isinstance(image, dict)]
+    return choose_image_root(file, [name for name in names if isinstance(name, str)])
+
+
+def _ids_of(records: list[object]) -> frozenset[ImageId]:
+    ids = (usable_id(record.get("id")) for record in records if isinstance(record, dict))
+    return frozenset(identifier for identifier in ids if identifier is not None)

@@ -1,0 +1,136 @@
+"""Where the files of a data set lie: the usual folder layouts of COCO data.
+
+DIR/annotations/{split}.json            images in DIR/images
+DIR/{split}/_annotations.coco.json      images beside it (Roboflow, VISION)
+DIR/annotations/instances_{split}*.json images in DIR/{split}*, DIR/images/{split}*, DIR/images
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from scantling.data.findings import name_some, refuse
+from scantling.data.io import hint_for_missing
+
+_ALIASES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing", "inference"),
+}
+_PROBED_NAMES = 16
+_PEEK_CHARS = 1 << 20
+_FILE_NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+
+
+def find_split(data_dir: Path | str, split: str) -> tuple[Path, Path]:
+    """Find the annotations and the images of a split.
+
+    Args:
+        data_dir: Folder of the data set.
+        split: `train`, `val`, `test`, or any other name the folder uses; common spellings of the three
+            (`valid`, `inference`, ...) are tried too.
+
+    Returns:
+        The JSON file and the folder to which its file names are relative.
+
+    Raises:
+        DataError: The folder is missing, or no known layout has that split; the message names what is there.
+    """
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        _refuse_folder(folder)
+    for name in _ALIASES.get(split, (split,)):
+        file = _annotations_of(folder, name)
+        if file is not None:
+            return file, choose_image_root(file, _peek_file_names(file))
+    found = sorted(path.relative_to(folder).as_posix() for path in _json_files(folder))
+    message = f"no annotations of split {split!r}; JSON files there: {name_some(found, 8) or 'none'}"
+    layouts = (
+        f"annotations/{split}.json",
+        f"annotations/instances_{split}*.json",
+        f"{split}/_annotations.coco.json",
+    )
+    hint = f"Known layouts: {', '.join(layouts)}."
+    return refuse("split-missing", str(folder), message, hint=hint)
+
+
+def choose_image_root(file: Path, names: Sequence[str]) -> Path:
+    """The folder that has most of the images a JSON file names; the likeliest existing one if none has any.
+
+    Args:
+        file: The annotations.
+        names: File names found in it; a few are tried.
+    """
+    step = max(1, len(names) // _PROBED_NAMES)
+    probes = list(names)[::step][:_PROBED_NAMES]
+    folders = [folder for folder in _root_candidates(file) if folder.is_dir()]
+    scores = [sum(_exists(folder / name) for name in probes) for folder in folders]
+    return folders[scores.index(max(scores))] if folders else file.parent
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system
+        return False
+
+
+def _root_candidates(file: Path) -> list[Path]:
+    """Folders that may hold the images, the likeliest first."""
+    beside, above = file.parent, file.absolute().parent.parent
+    split = re.sub(r"^(instances|image_info|person_keypoints)_", "", file.stem)
+    in_annotations = beside.name.lower() in ("annotations", "annotation")
+    tops = (above, beside) if in_annotations else (beside, above)
+    named = [top / part for top in tops for part in (f"images/{split}", split, "images", ".")]
+    return named if in_annotations else [beside, *named]
+
+
+def _annotations_of(folder: Path, name: str) -> Path | None:
+    fixed = (folder / "annotations" / f"{name}.json", folder / name / "_annotations.coco.json")
+    globbed = _instances_of(folder / "annotations", name)
+    candidates = [*fixed, *globbed, folder / f"{name}.json"]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _instances_of(folder: Path, name: str) -> list[Path]:
+    """COCO's own file names: `instances_val2017.json`; refuses to choose between several."""
+    exact = folder / f"instances_{name}.json"
+    if exact.is_file():
+        return [exact]
+    matches = sorted(
+        path
+        for path in folder.glob("*.json")
+        if re.match(rf"instances_{re.escape(name)}(\W|_|\d)", path.name)
+    )
+    if len(matches) > 1:
+        message = f"several files could be split {name!r}: {name_some([path.name for path in matches])}"
+        refuse("split-missing", str(folder), message, hint=f"Rename the one meant to {name}.json.")
+    return matches
+
+
+def _peek_file_names(file: Path) -> list[str]:
+    """Some file names near the start of a JSON file, without parsing all of it."""
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        text = stream.read(_PEEK_CHARS)
+    return [_unquoted(match) for match in _FILE_NAME.findall(text)]
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return ""
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return [*folder.glob("*.json"), *folder.glob("*/*.json")]
+
+
+def _refuse_folder(folder: Path) -> None:
+    if folder.is_file():
+        message = "this is a file; the folder of the data set is needed"
+        refuse("file-unreadable", str(folder), message)
+    refuse("file-missing", str(folder), "there is no such folder", hint=hint_for_missing(folder))

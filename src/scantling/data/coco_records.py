@@ -1,0 +1,123 @@
+"""The records of a COCO file after checking: what later code may rely on.
+
+Ids are kept exactly as the file has them, type included; inside the tool a class is a label 0..K-1, the position of
+its category when sorted by id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scantling.ops.masks import RLE, polygons_to_rle, rle_area, rle_from_uncompressed
+
+ImageId = int | float | str
+AnnotationId = int | float | str
+Polygons = tuple[NDArray[np.float64], ...]
+Segmentation = Polygons | RLE
+Extra = Mapping[str, object]
+
+NO_EXTRA: Extra = {}
+
+
+def _no_extra() -> Extra:
+    return NO_EXTRA
+
+
+def id_order(identifier: int | float | str) -> tuple[bool, float | int, str]:
+    """Sort key of ids: numbers first, then text; the order of the records in the file does not matter."""
+    return (True, 0, identifier) if isinstance(identifier, str) else (False, identifier, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """A class as the file declares it.
+
+    Attributes:
+        id: The file's own id, written back unchanged.
+        name: The file's own name; by it classes of different files are matched.
+        supercategory: Group of classes, or "".
+    """
+
+    id: int
+    name: str
+    supercategory: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecord:
+    """An image as the file declares it.
+
+    Attributes:
+        id: The file's own id, type unchanged.
+        file_name: As in the file, relative to the image root.
+        path: Where the image is expected.
+        size_hw: Height and width of the frame in which the labels live.
+        extra: Further keys of the record, written back unchanged.
+    """
+
+    id: ImageId
+    file_name: str
+    path: Path
+    size_hw: tuple[int, int]
+    extra: Extra = field(default_factory=_no_extra, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotation:
+    """A labelled object.
+
+    Attributes:
+        id: The file's own id.
+        label: 0..K-1.
+        box_xywh: As in the file: left, top, width, height in pixels, not clipped.
+        is_crowd: A region of uncounted objects: never a target, ignored in AP.
+        area: As in the file; None if it has none.
+        segmentation: Polygons, RLE, or None.
+        extra: Further keys of the record, written back unchanged.
+    """
+
+    id: AnnotationId
+    label: int
+    box_xywh: tuple[float, float, float, float]
+    is_crowd: bool = False
+    area: float | None = None
+    segmentation: Segmentation | None = field(default=None, compare=False)
+    extra: Extra = field(default_factory=_no_extra, compare=False)
+
+
+def to_rle(segmentation: Segmentation, size_hw: tuple[int, int]) -> RLE:
+    """Rasterise polygons, or compress an RLE whose counts are listed; a compressed RLE comes back as it is."""
+    if isinstance(segmentation, tuple):
+        return polygons_to_rle([polygon.tolist() for polygon in segmentation], size_hw)
+    counts: object = segmentation["counts"]
+    return rle_from_uncompressed(counts, size_hw) if isinstance(counts, list) else segmentation
+
+
+def segmentation_json(segmentation: Segmentation) -> object:
+    """The segmentation as plain lists and dicts."""
+    if isinstance(segmentation, tuple):
+        return [polygon.tolist() for polygon in segmentation]
+    return dict(segmentation)
+
+
+def area_of(annotation: Annotation, size_hw: tuple[int, int]) -> float:
+    """Area in pixels: the file's own, else that of the mask, else that of the box."""
+    if annotation.area is not None:
+        return annotation.area
+    if annotation.segmentation is not None:
+        return float(rle_area(to_rle(annotation.segmentation, size_hw)))
+    return annotation.box_xywh[2] * annotation.box_xywh[3]
+
+
+def clipped_xyxy(boxes_xywh: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """Boxes (N, 4) as xyxy, clipped to the image; (0, 4) for none."""
+    boxes = np.asarray(boxes_xywh, dtype=np.float64).reshape(-1, 4)
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    height, width = size_hw
+    clipped: NDArray[np.float64] = np.clip(corners, 0, [width, height, width, height])
+    return clipped.astype(np.float32)

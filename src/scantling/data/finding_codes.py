@@ -1,0 +1,208 @@
+"""Every code that the input layer can report; the text of `docs/findings.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class Kind(StrEnum):
+    """What a finding means for the record it is about; `data.findings` says how severe that is."""
+
+    STRUCTURAL = "structural"
+    GEOMETRY = "geometry"
+    SUSPICIOUS = "suspicious"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Kind, meaning and general remedy of one code."""
+
+    kind: Kind
+    meaning: str
+    remedy: str = ""
+
+
+_S, _G, _W, _N = Kind.STRUCTURAL, Kind.GEOMETRY, Kind.SUSPICIOUS, Kind.NOTE
+
+_FILE = {
+    "file-missing": Code(_S, "There is no such file or folder.", "Check the path."),
+    "file-is-folder": Code(_S, "A folder where a file is needed.", "Name the file itself."),
+    "file-empty": Code(_S, "The file has 0 bytes.", "Write or download it again."),
+    "file-unreadable": Code(_S, "The file cannot be opened.", "Check its permissions and its name."),
+    "json-syntax": Code(_S, "Not JSON, or cut off; line and column are given.", "Write the file again."),
+    "json-encoding": Code(_S, "The text is not UTF-8.", "Save it as UTF-8."),
+    "json-foreign": Code(_S, "Another kind of file (pickle, zip, HTML, Git-LFS pointer).", "Give the JSON."),
+    "json-duplicate-key": Code(_S, "One object holds the same key twice.", "Remove all but one."),
+    "json-too-deep": Code(_S, "Lists or objects are nested thousands of levels deep.", "Repair the file."),
+    "json-huge-integer": Code(_S, "An integer of more than 4300 digits.", "Repair the file."),
+    "json-nan": Code(_S, "The token NaN or Infinity, which is not JSON.", "Write null or a finite number."),
+}
+
+_STRUCTURE = {
+    "coco-is-results": Code(
+        _S,
+        "A list at the top: looks like a predictions file.",
+        "Give the annotations file: an object with images, annotations and categories.",
+    ),
+    "coco-not-object": Code(_S, "The top of the file is not an object.", "Give a COCO annotations file."),
+    "key-missing": Code(
+        _S,
+        "A top-level key is missing or null.",
+        "A COCO file has the lists images, annotations, categories.",
+    ),
+    "key-not-list": Code(_S, "A top-level key does not hold a list.", "Make it a list of objects."),
+    "record-not-object": Code(_S, "An element of a list is not an object.", "Remove or repair it."),
+    "no-images": Code(_S, "The file has no images (a warning outside training).", "Give a file with images."),
+    "no-annotations": Code(
+        _S, "There are no annotations (a warning outside training; AP is then null).", "Label some images."
+    ),
+    "no-categories": Code(
+        _S, "There are no categories (a warning outside training).", "Declare the classes in `categories`."
+    ),
+    "id-missing": Code(_S, "A record has no id, or null.", "Give every record its own id."),
+    "id-type": Code(
+        _S,
+        "An id is not usable as one.",
+        "Category and annotation ids are integers, image ids integers or strings.",
+    ),
+    "id-duplicate": Code(_S, "Two records have the same id.", "Give every record its own id."),
+    "reference-missing": Code(_S, "An annotation has no image_id or category_id.", "Add it."),
+    "image-unknown": Code(_S, "An annotation names an image that is not in the file.", "Correct image_id."),
+    "category-unknown": Code(_S, "An annotation names a category not in the file.", "Correct category_id."),
+    "category-name": Code(_S, "A category has no name, or not a text.", "Give every category a name."),
+    "category-name-twice": Code(_W, "Two categories have one name.", "Rename or merge them."),
+    "category-unused": Code(_W, "A declared class has no annotation.", "Remove it, or label some objects."),
+    "crowd-value": Code(_S, "iscrowd is neither 0 nor 1.", "Write 0 or 1."),
+    "area-value": Code(_W, "The area is not a finite number >= 0; it is computed instead.", "Remove it."),
+    "extra-value": Code(_W, "A further key holds NaN or nests too deep; it is not kept.", "Remove the key."),
+    "annotations-dropped": Code(_W, "Annotations were left out because they are unusable."),
+    "images-dropped": Code(_W, "Images were left out because they are unusable, with their annotations."),
+    "images-without-annotations": Code(_N, "Images without objects; they count as background."),
+    "annotation-ids-renumbered": Code(
+        _N, "Annotation ids do not fit 64 bits; inside, objects are numbered by position instead."
+    ),
+}
+
+_GEOMETRY = {
+    "box-missing": Code(_S, "An annotation has neither bbox nor mask.", "Add bbox: [x, y, width, height]."),
+    "box-derived": Code(_W, "No bbox; it was derived from the mask.", "Write the bbox into the file."),
+    "box-type": Code(_S, "A bbox is not four finite numbers.", "Write [x, y, width, height] in pixels."),
+    "box-size": Code(_G, "A bbox has no width or no height.", "Write [x, y, width, height] in pixels."),
+    "box-outside": Code(_G, "A bbox lies wholly outside its image.", "Correct the box or the image size."),
+    "box-clipped": Code(_W, "A bbox leaves its image by 1 px or more; it is clipped.", "Correct the box."),
+    "box-twice": Code(_W, "Two annotations of one class have the same box.", "Remove one of them."),
+    "boxes-xyxy": Code(
+        _G,
+        "The boxes look like [x1, y1, x2, y2] (a warning if there are only one or two).",
+        "COCO boxes are [x, y, width, height].",
+    ),
+    "boxes-normalised": Code(_S, "All boxes lie within 0..1.", "COCO boxes are in pixels."),
+    "box-mask-differ": Code(_W, "A bbox is not the box around its mask.", "Recompute the bbox."),
+    "mask-missing": Code(_S, "Segmentation, but an annotation has no mask.", "Label it, or use detection."),
+    "mask-empty": Code(
+        _W, "A mask without area; the box is kept for detection, segmentation drops the object.", "Label it."
+    ),
+    "mask-type": Code(
+        _G, "A segmentation is neither polygons nor RLE.", "Write a list of polygons or an RLE."
+    ),
+    "polygon-shape": Code(
+        _G,
+        "A polygon is not a list of at least three x, y pairs.",
+        "A segmentation is a list of polygons [x1, y1, x2, y2, x3, y3, ...].",
+    ),
+    "polygon-number": Code(
+        _S, "A polygon holds NaN, infinity, or coordinates absurdly far away.", "Correct it."
+    ),
+    "polygon-outside": Code(_G, "A polygon lies wholly outside its image.", "Correct it or the image size."),
+    "rle-size": Code(_S, "An RLE is not of its image's size.", "`size` is [height, width] of the image."),
+    "rle-counts": Code(_S, "The run lengths of an RLE are damaged.", "Encode the mask again."),
+}
+
+_IMAGES = {
+    "image-name-missing": Code(
+        _S, "An image has no file_name.", "Add the name, relative to the image folder."
+    ),
+    "image-name-outside": Code(_G, "A file_name leaves the image folder.", "Use a name inside the folder."),
+    "image-name-backslash": Code(_G, "A file_name holds a backslash.", "Use `/` between folder and file."),
+    "image-name-twice": Code(_W, "Two image records name one file.", "Merge them."),
+    "image-size": Code(
+        _G, "width or height of an image record is unusable.", "Write the size of the file in pixels."
+    ),
+    "image-size-missing": Code(
+        _S, "No width and height, and the file cannot tell them.", "Add them, or the image file."
+    ),
+    "image-size-differs": Code(
+        _G,
+        "The file's size is not the record's width and height.",
+        "Correct the record, or restore the file.",
+    ),
+    "image-missing": Code(_G, "There is no such image file.", "Check file_name and the image folder."),
+    "image-unreadable": Code(_G, "The image file is empty, a folder, or cannot be opened.", "Restore it."),
+    "image-format": Code(
+        _G,
+        "Not an image of a supported kind.",
+        "Supported: JPEG, PNG, BMP, WebP, TIFF, GIF of 8 or 16 bits.",
+    ),
+    "image-damaged": Code(_G, "The pixels are cut off or damaged.", "Restore the file."),
+    "image-surplus": Code(
+        _W, "Pixel data is left over after decoding: perhaps damaged.", "Look at the image."
+    ),
+    "image-too-large": Code(_G, "More pixels than are ever decoded.", "Tile or shrink the image."),
+    "image-large": Code(_W, "A very large image.", "Expect much memory; consider tiles."),
+    "image-animated": Code(_W, "Several frames or pages; the first is used.", "Save the frame as an image."),
+    "image-orientation": Code(
+        _W,
+        "An EXIF rotation, and width and height do not tell whether the labels follow it; it is applied.",
+        "Rotate the pixels and remove the EXIF entry.",
+    ),
+    "not-an-image": Code(_W, "A file in an image folder that is no image.", "Move it elsewhere."),
+    "no-image-in-folder": Code(_S, "A folder without a single image.", "Give a folder with images."),
+}
+
+_SPLITS = {
+    "split-categories-differ": Code(
+        _S, "Two splits name their classes differently.", "Use one list of categories (same ids and names)."
+    ),
+    "split-class-unseen": Code(
+        _W, "A class occurs in validation but never in training.", "Move some images."
+    ),
+    "split-same-file": Code(_W, "Leakage: one file is in both splits.", "Remove it from one of them."),
+    "split-same-pixels": Code(_W, "Leakage: the same picture is in both splits.", "Remove it from one."),
+    "split-missing": Code(_S, "The annotations of a split were not found.", "Use one of the known layouts."),
+}
+
+_RESULTS = {
+    "results-is-coco": Code(
+        _S, "A COCO annotations file where predictions are needed.", "Give the list of predictions."
+    ),
+    "results-not-list": Code(_S, "The file is not a list of predictions.", "Give the list of predictions."),
+    "results-empty": Code(_W, "No prediction at all; AP is 0.", "Check the score threshold."),
+    "results-image-unknown": Code(
+        _G, "Predictions for images that the data set does not have.", "Use the file of the same split."
+    ),
+    "results-category-unknown": Code(
+        _G, "Predictions of categories that the data set does not have.", "Use the data set's category ids."
+    ),
+    "results-score": Code(_S, "A score is missing or not a finite number.", "Write a number in 0..1."),
+    "results-score-range": Code(_W, "Scores outside 0..1.", "Scale them; the order is what counts for AP."),
+    "results-box": Code(_G, "A predicted bbox is not four finite numbers with size >= 0.", "Correct it."),
+    "results-boxes-xyxy": Code(
+        _W, "The predicted boxes look like [x1, y1, x2, y2].", "COCO boxes are [x, y, width, height]."
+    ),
+    "results-shapeless": Code(_S, "A prediction has neither bbox nor segmentation.", "Add one."),
+    "results-mixed": Code(
+        _W, "Some predictions lack the box or the mask others have; each metric uses what has it.", ""
+    ),
+    "results-rle": Code(_S, "A predicted mask is not a sound RLE of its image's size.", "Encode it again."),
+    "results-uncovered": Code(_W, "Images without any prediction.", "Check that all images were predicted."),
+    "results-disjoint": Code(_W, "Result files that cover different images.", "Predict the same images."),
+    "results-same-twice": Code(_W, "The same predictions are given twice.", "Give each file once."),
+    "results-dropped": Code(_W, "Predictions were left out because they are unusable."),
+}
+
+CODES: Mapping[str, Code] = MappingProxyType(_FILE | _STRUCTURE | _GEOMETRY | _IMAGES | _SPLITS | _RESULTS)
+"""Code name -> kind, meaning, remedy; in the order of the documentation."""
