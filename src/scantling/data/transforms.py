@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol, Self
+from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
@@ -222,7 +222,8 @@ class AugmentConfig(BaseModel):
 
     Attributes:
         short_side: Length of the short side in pixels: one number, a list to choose from, or `{min, max}` for any
-            length between them. The aspect is kept.
+            length between them. The aspect is kept. `auto` is resolved from the sizes of images and objects
+            before training starts.
         long_side: The long side is never longer than this. null: never longer than the length drawn for the short
             side, so that images fit into a square of that length.
         crop: Size of a random crop after resizing, one number for a square or [height, width]; null for none.
@@ -241,7 +242,7 @@ class AugmentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    short_side: Side | Annotated[tuple[Side, ...], Field(min_length=1)] | SideRange = 800
+    short_side: Side | Annotated[tuple[Side, ...], Field(min_length=1)] | SideRange | Literal["auto"] = 800
     long_side: Side | None = 1333
     crop: Side | tuple[Side, Side] | None = None
     crop_pad: StrictBool = False
@@ -258,15 +259,18 @@ class AugmentConfig(BaseModel):
 
     @property
     def short_sides(self) -> Sequence[int]:
-        """All lengths that the short side may take, in the order given."""
+        """All lengths that the short side may take, in the order given; none while it is `auto`."""
+        if self.short_side == "auto":
+            return ()
         if isinstance(self.short_side, SideRange):
             return range(self.short_side.min, self.short_side.max + 1)
         return self.short_side if isinstance(self.short_side, tuple) else (self.short_side,)
 
     @model_validator(mode="after")
     def _sides_agree(self) -> Self:
-        if self.long_side is not None and max(self.short_sides) > self.long_side:
-            raise ValueError(f"short_side {max(self.short_sides)} is larger than long_side {self.long_side}")
+        longest = max(self.short_sides, default=0)
+        if self.long_side is not None and longest > self.long_side:
+            raise ValueError(f"short_side {longest} is larger than long_side {self.long_side}")
         return self
 
 

@@ -58,6 +58,7 @@ class CheckpointMeta(BaseModel):
         class_names: Category names in label order.
         category_ids: The data set's own ids, in the same order.
         model: The model's configuration, enough to build it again.
+        predict: How it is meant to predict: image sizes, suppression.
         recipe_hash: Hash of the settings that decide this training.
         data_hash: Hash of the training data.
         step: Updates of the weights so far.
@@ -74,6 +75,7 @@ class CheckpointMeta(BaseModel):
     class_names: tuple[str, ...] = ()
     category_ids: tuple[int | str, ...] = ()
     model: dict[str, JsonValue] = Field(default_factory=dict)
+    predict: dict[str, JsonValue] = Field(default_factory=dict)
     recipe_hash: str = ""
     data_hash: str = ""
     step: int = 0

@@ -30,10 +30,10 @@ class TrainConfig(BaseModel):
 
     Attributes:
         epochs: Length; `auto` is resolved from the size of the data set before training starts.
-        batch_size: Images per batch and process.
+        batch_size: Images per batch and process; `auto` is what the device's memory holds.
         accumulate: Batches whose gradients are averaged into one step.
         repeats: How often the loader shows each image in an epoch; `auto` as for `epochs`.
-        workers: Processes that load images (0: none); never changes the result.
+        workers: Processes that load images (0: none); `auto` goes by the device; never changes the result.
         precision: Number format of the forward pass; weights are float32 in all of them. fp16 needs a GPU.
         clip_norm: Gradients with a larger norm are scaled down to it; null turns clipping off.
         ema: Decay of the moving average of the weights, such as 0.999; null keeps no average. When it is kept, it
@@ -68,10 +68,10 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     epochs: Count | Auto = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 2
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | Auto = 2
     accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
     repeats: Count | Auto = 1
-    workers: Annotated[int, Field(ge=0, le=256)] = 2
+    workers: Annotated[int, Field(ge=0, le=256)] | Auto = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip_norm: Annotated[float, Field(gt=0)] | None = 35.0
     ema: Decay | None = None
