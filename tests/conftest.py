@@ -1,0 +1,39 @@
+"""One torch thread, reproducible hypothesis examples, importable references, real data where there is any."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))  # for `from reference.slow_nms import ...`
+torch.set_num_threads(1)
+settings.register_profile(
+    "scantling",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("scantling")
+
+
+def real_data_root() -> Path | None:
+    """Folder of the real data sets: $SCANTLING_TEST_DATA, else `shared/data` beside the checkout, else None."""
+    given = os.environ.get("SCANTLING_TEST_DATA")
+    root = Path(given) if given else TESTS.parent.parent / "shared" / "data"
+    return root if root.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real data sets; the test is skipped where there is none."""
+    root = real_data_root()
+    if root is None:
+        pytest.skip("no real data: set SCANTLING_TEST_DATA to the folder of the data sets")
+    return root
