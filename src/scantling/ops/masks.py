@@ -20,7 +20,6 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from scantling.errors import DataError
-from scantling.ops.boxes import transform_boxes
 from scantling.ops.rle import (
     MAX_MASK_PIXELS,
     RLE,
@@ -305,9 +304,10 @@ def warp_patch(
     """
     patch, matrix = _shrink(patch.astype(np.uint8) * 255, _shift_origin(matrix, offset_xy))
     h, w = patch.shape
-    hull = transform_boxes(torch.tensor([[0.0, 0.0, w, h]], dtype=torch.float64), matrix)[0].numpy()
-    x1, y1 = (max(0, math.floor(value)) for value in hull[:2])
-    x2, y2 = min(size_hw[1], math.ceil(hull[2])), min(size_hw[0], math.ceil(hull[3]))
+    reach = matrix[:, :2] * [w, h]  # what the far corner adds along each axis; the near corner is the origin
+    x1, y1 = (max(0, math.floor(value)) for value in np.minimum(reach, 0).sum(axis=1) + matrix[:, 2])
+    right, bottom = np.maximum(reach, 0).sum(axis=1) + matrix[:, 2]
+    x2, y2 = min(size_hw[1], math.ceil(right)), min(size_hw[0], math.ceil(bottom))
     if not patch.size or x2 <= x1 or y2 <= y1:
         return np.zeros((0, 0), dtype=np.uint8), (0, 0)
     centred = matrix.copy()  # OpenCV counts from pixel centres, we from pixel edges

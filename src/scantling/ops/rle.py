@@ -121,10 +121,10 @@ def rle_encode(mask: ArrayLike) -> RLE:
 
 def rle_decode(rle: RLE | Mapping[str, object]) -> NDArray[np.bool_]:
     """Dense (H, W) mask of an RLE; raises `DataError` as `rle_counts` does."""
-    counts = rle_counts(rle)
-    height, width = check_size(rle.get("size"))
-    values = np.arange(len(counts)) % 2 == 1
-    return np.ascontiguousarray(np.repeat(values, counts).reshape(width, height).T)
+    patch, (x, y) = rle_to_patch(rle)
+    dense = np.zeros(check_size(rle.get("size")), dtype=np.bool_)
+    dense[y : y + patch.shape[0], x : x + patch.shape[1]] = patch
+    return dense
 
 
 def rle_area(rle: RLE | Mapping[str, object]) -> int:
