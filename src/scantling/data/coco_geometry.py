@@ -24,6 +24,7 @@ _NUMBERS = {int, float}
 _TOLERANCE = 1.0  # pixels a box may leave its image without remark
 _MIN_SIDE = 0.01  # pixels of a box that must be inside; less is lost in float32
 _MIN_AGREEMENT = 0.7  # IoU of a box with the extent of its mask
+_NO_AREA = 1e-9  # square pixels
 _FAR = 1e9  # larger numbers only overflow
 _MANY = 3  # boxes from which on "they look like xyxy" is an error
 
@@ -163,8 +164,7 @@ def _checked_polygon(part: object, index: int, log: RecordLog) -> NDArray[np.flo
     if points is None:
         log.add("polygon-number", "a polygon holds something other than numbers", field=field, value=part)
         return None
-    reach = _reach(points)
-    if not reach <= MAX_OUTLINE:
+    if not _rasterises_cheaply(points):
         message = "a polygon holds NaN, infinity or coordinates far from any image"
         log.add("polygon-number", message, field=field, value=part)
         return None
@@ -180,30 +180,34 @@ def _points(part: list[object]) -> NDArray[np.float64] | None:
         return None
 
 
-def _reach(points: NDArray[np.float64]) -> float:
-    """Length of the outline and its distance from the origin: what rasterising it costs; NaN for NaN."""
+def _rasterises_cheaply(points: NDArray[np.float64]) -> bool:
+    """Whether the outline is short and near enough to be drawn; false for NaN and infinity."""
+    farthest = np.abs(points).max()
+    if (points.size + 1) * farthest <= MAX_OUTLINE:
+        return True
     with np.errstate(invalid="ignore", over="ignore"):
         corners = points.reshape(-1, 2)
         steps = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1)
-        return float(steps.sum() + np.abs(points).max())
+        return bool(steps.sum() + farthest <= MAX_OUTLINE)
 
 
 def _encloses_area(polygon: NDArray[np.float64]) -> bool:
     """Whether the corners do not all lie on one line (a bow-tie has area although its signed area may be 0)."""
-    corners = polygon.reshape(-1, 2) - polygon[:2]
-    far = corners[np.abs(corners).max(axis=1).argmax()]
-    return bool(np.abs(corners[:, 0] * far[1] - corners[:, 1] * far[0]).max() > 1e-9)
+    x, y = polygon[0::2] - polygon[0], polygon[1::2] - polygon[1]
+    if (
+        abs(x[:-1] @ y[1:] - y[:-1] @ x[1:]) > _NO_AREA
+    ):  # the shoelace formula; the first corner is the origin
+        return True
+    far = np.maximum(np.abs(x), np.abs(y)).argmax()
+    return bool(np.abs(x * y[far] - y * x[far]).max() > _NO_AREA)
 
 
 def polygons_extent(polygons: Polygons) -> Box:
     """Left, top, right, bottom of all corners."""
-    points = np.concatenate(polygons)
-    return (
-        float(points[0::2].min()),
-        float(points[1::2].min()),
-        float(points[0::2].max()),
-        float(points[1::2].max()),
-    )
+    corners = (polygons[0] if len(polygons) == 1 else np.concatenate(polygons)).reshape(-1, 2)
+    left, top = corners.min(axis=0).tolist()
+    right, bottom = corners.max(axis=0).tolist()
+    return left, top, right, bottom
 
 
 def mask_extent(segmentation: Segmentation, size_hw: SizeHw) -> Box | None:

@@ -15,7 +15,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -64,7 +64,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         _explain_write_failure(path, error)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path | str, content: bytes | str) -> None:
@@ -248,9 +249,22 @@ def _flush(path: Path, flags: int) -> None:
 
 
 def _explain_write_failure(path: Path, error: OSError) -> NoReturn:
+    """Raise what the user can act on; errors about other files pass unchanged."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         message = f"{path}: no space left on the disk; nothing was written under that name"
         raise UsageError(message, hint="Free some space and run the same command again.") from error
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+    ours = (
+        error.filename is None
+        or Path(error.filename).is_relative_to(path.parent)
+        or path.is_relative_to(error.filename)
+    )
+    if ours and error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+    ):
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
     raise error
