@@ -91,7 +91,7 @@ def read_coco(
         task=task,
         labels={category.id: label for label, category in enumerate(categories)},
         images={image.id: image for image in images},
-        all_image_ids=_ids_of(raw["images"]),
+        declared={key: _ids_of(raw[key]) for key in ("images", "categories")},
         log=log,
     )
     per_image = parse_annotations(raw["annotations"], tables)

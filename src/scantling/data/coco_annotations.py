@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,9 +31,9 @@ class Tables:
 
     Attributes:
         task: Segmentation needs a mask for every annotation.
-        labels: Category id -> label.
+        labels: Category id -> label, for categories that can be used.
         images: Image id -> record, for images that can be used.
-        all_image_ids: Ids of all images in the file, usable or not.
+        declared: Ids of all `images` and `categories` in the file, usable or not: references to them need no remark.
         log: Takes the findings.
         boxes: Every box of four finite numbers, as in the file.
         box_sizes_hw: Sizes of their images.
@@ -41,7 +42,7 @@ class Tables:
     task: Task
     labels: dict[ImageId, int]
     images: dict[ImageId, ImageRecord]
-    all_image_ids: frozenset[ImageId]
+    declared: Mapping[str, frozenset[ImageId]]
     log: FindingLog
     boxes: list[Box] = field(default_factory=list)
     box_sizes_hw: list[tuple[int, int]] = field(default_factory=list)
@@ -61,9 +62,9 @@ def parse_annotations(raw: list[object], tables: Tables) -> dict[ImageId, list[A
         objects.sort(key=lambda annotation: id_order(annotation.id))
         _warn_of_repeated_boxes(image_id, objects, tables.log)
     diagnose_boxes(tables.boxes, tables.box_sizes_hw, tables.log, "annotations")
-    if len(parsed) < len(raw):
+    if len(parsed) < len(raw) and not tables.log.failed:
         message = f"{len(raw) - len(parsed)} of {len(raw)} annotations are not used"
-        tables.log.add("annotations-dropped", message, path="annotations", value=len(raw) - len(parsed))
+        tables.log.add("annotations-dropped", message, path="annotations")
     return per_image
 
 
@@ -81,7 +82,7 @@ def remark_on_coverage(
         message = (
             f"{len(empty)} of {len(per_image)} images have no annotation (background): {name_some(empty)}"
         )
-        log.add("images-without-annotations", message, path="images", value=len(empty))
+        log.add("images-without-annotations", message, path="images")
 
 
 def _parse_annotation(
@@ -116,8 +117,8 @@ def _image_of(record: Raw, tables: Tables, log: RecordLog) -> ImageRecord | None
         return None
     identifier = usable_id(value)
     image = tables.images.get(identifier) if identifier is not None else None
-    if image is None and identifier not in tables.all_image_ids:
-        message = unknown_reference("image", value, tables.all_image_ids)
+    if image is None and identifier not in tables.declared["images"]:
+        message = unknown_reference("image", value, tables.declared["images"])
         log.add("image-unknown", message, field="image_id", value=value)
     return image
 
@@ -129,8 +130,8 @@ def _label_of(record: Raw, tables: Tables, log: RecordLog) -> int | None:
         return None
     identifier = usable_id(value)
     label = tables.labels.get(identifier) if identifier is not None else None
-    if label is None:
-        message = unknown_reference("category", value, tables.labels)
+    if label is None and identifier not in tables.declared["categories"]:
+        message = unknown_reference("category", value, tables.declared["categories"])
         log.add("category-unknown", message, field="category_id", value=value)
     return label
 

@@ -294,7 +294,7 @@ class _Gathered:
             return
         if len(self.records) < self.taken:
             message = f"{self.taken - len(self.records)} of {self.taken} predictions are not used"
-            add("results-dropped", message, value=self.taken - len(self.records))
+            add("results-dropped", message)
         for key, count in (("bbox", len(self.boxes)), ("segmentation", self._count("segmentation"))):
             if 0 < count < len(self.records):
                 add("results-mixed", f"{count} of {len(self.records)} predictions have a {key}")
@@ -302,7 +302,7 @@ class _Gathered:
         missing = [image.file_name for image in self.dataset.images if image.id not in covered]
         if missing:
             message = f"{len(missing)} of {len(self.dataset)} images have no prediction: {name_some(missing)}"
-            add("results-uncovered", message, value=len(missing))
+            add("results-uncovered", message)
 
     def _count(self, key: str) -> int:
         return sum(key in record for record in self.records)

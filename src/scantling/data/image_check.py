@@ -111,7 +111,7 @@ def usable_images(
     if unusable:
         names = [record.file_name for record in dataset.images if record.id in unusable]
         message = f"{len(names)} of {len(dataset)} images are not used: {name_some(names)}"
-        log.add("images-dropped", message, path="images", value=len(names))
+        log.add("images-dropped", message, path="images")
     return replace(dataset.subset(kept), findings=(*dataset.findings, *findings, *log.findings))
 
 
