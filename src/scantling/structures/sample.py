@@ -117,7 +117,7 @@ class Sample:
     image: NDArray[np.uint8]
     instances: Instances
     frame: Frame
-    image_id: int | str
+    image_id: int | float | str
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[0] != 3 or self.image.dtype != np.uint8:
@@ -165,7 +165,7 @@ class Batch:
     sizes_hw: list[tuple[int, int]]
     instances: list[Instances]
     frames: list[Frame]
-    image_ids: list[int | str]
+    image_ids: list[int | float | str]
 
     def __post_init__(self) -> None:
         count = len(self.images)

@@ -31,7 +31,7 @@ class TrainBatch(Protocol):
     """What a model is trained on: anything that can move to a device and name its images."""
 
     @property
-    def image_ids(self) -> Sequence[int | str]:
+    def image_ids(self) -> Sequence[int | float | str]:
         """Ids of the images, for messages about this batch."""
 
     def to(self, device: torch.device) -> Self:
@@ -59,7 +59,7 @@ class _Record:
 
     names: tuple[str, ...]
     losses: Tensor
-    image_ids: Sequence[int | str]
+    image_ids: Sequence[int | float | str]
 
 
 class Stepper:

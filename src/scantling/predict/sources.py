@@ -1,0 +1,46 @@
+"""What to predict on: a file, a folder, or the images that a COCO file names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from scantling.data.coco import ImageRecord, read_coco
+from scantling.data.image_check import images_of_folder
+from scantling.data.images import image_header
+from scantling.errors import Finding, UsageError
+
+
+class Source(NamedTuple):
+    """Images to predict on, and what was found while looking for them."""
+
+    records: tuple[ImageRecord, ...]
+    findings: tuple[Finding, ...]
+
+
+def open_source(path: Path | str, image_root: Path | str | None = None) -> Source:
+    """The images behind a path.
+
+    Args:
+        path: An image; a folder, with its sub-folders; or a COCO file, of which only `images` is needed.
+        image_root: Folder to which the names in a COCO file are relative; None: found near the file.
+
+    Returns:
+        Records with the COCO file's own ids, or the names relative to the folder as ids. What lies in a folder and
+        is no image is a warning.
+
+    Raises:
+        UsageError: There is nothing at that path.
+        DataError: The file is neither an image nor a COCO file, or there is no image.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file or folder", hint="Check the path.")
+    if path.is_dir():
+        folder = images_of_folder(path)
+        return Source(folder.records, folder.findings)
+    if path.suffix.lower() == ".json":
+        dataset = read_coco(path, image_root, require_labels=False)
+        return Source(dataset.images, dataset.findings)
+    size_hw = image_header(path).upright_hw
+    return Source((ImageRecord(id=path.name, file_name=path.name, path=path, size_hw=size_hw),), ())

@@ -1,0 +1,48 @@
+"""Test-time augmentation: one image seen several times, its candidates pooled in original pixels, suppressed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from scantling.models.two_stage import SuppressConfig, suppress_instances
+from scantling.structures.instances import Instances
+from scantling.structures.sample import Batch, Frame
+
+
+def mirrored(batch: Batch) -> Batch:
+    """The images of a batch with left and right exchanged; padding stays at the right and bottom.
+
+    Args:
+        batch: On any device; its ground truth is left out.
+    """
+    images = batch.images.clone()
+    frames = []
+    for image, frame, (height, width) in zip(images, batch.frames, batch.sizes_hw, strict=True):
+        image[:, :height, :width] = image[:, :height, :width].flip(-1)
+        frames.append(frame.then(np.array([[-1.0, 0.0, width], [0.0, 1.0, 0.0]]), (height, width)))
+    instances = [Instances.empty(size_hw, scored=False) for size_hw in batch.sizes_hw]
+    return replace(batch, images=images, frames=frames, instances=instances)
+
+
+def pool(
+    seen: Sequence[tuple[Frame, Instances]], config: SuppressConfig, class_names: Sequence[str]
+) -> Instances:
+    """Detections of one image from the candidates of its views.
+
+    Args:
+        seen: For each view its frame and the scored candidates in it; at least one view.
+        config: Suppression, applied once over all views.
+        class_names: Category names in label order (used by per-category thresholds only).
+
+    Returns:
+        Detections in original pixels, in main memory, best first. One view alone is suppressed in its own frame,
+        which gives what `Detector.predict` gives there; several are suppressed in original pixels.
+    """
+    if len(seen) == 1:
+        frame, found = seen[0]
+        return frame.invert(suppress_instances(found, config, class_names).to("cpu"))
+    everything = Instances.cat([frame.invert(found.to("cpu")) for frame, found in seen])
+    return suppress_instances(everything, config, class_names)
