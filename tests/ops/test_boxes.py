@@ -94,6 +94,16 @@ class TestOverlap:
         expected = getattr(torchvision.ops, name[kind])(a, b).diagonal()
         torch.testing.assert_close(paired_iou(a, b, kind), expected, atol=1e-5, rtol=1e-5)
 
+    @pytest.mark.parametrize("kind", ["giou", "diou", "ciou"])
+    def test_gradients_agree_with_torchvision(self, kind):
+        """CIoU's trade-off weight must be a constant for the gradient."""
+        name = {"giou": "generalized", "diou": "distance", "ciou": "complete"}[kind]
+        ours, theirs = random_boxes(40, 1).requires_grad_(), random_boxes(40, 1).requires_grad_()
+        target = random_boxes(40, 2)
+        (1 - paired_iou(ours, target, kind)).sum().backward()
+        getattr(torchvision.ops, f"{name}_box_iou_loss")(theirs, target, reduction="sum").backward()
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
+
     def test_pairwise_agrees_with_torchvision(self):
         a, b = random_boxes(30, 3), random_boxes(50, 4)
         torch.testing.assert_close(pairwise_iou(a, b), torchvision.ops.box_iou(a, b))

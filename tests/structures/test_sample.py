@@ -145,7 +145,7 @@ class TestSample:
 
 class TestBatch:
     def test_images_are_padded_right_and_below_with_zeros(self):
-        batch = Batch.collate([sample((4, 6), "a"), sample((7, 3), 2)], size_divisor=8)
+        batch = Batch.collate([sample((4, 6), "a"), sample((7, 3), 2)], size_divisor=4)
         assert (batch.images.shape, batch.images.dtype) == ((2, 3, 8, 8), torch.uint8)
         assert (batch.sizes_hw, batch.image_ids) == ([(4, 6), (7, 3)], ["a", 2])
         for image, (height, width) in zip(batch.images, batch.sizes_hw, strict=True):
