@@ -24,6 +24,7 @@ Limits = tuple[int, int, int]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREA_NAMES = ("all", "small", "medium", "large")
+_LIMITS_PARAMETER = "maxDets"  # the engines' name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,7 +84,7 @@ def _pycocotools(problem: Problem, limits: Limits) -> Mapping[str, Any]:
     truth.createIndex()
     detections.createIndex()
     evaluator = COCOeval(truth, detections, problem.iou_type)
-    evaluator.params.maxDets = list(limits)
+    setattr(evaluator.params, _LIMITS_PARAMETER, list(limits))
     evaluator.evaluate()
     evaluator.accumulate()
     arrays: Mapping[str, Any] = evaluator.eval
@@ -107,7 +108,7 @@ def _hotcoco(problem: Problem, limits: Limits) -> Mapping[str, Any]:
 
     truth = hotcoco.COCO(problem.truth)
     evaluator = hotcoco.COCOeval(truth, truth.load_res(problem.detections), problem.iou_type)
-    evaluator.params.max_dets = list(limits)
+    setattr(evaluator.params, _LIMITS_PARAMETER, list(limits))
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator.eval or {}

@@ -159,7 +159,7 @@ def break_down(
         max_detections: Predictions kept per image and category, best first.
 
     Raises:
-        DataError: A record names an unknown image or category, or has a score or box that is not finite.
+        DataError: Results that do not belong to the data set or are damaged; with all findings.
     """
     problem = build_problem(dataset, results, iou_type)
     matches = tuple(match_images(problem, iou_threshold=iou_threshold, max_detections=max_detections))

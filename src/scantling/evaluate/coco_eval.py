@@ -100,7 +100,7 @@ def evaluate_results(
         max_detections: Three increasing limits; AP is taken at the last.
 
     Raises:
-        DataError: A record names an unknown image or category, or has a score or box that is not finite.
+        DataError: Results that do not belong to the data set or are damaged; with all findings.
         UsageError: The detection limits or the backend cannot be used.
     """
     limits = _check_limits(max_detections)

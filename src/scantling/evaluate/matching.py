@@ -90,7 +90,8 @@ class ImageMatch:
     @property
     def is_hit(self) -> NDArray[np.bool_]:
         """(N,) whether a prediction found a truth that counts."""
-        return np.logical_and(self.truth_of != NONE, ~self.is_ignored)
+        hits: NDArray[np.bool_] = (self.truth_of != NONE) & ~self.is_ignored
+        return hits
 
     @property
     def is_ignored(self) -> NDArray[np.bool_]:

@@ -6,15 +6,14 @@ for "not matched" and cannot sort image ids of mixed types), and copying keeps t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from scantling.data.coco import CocoDataset, ImageRecord
 from scantling.data.coco_records import Annotation, area_of, to_rle
-from scantling.errors import DataError, Finding, Severity
-from scantling.ops.masks import polygons_to_rle
+from scantling.data.coco_results import CheckedResults, check_results
+from scantling.errors import Finding, Severity
 
 IouType = Literal["bbox", "segm"]
 Result = Mapping[str, Any]
@@ -44,17 +43,17 @@ def build_problem(dataset: CocoDataset, results: Sequence[Result], iou_type: Iou
 
     Args:
         dataset: The truth.
-        results: COCO results in the data set's own ids, masks sound (as `read_results` makes sure). Those without
-            the shape `iou_type` needs are left out and counted in a finding.
+        results: COCO results in the data set's own ids. Those without the shape `iou_type` needs are left out and
+            counted in a finding.
         iou_type: Which overlap counts. For `segm`, truths without a mask are left out and counted.
 
     Raises:
-        DataError: A record names an unknown image or category, or has a score or box that is not finite.
+        DataError: Results that do not belong to the data set or are damaged; with all findings.
     """
     annotations = _annotations(dataset, iou_type)
     key = "bbox" if iou_type == "bbox" else "segmentation"
-    usable = [result for result in results if result.get(key)]
-    _check_results(dataset, usable)
+    checked = check_results([dict(result) for result in results], dataset)
+    usable = [result for result in checked.records if key in result]
     return Problem(
         truth={
             "images": [_image_record(number, image) for number, image in enumerate(dataset.images, start=1)],
@@ -67,7 +66,7 @@ def build_problem(dataset: CocoDataset, results: Sequence[Result], iou_type: Iou
         iou_type=iou_type,
         findings=(
             *_truth_findings(dataset, len(annotations)),
-            *_result_findings(key, len(results), len(usable)),
+            *_result_findings(checked, len(usable), key),
         ),
     )
 
@@ -105,19 +104,15 @@ def _annotation_record(annotation: Annotation, size_hw: tuple[int, int], iou_typ
 
 def _detections(dataset: CocoDataset, results: Sequence[Result], key: str) -> list[Record]:
     label_of = {category.id: label for label, category in enumerate(dataset.categories)}
-    detections = []
-    for result in results:
-        index = dataset.index_of[result["image_id"]]
-        record = {"image_id": index + 1, "category_id": label_of[result["category_id"]] + 1}
-        shape = _shape(result[key], dataset.images[index].size_hw, key)
-        detections.append({**record, "score": float(result["score"]), key: shape})
-    return detections
-
-
-def _shape(value: Any, size_hw: tuple[int, int], key: str) -> Any:
-    if key == "bbox":
-        return [float(number) for number in value]
-    return polygons_to_rle(value, size_hw) if isinstance(value, list) else to_rle(value, size_hw)
+    return [
+        {
+            "image_id": dataset.index_of[result["image_id"]] + 1,
+            "category_id": label_of[result["category_id"]] + 1,
+            "score": float(result["score"]),
+            key: [float(number) for number in result[key]] if key == "bbox" else result[key],
+        }
+        for result in results
+    ]
 
 
 def _truth_findings(dataset: CocoDataset, num_usable: int) -> list[Finding]:
@@ -133,37 +128,11 @@ def _truth_findings(dataset: CocoDataset, num_usable: int) -> list[Finding]:
     return []
 
 
-def _result_findings(key: str, num_results: int, num_usable: int) -> list[Finding]:
-    missing = num_results - num_usable
-    if not num_usable:
-        return [_warning("results-empty", f"there are no predictions with {key}: AP is 0")]
-    if missing:
-        message = f"{missing} of {num_results} predictions have no {key} and were left out"
-        return [_warning("results-mixed", message, value=missing)]
-    return []
-
-
-def _check_results(dataset: CocoDataset, results: Sequence[Result]) -> None:
-    images, categories = dataset.index_of, set(dataset.category_ids)
-    findings = []
-    for index, result in enumerate(results):
-        if result["image_id"] not in images:
-            findings.append(_error("results-image-unknown", "no such image", index, result["image_id"]))
-        if result["category_id"] not in categories:
-            findings.append(
-                _error("results-category-unknown", "no such category", index, result["category_id"])
-            )
-        if not math.isfinite(result["score"]):
-            findings.append(_error("results-score", "the score is not finite", index, result["score"]))
-        if not all(math.isfinite(value) for value in result.get("bbox") or ()):
-            findings.append(_error("results-box", "the box is not finite", index, result["bbox"]))
-    if findings:
-        raise DataError("The predictions cannot be evaluated.", findings=findings)
+def _result_findings(checked: CheckedResults, num_usable: int, key: str) -> tuple[Finding, ...]:
+    if checked.records and not num_usable:
+        return (*checked.findings, _warning("results-empty", f"no prediction has a {key}: AP is 0"))
+    return checked.findings
 
 
 def _warning(code: str, message: str, *, file: str | None = None, value: object = None) -> Finding:
     return Finding(code=code, severity=Severity.WARNING, message=message, file=file, value=value)
-
-
-def _error(code: str, message: str, index: int, value: object) -> Finding:
-    return Finding(code=code, severity=Severity.ERROR, message=message, path=f"[{index}]", value=value)

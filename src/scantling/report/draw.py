@@ -45,7 +45,7 @@ class DrawStyle:
     line_width: int | None = None
     font_size: int | None = None
     show_labels: bool = True
-    mask_opacity: float = 0.4
+    mask_opacity: float = 0.35
     colour: Colour | None = None
 
 

@@ -152,7 +152,7 @@
     const [, , width, height] = one(".over", shot).getAttribute("viewBox").split(" ").map(Number);
     shot.style.setProperty("--ratio", width / height);
     const font = one(".over", shot);
-    font.setAttribute("font-size", Math.min(Number(font.getAttribute("font-size")), width / 60 + 1));
+    font.setAttribute("font-size", Math.min(Number(font.getAttribute("font-size")), width / 62));
     one(".viewer-stage").replaceChildren(shot);
     one(".viewer-text").textContent = all("figcaption > *", card).map((part) => part.textContent).join(" · ");
     shown = card;
