@@ -134,6 +134,11 @@ def _checked_polygons(value: list[object], size_hw: SizeHw, log: RecordLog) -> P
     if all(part == [] for part in value):
         log.add("mask-empty", "the segmentation holds no polygon", field="segmentation", value=value)
         return None
+    if any(type(part) in _NUMBERS for part in value):
+        hint = "Put the list of numbers into a list: [[x1, y1, ...]]."
+        message = "the segmentation is one flat list, not a list of polygons"
+        log.add("polygon-shape", message, field="segmentation", value=value, hint=hint)
+        return None
     polygons = tuple(_checked_polygon(part, index, log) for index, part in enumerate(value))
     if any(polygon is None for polygon in polygons):
         return None
@@ -153,8 +158,7 @@ def _checked_polygons(value: list[object], size_hw: SizeHw, log: RecordLog) -> P
 def _checked_polygon(part: object, index: int, log: RecordLog) -> NDArray[np.float64] | None:
     field = f"segmentation[{index}]"
     if not isinstance(part, list):
-        hint = "Put the list of numbers into a list: [[x1, y1, ...]]." if type(part) in _NUMBERS else None
-        log.add("polygon-shape", "a polygon is not a list", field=field, value=part, hint=hint)
+        log.add("polygon-shape", "a polygon is not a list", field=field, value=part)
         return None
     if len(part) < 6 or len(part) % 2:
         message = f"a polygon has {len(part)} numbers, not at least 3 pairs x, y"
@@ -182,7 +186,7 @@ def _points(part: list[object]) -> NDArray[np.float64] | None:
 
 def _rasterises_cheaply(points: NDArray[np.float64]) -> bool:
     """Whether the outline is short and near enough to be drawn; false for NaN and infinity."""
-    farthest = np.abs(points).max()
+    farthest = float(np.abs(points).max())
     if (points.size + 1) * farthest <= MAX_OUTLINE:
         return True
     with np.errstate(invalid="ignore", over="ignore"):
