@@ -205,10 +205,10 @@ def exif_orientation(exif: bytes) -> int:
 
 def _parse_with_pillow(data: bytes, kind: ImageFormat, file: str) -> ImageHeader:
     try:
-        if kind == "TIFF":
-            return _parse_tiff(data)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # what matters of it is found below
+            if kind == "TIFF":
+                return _parse_tiff(data)
             image = Image.open(io.BytesIO(data), formats=[kind])
         frames = int(getattr(image, "n_frames", 1))
         orientation = exif_orientation(_exif_of(image)) if kind == "WEBP" else 1

@@ -260,7 +260,7 @@ def _decode_deep(data: bytes) -> Pixels | None:
 def _decode_with_pillow(data: bytes, header: ImageHeader, file: str) -> Pixels:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # the header was checked, what is damaged raises
             image = Image.open(io.BytesIO(data), formats=[header.format])
             image.load()
         pixels = None if image.mode.startswith(_NO_WHITE) else np.array(image.convert("RGB"))
