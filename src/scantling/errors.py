@@ -6,6 +6,7 @@ message without a traceback and exits with its `exit_code`. Any other exception 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -48,7 +49,9 @@ class Finding:
         place = ": ".join(part for part in (self.file, self.path) if part)
         value = f" (found {self.value!r:.80})" if self.value is not None else ""
         hint = f". {self.hint}" if self.hint else ""
-        return f"{self.severity.value} [{self.code}] {place + ': ' if place else ''}{self.message}{value}{hint}"
+        return (
+            f"{self.severity.value} [{self.code}] {place + ': ' if place else ''}{self.message}{value}{hint}"
+        )
 
 
 class ScantlingError(Exception):
@@ -100,3 +103,9 @@ class Interrupted(ScantlingError):  # noqa: N818 - a request, not an error
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """The end of a message that suggests the nearest of some names; empty when none is near."""
+    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

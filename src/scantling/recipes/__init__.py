@@ -1,1 +1,45 @@
+"""The recipes that ship with scantling: one YAML file each, complete and readable on its own."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from scantling.errors import ConfigError, did_you_mean
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """File of every shipped recipe by name, in alphabetical order."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+
+
+def find_recipe(source: str | Path) -> Path:
+    """Path of a recipe given as a file or by a shipped name.
+
+    Raises:
+        ConfigError: There is neither such a file nor such a recipe.
+    """
+    path, shipped = Path(source), shipped_recipes()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1 or path.exists():
+        return path
+    raise ConfigError(
+        f"no recipe is called {str(source)!r}{did_you_mean(str(source), shipped)}",
+        hint=f"Shipped recipes: {', '.join(shipped)}. A file of your own must end in .yaml.",
+    )
+
+
+def read_recipe(path: Path) -> str:
+    """Text of a recipe's file; a byte order mark is accepted.
+
+    Raises:
+        ConfigError: It is missing, a folder, or not text.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file (byte {error.start} is not UTF-8)") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

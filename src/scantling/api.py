@@ -1,0 +1,313 @@
+"""Every verb of the command line as a function: the same name, the same arguments.
+
+    from scantling import api
+
+    summary = api.train("parts/", "bccd-cpu", out="runs/parts")
+    found = api.predict("new-photos/", run="runs/parts")
+
+Progress goes to the log of the package (`logging.getLogger("scantling")`); set it to INFO to see it. What a user
+can get wrong raises `scantling.errors.ScantlingError` with a message to show. Importing this module loads
+nothing heavy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from scantling.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from scantling.evaluate.backends import Backend
+    from scantling.evaluate.coco_eval import Evaluation
+    from scantling.evaluate.problem import IouType
+    from scantling.pipeline import RunSummary
+    from scantling.prediction import Predictions
+    from scantling.weights_import import ImportSummary
+
+log = logging.getLogger(__name__)
+
+DEMO_SPLITS: Mapping[str, int] = {"train": 200, "val": 60}
+
+
+def run(
+    recipe: str | Path,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> RunSummary:
+    """Do everything a recipe says, into a run folder; what is done and unchanged is not done again.
+
+    Args:
+        recipe: Name of a shipped recipe, or a YAML file.
+        data: Folder of the data set; None takes the recipe's own.
+        out: Run folder; None is `runs/RECIPE`.
+        overrides: `KEY.PATH=VALUE` texts that replace values of the recipe.
+        seed: Of all randomness; None takes the recipe's own.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        overwrite: Start over in the folder of an earlier run.
+
+    Raises:
+        ScantlingError: Recipe, data, device or folder cannot be used; then nothing was written.
+    """
+    if data is not None:
+        _require_folder(Path(data), "data set")
+    from scantling.config import load_recipe
+    from scantling.pipeline import run_recipe
+
+    loaded = load_recipe(recipe, overrides).on(data=data, seed=seed)
+    folder = Path(out) if out is not None else Path("runs") / Path(recipe).stem
+    return run_recipe(loaded, folder, device=device, overwrite=overwrite)
+
+
+def demo(
+    out: str | Path = "runs/demo",
+    *,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> RunSummary:
+    """Generate inspection scenes beside the run folder, train the recipe `demo` on them, write its report.
+
+    Args:
+        out: Run folder; the scenes go to a folder of that name with `-data` added.
+        overrides: As in `run`.
+        seed: Of training; the scenes are always the same.
+        device: As in `run`.
+        overwrite: As in `run`.
+    """
+    scenes = Path(out).with_name(f"{Path(out).name}-data")
+    if not all((scenes / "annotations" / f"{split}.json").is_file() for split in DEMO_SPLITS):
+        log.info("generating %d scenes in %s", sum(DEMO_SPLITS.values()), scenes)
+        synth(scenes, splits=DEMO_SPLITS, overwrite=True)
+    return run("demo", scenes, out, overrides=overrides, seed=seed, device=device, overwrite=overwrite)
+
+
+def train(
+    data: str | Path,
+    recipe: str | Path,
+    out: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> RunSummary:
+    """Train the detectors of a recipe on a data set, evaluate them and write the report.
+
+    The arguments are those of `run`; `data` must be given.
+    """
+    return run(recipe, data, out, overrides=overrides, seed=seed, device=device, overwrite=overwrite)
+
+
+def predict(
+    source: str | Path,
+    *,
+    run: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    out: str | Path | None = None,
+    overlays: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    device: str = "auto",
+) -> Predictions:
+    """Detect objects in an image, a folder of images, or the images of a COCO file.
+
+    Args:
+        source: What to look at.
+        run: Run folder whose best member predicts.
+        checkpoint: Checkpoint file, instead of `run`.
+        out: COCO results file to write.
+        overlays: Folder for copies of the images with what was found drawn on them.
+        overrides: `KEY=VALUE` texts that replace settings of prediction, such as `scales=[480,640]`.
+        device: As in `run`.
+
+    Raises:
+        ScantlingError: The source, the checkpoint or a setting cannot be used.
+    """
+    _require_existing(Path(source), "source")
+    if (run is None) == (checkpoint is None):
+        raise UsageError("give either --run DIR or --checkpoint FILE")
+    from scantling.prediction import load_detector, predict_source
+
+    path = Path(checkpoint) if checkpoint is not None else _best_checkpoint(Path(run or ""))
+    detector = load_detector(path, overrides, device=device)
+    return predict_source(
+        Path(source), detector, out=Path(out) if out else None, overlays=Path(overlays) if overlays else None
+    )
+
+
+def evaluate(
+    results: str | Path,
+    data: str | Path,
+    *,
+    iou_type: IouType = "bbox",
+    backend: Backend = "auto",
+    out: str | Path | None = None,
+) -> Evaluation:
+    """The COCO numbers of a results file of any detector.
+
+    Args:
+        results: COCO results file.
+        data: COCO annotations file with the truth.
+        iou_type: `bbox` or `segm`.
+        backend: `auto`, `pycocotools` or `hotcoco` (same numbers, faster).
+        out: JSON file to write the numbers to.
+
+    Raises:
+        DataError: One of the files cannot be used; with all findings.
+    """
+    _require_existing(Path(results), "results file")
+    _require_existing(Path(data), "annotations file")
+    from scantling.data.coco import read_coco, read_results
+    from scantling.data.io import write_json
+    from scantling.evaluate.coco_eval import evaluate_results, metrics_json
+
+    dataset = read_coco(data)
+    evaluation = evaluate_results(dataset, read_results(results, dataset), iou_type=iou_type, backend=backend)
+    if out is not None:
+        write_json(out, metrics_json([evaluation]), indent=2)
+    return evaluation
+
+
+def report(run: str | Path) -> Path:
+    """Write the report of a finished run anew.
+
+    Args:
+        run: Run folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        UsageError: It is no run folder, or the run is not finished.
+    """
+    folder = _require_run(Path(run))
+    from scantling.config import load_recipe
+    from scantling.pipeline import write_run_report
+    from scantling.run_data import read_run_data
+
+    recipe = load_recipe(folder / "recipe.yaml")
+    return write_run_report(folder, recipe, read_run_data(recipe.data, recipe.evaluate.split))
+
+
+def synth(
+    out: str | Path,
+    *,
+    splits: Mapping[str, int],
+    layout: Literal["coco", "delftbikes"] = "coco",
+    overrides: Iterable[str] = (),
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Path]:
+    """Generate labelled inspection scenes.
+
+    Args:
+        out: Folder to write to.
+        splits: Number of pictures by split.
+        layout: `coco` or `delftbikes`.
+        overrides: `KEY=VALUE` texts for the properties of the scenes, such as `noise.missing=0.1`.
+        seed: Same seed, same files.
+        overwrite: Write into a folder that is not empty.
+
+    Returns:
+        The annotation file of every split.
+    """
+    from scantling.data.synth import SynthConfig, write_synth
+    from scantling.draft import Draft
+
+    config = Draft.of(SynthConfig, overrides).check()
+    return write_synth(Path(out), config, splits=splits, seed=seed, layout=layout, overwrite=overwrite)
+
+
+def import_weights(
+    file: str | Path,
+    model: str,
+    out: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    overwrite: bool = False,
+) -> ImportSummary:
+    """Turn an MMDetection checkpoint into a scantling checkpoint.
+
+    Args:
+        file: `.pth` of MMDetection 2.x or 3.x; nothing in it is executed.
+        model: Name of the model the weights are for.
+        out: Folder for `weights.safetensors` and `import.json`, which accounts for every key.
+        overrides: `KEY=VALUE` texts that replace settings of the model.
+        overwrite: Replace an earlier import.
+
+    Raises:
+        CheckpointError: The file cannot be read or does not fit the model.
+    """
+    _require_existing(Path(file), "checkpoint")
+    from scantling.draft import Draft
+    from scantling.models.zoo import ModelConfig
+    from scantling.weights_import import import_mmdet
+
+    config = Draft.of(ModelConfig, [f"name={model}", *overrides]).check()
+    return import_mmdet(Path(file), config, Path(out), overwrite=overwrite)
+
+
+def recipes() -> dict[str, str]:
+    """Every shipped recipe and what it is for."""
+    from scantling.recipes import shipped_recipes
+    from scantling.strict_yaml import parse
+
+    texts = {name: path.read_text(encoding="utf-8") for name, path in shipped_recipes().items()}
+    return {name: str(parse(text, file=name).value["about"]) for name, text in texts.items()}
+
+
+def recipe_text(name: str | Path) -> str:
+    """Text of a recipe.
+
+    Args:
+        name: Of a shipped recipe, or a YAML file.
+
+    Raises:
+        ConfigError: There is no such recipe.
+    """
+    from scantling.recipes import find_recipe, read_recipe
+
+    return read_recipe(find_recipe(name))
+
+
+def _require_existing(path: Path, what: str) -> None:
+    """Refuse a path that leads nowhere before anything heavy is loaded."""
+    if not path.exists():
+        folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
+        names = [entry.name for entry in folder.iterdir()] if folder == path.absolute().parent else []
+        raise UsageError(f"{path}: there is no such {what}{did_you_mean(path.name, names)}")
+
+
+def _require_folder(path: Path, what: str) -> None:
+    _require_existing(path, what)
+    if not path.is_dir():
+        raise UsageError(
+            f"{path}: a {what} is a folder, this is a file", hint="Give the folder that holds it."
+        )
+
+
+def _require_run(path: Path) -> Path:
+    """A folder with a finished run."""
+    _require_folder(path, "run folder")
+    missing = [name for name in ("recipe.yaml", "metrics.json") if not (path / name).is_file()]
+    if missing:
+        raise UsageError(
+            f"{path}: not a finished run (no {missing[0]})", hint="Finish it with `scantling run`."
+        )
+    return path
+
+
+def _best_checkpoint(run: Path) -> Path:
+    """Weights of the member that did best in a run."""
+    from scantling.data.io import read_json
+
+    metrics: Any = read_json(_require_run(run) / "metrics.json")
+    return run / "members" / str(metrics["member"]) / "best.safetensors"

@@ -1,0 +1,44 @@
+"""The command `scantling` and its verbs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from scantling import __version__
+from scantling.cli import data_verbs, recipe_verbs, result_verbs, run_verbs
+
+app = typer.Typer(
+    name="scantling",
+    help="The best detector out of few labelled images, and better predictions from any detector.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Set the options of the command itself."""
+
+
+app.command("run")(run_verbs.run)
+app.command("demo")(run_verbs.demo)
+app.command("train")(run_verbs.train)
+app.command("predict")(result_verbs.predict)
+app.command("evaluate")(result_verbs.evaluate)
+app.command("report")(result_verbs.report)
+app.command("synth")(data_verbs.synth)
+app.command("import-weights")(data_verbs.import_weights)
+app.add_typer(recipe_verbs.recipes, name="recipes")

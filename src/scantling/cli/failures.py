@@ -1,0 +1,60 @@
+"""Which exit code and which words an exception deserves."""
+
+from __future__ import annotations
+
+import errno
+import signal
+
+from scantling.errors import Interrupted, ScantlingError
+
+BUG, BAD_INPUT = 1, 2
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_BAD_PATH = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
+
+
+def describe(error: BaseException) -> tuple[int, str]:
+    """Exit code and message for an exception that ends a verb.
+
+    What the user or the machine caused (a full disk, no memory, a closed pipe) is told as such; everything
+    else is a bug and asks to be reported.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT, "interrupted"
+    if isinstance(error, Interrupted):
+        return 128 + error.signum, str(error)
+    if isinstance(error, ScantlingError):
+        return error.exit_code, f"error: {error}"
+    cause = _machine_cause(error)
+    if cause:
+        return BAD_INPUT, f"error: {cause}"
+    kind = type(error).__name__
+    advice = "Please report it with the output of the same command with --debug."
+    return BUG, f"this is a bug in scantling: {kind}: {error}\n{advice}"
+
+
+def _machine_cause(error: BaseException) -> str | None:
+    if isinstance(error, BrokenPipeError):
+        return "standard output was closed before everything was written"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no details'}\n{_MEMORY_REMEDY}"
+        )
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return f"{error.filename or 'the disk'}: no space left; free some and run the same command again"
+    if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
+_MEMORY_REMEDY = (
+    "Use smaller batches or images, for example --set members.NAME.train.batch_size=1 or "
+    "--set members.NAME.augment.short_side=480."
+)

@@ -1,0 +1,73 @@
+"""Verbs about predictions: predict, evaluate, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from scantling.cli.shell import DeviceOption, JsonOption, show, verb
+
+
+@verb
+def predict(
+    source: Annotated[Path, typer.Argument(help="An image, a folder of images, or a COCO file.")],
+    run: Annotated[Path | None, typer.Option(help="Run folder whose detector predicts.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file, instead of --run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="COCO results file; printed if left out.")] = None,
+    overlays: Annotated[Path | None, typer.Option(help="Folder for copies of the images with boxes.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of prediction; may be repeated."),
+    ] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Detect objects in images; the result is a COCO results list with the data set's own category ids."""
+    from scantling import api
+
+    found = api.predict(
+        source,
+        run=run,
+        checkpoint=checkpoint,
+        out=out,
+        overlays=overlays,
+        overrides=overrides or (),
+        device=device,
+    )
+    show(found.to_text(), found.results if out is None else found.to_dict(), as_json=json or out is None)
+
+
+@verb
+def evaluate(
+    results: Annotated[Path, typer.Argument(help="COCO results file of any detector.")],
+    data: Annotated[Path, typer.Option(help="COCO annotations file with the truth.")],
+    iou_type: Annotated[
+        Literal["bbox", "segm"], typer.Option(help="Whether overlaps are those of boxes or of masks.")
+    ] = "bbox",
+    backend: Annotated[
+        Literal["auto", "pycocotools", "hotcoco"],
+        typer.Option(help="hotcoco gives pycocotools' numbers faster; auto takes it where installed."),
+    ] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Print the COCO table of a results file."""
+    from scantling import api
+    from scantling.evaluate.coco_eval import metrics_json
+
+    evaluation = api.evaluate(results, data, iou_type=iou_type, backend=backend, out=out)
+    show(evaluation.table, metrics_json([evaluation]), as_json=json)
+
+
+@verb
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    json: JsonOption = False,
+) -> None:
+    """Write a run's report.html anew."""
+    from scantling import api
+
+    path = api.report(run)
+    show(str(path), {"report": str(path)}, as_json=json)

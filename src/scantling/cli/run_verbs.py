@@ -1,0 +1,103 @@
+"""Verbs that fill a run folder: run, demo, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scantling.cli.shell import DeviceOption, JsonOption, SeedOption, show, verb
+
+if TYPE_CHECKING:
+    from scantling.pipeline import RunSummary
+
+OutOption = Annotated[Path | None, typer.Option(help="Run folder; runs/RECIPE if left out.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the recipe; may be repeated."),
+]
+SkipOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-invalid", help="Leave out faulty annotations and images, counted, instead of stopping."
+    ),
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at warnings about the data, too.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Start over: remove an earlier run's files.")
+]
+
+
+@verb
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set; else the recipe's own.")] = None,
+    out: OutOption = None,
+    overrides: SetOption = None,
+    skip_invalid: SkipOption = False,
+    strict: StrictOption = False,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Do everything a recipe says, into a run folder.
+
+    What is done and unchanged is not done again; what was interrupted goes on.
+    """
+    from scantling import api
+
+    options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict)
+    summary = api.run(recipe, data, out, overrides=options, seed=seed, device=device, overwrite=overwrite)
+    show_run(summary, as_json=json)
+
+
+@verb
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder; the generated scenes go beside it.")] = Path(
+        "runs/demo"
+    ),
+    overrides: SetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Generate inspection scenes, train a small detector on them, and write its report."""
+    from scantling import api
+
+    summary = api.demo(out, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite)
+    show_run(summary, as_json=json)
+
+
+@verb
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder of a COCO data set with the splits train and val.")],
+    recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a YAML file.")],
+    out: OutOption = None,
+    overrides: SetOption = None,
+    skip_invalid: SkipOption = False,
+    strict: StrictOption = False,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Train the detectors of a recipe on a data set, evaluate them and write the report."""
+    from scantling import api
+
+    options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict)
+    summary = api.train(data, recipe, out, overrides=options, seed=seed, device=device, overwrite=overwrite)
+    show_run(summary, as_json=json)
+
+
+def data_overrides(overrides: list[str] | None, *, skip_invalid: bool, strict: bool) -> list[str]:
+    """The `--set` options, and what stands for the two switches about faulty data."""
+    switches = {"data.skip_invalid=true": skip_invalid, "data.strict=true": strict}
+    return [*(overrides or ()), *(text for text, on in switches.items() if on)]
+
+
+def show_run(summary: RunSummary, *, as_json: bool) -> None:
+    """Print what a run reached and where it is."""
+    show(summary.to_text(), summary.to_dict(), as_json=as_json)

@@ -1,0 +1,112 @@
+"""What all verbs share: common options, where output goes, and how an error ends the process.
+
+Results go to standard output, progress and logs to standard error. Exit codes: 0 done, 1 a bug in
+scantling, 2 bad input or usage, 130 and 143 interrupted with the state saved.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated, NoReturn, ParamSpec
+
+import typer
+
+from scantling.cli.failures import describe
+from scantling.errors import Interrupted
+
+P = ParamSpec("P")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only warnings and errors.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Log more, and show the traceback of an error.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of all randomness; else the recipe's.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+
+
+def verb(function: Callable[P, None]) -> Callable[..., None]:
+    """Give a verb its logging, its answer to signals, and exit codes instead of tracebacks.
+
+    The options `--quiet` and `--debug`, which are about nothing else, are added to the verb's own.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        quiet, debug = bool(kwargs.pop("quiet", False)), bool(kwargs.pop("debug", False))
+        _configure_logging(quiet=quiet, debug=debug)
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            function(*args, **kwargs)
+            sys.stdout.flush()
+        except (Exception, KeyboardInterrupt) as error:
+            _end(error, debug=debug)
+
+    _add_switches(guarded, function)
+    return guarded
+
+
+def show(text: str, value: object, *, as_json: bool) -> None:
+    """Print a verb's result: text for people, or the value as JSON."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) if as_json else text)
+
+
+def _add_switches(guarded: Callable[..., None], function: Callable[..., None]) -> None:
+    """Extend the signature that typer reads."""
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    added = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=kind)
+        for name, kind in {"quiet": QuietOption, "debug": DebugOption}.items()
+    ]
+    signature = inspect.Signature([*own, *added], return_annotation=None)
+    guarded.__signature__ = signature  # type: ignore[attr-defined]
+    guarded.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+
+
+def _end(error: BaseException, *, debug: bool) -> NoReturn:
+    """Say what went wrong on standard error and leave with the code for it."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the interpreter's last flush fails
+    if debug:
+        traceback.print_exception(error)
+    code, message = describe(error)
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+def _interrupt(signum: int, _frame: FrameType | None) -> NoReturn:
+    raise Interrupted(signum, "interrupted; the same command goes on where this one stopped")
+
+
+def _configure_logging(*, quiet: bool, debug: bool) -> None:
+    """Send scantling's log to standard error, plain lines without tracebacks."""
+    handler = _StandardError()
+    handler.setFormatter(_PlainLines())
+    package = logging.getLogger("scantling")
+    package.handlers = [handler]
+    package.propagate = False
+    package.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+
+
+class _StandardError(logging.Handler):
+    """Writes to whatever standard error is at the moment: a progress bar puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(self.format(record), err=True)
+
+
+class _PlainLines(logging.Formatter):
+    """The message alone, with the level in front of anything above INFO."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return f"{prefix}{record.getMessage()}"

@@ -1,0 +1,383 @@
+"""A recipe becomes a run: stages in order, each done once.
+
+    check data ─► resolve `auto` ─► for each member: train ─► predict ─► evaluate ─► report
+
+Nothing is written before all of the data has been checked. Later methods (pretraining, ensembles,
+refinement) are further stages: a function that returns a `Stage`, and a line in `run_recipe`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from scantling.config import MemberConfig, Recipe
+from scantling.data.coco import CocoDataset, to_results, write_results
+from scantling.data.dataset import DetectionDataset
+from scantling.data.io import atomic_write, read_json, sha256_of, write_json
+from scantling.data.loader import LoaderConfig, TrainLoader
+from scantling.data.transforms import build_transforms
+from scantling.evaluate.coco_eval import Evaluation, evaluate_results, metrics_json
+from scantling.evaluate.problem import Result
+from scantling.models.two_stage import Detector
+from scantling.models.zoo import build_model
+from scantling.predict.predictor import PredictConfig, Predictor
+from scantling.report.build import RunFacts, build_content, read_run
+from scantling.report.html import write_report
+from scantling.resolve import decided, resolve
+from scantling.run_data import RunData, describe_run_data, log_run_data, measure, read_run_data
+from scantling.run_folder import (
+    CATEGORIES,
+    DATA,
+    METRICS,
+    RECIPE,
+    REPORT,
+    check_run_folder,
+    open_run,
+    write_environment,
+)
+from scantling.stage import Stage
+from scantling.train.checkpoint import CheckpointMeta, load_checkpoint, load_weights, weights_in
+from scantling.train.devices import require_precision, resolve_device
+from scantling.train.history import CSV_NAME, JSONL_NAME
+from scantling.train.keeper import BEST_NAME, LAST_NAME, PREVIOUS_NAME
+from scantling.train.loop import RunInfo, fit, resumable
+
+log = logging.getLogger(__name__)
+
+PREDICTIONS = "predictions.json"
+TABLE = "evaluate/table.txt"
+HEADLINE = "bbox/AP"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """What every stage may look at.
+
+    Attributes:
+        root: The run folder.
+        recipe: Without `auto`.
+        data: All splits, checked.
+        device: Where models compute.
+        console: Where progress is shown.
+    """
+
+    root: Path
+    recipe: Recipe
+    data: RunData
+    device: torch.device
+    console: Console
+
+    def member_folder(self, name: str) -> Path:
+        """Folder of a member's files."""
+        return self.root / "members" / name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """What a run reached.
+
+    Attributes:
+        out: The run folder.
+        metrics: Content of `metrics.json`.
+        table: COCO table of the member the metrics are of.
+    """
+
+    out: Path
+    metrics: Mapping[str, Any]
+    table: str
+
+    def to_text(self) -> str:
+        """For people: the table, the headline number, where the report is."""
+        ap = self.metrics[HEADLINE]
+        value = "undefined" if ap is None else f"{ap:.3f}"
+        headline = f"{HEADLINE} {value} on {self.metrics['split']} (member {self.metrics['member']})"
+        return "\n".join([self.table, "", headline, f"report: {self.out / REPORT}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {"out": str(self.out), "report": str(self.out / REPORT), "metrics": dict(self.metrics)}
+
+
+def run_recipe(recipe: Recipe, out: Path, *, device: str = "auto", overwrite: bool = False) -> RunSummary:
+    """Do what a recipe says; what is done and unchanged is kept, what was interrupted goes on.
+
+    Args:
+        recipe: With `data.root`; may hold `auto`.
+        out: Run folder; that of an earlier run of the same recipe is continued.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        overwrite: Start over in the folder of an earlier run.
+
+    Raises:
+        ScantlingError: The data, a setting, the device or the folder cannot be used; then nothing was written.
+        Interrupted: SIGINT or SIGTERM arrived; everything is saved.
+    """
+    check_run_folder(out)
+    chosen = resolve_device(device)
+    data = read_run_data(recipe.data, recipe.evaluate.split)
+    recipe, reasons = resolve(recipe, measure(data.train, chosen))
+    console = Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO))
+    context = RunContext(root=out, recipe=recipe, data=data, device=chosen, console=console)
+    check_members(context, begun=not overwrite)
+    with open_run(out, overwrite=overwrite) as run:
+        _write_facts(context)
+        log_run_data(data)
+        for reason in reasons:
+            log.info("%s", reason)
+        for name in recipe.members:
+            run.do(train_stage(context, name))
+            run.do(predict_stage(context, name))
+        run.do(evaluate_stage(context))
+        run.do(report_stage(context))
+    return summarise(out)
+
+
+def summarise(out: Path) -> RunSummary:
+    """The outcome of a finished run, from its folder."""
+    metrics = cast("dict[str, Any]", read_json(out / METRICS))
+    return RunSummary(out=out, metrics=metrics, table=(out / TABLE).read_text(encoding="utf-8").rstrip("\n"))
+
+
+def check_members(context: RunContext, *, begun: bool) -> None:
+    """Find what cannot work before anything is written.
+
+    Args:
+        context: Of the run.
+        begun: Compare with what an earlier run left in the folder.
+
+    Raises:
+        ConfigError: A model cannot be built, a category is unknown, or the folder holds training of other
+            settings or data.
+        UsageError: The device cannot compute in the precision that is asked for.
+    """
+    class_names = context.data.train.class_names
+    for name, member in context.recipe.members.items():
+        require_precision(member.train.precision, context.device)
+        member.predict.suppress.thresholds(class_names)
+        with torch.device("meta"):
+            build_model(member.model.model_copy(update={"init": "random"}), len(class_names))
+        if begun:
+            train_stage(context, name).is_done(context.root)
+
+
+def train_stage(context: RunContext, name: str) -> Stage:
+    """Train a member; its settings of prediction are no inputs, so changing them keeps the weights."""
+    member, data = context.recipe.members[name], context.data
+    inputs = {
+        "seed": context.recipe.seed,
+        "classes": list(data.train.class_names),
+        "data": {split: data.hashes[split] for split in ("train", "val")},
+        "model": member.model.model_dump(mode="json"),
+        "augment": member.augment.model_dump(mode="json"),
+        "train": member.train.result_settings(),
+    }
+    folder = f"members/{name}"
+    stage = Stage(
+        folder=folder,
+        name="train",
+        inputs=inputs,
+        outputs=tuple(f"{folder}/{file}" for file in (BEST_NAME, JSONL_NAME, CSV_NAME)),
+        working_files=tuple(f"{folder}/{file}" for file in (LAST_NAME, PREVIOUS_NAME)),
+        action=lambda: _train(context, name, stage.inputs_sha256),
+        costly=True,
+    )
+    return stage
+
+
+def predict_stage(context: RunContext, name: str) -> Stage:
+    """Predict the evaluated split with a member's best weights."""
+    member, folder = context.recipe.members[name], f"members/{name}"
+    inputs = {
+        "weights": sha256_of(context.root / folder / BEST_NAME),
+        "predict": member.predict.model_dump(mode="json", exclude={"workers"}),
+        "data": context.data.hashes[context.data.evaluated],
+    }
+    outputs = (f"{folder}/{PREDICTIONS}",)
+    return Stage(
+        folder=folder, name="predict", inputs=inputs, outputs=outputs, action=partial(_predict, context, name)
+    )
+
+
+def evaluate_stage(context: RunContext) -> Stage:
+    """Official numbers of every member; the best member's become the run's."""
+    inputs = {
+        "predictions": _prediction_hashes(context),
+        "data": context.data.hashes[context.data.evaluated],
+        "split": context.data.evaluated,
+    }
+    outputs = (METRICS, TABLE)
+    return Stage(
+        folder="evaluate", name="evaluate", inputs=inputs, outputs=outputs, action=partial(_evaluate, context)
+    )
+
+
+def report_stage(context: RunContext) -> Stage:
+    """The page to open in a browser."""
+    inputs = {
+        "metrics": sha256_of(context.root / METRICS),
+        "predictions": _prediction_hashes(context),
+        "data": dict(context.data.hashes),
+        "recipe": context.recipe.to_dict(),
+    }
+    return Stage(
+        folder="report", name="report", inputs=inputs, outputs=(REPORT,), action=partial(_report, context)
+    )
+
+
+def _report(context: RunContext) -> None:
+    write_run_report(context.root, context.recipe, context.data)
+
+
+def write_run_report(root: Path, recipe: Recipe, data: RunData) -> Path:
+    """Write `report.html` from what a finished run left.
+
+    Args:
+        root: The run folder.
+        recipe: Resolved recipe of the run.
+        data: Its splits.
+    """
+    best = summarise(root).metrics["member"]
+    facts = read_run(root, data.target, commands=_commands(root, recipe))
+    stages = {name: results for name, results in facts.stages.items() if name != best}
+    facts = replace(facts, stages={**stages, best: facts.stages[best]})
+    title = f"{Path(recipe.data.root or '').name}: {', '.join(recipe.members)}"
+    return write_report(root / REPORT, _content(title, data, facts))
+
+
+def _content(title: str, data: RunData, facts: RunFacts) -> Any:
+    return build_content(title, data.splits, facts, split=data.evaluated, created=datetime.now().astimezone())
+
+
+def _commands(root: Path, recipe: Recipe) -> list[str]:
+    """How to get this run again, and how to use it."""
+    return [
+        f"scantling run {root / RECIPE} --out {root.with_name(root.name + '-again')}",
+        f"scantling predict {recipe.data.root} --run {root} --out predictions.json",
+    ]
+
+
+def _write_facts(context: RunContext) -> None:
+    """Everything that is known before the first stage."""
+    categories = [
+        {"id": category.id, "name": category.name, "label": label}
+        for label, category in enumerate(context.data.train.categories)
+    ]
+    atomic_write(context.root / RECIPE, context.recipe.to_yaml())
+    write_json(context.root / CATEGORIES, categories, indent=2)
+    write_json(context.root / DATA, describe_run_data(context.data), indent=2)
+    write_environment(context.root, device=_device_name(context.device))
+
+
+def _train(context: RunContext, name: str, recipe_hash: str) -> None:
+    member, data = context.recipe.members[name], context.data
+    out = context.member_folder(name)
+    begun = resumable(out)
+    log.info("%s: %s", name, "training goes on" if begun else "training")
+    meta = CheckpointMeta(
+        class_names=data.train.class_names,
+        category_ids=data.train.category_ids,
+        model=member.model.model_dump(mode="json"),
+        predict=member.predict.model_dump(mode="json"),
+        recipe_hash=recipe_hash,
+        data_hash=data.hashes["train"],
+    )
+    run = RunInfo(
+        seed=context.recipe.seed,
+        meta=meta,
+        device=str(context.device),
+        resume=begun,
+        overwrite=not begun,
+        validate=partial(_validate, context, member),
+        console=context.console,
+    )
+    loader = _loader(context, member)
+    try:
+        fit(initial_model(context, name), loader, member.train, out=out, run=run)
+    finally:
+        loader.close()
+
+
+def initial_model(context: RunContext, name: str) -> nn.Module:
+    """A member before training; its random weights depend on the seed and the member's name only."""
+    digest = hashlib.sha256(f"{context.recipe.seed} {name} weights".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        return build_model(context.recipe.members[name].model, len(context.data.train.class_names))
+
+
+def _loader(context: RunContext, member: MemberConfig) -> TrainLoader:
+    transforms = build_transforms(member.augment)
+    config = LoaderConfig(
+        batch_size=decided(member.train.batch_size),
+        repeats=decided(member.train.repeats),
+        workers=decided(member.train.workers),
+    )
+    return TrainLoader(DetectionDataset(context.data.train, transforms, seed=context.recipe.seed), config)
+
+
+def _validate(context: RunContext, member: MemberConfig, model: nn.Module) -> dict[str, float | None]:
+    results = predict_dataset(cast("Detector", model), member.predict, context.data.val, context.device)
+    evaluation = evaluate_results(context.data.val, results, backend=context.recipe.evaluate.backend)
+    return {f"bbox/{key}": value for key, value in evaluation.metrics.items()}
+
+
+def predict_dataset(
+    model: Detector, config: PredictConfig, dataset: CocoDataset, device: torch.device
+) -> list[Result]:
+    """COCO results of every image of a data set, in its order.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    predictor = Predictor(model, config, dataset.class_names, device)
+    found = {
+        record.id: to_results(record.id, instances, dataset.categories)
+        for record, instances in predictor.predict_records(dataset.images)
+    }
+    return [result for record in dataset.images for result in found[record.id]]
+
+
+def _predict(context: RunContext, name: str) -> None:
+    member, target = context.recipe.members[name], context.data.target
+    path = context.member_folder(name) / BEST_NAME
+    log.info("%s: predicting the %d images of %s", name, len(target), context.data.evaluated)
+    model = build_model(member.model.model_copy(update={"init": "random"}), len(target.class_names))
+    load_weights(model, weights_in(load_checkpoint(path).tensors), source=path)
+    results = predict_dataset(model, member.predict, target, context.device)
+    write_results(results, context.member_folder(name) / PREDICTIONS)
+
+
+def _evaluate(context: RunContext) -> None:
+    evaluations = {name: _evaluate_member(context, name) for name in context.recipe.members}
+    best = max(evaluations, key=lambda name: evaluations[name].metrics["AP"] or 0.0)
+    metrics = {
+        **metrics_json([evaluations[best]]),
+        "split": context.data.evaluated,
+        "member": best,
+        "members": {name: metrics_json([found]) for name, found in evaluations.items()},
+    }
+    write_json(context.root / METRICS, metrics, indent=2)
+    atomic_write(context.root / TABLE, evaluations[best].table + "\n")
+
+
+def _evaluate_member(context: RunContext, name: str) -> Evaluation:
+    results = cast("list[Result]", read_json(context.member_folder(name) / PREDICTIONS))
+    return evaluate_results(context.data.target, results, backend=context.recipe.evaluate.backend)
+
+
+def _prediction_hashes(context: RunContext) -> dict[str, str]:
+    return {name: sha256_of(context.member_folder(name) / PREDICTIONS) for name in context.recipe.members}
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

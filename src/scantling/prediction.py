@@ -1,0 +1,175 @@
+"""Predicting from a checkpoint: an image, a folder, or the images of a COCO file, to COCO results and pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+from pydantic import ValidationError
+
+from scantling.data.coco import Category, ImageId, ImageRecord, read_coco, to_results, write_results
+from scantling.data.images import open_image
+from scantling.data.io import replacing
+from scantling.draft import Draft
+from scantling.errors import CheckpointError, Finding, UsageError
+from scantling.evaluate.problem import Result
+from scantling.models.zoo import ModelConfig, build_model
+from scantling.predict.predictor import PredictConfig, Predictor
+from scantling.predict.sources import open_source
+from scantling.report.draw import draw
+from scantling.structures.instances import Instances
+from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
+from scantling.train.devices import resolve_device
+
+log = logging.getLogger(__name__)
+
+DRAWN_SCORE = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedDetector:
+    """A detector out of its checkpoint.
+
+    Attributes:
+        predictor: Ready to look at images.
+        categories: With the ids of the data set it was trained on, in label order.
+    """
+
+    predictor: Predictor
+    categories: tuple[Category, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """What was found.
+
+    Attributes:
+        results: COCO results.
+        num_images: Images looked at.
+        findings: Warnings about images that could not be used.
+        out: Results file, if one was written.
+    """
+
+    results: list[Result]
+    num_images: int
+    findings: tuple[Finding, ...]
+    out: Path | None
+
+    def to_text(self) -> str:
+        """For people: how much was found, and where it is."""
+        where = f" in {self.out}" if self.out else ""
+        return f"{len(self.results)} objects in {self.num_images} images{where}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs, where the results themselves are in a file."""
+        return {
+            "out": str(self.out) if self.out else None,
+            "num_images": self.num_images,
+            "num_results": len(self.results),
+            "num_unusable": len({finding.id for finding in self.findings}),
+        }
+
+
+def load_detector(path: Path, overrides: Iterable[str] = (), *, device: str = "auto") -> LoadedDetector:
+    """Build the detector a checkpoint describes, with its weights and its settings of prediction.
+
+    Args:
+        path: Checkpoint.
+        overrides: `KEY=VALUE` texts that replace settings of prediction.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        CheckpointError: The file cannot be used.
+        ConfigError: An override is wrong.
+    """
+    chosen = resolve_device(device)
+    tensors, meta = load_checkpoint(path)
+    config = _predict_config(meta.predict, overrides)
+    try:
+        model_config = ModelConfig.model_validate({**meta.model, "init": "random"})
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: describes a model this version does not know") from error
+    model = build_model(model_config, len(meta.class_names))
+    load_weights(model, weights_in(tensors), source=path)
+    categories = tuple(
+        Category(int(i), name) for i, name in zip(meta.category_ids, meta.class_names, strict=True)
+    )
+    return LoadedDetector(predictor=Predictor(model, config, meta.class_names, chosen), categories=categories)
+
+
+def predict_source(
+    source: Path, detector: LoadedDetector, *, out: Path | None = None, overlays: Path | None = None
+) -> Predictions:
+    """Look at every image of a source; those that cannot be read are left out and counted.
+
+    Args:
+        source: An image, a folder, or a COCO file, whose own category ids are then written.
+        detector: See `load_detector`.
+        out: COCO results file to write.
+        overlays: Folder for copies of the images with what scores at least 0.3 drawn on them.
+
+    Raises:
+        DataError: There is no usable image.
+        UsageError: `overlays` would overwrite the images that are looked at.
+    """
+    records, findings = open_source(source)
+    if overlays is not None:
+        _refuse_overwriting(overlays, records)
+    log.info("%s: %d images", source, len(records))
+    predictor = detector.predictor
+    categories = _categories_for(source, detector)
+    results: dict[ImageId, Sequence[Result]] = {}
+    for record, instances in predictor.predict_records(records, skip_invalid=True):
+        results[record.id] = to_results(record.id, instances, categories)
+        if overlays is not None:
+            _write_overlay(overlay_path(overlays, record), record, instances, predictor.class_names)
+    found = [result for record in records for result in results.get(record.id, ())]
+    findings = (*findings, *predictor.findings)
+    for finding in findings:
+        log.warning("%s", str(finding).removeprefix("warning "))
+    if out is not None:
+        write_results(found, out)
+    return Predictions(results=found, num_images=len(results), findings=findings, out=out)
+
+
+def overlay_path(folder: Path, record: ImageRecord) -> Path:
+    """Where the picture of an image goes: its own name, made a JPEG."""
+    name = PurePosixPath(record.file_name)
+    return folder / (name if name.suffix.lower() in {".jpg", ".jpeg"} else f"{name}.jpg")
+
+
+def _predict_config(saved: dict[str, Any], overrides: Iterable[str]) -> PredictConfig:
+    draft = Draft(PredictConfig, saved, {}, "checkpoint")
+    for override in overrides:
+        draft = draft.with_override(override)
+    return draft.check()
+
+
+def _categories_for(source: Path, detector: LoadedDetector) -> tuple[Category, ...]:
+    """The detector's categories, with the ids that a COCO file uses for these names."""
+    if source.suffix.lower() != ".json":
+        return detector.categories
+    dataset = read_coco(source, require_labels=False)
+    own = {category.name: category for category in dataset.categories}
+    unknown = [category.name for category in detector.categories if category.name not in own]
+    if own and unknown:
+        log.warning("%s has no categories %s; the checkpoint's ids are written", source, ", ".join(unknown))
+    return detector.categories if unknown else tuple(own[category.name] for category in detector.categories)
+
+
+def _refuse_overwriting(overlays: Path, records: Iterable[ImageRecord]) -> None:
+    for record in records:
+        if overlay_path(overlays, record).resolve() == record.path.resolve():
+            hint = "Nothing was changed. Choose another folder for --overlays."
+            raise UsageError(f"{record.path}: its overlay would replace the image itself", hint=hint)
+
+
+def _write_overlay(path: Path, record: ImageRecord, instances: Instances, class_names: Sequence[str]) -> None:
+    shown = instances if instances.scores is None else instances[instances.scores >= DRAWN_SCORE]
+    picture = draw(open_image(record.path, size_hw=record.size_hw), shown, class_names)
+    with replacing(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="JPEG", quality=90)
