@@ -22,6 +22,17 @@ from scantling.report.gallery import (
 from scantling.report.overlays import Window, outline
 
 
+def test_what_is_accepted_is_shown_however_low_it_scores(dataset):
+    """Some detectors score so low that even the best threshold is below what is drawn otherwise."""
+    low = [
+        {"image_id": 1, "category_id": 3, "bbox": [10.0, 10.0, 40.0, 30.0], "score": 0.003},
+        {"image_id": 1, "category_id": 7, "bbox": [10.0, 80.0, 40.0, 30.0], "score": 0.002},
+    ]
+    gallery = next(g for g in error_galleries(dataset, break_down(dataset, low)) if g.key == "images")
+    drawn = {(overlay.caption, overlay.is_accepted) for overlay in gallery.items[1].picture.overlays}
+    assert drawn == {("bolt", True), ("bolt <0.01", True)}
+
+
 @pytest.fixture
 def galleries(dataset, results):
     return {gallery.key: gallery for gallery in error_galleries(dataset, break_down(dataset, results))}

@@ -106,7 +106,7 @@ class Gallery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitFacts:
-    """Counts of one split; `per_category` in label order, crowd regions left out of all but their own count."""
+    """Counts of one split; `per_category` in the order of the names; crowd regions count only in `num_crowd`."""
 
     name: str
     num_images: int

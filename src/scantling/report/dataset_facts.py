@@ -16,13 +16,13 @@ _BINS_PER_OCTAVE = 4
 def describe_dataset(
     splits: Mapping[str, CocoDataset], *, samples: tuple[GalleryItem, ...] = ()
 ) -> DatasetFacts:
-    """Counts, box sizes and findings of all splits; category names are those of the first split.
+    """Counts, box sizes and findings of all splits; categories are matched by name.
 
     Args:
         splits: Data sets by split name (`train`, `val`), at least one.
         samples: Pictures to show.
     """
-    class_names = tuple(next(iter(splits.values())).class_names)
+    class_names = tuple(dict.fromkeys(chain(*(dataset.class_names for dataset in splits.values()))))
     sizes = [size for dataset in splits.values() for size in _sizes(dataset)]
     return DatasetFacts(
         class_names=class_names,

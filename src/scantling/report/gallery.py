@@ -19,7 +19,7 @@ from scantling.evaluate.breakdown import Breakdown, ErrorCase, ImageSummary, bre
 from scantling.evaluate.matching import ErrorKind
 from scantling.report.content import Gallery, GalleryItem, Picture
 from scantling.report.draw import Rectangle
-from scantling.report.overlays import Scene, Window, overlays_in
+from scantling.report.overlays import Scene, Window, overlays_in, score_text
 
 _JPEG_QUALITY = 82
 _ASPECT = 4 / 3
@@ -199,10 +199,10 @@ def _case_item(camera: _Camera, case: ErrorCase) -> GalleryItem:
     window = window_around(box, camera.size_hw(case.image))
     scene = camera.scene(case.image, case.truth, case.prediction)
     name = camera.names()[case.label]
-    shows_score = case.score is not None and case.kind is not ErrorKind.MISSED
+    is_wrong = case.kind is not ErrorKind.MISSED
     return GalleryItem(
         picture=camera.shoot(case.image, window, scene, camera.limits.case_side),
-        title=f"{name} {case.score:.2f}" if shows_score else name,
+        title=f"{name} {score_text(case.score)}" if case.score is not None and is_wrong else name,
         note=_note(camera, case),
         file_name=camera.dataset.images[case.image].file_name,
         class_name=name,
@@ -234,7 +234,7 @@ def _note(camera: _Camera, case: ErrorCase) -> str:
 def _miss_note(camera: _Camera, case: ErrorCase) -> str:
     if case.score is not None:
         threshold = camera.breakdown.points[case.label].threshold
-        return f"found at score {case.score:.2f}, below the threshold {threshold:.2f}"
+        return f"found at score {score_text(case.score)}, below the threshold {score_text(threshold)}"
     if case.prediction is None:
         return "no prediction near it"
     label = camera.breakdown.matches[case.image].predictions.labels[case.prediction]

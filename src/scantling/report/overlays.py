@@ -55,7 +55,8 @@ def overlays_in(window: Window, scene: Scene, font_size: float) -> tuple[Overlay
 
     Args:
         window: Part of the image; boxes are given relative to it.
-        scene: What is there. Predictions below a score of 0.05 are left out, as are all but the 80 best.
+        scene: What is there. Predictions that score less than 0.05 and are not accepted either are left out, and
+            so are all but the 80 best.
         font_size: Of the captions, in image pixels.
     """
     drawn = [*_truths(window, scene), *_predictions(window, scene)]
@@ -67,6 +68,11 @@ def overlays_in(window: Window, scene: Scene, font_size: float) -> tuple[Overlay
     )
     labelled = [_label(overlay, place, font_size) for overlay, place in zip(first, places, strict=True)]
     return tuple(reversed(labelled))
+
+
+def score_text(score: float) -> str:
+    """Two decimals, but never zero for what is not."""
+    return "<0.01" if 0 < score < 0.005 else f"{score:.2f}"
 
 
 def _truths(window: Window, scene: Scene) -> list[Overlay]:
@@ -88,13 +94,16 @@ def _truths(window: Window, scene: Scene) -> list[Overlay]:
 
 def _predictions(window: Window, scene: Scene) -> list[Overlay]:
     predictions, overlays = scene.match.predictions, []
-    visible = [index for index in _visible(predictions, window) if predictions.scores[index] >= LOWEST_SCORE]
-    for index in visible[:MAX_PREDICTIONS]:
+    shown = scene.accepted | (predictions.scores >= LOWEST_SCORE)
+    visible = [index for index in _visible(predictions, window) if shown[index]]
+    for rank, index in enumerate(visible):
+        if rank >= MAX_PREDICTIONS and index != scene.subject_prediction:
+            continue
         score = float(predictions.scores[index])
         overlays.append(
             Overlay(
                 role="prediction" if scene.match.kinds[index] is None else "false",
-                caption=f"{scene.class_names[predictions.labels[index]]} {score:.2f}",
+                caption=f"{scene.class_names[predictions.labels[index]]} {score_text(score)}",
                 is_subject=index == scene.subject_prediction,
                 score=score,
                 is_accepted=bool(scene.accepted[index]),

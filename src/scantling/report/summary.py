@@ -81,9 +81,9 @@ def error_counts(points: Sequence[OperatingPoint]) -> tuple[ErrorCount, ...]:
 
 def _found(evaluation: Evaluation, content: ReportContent) -> str:
     num_truths = sum(result.num_truths for result in evaluation.per_category)
-    place = f"{evaluation.num_images:,} {content.split} images"
+    place = f"{evaluation.num_images:,} {content.split} {'image' if evaluation.num_images == 1 else 'images'}"
     if not num_truths:
-        return f"The {place} hold no objects, so AP and AR are undefined."
+        return f"There are no objects in {place}, so AP and AR are undefined."
     hits = sum(point.hits for point in content.points)
     wrong = sum(point.false_positives for point in content.points)
     if not hits:
