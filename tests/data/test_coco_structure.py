@@ -387,6 +387,7 @@ def test_row_17_annotation_ids_that_are_no_64_bit_numbers(content, write):
     content["annotations"][0]["id"] = "hand-made"
     content["annotations"][1]["id"] = 2**70
     dataset = read_coco(write(content))
+    assert [f.code for f in dataset.findings] == ["annotation-ids-renumbered"]
     assert dataset.instance_ids == ((1,), (2, 3))
     assert dataset.instances(1).ids.tolist() == [2, 3]
     assert {a["id"] for a in dataset.to_coco()["annotations"]} == {"hand-made", 2**70, 50}
@@ -418,7 +419,7 @@ def test_row_19_one_image_with_one_annotation(content, write):
 
 def test_row_7_many_annotations(content, write):
     # the full 60k are measured by hand; here only that nothing is quadratic enough to be noticed
-    template = content["annotations"][0]
+    template = {"image_id": 7, "category_id": 90}
     content["annotations"] = [
         template | {"id": number, "bbox": [number % 50, number // 200, 9, 9]} for number in range(8000)
     ]

@@ -17,7 +17,15 @@ from scantling.data.coco_geometry import (
     numbers_of_box,
 )
 from scantling.data.coco_parse import Raw, extra_of, parse_list, unknown_reference, usable_id
-from scantling.data.coco_records import Annotation, Category, ImageId, ImageRecord, Segmentation, id_order
+from scantling.data.coco_records import (
+    Annotation,
+    Category,
+    ImageId,
+    ImageRecord,
+    Segmentation,
+    fits_int64,
+    id_order,
+)
 from scantling.data.findings import FindingLog, RecordLog, name_some
 
 Task = Literal["detection", "segmentation"]
@@ -61,6 +69,10 @@ def parse_annotations(raw: list[object], tables: Tables) -> dict[ImageId, list[A
     for image_id, objects in per_image.items():
         objects.sort(key=lambda annotation: id_order(annotation.id))
         _warn_of_repeated_boxes(image_id, objects, tables.log)
+    unfit = [annotation.id for _, annotation in parsed if not fits_int64(annotation.id)]
+    if unfit:
+        message = f"{len(unfit)} annotation ids are no 64-bit integers: {name_some(unfit)}"
+        tables.log.add("annotation-ids-renumbered", message, path="annotations")
     diagnose_boxes(tables.boxes, tables.box_sizes_hw, tables.log, "annotations")
     if len(parsed) < len(raw) and not tables.log.failed:
         message = f"{len(raw) - len(parsed)} of {len(raw)} annotations are not used"

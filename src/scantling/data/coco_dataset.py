@@ -21,14 +21,13 @@ from scantling.data.coco_records import (
     ImageRecord,
     area_of,
     clipped_xyxy,
+    fits_int64,
     segmentation_json,
     to_rle,
 )
 from scantling.errors import Finding, UsageError
 from scantling.structures.instances import Instances
 from scantling.structures.masks import ImageMasks
-
-_INT64 = range(-(1 << 63), 1 << 63)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +79,7 @@ class CocoDataset:
     def instance_ids(self) -> tuple[tuple[int, ...], ...]:
         """For each image the 64-bit numbers of its objects: their ids, or 1, 2, ... if one id does not fit."""
         ids = [annotation.id for annotations in self.annotations for annotation in annotations]
-        fit = all(isinstance(identifier, int) and identifier in _INT64 for identifier in ids)
-        numbers = iter(ids if fit else range(1, len(ids) + 1))
+        numbers = iter(ids if all(map(fits_int64, ids)) else range(1, len(ids) + 1))
         return tuple(tuple(int(next(numbers)) for _ in annotations) for annotations in self.annotations)
 
     def instances(self, index: int, masks: bool = False) -> Instances:

@@ -22,6 +22,7 @@ Segmentation = Polygons | RLE
 Extra = Mapping[str, object]
 
 NO_EXTRA: Extra = {}
+_INT64 = range(-(1 << 63), 1 << 63)
 
 
 def _no_extra() -> Extra:
@@ -31,6 +32,11 @@ def _no_extra() -> Extra:
 def id_order(identifier: int | float | str) -> tuple[bool, float | int, str]:
     """Sort key of ids: numbers first, then text; the order of the records in the file does not matter."""
     return (True, 0, identifier) if isinstance(identifier, str) else (False, identifier, "")
+
+
+def fits_int64(identifier: int | float | str) -> bool:
+    """Whether an annotation id can be the id of an instance as it is."""
+    return isinstance(identifier, int) and identifier in _INT64
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -218,8 +219,8 @@ class _Gathered:
     category_ids: frozenset[int]
     records: list[Result] = field(default_factory=list)
     taken: int = 0
-    unknown_images: Counter[object] = field(default_factory=Counter)
-    unknown_categories: Counter[object] = field(default_factory=Counter)
+    unknown_images: Counter[str] = field(default_factory=Counter)
+    unknown_categories: Counter[str] = field(default_factory=Counter)
     scores_out_of_range: list[float] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
     limits_wh: list[tuple[int, int]] = field(default_factory=list)
@@ -246,13 +247,13 @@ class _Gathered:
         identifier = usable_id(value)
         index = self.dataset.index_of.get(identifier) if identifier is not None else None
         if index is None:
-            self.unknown_images[_hashable(value)] += 1
+            self.unknown_images[_shown(value)] += 1
         return index
 
     def _knows_category(self, value: object) -> bool:
         known = type(value) in (int, float) and value in self.category_ids
         if not known:
-            self.unknown_categories[_hashable(value)] += 1
+            self.unknown_categories[_shown(value)] += 1
         return known
 
     def _check_score(self, value: object, log: RecordLog) -> None:
@@ -280,7 +281,7 @@ class _Gathered:
             ("results-category-unknown", "categories", self.unknown_categories, categories),
         ):
             if unknown:
-                some = ", ".join(f"{value!r:.40} ({type_name(value)})" for value in list(unknown)[:5])
+                some = ", ".join(list(unknown)[:5])
                 message = (
                     f"{unknown.total()} of {self.taken} predictions are for {len(unknown)} {kind} not in"
                     f" {self.dataset.file}: {some}; it has {name_some([repr(identifier) for identifier in known])}"
@@ -292,7 +293,7 @@ class _Gathered:
         if not self.taken:
             add("results-empty", "the list of predictions is empty")
             return
-        if len(self.records) < self.taken:
+        if len(self.records) < self.taken and not self.log.failed:
             message = f"{self.taken - len(self.records)} of {self.taken} predictions are not used"
             add("results-dropped", message)
         for key, count in (("bbox", len(self.boxes)), ("segmentation", self._count("segmentation"))):
@@ -330,5 +331,5 @@ def _checked_shapes(record: Result, size_hw: tuple[int, int], log: RecordLog) ->
     return record
 
 
-def _hashable(value: object) -> object:
-    return value if isinstance(value, int | float | str | None) else repr(value)[:40]
+def _shown(value: object) -> str:
+    return f"{reprlib.repr(value)} ({type_name(value)})"
