@@ -10,6 +10,7 @@ K: number of categories.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,6 +51,8 @@ __all__ = [
     "write_results",
 ]
 
+_logger = logging.getLogger(__name__)
+_LARGE_BYTES = 10_000_000
 _LISTS = {"images": "no-images", "annotations": "no-annotations", "categories": "no-categories"}
 
 
@@ -78,6 +81,7 @@ def read_coco(
         DataError: With all findings, if one is an error.
     """
     log = FindingLog(str(file), Policy(skip_invalid=skip_invalid, strict=strict))
+    _announce(Path(file))
     top = _top_level(read_json(file, keep_nan=True), log)
     raw = {key: _list_of(top, key, log, required=require_labels or key == "images") for key in _LISTS}
     log.raise_if_failed()
@@ -121,6 +125,13 @@ def write_coco(dataset: Mapping[str, object], path: Path | str) -> None:
         UsageError: The file cannot be written.
     """
     write_json(path, dataset)
+
+
+def _announce(file: Path) -> None:
+    """Say what takes seconds."""
+    size = file.stat().st_size if file.is_file() else 0
+    if size >= _LARGE_BYTES:
+        _logger.info("reading %s (%d MB)", file, size // 10**6)
 
 
 def _top_level(content: object, log: FindingLog) -> dict[str, object]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +36,7 @@ _SIDEWAYS = frozenset({5, 6, 7, 8})
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_CHANNELS, _TIFF_SAMPLE_FORMAT = 256, 257, 258, 277, 339
 _TIFF_FLOAT = 3
 _TIFF_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_WARNINGS = threading.Lock()
 _SUPPORTED = "Supported: JPEG, PNG, BMP, WebP, TIFF and GIF with 8 or 16 bits per channel."
 
 
@@ -205,11 +209,9 @@ def exif_orientation(exif: bytes) -> int:
 
 def _parse_with_pillow(data: bytes, kind: ImageFormat, file: str) -> ImageHeader:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters of it is found below
-            if kind == "TIFF":
-                return _parse_tiff(data)
-            image = Image.open(io.BytesIO(data), formats=[kind])
+        if kind == "TIFF":
+            return _parse_tiff(data)
+        image = open_with_pillow(data, kind)
         frames = int(getattr(image, "n_frames", 1))
         orientation = exif_orientation(_exif_of(image)) if kind == "WEBP" else 1
     except Image.DecompressionBombError:
@@ -218,6 +220,28 @@ def _parse_with_pillow(data: bytes, kind: ImageFormat, file: str) -> ImageHeader
         refuse("image-damaged", file, f"the {kind} header is damaged: {error}")
     size_hw = (image.height, image.width)
     return ImageHeader(format=kind, size_hw=size_hw, mode=image.mode, frames=frames, orientation=orientation)
+
+
+def open_with_pillow(data: bytes, kind: ImageFormat) -> Image.Image:
+    """Open a file as one kind of image, without its pixels and without warnings on the terminal.
+
+    Args:
+        data: The whole file.
+        kind: The only format that is tried.
+
+    Raises:
+        Exception: Whatever a damaged file provokes in Pillow.
+    """
+    with _quietly():
+        return Image.open(io.BytesIO(data), formats=[kind])
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No warnings from Pillow; one thread at a time, because the filters are the whole process's."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _exif_of(image: Image.Image) -> bytes:
@@ -231,7 +255,8 @@ def _parse_tiff(data: bytes) -> ImageHeader:
     big = b"+" in data[2:4]
     directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if big else 8])
     stream.seek(directory.next)
-    directory.load(stream)
+    with _quietly():
+        directory.load(stream)
     floating = _TIFF_FLOAT in directory.get(_TIFF_SAMPLE_FORMAT, (1,))
     orientation = directory.get(_EXIF_ORIENTATION, 1)
     return ImageHeader(

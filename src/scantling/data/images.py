@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from pathlib import Path
 
 import cv2
@@ -30,6 +29,7 @@ from scantling.data.image_header import (
     MAX_PIXELS,
     ImageHeader,
     check_header,
+    open_with_pillow,
     parse_header,
     parse_quickly,
     sniff,
@@ -259,10 +259,8 @@ def _decode_deep(data: bytes) -> Pixels | None:
 
 def _decode_with_pillow(data: bytes, header: ImageHeader, file: str) -> Pixels:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the header was checked, what is damaged raises
-            image = Image.open(io.BytesIO(data), formats=[header.format])
-            image.load()
+        image = open_with_pillow(data, header.format)
+        image.load()
         pixels = None if image.mode.startswith(_NO_WHITE) else np.array(image.convert("RGB"))
     except (Image.DecompressionBombError, MemoryError):
         refuse("image-too-large", file, f"the image has more than {MAX_PIXELS} pixels")
