@@ -196,7 +196,7 @@ def _as_is(packed: Any) -> Any:  # noqa: ANN401 - what torch asks of a collate f
 
 def _set_up_worker(_: int) -> None:
     """One thread per process; an interrupt from the keyboard is the main process's business."""
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(0)  # not 1, which would wait for threads that a fork does not copy
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

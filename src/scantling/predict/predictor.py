@@ -42,7 +42,7 @@ class PredictConfig(BaseModel):
         flip: Predict the mirrored image too.
         batch_size: Images predicted together.
         workers: Processes that read and resize; 0 does it in the predicting process.
-        precision: Number format of the forward pass.
+        precision: Number format of the forward pass. bf16 and fp16 are for GPUs; most processors only imitate them.
         suppress: How candidates become detections, once for all scales.
     """
 
