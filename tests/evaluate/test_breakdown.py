@@ -8,7 +8,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -118,6 +118,14 @@ def test_a_prediction_on_a_crowd_region_counts_neither_way(one_of_each):
     assert 2 not in {summary.image for summary in one_of_each.worst_images()}
 
 
+def test_a_crowd_region_explains_no_error(make_dataset):
+    """A nut on a crowd of bolts is not a bolt taken for a nut."""
+    dataset = make_dataset([truth(1, (0, 0, 60, 60), iscrowd=1)], categories=((1, "bolt"), (2, "nut")))
+    match = break_down(dataset, [result(1, (0, 0, 60, 60), 0.9, category_id=2)]).matches[0]
+    assert match.kinds == (ErrorKind.BACKGROUND,)
+    assert match.nearest.tolist() == [NONE]
+
+
 def test_counts_at_the_operating_point(one_of_each):
     """The best F1 of bolts is at the single hit, 2 * 1 / (1 + 4); that of nuts takes both wrong ones: 2 / (3 + 1)."""
     bolt, nut = one_of_each.points
@@ -204,6 +212,7 @@ outcomes = st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.35, 0.5, 0.9]), st.bo
 
 
 @given(outcomes, st.integers(0, 4))
+@example([(0.5, True), (0.5, False), (0.2, False)], 0)  # a threshold cannot part equal scores
 def test_best_threshold_equals_trying_all(pairs, missed):
     scores = np.asarray([score for score, _ in pairs], dtype=np.float64)
     is_hit = np.asarray([hit for _, hit in pairs], dtype=bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -79,8 +80,12 @@ def test_masks_are_evaluated_where_both_sides_have_them(dataset, results):
 
 
 def test_the_data_set_page_counts_splits_by_name(dataset):
-    facts = describe_dataset({"train": dataset, "val": dataset.subset([2])})
-    train, val = facts.splits
+    bare = replace(
+        dataset, annotations=((), dataset.annotations[1][-1:])
+    )  # nothing, and only the crowd region
+    facts = describe_dataset({"train": dataset, "val": dataset.subset([2]), "bare": bare})
+    train, val, bare_facts = facts.splits
+    assert (bare_facts.num_objects, bare_facts.num_crowd, bare_facts.num_empty_images) == (0, 1, 2)
     assert (train.num_images, train.num_objects, train.num_crowd, train.num_empty_images) == (2, 3, 1, 0)
     assert (val.num_images, val.num_objects, val.num_crowd, val.per_category) == (1, 1, 1, (1, 0))
     assert sum(facts.sizes.counts) == 4
