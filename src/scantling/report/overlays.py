@@ -17,7 +17,7 @@ from scantling.report.draw import Rectangle, place_tags
 
 LOWEST_SCORE = 0.05
 MAX_PREDICTIONS = 80
-_CHARACTER_WIDTH = 0.58  # of the font size, in a sans serif
+_CHARACTER_WIDTH = 0.64  # of the font size, in a sans serif
 _OUTLINE_TOLERANCE = 0.7  # pixels
 
 
