@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
 
 from scantling.train.checkpoint import CheckpointMeta, load_checkpoint
 from scantling.train.config import TrainConfig
@@ -30,7 +31,7 @@ META = CheckpointMeta(
 )
 CONFIG = TrainConfig(
     epochs=3,
-    lr=0.05,
+    lr=0.02,
     ema=0.9,
     warmup_steps=4,
     checkpoint_every=2,
@@ -60,7 +61,7 @@ class TinyModel(nn.Module):
         self.head = nn.Linear(6, 1)
 
     def predict(self, inputs: Tensor) -> Tensor:
-        return self.head(self.dropout(self.norm(self.backbone(inputs)).relu())).squeeze(1)
+        return self.head(self.dropout(leaky_relu(self.norm(self.backbone(inputs)), 0.3))).squeeze(1)
 
     def forward(self, batch: TinyBatch) -> dict[str, Tensor]:
         error = self.predict(batch.inputs) - batch.targets
@@ -76,13 +77,17 @@ def examples(name: str, count: int = 8) -> tuple[Tensor, Tensor]:
 class TinyData:
     """Batches that depend on epoch and position only; `before` may do mischief before a batch is handed out."""
 
-    def __init__(self, batches: int = BATCHES, before: Callable[[int, TinyBatch], TinyBatch] | None = None) -> None:
+    def __init__(
+        self, batches: int = BATCHES, before: Callable[[int, TinyBatch], TinyBatch] | None = None
+    ) -> None:
         self.steps_per_epoch = batches
         self._before = before
 
     def epoch(self, epoch: int, start_step: int) -> Iterator[TinyBatch]:
         for position in range(start_step, self.steps_per_epoch):
-            batch = TinyBatch(*examples(f"{epoch}/{position}"), [f"e{epoch}b{position}i{i}" for i in range(8)])
+            batch = TinyBatch(
+                *examples(f"{epoch}/{position}"), [f"e{epoch}b{position}i{i}" for i in range(8)]
+            )
             number = epoch * self.steps_per_epoch + position
             yield self._before(number, batch) if self._before else batch
 
@@ -90,7 +95,7 @@ class TinyData:
 def validate(model: nn.Module) -> dict[str, float | None]:
     """Minus the error on held-out examples, so that larger is better."""
     inputs, targets = examples("validation", 32)
-    return {"bbox/AP": -float((model.predict(inputs) - targets).square().mean()), "bbox/APs": None}
+    return {"bbox/AP": -(model.predict(inputs) - targets).square().mean().item(), "bbox/APs": None}
 
 
 def run_info(**changes: Any) -> RunInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import zipfile
 from pathlib import Path
@@ -64,7 +65,7 @@ def _describe_zip(path: Path) -> tuple[str, str | None]:
 
 def _describe_rest(head: bytes) -> str:
     try:
-        text = head.decode("utf-8", errors="strict" if len(head) < _HEAD_BYTES else "ignore")
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the head may end within a character
     except UnicodeDecodeError:
         return "binary data of an unknown kind"
     if "\0" in text:

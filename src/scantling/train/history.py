@@ -126,7 +126,8 @@ def _cut(path: Path, lines: int) -> int:
             if kept == lines or not line.endswith(b"\n"):
                 break
             kept, end = kept + 1, end + len(line)
-    os.truncate(path, end)
+    if end < path.stat().st_size:
+        os.truncate(path, end)
     return kept
 
 

@@ -119,17 +119,11 @@ class Stepper:
         self, records: Sequence[_Record], losses: Sequence[dict[str, float]], norm: float, place: str
     ) -> None:
         pairs = list(zip(records, losses, strict=True))
-        faults = [
-            _describe_fault(record, values)
-            for record, values in pairs
-            if not all(map(math.isfinite, values.values()))
-        ]
+        faults = [_describe(record, values) for record, values in pairs if not _all_finite(values)]
         if not math.isfinite(norm):
-            if not faults and self._config.precision != "fp16":
-                faults = [
-                    _describe_fault(record, values | {"gradient norm": norm}) for record, values in pairs
-                ]
             faults = [fault for found in self._processes.gather(faults) for fault in found]
+            if not faults and self._config.precision != "fp16":
+                faults = [_describe(record, values | {"gradient norm": norm}) for record, values in pairs]
         if faults:
             raise TrainingError(
                 "\n  ".join([f"training stopped at {place}: a loss or gradient is not finite", *faults]),
@@ -192,6 +186,10 @@ def _mean_losses(losses: Sequence[dict[str, float]]) -> dict[str, float]:
     return means
 
 
-def _describe_fault(record: _Record, values: dict[str, float]) -> str:
+def _all_finite(values: dict[str, float]) -> bool:
+    return all(map(math.isfinite, values.values()))
+
+
+def _describe(record: _Record, values: dict[str, float]) -> str:
     parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     return f"images {', '.join(map(str, record.image_ids))}: {parts}"

@@ -1,0 +1,44 @@
+"""Two processes are one run: same losses and weights as one process with the same global batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from scantling.train.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+def history(out: Path) -> list[dict[str, float]]:
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if value is not None} for line in lines]
+
+
+def test_every_process_ends_as_it_should(child_runs):
+    assert child_runs.report["as_one_and_as_two_processes"]["codes"] == [0, 0, 0, 2, 2]
+
+
+def test_losses_and_metrics_equal_those_of_one_process(child_runs):
+    one, two = history(child_runs.folder / "one"), history(child_runs.folder / "two")
+    assert len(one) == len(two)
+    for single, pair in zip(one, two, strict=True):
+        assert pair == pytest.approx(single, rel=1e-5)
+
+
+def test_weights_average_and_optimiser_equal_those_of_one_process(child_runs):
+    one = load_checkpoint(child_runs.folder / "one" / "last.safetensors").tensors
+    two = load_checkpoint(child_runs.folder / "two" / "last.safetensors").tensors
+    assert set(one) == set(two)
+    assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-6) for name in one)
+
+
+def test_a_fault_on_one_process_stops_both_and_names_its_images(child_runs):
+    for rank in (0, 1):
+        message = (child_runs.folder / f"spoilt-{rank}.txt").read_text()
+        assert "images e0b0i4, e0b0i5, e0b0i6, e0b0i7: square nan" in message
+        assert "e0b0i0" not in message
+    assert load_checkpoint(child_runs.folder / "spoilt" / "last.safetensors").meta.step == 0

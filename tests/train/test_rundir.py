@@ -1,0 +1,98 @@
+"""An output folder belongs to one run, and nothing in it is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scantling.errors import TrainingError, UsageError
+from scantling.train.rundir import LOCK_NAME, claim_folder, explained_writes
+
+HOLD = """
+import sys, time
+from scantling.train.rundir import claim_folder
+with claim_folder(sys.argv[1], resume=True):
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_new_folder_is_created_with_its_parents(tmp_path):
+    with claim_folder(tmp_path / "a" / "b c") as folder:
+        assert folder.is_dir()
+        owner = json.loads((folder / LOCK_NAME).read_text())
+        assert owner == {"pid": os.getpid(), "host": socket.gethostname()}
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_with_files_needs_permission(tmp_path):
+    (tmp_path / "best.safetensors").write_text("old")
+    (tmp_path / "notes.txt").write_text("mine")
+    with (
+        pytest.raises(UsageError, match=r"not empty \(it holds best\.safetensors, notes\.txt\)"),
+        claim_folder(tmp_path),
+    ):
+        pytest.fail("it was given away")
+    with claim_folder(tmp_path, resume=True):
+        assert (tmp_path / "best.safetensors").read_text() == "old"
+    with claim_folder(tmp_path, overwrite=True, known=("best.safetensors", "last.safetensors")):
+        assert names(tmp_path) == [LOCK_NAME, "notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path):
+    (tmp_path / ".last.safetensors.123.abcd.tmp").write_text("half")
+    (tmp_path / ".gitignore").write_text("*")
+    with claim_folder(tmp_path, resume=True):
+        assert names(tmp_path) == [".gitignore", LOCK_NAME]
+
+
+def test_a_file_or_a_place_below_one_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file"), claim_folder(tmp_path / "file"):
+        pytest.fail("it was given away")
+    with pytest.raises(UsageError, match="cannot be created"), claim_folder(tmp_path / "file" / "run"):
+        pytest.fail("it was given away")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_one_of_two_runs_survives_and_death_gives_the_folder_back(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "claimed\n"
+    with pytest.raises(UsageError, match=f"in use by another run \\(process {holder.pid} on "):
+        claim_folder(tmp_path, resume=True).__enter__()
+    holder.kill()
+    holder.communicate()
+    assert (tmp_path / LOCK_NAME).exists()  # the dead owner could not tidy up
+    with claim_folder(tmp_path, resume=True):
+        pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named(tmp_path, number):
+    with (
+        pytest.raises(TrainingError, match=r"last\.safetensors: no space left"),
+        explained_writes(tmp_path / "last.safetensors"),
+    ):
+        raise OSError(number, os.strerror(number))
+
+
+def test_other_failures_to_write_keep_their_reason(tmp_path):
+    with (
+        pytest.raises(TrainingError, match=r"x: cannot be written: Input/output error"),
+        explained_writes("x"),
+    ):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
