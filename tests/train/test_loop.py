@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -171,6 +172,24 @@ def test_stopped_in_a_validation_equals_never_stopped(tmp_path):
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 
+def test_a_signal_at_the_very_end_is_not_lost(tmp_path):
+    """The run is complete, but what comes after it must not begin."""
+
+    def last_one(model: nn.Module) -> dict[str, float | None]:
+        if len(seen) == CONFIG.epochs - 1:
+            with contextlib.suppress(BaseException):
+                signal.raise_signal(signal.SIGTERM)
+        seen.append(1)
+        return validate(model)
+
+    seen: list[int] = []
+    with pytest.raises(Interrupted, match="SIGTERM after step 15"):
+        train(tmp_path / "stopped", validate=last_one)
+    train(tmp_path / "stopped", resume=True, validate=lambda _: pytest.fail("it went on"))
+    train(tmp_path / "whole")
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
 def test_going_on_from_an_older_state_forgets_what_came_after(tmp_path):
     """As after SIGKILL: `last` is from step 4, the history already has more, its last line torn."""
     train(tmp_path / "whole")
@@ -259,7 +278,7 @@ def test_a_damaged_last_names_the_one_before(tmp_path):
     last.write_bytes(last.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match=r"damaged[\s\S]*last\.previous\.safetensors"):
         train(tmp_path, resume=True)
-    assert load_checkpoint(tmp_path / "last.previous.safetensors").meta.step == CONFIG.epochs * BATCHES
+    assert load_checkpoint(tmp_path / "last.previous.safetensors").meta.step == CONFIG.epochs * BATCHES - 1
 
 
 # ---------------------------------------------------------------- best weights, schedule, early stopping

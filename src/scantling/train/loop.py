@@ -2,7 +2,7 @@
 
     data.epoch(e) -> batches -> Stepper.update -> history, progress
                                    |  every checkpoint_every steps:  last.safetensors (the one before is kept)
-        end of epoch:  last -> validate -> best.safetensors if it gained -> schedule, early stopping -> last
+        end of epoch:  validate -> best.safetensors if it gained -> schedule, early stopping -> last
 
 Promises: a run that was stopped (SIGINT, SIGTERM: the step is finished and saved; SIGKILL: at any moment) and resumed
 ends with the same weights and the same history as one that never stopped, bit for bit on the CPU; `best` and `last`
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from rich.console import Console
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
+from scantling.data.workers import worker_failures
 from scantling.errors import ConfigError, Interrupted, TrainingError, UsageError
 from scantling.train.checkpoint import CheckpointMeta
 from scantling.train.config import TrainConfig
@@ -43,6 +45,9 @@ from scantling.train.step import StepOutcome, Stepper, TrainBatch, explained_fai
 __all__ = ["FitResult", "RunInfo", "TrainBatch", "TrainConfig", "TrainData", "fit", "resumable"]
 
 Metrics = Mapping[str, float | None]
+
+_LATE_SECONDS = 30.0
+"""Before a validation, which may fail, the state is saved if more work than this would be lost."""
 
 _FILES = (BEST_NAME, LAST_NAME, PREVIOUS_NAME, JSONL_NAME, CSV_NAME)
 
@@ -68,8 +73,8 @@ class RunInfo:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         resume: Go on from `last.safetensors` in the output folder.
         overwrite: Replace the files of an earlier run in the output folder.
-        validate: Measures a model that is in evaluation mode; None trains without validation and keeps the weights
-            of the last step as best.
+        validate: Measures a model that is in evaluation mode; every process calls it, the main process' answer
+            counts. None trains without validation and keeps the weights of the last step as best.
         console: Where progress is shown; None means standard error.
     """
 
@@ -146,6 +151,7 @@ class _Training:
     ) -> None:
         self._data, self._config, self._run, self._processes = data, config, run, processes
         self._guard = SignalGuard()
+        self._saved_at = time.monotonic()
         self._steps_per_epoch = _count_steps(data, config, processes)
         self._schedule = build_schedule(config, self._steps_per_epoch)
         self._epochs = self._schedule.epochs
@@ -173,6 +179,9 @@ class _Training:
             while not self._state.finished:
                 self._train_epoch()
                 self._close_epoch()
+        self._processes.gather(None)  # nobody goes on before the files are complete
+        if self._guard.signum is not None:
+            raise _interruption(self._guard.signum, self._state.step)
         return FitResult(
             best=self._keeper.best,
             last=self._keeper.last,
@@ -189,10 +198,13 @@ class _Training:
             return
         self._parts.model.train()
         batches = self._data.epoch(epoch, done * self._config.accumulate)
-        for position in range(done + 1, self._steps_per_epoch + 1):
-            self._step(batches)
-            self._leave_if_asked()
-            if position == self._steps_per_epoch or self._state.step % self._config.checkpoint_every == 0:
+        with worker_failures():
+            for _ in range(done, self._steps_per_epoch):
+                self._step(batches)
+                self._leave_if_asked()
+                if self._state.step % self._config.checkpoint_every == 0:
+                    self._save_last()
+            if self._would_lose_much():
                 self._save_last()
 
     def _step(self, batches: Iterator[TrainBatch]) -> None:
@@ -250,13 +262,10 @@ class _Training:
 
     def _validate(self, validate: Callable[[nn.Module], Metrics]) -> dict[str, float | None]:
         model = self._parts.best_model.eval()
-        torch.manual_seed(
-            step_seed(self._run.seed, self._state.step, self._processes.rank, self._config.accumulate)
-        )
-        alone = (
-            self._processes.world == 1
-        )  # otherwise the processes must leave together, after the validation
-        abandonable = self._guard.interruptible() if alone else nullcontext()
+        seed = step_seed(self._run.seed, self._state.step, self._processes.rank, self._config.accumulate)
+        torch.manual_seed(seed)
+        # Several processes must leave together, so only a lone one abandons its validation.
+        abandonable = self._guard.interruptible() if self._processes.world == 1 else nullcontext()
         try:
             with torch.no_grad(), explained_failures(self._state.step), abandonable:
                 found = dict(validate(model))
@@ -302,12 +311,17 @@ class _Training:
                 raise
             raise _interruption(self._guard.signum, self._state.step) from error
 
+    def _would_lose_much(self) -> bool:
+        is_late = time.monotonic() - self._saved_at > _LATE_SECONDS
+        return bool(self._processes.maximum(int(is_late), self._device))  # saving takes all processes
+
     def _save_last(self) -> None:
         self._state.meters = self._processes.gather((self._meter.sums, self._meter.counts))
         if self._history:
             self._history.sync()
             self._state.history_lines = self._history.lines
             self._keeper.save_last(self._parts, self._state)
+        self._saved_at = time.monotonic()
 
     def _save_best(self, metrics: Metrics, epoch: int) -> None:
         if self._processes.is_main:
