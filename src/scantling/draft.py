@@ -102,8 +102,9 @@ class Draft(Generic[M]):
         by_path: dict[KeyPath, list[ErrorDetails]] = {}
         for error in errors:
             by_path.setdefault(_path_in(self.value, error), []).append(error)
-        innermost = [p for p in by_path if not any(q != p and q[: len(p)] == p for q in by_path)]
-        return [self.sentence(path, by_path[path]) for path in innermost]
+        return [
+            self.sentence(path, told) for path, told in by_path.items() if _is_innermost(path, told, by_path)
+        ]
 
     def sentence(self, path: KeyPath, errors: list[ErrorDetails]) -> str:
         """What is wrong at one place."""
@@ -124,6 +125,8 @@ class Draft(Generic[M]):
     def key_hint(self, path: KeyPath) -> str:
         """What an unknown key may have meant: a similar one here, or the same one in another section."""
         key, siblings = str(path[-1]), _keys(_annotation_at(self.model, path[:-1]))
+        if key.split(":", maxsplit=1)[0] in siblings:
+            return "; YAML wants a space after the colon"
         elsewhere = [section for section, keys in _sections(self.model, "") if key in keys]
         if elsewhere:
             return f"; it belongs to {' or '.join(elsewhere)}"
@@ -164,6 +167,12 @@ def _path_in(value: Any, error: ErrorDetails) -> KeyPath:
             path.append(part)
             value = value[part]
     return (*path, error["loc"][-1]) if error["type"] == "missing" else tuple(path)
+
+
+def _is_innermost(path: KeyPath, errors: Iterable[ErrorDetails], others: Iterable[KeyPath]) -> bool:
+    """Whether no error stands further inside; an error about a key itself counts in any case."""
+    about_key = any("[key]" in error["loc"] for error in errors)
+    return about_key or not any(other != path and other[: len(path)] == path for other in others)
 
 
 def _value_at(value: Any, path: KeyPath) -> Any:

@@ -46,12 +46,12 @@ class Finding:
     hint: str | None = None
 
     def __str__(self) -> str:
-        place = ": ".join(part for part in (self.file, self.path) if part)
+        record = f"id {self.id!r}" if self.id is not None else None
+        place = ": ".join(part for part in (self.file, self.path, record) if part)
         value = f" (found {self.value!r:.80})" if self.value is not None else ""
         hint = f". {self.hint}" if self.hint else ""
-        return (
-            f"{self.severity.value} [{self.code}] {place + ': ' if place else ''}{self.message}{value}{hint}"
-        )
+        told = f"{place}: {self.message}" if place else self.message
+        return f"{self.severity.value} [{self.code}] {told}{value}{hint}"
 
 
 class ScantlingError(Exception):
@@ -107,5 +107,7 @@ class Interrupted(ScantlingError):  # noqa: N818 - a request, not an error
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """The end of a message that suggests the nearest of some names; empty when none is near."""
-    near = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    known = list(names)
+    near = [name for name in known if word and name.startswith(word)]
+    near = near or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""

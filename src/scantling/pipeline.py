@@ -27,6 +27,7 @@ from scantling.data.dataset import DetectionDataset
 from scantling.data.io import atomic_write, read_json, sha256_of, write_json
 from scantling.data.loader import LoaderConfig, TrainLoader
 from scantling.data.transforms import build_transforms
+from scantling.errors import ConfigError
 from scantling.evaluate.coco_eval import Evaluation, evaluate_results, metrics_json
 from scantling.evaluate.problem import Result
 from scantling.models.two_stage import Detector
@@ -160,14 +161,21 @@ def check_members(context: RunContext, *, begun: bool) -> None:
             settings or data.
         UsageError: The device cannot compute in the precision that is asked for.
     """
-    class_names = context.data.train.class_names
-    for name, member in context.recipe.members.items():
-        require_precision(member.train.precision, context.device)
-        member.predict.suppress.thresholds(class_names)
-        with torch.device("meta"):
-            build_model(member.model.model_copy(update={"init": "random"}), len(class_names))
+    for name in context.recipe.members:
+        try:
+            _check_member(context, name)
+        except ConfigError as error:
+            raise ConfigError(f"members.{name}: {error.message}", hint=error.hint) from error
         if begun:
             train_stage(context, name).is_done(context.root)
+
+
+def _check_member(context: RunContext, name: str) -> None:
+    member, class_names = context.recipe.members[name], context.data.train.class_names
+    require_precision(member.train.precision, context.device)
+    member.predict.suppress.thresholds(class_names)
+    with torch.device("meta"):  # shapes only: nothing is allocated or initialised
+        build_model(member.model.model_copy(update={"init": "random"}), len(class_names))
 
 
 def train_stage(context: RunContext, name: str) -> Stage:

@@ -33,7 +33,11 @@ def commands(group=None, path: str = "") -> Iterator[tuple[str, object]]:
 
 def describe(command) -> Iterator[str]:
     for parameter in command.params:
-        names = ", ".join(sorted(parameter.opts)) if parameter.param_type_name == "option" else parameter.name.upper()
+        names = (
+            ", ".join(sorted(parameter.opts))
+            if parameter.param_type_name == "option"
+            else parameter.name.upper()
+        )
         required = " (required)" if parameter.required else ""
         several = " (repeatable)" if getattr(parameter, "multiple", False) else ""
         yield f"    {names}{required}{several}"

@@ -1,0 +1,158 @@
+"""Every way a verb can end has its exit code and its words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from scantling import api
+from scantling.cli.app import app
+from scantling.errors import ConfigError, DataError, Finding, Interrupted, Severity, UsageError
+
+
+def listing(monkeypatch, error: BaseException, *options: str):
+    """`recipes list`, failing."""
+
+    def fail() -> dict[str, str]:
+        raise error
+
+    monkeypatch.setattr(api, "recipes", fail)
+    return CliRunner().invoke(app, ["recipes", "list", *options])
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UsageError("the path is wrong", hint="Try another."), 2, "error: the path is wrong\nTry another.\n"),
+        (ConfigError("a\nb"), 2, "error: a\nb\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (Interrupted(2, "stopped, saved"), 130, "stopped, saved\n"),
+        (Interrupted(15, "stopped, saved"), 143, "stopped, saved\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 2, "error: runs/a: no space left"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs/a"),
+            2,
+            "error: runs/a: Permission denied\n",
+        ),
+        (MemoryError(), 2, "error: out of memory"),
+        (
+            OutOfMemoryError("CUDA out of memory.\nmore"),
+            2,
+            "error: out of memory: CUDA out of memory.\nUse smaller",
+        ),
+        (
+            ZeroDivisionError("division by zero"),
+            1,
+            "this is a bug in scantling: ZeroDivisionError: division by zero\n",
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "template"),
+            1,
+            "this is a bug in scantling: FileNotFound",
+        ),
+    ],
+)
+def test_exit_code_and_message(monkeypatch, error, code, words):
+    done = listing(monkeypatch, error)
+    assert done.exit_code == code
+    assert done.stderr.startswith(words)
+    assert done.stdout == ""
+    assert "Traceback" not in done.output
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    done = listing(monkeypatch, ZeroDivisionError("division by zero"), "--debug")
+    assert done.exit_code == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "raise error" in done.stderr
+
+
+def test_all_findings_are_shown(monkeypatch):
+    findings = [
+        Finding(
+            code=f"code-{n}", severity=Severity.ERROR, message="m", file="a.json", id=n, hint="Repair it."
+        )
+        for n in range(60)
+    ]
+    done = listing(monkeypatch, DataError("a.json: 60 errors", findings=findings))
+    assert done.exit_code == 2
+    assert "error [code-0] a.json: id 0: m. Repair it." in done.stderr
+    assert "error [code-49]" in done.stderr
+    assert done.stderr.endswith("... and 10 more\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train"], "Missing argument"),
+        (["train", "data", "--recipe", "demo", "--epochs", "3"], "No such option"),
+        (["train", "data", "--recipe", "demo", "--seed", "-1"], "--seed"),
+        (["evaluate", "r.json", "--data", "d.json", "--iou-type", "mask"], "mask"),
+        (["predict", "photos"], "photos: there is no such source"),
+        (["predict", ".", "--run", "a", "--checkpoint", "b"], "give either --run DIR or --checkpoint FILE"),
+        (["predict", ".", "--run", "nowhere"], "nowhere: there is no such run folder"),
+        (["predict", ".", "--run", "."], "not a finished run"),
+        (["report", "."], "not a finished run"),
+        (["evaluate", "nowhere.json", "--data", "x.json"], "nowhere.json: there is no such results file"),
+        (["train", "nowhere", "--recipe", "demo"], "nowhere: there is no such data set"),
+        (["train", ".", "--recipe", "dmo"], "no recipe is called 'dmo'; did you mean 'demo'?"),
+        (["train", ".", "--recipe", "nowhere/r.yaml"], "nowhere/r.yaml: there is no such file"),
+        (["run", "demo"], "no data set is given"),
+        (["run", "demo", "--data", ".", "--set", "members.cascade.train.lrr=1"], "did you mean 'lr'?"),
+        (["recipes", "show", "dmo"], "did you mean 'demo'?"),
+        (["synth", "out", "--split", "train"], "write it as NAME=COUNT"),
+        (
+            ["synth", "out", "--set", "noise.missing=2"],
+            "noise.missing: found 2; expected less than or equal to 1",
+        ),
+        (["import-weights", "nowhere.pth", "--model", "x", "--out", "o"], "no such checkpoint"),
+    ],
+)
+def test_mistakes_end_with_code_2_and_create_nothing(monkeypatch, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2, done.output
+    assert words in " ".join(done.stderr.replace("│", " ").split())
+    assert done.stdout == ""
+    assert "Traceback" not in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_given_as_a_file_is_explained(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.json").write_text("{}")
+    done = CliRunner().invoke(app, ["train", "train.json", "--recipe", "demo"])
+    assert done.exit_code == 2
+    assert "a data set is a folder, this is a file" in done.stderr
+    done = CliRunner().invoke(app, ["train", "trian.json", "--recipe", "demo"])
+    assert "did you mean 'train.json'?" in done.stderr
+
+
+def test_a_wrong_path_is_told_before_anything_heavy_is_loaded():
+    check = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
+    main = "from scantling.cli import main; main()"
+    code = f"{check}; sys.argv = ['scantling', 'train', 'nowhere', '--recipe', 'demo']; {main}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "False\n")
+
+
+def test_a_closed_pipe_is_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "scantling", "recipes", "show", "demo"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert done.returncode == 2
+    assert done.stderr == "error: standard output was closed before everything was written\n"

@@ -1,0 +1,105 @@
+"""The documentation as something to run: pages, their fenced blocks, and the commands in them.
+
+A page's blocks are of these kinds, and of no other:
+
+    console   lines that start with `$ ` are commands and are run; a line that ends in a backslash goes on in the
+              next; `# exit 2` at the end says that the command is meant to fail. What stands between commands is
+              their output, which differs from machine to machine and is not compared.
+    python    is run whole, one block after the other with the same variables
+    text, yaml, json, html    are shown only
+
+`<!-- shortened -->` in the line before a console block: its trainings stop after an epoch, so that the page can show
+the command as a user needs it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+DOCS = Path(__file__).parents[2] / "docs"
+RUN, SHOWN = {"console", "python"}, {"text", "yaml", "json", "html"}
+_FENCE = re.compile(r"^ {0,3}```([^`\n]*)$")
+_EXIT = re.compile(r"\s+# exit (\d+)$")
+_LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)[^)]*\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block.
+
+    Attributes:
+        kind: The word after the fence.
+        text: What is between the fences.
+        line: Of the first line of the text.
+        shortened: Its trainings are cut short.
+    """
+
+    kind: str
+    text: str
+    line: int
+    shortened: bool
+
+    def commands(self) -> Iterator[Command]:
+        """The commands of a console block."""
+        joined = self.text.replace("\\\n", "  ")
+        for text in joined.splitlines():
+            if text.startswith("$ "):
+                found = _EXIT.search(text)
+                line = text[2 : found.start()] if found else text[2:]
+                yield Command(line.strip(), int(found[1]) if found else 0, self.shortened)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a page and the exit code it is to have."""
+
+    line: str
+    code: int = 0
+    shortened: bool = False
+
+    @property
+    def needs_shell(self) -> bool:
+        """Whether it is more than the command scantling with its arguments."""
+        return not self.line.startswith("scantling ") or bool(re.search(r"[|<>;&$*`~]", self.line))
+
+    @property
+    def whole(self) -> str:
+        """The command as it is run."""
+        trains = re.match(r"(torchrun\s.*)?\bscantling (train|run|demo)\b", self.line)
+        epochs = "--set members.detector.train.epochs=1 --set members.detector.train.repeats=1"
+        return f"{self.line} {epochs}" if self.shortened and trains else self.line
+
+
+def pages() -> list[Path]:
+    """Every page of the documentation, the index first."""
+    return sorted(DOCS.glob("*.md"), key=lambda path: (path.name != "README.md", path.name))
+
+
+def blocks(text: str) -> list[Block]:
+    """The fenced blocks of a page.
+
+    Raises:
+        ValueError: A block is not closed.
+    """
+    found, kind, begun, shortened, before = [], None, 0, False, ""
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        fence = _FENCE.match(line)
+        if kind is None and fence:
+            kind, begun, shortened = fence[1].strip(), number, before.strip() == "<!-- shortened -->"
+        elif kind is not None and fence and not fence[1].strip():
+            body = "".join(f"{inner}\n" for inner in lines[begun : number - 1])
+            found.append(Block(kind, body, begun + 1, shortened))
+            kind = None
+        before = line if line.strip() else before
+    if kind is not None:
+        raise ValueError(f"line {begun}: the block is not closed")
+    return found
+
+
+def links(text: str) -> list[str]:
+    """Targets of the links that stay inside the project, without anchors."""
+    return _LINK.findall(text)
