@@ -59,7 +59,12 @@ def shell(environment, tmp_path_factory):
     def run(line: str) -> tuple[int, str]:
         arguments = ["bash", "-o", "pipefail", "-c", line]
         done = subprocess.run(
-            arguments, env={**environment, "PATH": path}, capture_output=True, text=True, timeout=240
+            arguments,
+            check=False,
+            env={**environment, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
         return done.returncode, done.stdout + done.stderr
 
