@@ -129,31 +129,34 @@ def test_the_seed_decides_the_result(tmp_path):
 # ---------------------------------------------------------------- stopping and going on
 
 
+def worsening(model: nn.Module) -> dict[str, float | None]:
+    """A metric that falls with every step, so that a plateau schedule has something to do."""
+    return {"bbox/AP": -float(model.norm.num_batches_tracked)}
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "measure"),
     [
-        {},
-        {"ema": None, "optimizer": "adamw", "schedule": "cosine", "accumulate": 2},
-        {
-            "optimizer": "adadelta",
-            "lr": 1.0,
-            "schedule": "plateau",
-            "patience": 1,
-            "gamma": 0.5,
-            "log_every": 4,
-        },
+        ({}, validate),
+        ({"ema": None, "optimizer": "adamw", "schedule": "cosine", "accumulate": 2}, validate),
+        (
+            {"optimizer": "adadelta", "lr": 1.0, "schedule": "plateau", "patience": 1, "log_every": 4},
+            worsening,
+        ),
     ],
     ids=["sgd", "adamw-accumulating", "adadelta-plateau"],
 )
-def test_stopped_after_every_step_equals_never_stopped(tmp_path, settings):
+def test_stopped_after_every_step_equals_never_stopped(tmp_path, settings, measure):
     config = changed(**settings)
-    train(tmp_path / "whole", config=config)
+    whole = train(tmp_path / "whole", config=config, validate=measure)
+    if config.schedule == "plateau":
+        assert whole.history[-2]["lr"] == pytest.approx(config.lr * config.gamma)
     steps = config.epochs * -(-BATCHES // config.accumulate)
     for number in range(steps):
         first = TinyData(before=lambda _, batch: signal.raise_signal(signal.SIGTERM) or batch)
         with pytest.raises(Interrupted, match=f"SIGTERM after step {number + 1};"):
-            train(tmp_path / "stopped", config=config, data=first, resume=number > 0)
-    train(tmp_path / "stopped", config=config, resume=True)
+            train(tmp_path / "stopped", config=config, data=first, resume=number > 0, validate=measure)
+    train(tmp_path / "stopped", config=config, resume=True, validate=measure)
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 
