@@ -114,7 +114,8 @@ def test_every_part_absent_leaves_nothing_to_find() -> None:
     full = generate_scene(config, 0, 0)
     assert {part.name for part in full.targets} == set(SLOT_NAMES)
     bare = generate_scene(config.model_copy(update={"absent_rate": 1.0}), 0, 0)
-    assert len(bare.targets) < len(full.targets) / 2  # at most 80 % of a slot's scenes miss their part
+    assert not bare.targets
+    assert {part.state for part in bare.parts} == {"absent"}
     assert {part.name for part in bare.parts} == set(SLOT_NAMES)
 
 

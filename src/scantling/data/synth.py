@@ -33,10 +33,20 @@ from scantling.data.scenes.labels import corrupt, corrupt_entries, true_entries,
 from scantling.data.scenes.layout import CATEGORY_IDS
 from scantling.data.scenes.records import Picture, coco_documents, delftbikes_documents
 from scantling.data.scenes.scene import LabelNoise, Part, Scene, SynthConfig, generate_scene
+from scantling.data.scenes.sheet import contact_sheet
 from scantling.data.workers import TaskStream
 from scantling.errors import UsageError
 
-__all__ = ["CATEGORY_IDS", "LabelNoise", "Part", "Scene", "SynthConfig", "generate_scene", "write_synth"]
+__all__ = [
+    "CATEGORY_IDS",
+    "LabelNoise",
+    "Part",
+    "Scene",
+    "SynthConfig",
+    "contact_sheet",
+    "generate_scene",
+    "write_synth",
+]
 
 SPLIT_STRIDE = 1_000_000
 KNOWN_SPLITS = ("train", "val", "test")  # scenes from 0, from 1,000,000, from 2,000,000

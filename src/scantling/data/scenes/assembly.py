@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.data.scenes.defects import DRAW_DEFECT, Mark, apply
-from scantling.data.scenes.kit import HOUSINGS, OCCLUDER_VARIANTS, Kit
+from scantling.data.scenes.kit import DIRTS, OCCLUDER_VARIANTS, Kit
 from scantling.data.scenes.layout import BODY_WH, DEFECTS, FRAME_WH, SLOTS, Slot, centred
 from scantling.data.scenes.occluders import OCCLUDERS
-from scantling.data.scenes.relief import CHANNELS, Array
+from scantling.data.scenes.relief import CHANNELS, Array, Sprite
 
 Ids = NDArray[np.uint8]
+Window = tuple[slice, slice]
 DEFECT_ODDS = (0.5, 0.15, 0.35)  # scratch, pit, stain
 MAX_OCCLUDERS, MAX_DEFECTS = 8, 60
 
@@ -50,67 +51,52 @@ class Stage:
     marks: Ids
     defects: list[str] = field(default_factory=list)
 
-    def pixel(self, at: tuple[float, float]) -> tuple[int, int]:
-        """Column and row of a place of the drawing."""
-        right, down = centred(at)
-        rows, columns = self.places.shape
-        return round(right * self.kit.scale + columns / 2), round(down * self.kit.scale + rows / 2)
-
-    def lay(self, fit_at: tuple[float, float], kind: int, variant: int) -> None:
-        """Drop an occluder so that its origin comes to lie at a place of the drawing."""
-        sprite = self.kit.occluder(kind, variant)
-        here, inner = _overlap(
-            _offset(self.pixel(fit_at), sprite.corner_xy), sprite.solid.shape, self.places.shape
-        )
-        _composite(self.layers[:, *here], sprite.layers[:, *inner], sprite.rest[inner])
-        self.visible[here][sprite.solid[inner]] = 0
-        self.marks[here][sprite.solid[inner]] = 0
-
     def mount(self, number: int, fit: Fit) -> None:
         """Put a part into its slot, or note where it is missing."""
         at = fit.slot.at if fit.absent else (fit.slot.at[0] + fit.nudge[0], fit.slot.at[1] + fit.nudge[1])
         sprite = self.kit.component(fit.slot, fit.specimen, damaged=fit.damaged and not fit.absent)
-        here, inner = _overlap(
-            _offset(self.pixel(at), sprite.corner_xy), sprite.solid.shape, self.places.shape
-        )
+        here, inner = self._window(at, sprite.corner_xy, sprite.solid.shape)
         solid = sprite.solid[inner]
         self.places[here][solid] = number
         if not fit.absent:
             _composite(self.layers[:, *here], sprite.layers[:, *inner], sprite.rest[inner])
             self.visible[here][solid] = number
 
+    def cover(self, at: tuple[float, float], sprite: Sprite) -> None:
+        """Drop an occluder so that its origin comes to lie at a place of the drawing."""
+        here, inner = self._window(at, sprite.corner_xy, sprite.solid.shape)
+        _composite(self.layers[:, *here], sprite.layers[:, *inner], sprite.rest[inner])
+        self.visible[here][sprite.solid[inner]] = 0
+        self.marks[here][sprite.solid[inner]] = 0
+
     def scar(self, category: str, at: tuple[float, float], mark: Mark) -> None:
-        """Draw a surface defect."""
-        half = mark.coverage.shape[1] // 2, mark.coverage.shape[0] // 2
-        corner = _offset(self.pixel(at), (-half[0], -half[1]))
-        here, inner = _overlap(corner, mark.coverage.shape, self.places.shape)
-        apply(
-            mark._replace(coverage=mark.coverage[inner], relief=mark.relief[inner]),
-            self.layers[:, *here],
-            self.kit.scale,
-        )
+        """Draw a surface defect about a place of the drawing."""
+        rows, columns = mark.coverage.shape
+        here, inner = self._window(at, (-(columns // 2), -(rows // 2)), (rows, columns))
+        shown = mark._replace(coverage=mark.coverage[inner], relief=mark.relief[inner])
+        apply(shown, self.layers[:, *here], self.kit.scale)
         self.defects.append(category)
         self.marks[here][mark.solid[inner]] = len(self.defects)
 
+    def _window(
+        self, at: tuple[float, float], corner_xy: tuple[int, int], patch_hw: tuple[int, ...]
+    ) -> tuple[Window, Window]:
+        """Canvas pixels under a patch whose origin lies at a place of the drawing, and the patch's part of them.
 
-def _offset(pixel: tuple[int, int], corner_xy: tuple[int, int]) -> tuple[int, int]:
-    return pixel[0] + corner_xy[0], pixel[1] + corner_xy[1]
-
-
-Window = tuple[slice, slice]
-
-
-def _overlap(
-    corner_xy: tuple[int, int], patch: tuple[int, ...], canvas: tuple[int, ...]
-) -> tuple[Window, Window]:
-    """Rows and columns a patch takes on the canvas, and which of its own those are."""
-    outer, inner = [], []
-    for start, side, limit in ((corner_xy[1], patch[0], canvas[0]), (corner_xy[0], patch[1], canvas[1])):
-        low = min(max(start, 0), limit)
-        high = max(min(start + side, limit), low)
-        outer.append(slice(low, high))
-        inner.append(slice(low - start, high - start))
-    return (outer[0], outer[1]), (inner[0], inner[1])
+        Args:
+            at: Place in units.
+            corner_xy: Upper left pixel of the patch relative to its origin.
+            patch_hw: Size of the patch; what hangs over the canvas is cut off.
+        """
+        outer, inner = [], []
+        for axis in (0, 1):
+            limit = self.places.shape[axis]
+            start = round(centred(at)[1 - axis] * self.kit.scale + limit / 2) + corner_xy[1 - axis]
+            low = min(max(start, 0), limit)
+            high = max(min(start + patch_hw[axis], limit), low)
+            outer.append(slice(low, high))
+            inner.append(slice(low - start, high - start))
+        return (outer[0], outer[1]), (inner[0], inner[1])
 
 
 def _composite(region: Array, layers: Array, rest: Array) -> None:
@@ -123,7 +109,7 @@ def fit_slots(rng: np.random.Generator, absent_rate: float, damaged_rate: float)
     fits = []
     for slot in SLOTS:
         absent, damaged, right, down = rng.random(4)
-        is_absent = bool(absent < min(absent_rate * slot.often_absent, 0.8))
+        is_absent = bool(absent < min(absent_rate * slot.often_absent, max(absent_rate, 0.8)))
         nudge = (float(right - 0.5) * 1.4, float(down - 0.5) * 1.4)
         fits.append(Fit(slot, is_absent, bool(damaged < damaged_rate), int(rng.integers(10**6)), nudge))
     return fits
@@ -131,7 +117,7 @@ def fit_slots(rng: np.random.Generator, absent_rate: float, damaged_rate: float)
 
 def assemble(kit: Kit, fits: list[Fit], housing: int) -> Stage:
     """A housing with its parts."""
-    layers = kit.housing(housing % HOUSINGS).copy()
+    layers = kit.housing(housing).copy()
     ids = np.zeros((3, *layers.shape[1:]), np.uint8)
     stage = Stage(kit, layers, *ids)
     for number, fit in enumerate(fits, start=1):
@@ -141,7 +127,7 @@ def assemble(kit: Kit, fits: list[Fit], housing: int) -> Stage:
 
 def soil(stage: Stage, rng: np.random.Generator) -> None:
     """Let parts and housing alike have been handled with oily hands."""
-    dirt = stage.kit.dirt(int(rng.integers(10**6)))[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
+    dirt = stage.kit.dirt(int(rng.integers(DIRTS)))[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
     dirt = dirt[: stage.places.shape[0], : stage.places.shape[1]]
     strength = np.float32(rng.uniform(0.2, 1.0))
     stage.layers[:3] *= 1 + strength * (dirt - 1)
@@ -163,14 +149,13 @@ def cover_parts(stage: Stage, rng: np.random.Generator, mean_count: float) -> No
     """Lay cables, tools and rags so that each hides at least some of a randomly chosen slot."""
     for _ in range(min(int(rng.poisson(mean_count)), MAX_OCCLUDERS)):
         slot = SLOTS[int(rng.integers(len(SLOTS)))]
-        kind, variant = int(rng.integers(len(OCCLUDERS))), int(rng.integers(OCCLUDER_VARIANTS))
-        sprite = stage.kit.occluder(kind, variant)
+        sprite = stage.kit.occluder(int(rng.integers(len(OCCLUDERS))), int(rng.integers(OCCLUDER_VARIANTS)))
         rows, columns = np.nonzero(sprite.solid)
         pick = int(rng.random() * len(rows))
         shift = rng.normal(0, 3, 2)
         right = (sprite.corner_xy[0] + int(columns[pick])) / stage.kit.scale
         down = (sprite.corner_xy[1] + int(rows[pick])) / stage.kit.scale
-        stage.lay((slot.at[0] + float(shift[0]) - right, slot.at[1] + float(shift[1]) - down), kind, variant)
+        stage.cover((slot.at[0] + float(shift[0]) - right, slot.at[1] + float(shift[1]) - down), sprite)
 
 
 class View(NamedTuple):

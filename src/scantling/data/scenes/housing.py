@@ -256,7 +256,7 @@ def _small_fittings(relief: Relief, rng: np.random.Generator) -> None:
 ROUND = ("bolt", "screw", "led", "bearing", "gear", "gauge", "seal")  # their slot's size is a radius
 
 
-def _threaded_hole(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:  # noqa: ARG001
+def _threaded_hole(relief: Relief, _rng: np.random.Generator, slot: Slot) -> None:
     radius = disc(relief.x, relief.y, 0)
     relief.lay(relief.cover(radius - 0.9 * slot.size), Material((0.42, 0.41, 0.40), 1.0, 0.45), -0.2)
     hole = radius - 0.45 * slot.size
@@ -264,7 +264,7 @@ def _threaded_hole(relief: Relief, rng: np.random.Generator, slot: Slot) -> None
     relief.lay(relief.cover(hole), HOLE, -4)
 
 
-def _lamp_hole(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:  # noqa: ARG001
+def _lamp_hole(relief: Relief, _rng: np.random.Generator, slot: Slot) -> None:
     relief.lay(relief.cover(disc(relief.x, relief.y, 0.7 * slot.size)), HOLE, -3)
 
 
@@ -275,7 +275,7 @@ def _bore(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:
     relief.lay(relief.cover(radius - 0.62 * slot.size), HOLE, -4)
 
 
-def _shaft_stub(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:  # noqa: ARG001
+def _shaft_stub(relief: Relief, _rng: np.random.Generator, slot: Slot) -> None:
     radius = disc(relief.x, relief.y, 0)
     shoulder, shaft = radius - 0.3 * slot.size, radius - 0.17 * slot.size
     relief.lay(relief.cover(shoulder), Material((0.3, 0.29, 0.28), 1.0, 0.4), bevel(shoulder, 0.8, 0.8))
@@ -283,7 +283,7 @@ def _shaft_stub(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:  
     relief.paint(relief.cover(radius - 0.04 * slot.size), HOLE)
 
 
-def _pegs(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:  # noqa: ARG001
+def _pegs(relief: Relief, _rng: np.random.Generator, slot: Slot) -> None:
     trough = relief.cover(box(relief.x, relief.y, (slot.size + 4, 0.36 * slot.size), 3))
     relief.tint(1 - 0.35 * trough)
     for end in (-1, 1):
@@ -291,7 +291,7 @@ def _pegs(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:  # noqa
         relief.lay(relief.cover(peg), STEEL, dome(peg, 2.0))
 
 
-def _ports(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:  # noqa: ARG001
+def _ports(relief: Relief, _rng: np.random.Generator, slot: Slot) -> None:
     for end in (-1, 1):
         radius = disc(relief.x - np.float32(end * 0.46 * slot.size), relief.y, 0)
         relief.lay(
@@ -316,7 +316,7 @@ def _cutout(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:
         relief.lay(relief.cover(hole), HOLE, -2)
 
 
-def _gauge_port(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:  # noqa: ARG001
+def _gauge_port(relief: Relief, _rng: np.random.Generator, slot: Slot) -> None:
     radius = disc(relief.x, relief.y, 0)
     nut = polygon(relief.x, relief.y, 6, 0.42 * slot.size)
     relief.lay(relief.cover(nut), BRASS, bevel(nut, 1.2, 1.8))
@@ -338,7 +338,7 @@ def _glue_patch(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:
             relief.lay(relief.cover(hole), HOLE, -2)
 
 
-def _two_holes(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:  # noqa: ARG001
+def _two_holes(relief: Relief, _rng: np.random.Generator, slot: Slot) -> None:
     relief.tint(1 - 0.2 * relief.cover(box(relief.x, relief.y, (slot.size, 0.36 * slot.size), 3)))
     for end in (-0.38, 0.38):
         radius = disc(relief.x - np.float32(end * slot.size), relief.y, 0)
@@ -347,7 +347,7 @@ def _two_holes(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:  #
         relief.lay(relief.cover(radius - 2.4), HOLE, -3)
 
 
-def _groove(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:  # noqa: ARG001
+def _groove(relief: Relief, _rng: np.random.Generator, slot: Slot) -> None:
     radius = disc(relief.x, relief.y, 0)
     tube = 0.085 * slot.size + 1.4
     groove = np.abs(radius - (slot.size - tube + 0.4)) - tube

@@ -83,7 +83,7 @@ def spanner(rng: np.random.Generator, scale: float) -> Relief:
     """Combination spanner, polished."""
     relief = Relief.blank((120, 120), scale, angle=float(rng.uniform(-np.pi, np.pi)), seat=LEVEL)
     x, y = relief.x, relief.y
-    shank = box(x, y, (78, 9 - 0.0), 3.5)
+    shank = box(x, y, (78, 9), 3.5)
     jaw = disc(x - 42, y, 11.5)
     mouth = box(x - 50, y - 0.26 * (x - 42), (20, 10), 1.0)
     ring = disc(x + 42, y, 9.0)

@@ -133,15 +133,20 @@ class Relief:
     def lay(self, coverage: Array, material: Material, height: Array | float) -> None:
         """Put `material` with its top at `height` above the seat where `coverage` says so."""
         self.paint(coverage, material)
-        self.height += coverage * (self.seat + height - self.height)
-        np.maximum(self.alpha, coverage, out=self.alpha)
+        here = _bounds(coverage)
+        share, ground = coverage[here], self.height[here]
+        top = height[here] if isinstance(height, np.ndarray) else height
+        ground += share * (self.seat + top - ground)
+        np.maximum(self.alpha[here], share, out=self.alpha[here])
 
     def paint(self, coverage: Array, material: Material) -> None:
         """Change the material, leaving shape and extent."""
-        for channel, value in enumerate(material.rgb):
-            self.albedo[channel] += coverage * (np.float32(value) - self.albedo[channel])
-        self.metal += coverage * (material.metal - self.metal)
-        self.gloss += coverage * (material.gloss - self.gloss)
+        here = _bounds(coverage)
+        share = coverage[here]
+        planes = (*self.albedo, self.metal, self.gloss)
+        for plane, value in zip(planes, (*material.rgb, material.metal, material.gloss), strict=True):
+            region = plane[here]
+            region += share * (np.float32(value) - region)
 
     def lift(self, amount: Array) -> None:
         """Add to the height: grain, ribs, dents."""
@@ -179,6 +184,12 @@ class Relief:
         here = slice(top, top + height), slice(left, left + width)
         layers = np.ascontiguousarray(self.planes(finesse)[:, *here])
         return Sprite(layers, 1 - alpha[here], alpha[here] > 0.5, (left - size[0] // 2, top - size[1] // 2))
+
+
+def _bounds(coverage: Array) -> tuple[slice, slice]:
+    """Rows and columns outside of which nothing is covered."""
+    left, top, width, height = cv2.boundingRect((coverage > 0).view(np.uint8))
+    return slice(top, top + height), slice(left, left + width)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -236,14 +247,16 @@ def bevel(distance: Array, width: float, height: float) -> Array:
 
 def fractal(rng: np.random.Generator, shape: tuple[int, int], cell: float, octaves: int = 4) -> Array:
     """Smooth noise of mean about 0 and deviation about 1 whose largest blotches are `cell` pixels wide."""
-    total = np.zeros(shape, np.float32)
+    total: Array = np.zeros((2, 2), np.float32)
     weight, power = 1.0, 0.0
     for _ in range(octaves):
-        grid = (int(shape[0] / cell) + 3, int(shape[1] / cell) + 3)
-        coarse = rng.standard_normal(grid, np.float32)
-        total += np.float32(weight) * cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
+        grid = (int(shape[0] / cell) + 2, int(shape[1] / cell) + 2)
+        total = cv2.resize(total, grid[::-1], interpolation=cv2.INTER_CUBIC)
+        total += np.float32(weight) * rng.standard_normal(grid, np.float32)
         power, weight, cell = power + weight**2, weight * 0.55, max(cell / 2, 1.0)
-    return total / np.float32(0.75 * np.sqrt(power))
+    full: Array = cv2.resize(total, shape[::-1], interpolation=cv2.INTER_CUBIC)
+    full /= np.float32(0.75 * np.sqrt(power))
+    return full
 
 
 def streaks(rng: np.random.Generator, shape: tuple[int, int], length: float) -> Array:
@@ -272,7 +285,7 @@ def speckle(rng: np.random.Generator, relief: Relief, strength: float) -> None:
 def rust(rng: np.random.Generator, relief: Relief, amount: float) -> None:
     """Let rust eat about the share `amount` of the surface: brown, matt, crumbly."""
     pattern = fractal(rng, relief.shape, 7 * relief.scale, 5)
-    level = np.quantile(pattern, 1 - amount)
+    level = np.float32(np.quantile(pattern[::3, ::3], 1 - amount))
     coverage = np.clip((pattern - level) * 2.5, 0, 1)
     grain = fractal(rng, relief.shape, 1.5 * relief.scale, 3)
     relief.paint(coverage * 0.9, RUST)

@@ -22,7 +22,7 @@ from scantling.data.scenes.assembly import (
     look_at,
     soil,
 )
-from scantling.data.scenes.kit import Kit, kit_for
+from scantling.data.scenes.kit import HOUSINGS, Kit, kit_for
 from scantling.data.scenes.layout import SLOTS
 from scantling.data.scenes.shading import develop, random_lighting, shade
 
@@ -49,7 +49,7 @@ class LabelNoise(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     box_jitter: Rate = 0.0
-    box_jitter_scale: float = Field(0.12, gt=0, le=0.5)
+    box_jitter_scale: Annotated[float, Field(gt=0, le=0.5)] = 0.12
     wrong_class: Rate = 0.0
     missing: Rate = 0.0
     spurious: Rate = 0.0
@@ -85,14 +85,14 @@ class SynthConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size_hw: tuple[int, int] = (240, 320)
-    absent_rate: float = Field(0.06, ge=0, le=1)
-    damaged_rate: float = Field(0.08, ge=0, le=1)
-    occluders: float = Field(0.8, ge=0, le=8)
-    defects: float = Field(1.5, ge=0, le=20)
-    min_visible: float = Field(0.1, ge=0, le=1)
+    absent_rate: Annotated[float, Field(ge=0, le=1)] = 0.06
+    damaged_rate: Annotated[float, Field(ge=0, le=1)] = 0.08
+    occluders: Annotated[float, Field(ge=0, le=8)] = 0.8
+    defects: Annotated[float, Field(ge=0, le=20)] = 1.5
+    min_visible: Annotated[float, Field(ge=0, le=1)] = 0.1
     image_format: Literal["jpg", "png"] = "jpg"
-    jpeg_quality: int = Field(93, ge=1, le=100)
-    noise: LabelNoise = LabelNoise.model_validate({})
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 93
+    noise: LabelNoise = LabelNoise()
 
     @model_validator(mode="after")
     def _picture_is_possible(self) -> SynthConfig:
@@ -160,7 +160,7 @@ def generate_scene(config: SynthConfig, index: int, seed: int) -> Scene:
     kit = kit_for(config.size_hw, seed)
     draw = partial(rng_for, seed, 0, index)
     fits = fit_slots(draw("synth fit"), config.absent_rate, config.damaged_rate)
-    stage = assemble(kit, fits, int(draw("synth housing pick").integers(10**6)))
+    stage = assemble(kit, fits, int(draw("synth housing pick").integers(HOUSINGS)))
     soil(stage, draw("synth dirt"))
     add_defects(stage, draw("synth defects"), config.defects)
     cover_parts(stage, draw("synth occluders"), config.occluders)
