@@ -17,6 +17,7 @@ from scantling import __version__
 from scantling.cli.app import app
 from scantling.cli.data_verbs import parse_counts
 from scantling.config import parse_recipe
+from scantling.models.zoo import ModelConfig, build_model
 from scantling.recipes import shipped_recipes
 
 
@@ -172,6 +173,11 @@ def test_a_foreign_checkpoint_is_imported_accounted_for_and_predicts(tmp_path):
     )
     assert found.exit_code == 0, found.output
     assert {result["category_id"] for result in json.loads(found.stdout)} <= {1, 2}
+    begun = ModelConfig(
+        name="faster_rcnn_r50", backbone="resnet18", init=str(tmp_path / "ours/weights.safetensors")
+    )
+    stem = build_model(begun, 5).state_dict()["backbone.body.conv1.weight"]
+    assert torch.equal(stem, weights["backbone.conv1.weight"])
     again = run("import-weights", tmp_path / "theirs.pth", *SMALL, "--out", tmp_path / "ours")
     assert again.exit_code == 2
     assert "--overwrite" in again.stderr

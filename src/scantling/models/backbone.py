@@ -175,8 +175,13 @@ class Backbone(nn.Module):
             yield from (m for m in order if all(order[inner] <= end for inner in m.modules()))
 
 
+_TRAINING_STATE = ("ema.", "optimizer.")
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a local weights file (`.safetensors`, or a PyTorch file read with `weights_only=True`).
+
+    Of a checkpoint of ours, the model's weights under its own names; the state of training is left out.
 
     Raises:
         ConfigError: The file is missing or holds no plain state dict.
@@ -187,7 +192,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         tensors: dict[str, Tensor] = load_file(path)
-        return tensors
+        return {k.removeprefix("model."): v for k, v in tensors.items() if not k.startswith(_TRAINING_STATE)}
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
