@@ -1,1 +1,1 @@
-
+"""Predictions of any detectors -> better predictions."""

@@ -1,1 +1,1 @@
-
+"""Boxes made more exact, of predictions and of labels."""
