@@ -59,6 +59,15 @@ def test_more_occluders_leave_the_rest_of_the_scene_as_it_was() -> None:
     assert any(part.visible < whole[part.name] for part in laden.parts)
 
 
+def test_what_lies_on_a_defect_hides_it() -> None:
+    config = CONFIG.model_copy(update={"occluders": 0.0, "defects": 20.0})
+    bare = generate_scene(config, 4, SEED)
+    laden = generate_scene(config.model_copy(update={"occluders": 6.0}), 4, SEED)
+    before, after = (np.any([part.mask for part in scene.defects], axis=0) for scene in (bare, laden))
+    assert not (after & ~before).any()
+    assert after.sum() < 0.95 * before.sum()
+
+
 def test_boxes_are_the_hulls_of_the_masks(scenes: list[Scene]) -> None:
     for scene in scenes:
         for part in scene.targets:
