@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from pydantic import ValidationError
 
-from scantling.data.coco import Category, ImageId, ImageRecord, read_coco, to_results, write_results
+from scantling.data.coco import Category, ImageId, ImageRecord, to_results, write_results
 from scantling.data.images import open_image
 from scantling.data.io import replacing
 from scantling.draft import Draft
@@ -107,7 +107,8 @@ def predict_source(
     """Look at every image of a source; those that cannot be read are left out and counted.
 
     Args:
-        source: An image, a folder, or a COCO file, whose own category ids are then written.
+        source: An image, a folder, a COCO file, or a split of a data set in any format (`FOLDER:SPLIT`), whose own
+            category ids are then written.
         detector: See `load_detector`.
         out: COCO results file to write.
         overlays: Folder for copies of the images with what scores at least 0.3 drawn on them.
@@ -116,12 +117,12 @@ def predict_source(
         DataError: There is no usable image.
         UsageError: `overlays` would overwrite the images that are looked at.
     """
-    records, findings = open_source(source)
+    records, findings, own = open_source(source)
     if overlays is not None:
         _refuse_overwriting(overlays, records)
     log.info("%s: %d images", source, len(records))
     predictor = detector.predictor
-    categories = _categories_for(source, detector)
+    categories = _categories_for(source, own, detector)
     results: dict[ImageId, Sequence[Result]] = {}
     for record, instances in predictor.predict_records(records, skip_invalid=True):
         results[record.id] = to_results(record.id, instances, categories)
@@ -149,12 +150,11 @@ def _predict_config(saved: dict[str, Any], overrides: Iterable[str]) -> PredictC
     return draft.check()
 
 
-def _categories_for(source: Path, detector: LoadedDetector) -> tuple[Category, ...]:
-    """The detector's categories, with the ids that a COCO file uses for these names."""
-    if source.suffix.lower() != ".json":
-        return detector.categories
-    dataset = read_coco(source, require_labels=False)
-    own = {category.name: category for category in dataset.categories}
+def _categories_for(
+    source: Path, declared: Iterable[Category], detector: LoadedDetector
+) -> tuple[Category, ...]:
+    """The detector's categories, with the ids that the data set uses for these names."""
+    own = {category.name: category for category in declared}
     unknown = [category.name for category in detector.categories if category.name not in own]
     if own and unknown:
         log.warning("%s has no categories %s; the checkpoint's ids are written", source, ", ".join(unknown))

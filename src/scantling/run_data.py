@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 from scantling.config import DataConfig
-from scantling.data.coco import CocoDataset, find_split, read_coco
+from scantling.data.coco import CocoDataset, ReadOptions, find_split
 from scantling.data.coco_splits import compare_splits
 from scantling.data.findings import summarise
+from scantling.data.formats.layouts import Layout, announce, detect_format
+from scantling.data.formats.locations import Location, read_location
 from scantling.data.image_check import usable_images
 from scantling.data.io import sha256_of
 from scantling.errors import DataError, Finding, Severity, UsageError
@@ -74,8 +76,10 @@ def read_run_data(config: DataConfig, evaluated: str) -> RunData:
         raise UsageError("no data set is given", hint="Add --data DIR, or data.root in the recipe.")
     findings: list[Finding] = []
     splits: dict[str, CocoDataset] = {}
-    for name in dict.fromkeys(("train", "val", evaluated)):
-        dataset = _collecting(findings, _reader(config, name))
+    names = tuple(dict.fromkeys(("train", "val", evaluated)))
+    layout = _layout(config, names)
+    for name in names:
+        dataset = _collecting(findings, _reader(config, name, layout))
         if dataset is not None:
             splits[name] = dataset
     for name, dataset in splits.items():
@@ -99,9 +103,8 @@ def locate_split(config: DataConfig, name: str) -> tuple[Path, Path | None]:
     Raises:
         DataError: There is no such split.
     """
-    root = Path(config.root or ".")
-    entry = {"train": config.train, "val": config.val}.get(name, name)
-    file, images = (root / entry, None) if entry.endswith(".json") else find_split(root, entry)
+    root, entry = Path(config.root or "."), _entry(config, name)
+    file, images = (_file(root, entry), None) if entry.endswith(".json") else find_split(root, entry)
     return file, root / config.images if config.images is not None else images
 
 
@@ -139,25 +142,52 @@ def measure(train: CocoDataset, device: torch.device) -> DataFacts:
     """
     objects = [[a for a in annotations if not a.is_crowd] for annotations in train.annotations]
     sizes = [(a.box_xywh[2] * a.box_xywh[3]) ** 0.5 for annotations in objects for a in annotations]
+    labels = Counter(a.label for annotations in objects for a in annotations)
     heights, widths = zip(*(record.size_hw for record in train.images), strict=True)
-    memory = torch.cuda.get_device_properties(device).total_memory / 2**30 if device.type == "cuda" else None
+    gpu = device.type == "cuda"
     return DataFacts(
         num_images=len(train),
         median_hw=(int(np.median(heights)), int(np.median(widths))),
         small_object=float(np.percentile(sizes, 10)) if sizes else None,
         device=device.type,
-        memory_gib=memory,
+        memory_gib=torch.cuda.get_device_properties(device).total_memory / 2**30 if gpu else None,
         cpu_count=os.cpu_count() or 1,
+        class_counts={name: labels[label] for label, name in enumerate(train.class_names)},
+        max_objects=max(map(len, objects)),
+        bf16=gpu and torch.cuda.is_bf16_supported(),
     )
 
 
-def _reader(config: DataConfig, name: str) -> Callable[[], CocoDataset]:
+def _entry(config: DataConfig, name: str) -> str:
+    """What the recipe says about a split: its name in the folder, or a file."""
+    return {"train": config.train, "val": config.val}.get(name, name)
+
+
+def _file(root: Path, entry: str) -> Path:
+    """A file named relative to the data set; a split file may be named relative to the working directory."""
+    return Path(entry) if not (root / entry).exists() and Path(entry).is_file() else root / entry
+
+
+def _layout(config: DataConfig, names: Iterable[str]) -> Layout | None:
+    """The format of the data set, told first; None if every split is given as a file."""
+    if all(_entry(config, name).endswith(".json") for name in names):
+        return None
+    layout = detect_format(config.root or ".")
+    announce(layout)
+    return layout
+
+
+def _reader(config: DataConfig, name: str, layout: Layout | None) -> Callable[[], CocoDataset]:
     """A call that reads one split; unusable records are dropped or refused as the recipe says."""
+    skip, strict, entry = config.skip_invalid, config.strict, _entry(config, name)
+    options = ReadOptions(skip_invalid=skip, strict=strict, require_instances=name == "train")
 
     def read() -> CocoDataset:
-        file, images = locate_split(config, name)
-        skip, strict = config.skip_invalid, config.strict
-        dataset = read_coco(file, images, skip_invalid=skip, strict=strict, require_instances=name == "train")
+        if layout is None or layout.is_coco or entry.endswith(".json"):
+            file, images = locate_split(config, name)
+            dataset = read_location(Location(file), options, image_root=images)
+        else:
+            dataset = layout.read(layout.split_named(entry), options)
         return usable_images(dataset, skip_invalid=skip, strict=strict)
 
     return read
@@ -177,7 +207,11 @@ def _collecting(findings: list[Finding], read: Callable[[], CocoDataset]) -> Coc
 def _fingerprint(dataset: CocoDataset) -> str:
     """Hash of the annotations file, and of the names and lengths of the images (not their pixels)."""
     lengths = [[record.file_name, record.path.stat().st_size] for record in dataset.images]
-    text = json.dumps([sha256_of(dataset.file), sorted(lengths)])
+    is_json = dataset.file.suffix == ".json"
+    labels = (
+        sha256_of(dataset.file) if is_json else json.dumps(dataset.to_coco(), sort_keys=True, default=str)
+    )
+    text = json.dumps([labels, sorted(lengths)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ from scantling.predict.sources import open_source
 
 def test_a_single_image(paint):
     record = paint("a.png", (50, 60), {})
-    (found,), findings = open_source(record.path)
+    (found,), findings, _ = open_source(record.path)
     assert (found.id, found.path, found.size_hw, findings) == ("a.png", record.path, (50, 60), ())
 
 
@@ -21,7 +21,7 @@ def test_a_folder_with_other_things_in_it(paint, tmp_path):
     (tmp_path / "README.md").write_text("read me")
     (tmp_path / ".DS_Store").write_bytes(b"\0\0")
     (tmp_path / "page.jpg").write_text("<html></html>")
-    records, findings = open_source(tmp_path)
+    records, findings, _ = open_source(tmp_path)
     assert [record.id for record in records] == ["a.PNG", "b.png"]
     assert sorted(finding.path for finding in findings) == [".DS_Store", "README.md", "page.jpg"]
     assert all(finding.severity is Severity.WARNING for finding in findings)
@@ -32,7 +32,7 @@ def test_a_coco_file_without_annotations(paint, tmp_path):
     write_json(
         tmp_path / "test.json", {"images": [{"id": 9, "file_name": "a.png", "width": 60, "height": 50}]}
     )
-    (record,), _ = open_source(tmp_path / "test.json")
+    (record,), *_ = open_source(tmp_path / "test.json")
     assert (record.id, record.path.resolve()) == (9, (tmp_path / "a.png").resolve())
 
 

@@ -12,7 +12,7 @@ from scantling.cli.shell import DeviceOption, JsonOption, show, verb
 
 @verb
 def predict(
-    source: Annotated[Path, typer.Argument(help="An image, a folder of images, or a COCO file.")],
+    source: Annotated[Path, typer.Argument(help="An image, a folder of images, a COCO file, or FOLDER:SPLIT.")],
     run: Annotated[Path | None, typer.Option(help="Run folder whose detector predicts.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file, instead of --run.")] = None,
     out: Annotated[Path | None, typer.Option(help="COCO results file; printed if left out.")] = None,
@@ -42,7 +42,7 @@ def predict(
 @verb
 def evaluate(
     results: Annotated[Path, typer.Argument(help="COCO results file of any detector.")],
-    data: Annotated[Path, typer.Option(help="COCO annotations file with the truth.")],
+    data: Annotated[Path, typer.Option(help="The truth: a COCO file, a split file, or FOLDER:SPLIT.")],
     iou_type: Annotated[
         Literal["bbox", "segm"], typer.Option(help="Whether overlaps are those of boxes or of masks.")
     ] = "bbox",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from scantling.data.coco_annotations import (
@@ -40,9 +41,11 @@ __all__ = [
     "CocoDataset",
     "ImageId",
     "ImageRecord",
+    "ReadOptions",
     "Task",
     "check_results",
     "find_split",
+    "parse_coco",
     "read_coco",
     "read_results",
     "results_to_instances",
@@ -80,19 +83,60 @@ def read_coco(
     Raises:
         DataError: With all findings, if one is an error.
     """
-    log = FindingLog(str(file), Policy(skip_invalid=skip_invalid, strict=strict))
+    options = ReadOptions(
+        task=task,
+        skip_invalid=skip_invalid,
+        strict=strict,
+        require_instances=require_instances,
+        require_labels=require_labels,
+    )
     _announce(Path(file))
-    top = _top_level(read_json(file, keep_nan=True), log)
-    raw = {key: _list_of(top, key, log, required=require_labels or key == "images") for key in _LISTS}
+    return parse_coco(read_json(file, keep_nan=True), Path(file), image_root, options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """How strictly annotations are read; see the arguments of `read_coco`."""
+
+    task: Task = "detection"
+    skip_invalid: bool = False
+    strict: bool = False
+    require_instances: bool = False
+    require_labels: bool = True
+
+    @property
+    def policy(self) -> Policy:
+        """How findings weigh."""
+        return Policy(skip_invalid=self.skip_invalid, strict=self.strict)
+
+
+def parse_coco(
+    content: object, file: Path, image_root: Path | str | None, options: ReadOptions
+) -> CocoDataset:
+    """Check the content of a COCO annotations file; the data sets of other formats come here as well.
+
+    Args:
+        content: As JSON gave it.
+        file: Where it came from.
+        image_root: As in `read_coco`.
+        options: How strictly.
+
+    Raises:
+        DataError: With all findings, if one is an error.
+    """
+    log = FindingLog(str(file), options.policy)
+    top = _top_level(content, log)
+    required = options.require_labels
+    raw = {key: _list_of(top, key, log, required=required or key == "images") for key in _LISTS}
     log.raise_if_failed()
-    if require_labels:
-        _remark_on_empty_lists(raw, log, Kind.STRUCTURAL if require_instances else Kind.SUSPICIOUS)
+    if required:
+        _remark_on_empty_lists(raw, log, Kind.STRUCTURAL if options.require_instances else Kind.SUSPICIOUS)
     extra = _extra_of(top, log)
-    root = _image_root(Path(file), image_root, raw["images"])
+    root = _image_root(file, image_root, raw["images"])
     categories = parse_categories(raw["categories"], log)
     images = parse_images(raw["images"], root, log)
     tables = Tables(
-        task=task,
+        task=options.task,
         labels={category.id: label for label, category in enumerate(categories)},
         images={image.id: image for image in images},
         declared={key: _ids_of(raw[key]) for key in ("images", "categories")},
@@ -103,7 +147,7 @@ def read_coco(
         remark_on_coverage(categories, per_image, log)
     log.raise_if_failed()
     return CocoDataset(
-        file=Path(file),
+        file=file,
         image_root=root,
         images=tuple(images),
         annotations=tuple(tuple(per_image[image.id]) for image in images),

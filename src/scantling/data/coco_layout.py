@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from scantling.data.findings import name_some, refuse
@@ -22,6 +22,7 @@ _ALIASES = {
 }
 _PROBED_NAMES = 16
 _PEEK_CHARS = 1 << 20
+_SPLIT_PREFIX = re.compile(r"^(instances|image_info|person_keypoints)_")
 _FILE_NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -40,8 +41,7 @@ def find_split(data_dir: Path | str, split: str) -> tuple[Path, Path]:
         DataError: The folder is missing, or no known layout has that split; the message names what is there.
     """
     folder = Path(data_dir)
-    if not folder.is_dir():
-        _refuse_folder(folder)
+    require_folder(folder)
     for name in _ALIASES.get(split, (split,)):
         file = _annotations_of(folder, name)
         if file is not None:
@@ -55,6 +55,37 @@ def find_split(data_dir: Path | str, split: str) -> tuple[Path, Path]:
     )
     hint = f"Known layouts: {', '.join(layouts)}."
     return refuse("split-missing", str(folder), message, hint=hint)
+
+
+def coco_splits(folder: Path) -> dict[str, Path]:
+    """The annotations files of a folder by split, training first.
+
+    Args:
+        folder: Of a data set; JSON files that do not begin like COCO annotations are passed over.
+    """
+    beside = {path.parent.name: path for path in folder.glob("*/_annotations.coco.json")}
+    inside = {_SPLIT_PREFIX.sub("", path.stem): path for path in (folder / "annotations").glob("*.json")}
+    above = {path.stem: path for path in folder.glob("*.json")}
+    files = {name: path for name, path in (above | inside | beside).items() if _looks_like_coco(path)}
+    order = [alias for aliases in _ALIASES.values() for alias in aliases]
+    known = sorted((name for name in files if name in order), key=order.index)
+    return {name: files[name] for name in (*known, *sorted(files.keys() - set(known)))}
+
+
+def alias_of(split: str, names: Collection[str]) -> str | None:
+    """The name among `names` that means this split: `valid` or `val2017` for `val`; None if there is none."""
+    aliases = (split, *_ALIASES.get(split, ()))
+    dated = [name for name in names if any(re.match(rf"{re.escape(alias)}\d+$", name) for alias in aliases)]
+    return next((name for name in (*aliases, *dated) if name in names), None)
+
+
+def _looks_like_coco(path: Path) -> bool:
+    """An object, not a list; with the key of images if it ends within the first megabyte."""
+    with path.open("rb") as stream:
+        head = stream.read(_PEEK_CHARS)
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
+        return False
+    return b'"images"' in head or b'"annotations"' in head
 
 
 def choose_image_root(file: Path, names: Sequence[str]) -> Path:
@@ -81,7 +112,7 @@ def _exists(path: Path) -> bool:
 def _root_candidates(file: Path) -> list[Path]:
     """Folders that may hold the images, the likeliest first."""
     beside, above = file.parent, file.absolute().parent.parent
-    split = re.sub(r"^(instances|image_info|person_keypoints)_", "", file.stem)
+    split = _SPLIT_PREFIX.sub("", file.stem)
     in_annotations = beside.name.lower() in ("annotations", "annotation")
     tops = (above, beside) if in_annotations else (beside, above)
     named = [top / part for top in tops for part in (f"images/{split}", split, "images", ".")]
@@ -129,7 +160,14 @@ def _json_files(folder: Path) -> list[Path]:
     return [*folder.glob("*.json"), *folder.glob("*/*.json")]
 
 
-def _refuse_folder(folder: Path) -> None:
+def require_folder(folder: Path) -> None:
+    """Refuse a path that is no folder.
+
+    Raises:
+        DataError: It is a file, or missing; the hint says where the path breaks.
+    """
+    if folder.is_dir():
+        return
     if folder.is_file():
         message = "this is a file; the folder of the data set is needed"
         refuse("file-unreadable", str(folder), message)

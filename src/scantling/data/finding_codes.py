@@ -175,6 +175,45 @@ _SPLITS = {
     "split-missing": Code(_S, "The annotations of a split were not found.", "Use one of the known layouts."),
 }
 
+_FORMATS = {
+    "format-unknown": Code(_S, "A folder in none of the known layouts.", "See docs/formats.md."),
+    "format-several": Code(_N, "A folder that fits more than one layout; the first named is read."),
+    "split-choice": Code(_S, "A data set of several splits where one is needed.", "Name it: DIR:SPLIT."),
+    "split-file": Code(_S, "A split file that is incomplete.", "Write it with `scantling split`."),
+    "text-encoding": Code(_S, "A text file is not UTF-8.", "Save it as UTF-8."),
+    "xml-syntax": Code(_G, "Not XML; line and column are given.", "Repair or remove the file."),
+    "xml-doctype": Code(_G, "XML with a document type declaration.", "Remove the line <!DOCTYPE ...>."),
+    "yaml-syntax": Code(_S, "Not YAML; the line is given.", "Repair the file."),
+    "label-file-missing": Code(_G, "A listed image has no label file.", "Label it, or take it off the list."),
+    "voc-object": Code(_G, "An object without name or bndbox.", "Complete or remove it."),
+    "voc-counts-from-zero": Code(
+        _W,
+        "Boxes have edges 0, but VOC counts pixels from 1; they are clipped.",
+        "If the labels count from 0, all boxes are 1 px off: add 1 to every edge.",
+    ),
+    "yolo-names-missing": Code(_S, "The names of the YOLO classes are not known.", "Write a data.yaml."),
+    "yolo-line": Code(_G, "A label line is neither a box nor a polygon.", "Write: class x y width height."),
+    "yolo-class": Code(_S, "A class number that `names` does not have.", "Correct the number or the names."),
+    "yolo-range": Code(_G, "Label coordinates outside 0..1.", "Divide them by the image's width and height."),
+    "part-layout": Code(_S, "Not a DelftBikes file.", 'Expected {"a.jpg": {"parts": {...}}}.'),
+    "part-state": Code(_G, "A part without a known state.", "States: intact, damaged, occluded, absent."),
+    "parts-not-targets": Code(_N, "Parts whose state excludes them as targets."),
+}
+
+_CHECK = {
+    "box-tiny": Code(_W, "Boxes too small to be learned or scored reliably.", "Check them; consider tiles."),
+    "box-huge": Code(_W, "Boxes that cover almost their whole image.", "Check them."),
+    "box-thin": Code(_W, "Boxes more than 20 times as long as wide.", "Check them."),
+    "box-near-twice": Code(_W, "Two boxes of one class almost coincide.", "Remove one of each pair."),
+    "class-rare": Code(_W, "A class with very few objects in training.", "Label more of it."),
+    "split-near-pixels": Code(
+        _W,
+        "Leakage: two splits show the same scene, shifted or re-coded.",
+        "Keep such images in one split: `split --group`.",
+    ),
+    "image-near-twice": Code(_N, "Two images of one split show the same scene."),
+}
+
 _RESULTS = {
     "results-is-coco": Code(
         _S, "A COCO annotations file where predictions are needed.", "Give the list of predictions."
@@ -204,5 +243,7 @@ _RESULTS = {
     "results-dropped": Code(_W, "Predictions were left out because they are unusable."),
 }
 
-CODES: Mapping[str, Code] = MappingProxyType(_FILE | _STRUCTURE | _GEOMETRY | _IMAGES | _SPLITS | _RESULTS)
+CODES: Mapping[str, Code] = MappingProxyType(
+    _FILE | _STRUCTURE | _GEOMETRY | _IMAGES | _SPLITS | _FORMATS | _CHECK | _RESULTS
+)
 """Code name -> kind, meaning, remedy; in the order of the documentation."""

@@ -1,28 +1,31 @@
-"""What to predict on: a file, a folder, or the images that a COCO file names."""
+"""What to predict on: a file, a folder, or the images of a data set in any format."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
 
-from scantling.data.coco import ImageRecord, read_coco
+from scantling.data.coco import Category, ImageRecord, ReadOptions
+from scantling.data.formats.locations import parse_location, read_location
 from scantling.data.image_check import images_of_folder
 from scantling.data.images import image_header
 from scantling.errors import Finding, UsageError
 
 
 class Source(NamedTuple):
-    """Images to predict on, and what was found while looking for them."""
+    """Images to predict on, what was found while looking for them, and the classes of a data set."""
 
     records: tuple[ImageRecord, ...]
     findings: tuple[Finding, ...]
+    categories: tuple[Category, ...] = ()
 
 
 def open_source(path: Path | str, image_root: Path | str | None = None) -> Source:
     """The images behind a path.
 
     Args:
-        path: An image; a folder, with its sub-folders; or a COCO file, of which only `images` is needed.
+        path: An image; a folder, with its sub-folders; a COCO file, of which only `images` is needed; or a split
+            of a data set in any format: `FOLDER:SPLIT`, a split file, a `data.yaml`.
         image_root: Folder to which the names in a COCO file are relative; None: found near the file.
 
     Returns:
@@ -33,14 +36,16 @@ def open_source(path: Path | str, image_root: Path | str | None = None) -> Sourc
         UsageError: There is nothing at that path.
         DataError: The file is neither an image nor a COCO file, or there is no image.
     """
-    path = Path(path)
+    location = parse_location(path)
+    path = location.path
     if not path.exists():
         raise UsageError(f"{path}: there is no such file or folder", hint="Check the path.")
-    if path.is_dir():
+    if path.is_dir() and location.split is None:
         folder = images_of_folder(path)
         return Source(folder.records, folder.findings)
-    if path.suffix.lower() == ".json":
-        dataset = read_coco(path, image_root, require_labels=False)
-        return Source(dataset.images, dataset.findings)
+    if path.is_dir() or path.suffix.lower() in (".json", ".yaml", ".yml"):
+        options = ReadOptions(require_labels=False)
+        dataset = read_location(location, options, image_root=Path(image_root) if image_root else None)
+        return Source(dataset.images, dataset.findings, dataset.categories)
     size_hw = image_header(path).upright_hw
     return Source((ImageRecord(id=path.name, file_name=path.name, path=path, size_hw=size_hw),), ())

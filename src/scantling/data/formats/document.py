@@ -1,0 +1,144 @@
+"""A foreign data set on its way into COCO: raw records, and the place in the user's files each came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from scantling.data.coco import CocoDataset, ReadOptions, parse_coco
+from scantling.data.findings import FindingLog, summarise
+from scantling.data.images import image_header
+from scantling.data.io import read_json
+from scantling.errors import DataError, Finding, Severity
+
+CATEGORIES_FILE = "categories.json"
+"""Optional beside YOLO and VOC labels: ids and supercategories, which these formats cannot hold themselves."""
+
+Raw = dict[str, object]
+
+_PATH = re.compile(r"(images|annotations|categories)\[(\d+)\]")
+_ORDER = (Severity.ERROR, Severity.WARNING, Severity.INFO)
+_THREADS = 8
+
+
+class Place(NamedTuple):
+    """Where a record was written: a file, and `line 12` or a key inside it."""
+
+    file: str
+    within: str | None = None
+
+
+@dataclass(kw_only=True)
+class Document:
+    """Raw COCO lists under construction.
+
+    Attributes:
+        file: What stands for the split: the list of its images, its settings, or the folder.
+        image_root: Folder to which file names are relative.
+        options: How strictly the records are checked.
+    """
+
+    file: Path
+    image_root: Path
+    options: ReadOptions
+    records: dict[str, list[object]] = field(
+        default_factory=lambda: {"images": [], "annotations": [], "categories": []}
+    )
+    places: dict[str, list[Place]] = field(default_factory=dict)
+    logs: list[FindingLog] = field(default_factory=list)
+
+    def log_for(self, file: Path | str) -> FindingLog:
+        """A log for what is wrong in one of the user's files."""
+        log = FindingLog(str(file), self.options.policy)
+        self.logs.append(log)
+        return log
+
+    def add(self, key: str, record: Raw, place: Place) -> None:
+        """Add a record to `images`, `annotations` or `categories`; annotations are numbered."""
+        if key == "annotations":
+            record = {"id": len(self.records[key]) + 1, **record}
+        self.records[key].append(record)
+        self.places.setdefault(key, []).append(place)
+
+    def add_categories(self, categories: Iterable[Raw]) -> None:
+        """Declare the classes."""
+        for category in categories:
+            self.add("categories", category, Place(str(self.file)))
+
+    def dataset(self) -> CocoDataset:
+        """Check everything together.
+
+        Raises:
+            DataError: With all findings of all files, if one is an error.
+        """
+        own = [finding for log in self.logs for finding in log.findings]
+        try:
+            dataset = parse_coco(dict(self.records), self.file, self.image_root, self.options)
+            checked: Sequence[Finding] = dataset.findings
+        except DataError as error:
+            dataset, checked = None, error.findings
+        found = [*own, *map(self._relocated, checked)]
+        found.sort(key=lambda finding: _ORDER.index(finding.severity))
+        if dataset is None or any(finding.severity is Severity.ERROR for finding in found):
+            raise DataError(f"{self.file}: {summarise(found)}", findings=found)
+        return replace(dataset, findings=tuple(found))
+
+    def _relocated(self, finding: Finding) -> Finding:
+        """The finding with the place in the user's file instead of one in lists they never saw."""
+        match = _PATH.match(finding.path or "")
+        if not match:
+            return finding
+        place = self.places[match[1]][int(match[2])]
+        identifier = None if match[1] == "annotations" else finding.id
+        return replace(finding, file=place.file, path=place.within, id=identifier)
+
+
+def add_sizes(images: Mapping[Path, Raw], document: Document) -> list[Path]:
+    """Fill in width and height from the headers of image files.
+
+    Args:
+        images: Record of each file; `width` and `height` are added.
+        document: Takes the findings about files that cannot be used.
+
+    Returns:
+        The files that can be used, in the given order.
+    """
+    usable = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for path, found in zip(images, pool.map(_size_or_findings, images), strict=True):
+            if isinstance(found, tuple):
+                images[path] |= {"height": found[0], "width": found[1]}
+                usable.append(path)
+                continue
+            for finding in found:
+                document.log_for(path).add(finding.code, finding.message, hint=finding.hint)
+    return usable
+
+
+def _size_or_findings(path: Path) -> tuple[int, int] | list[Finding]:
+    try:
+        return image_header(path).upright_hw
+    except DataError as error:
+        return list(error.findings)
+
+
+def stored_categories(folder: Path) -> list[Raw]:
+    """Categories that a conversion left beside the labels; empty if there are none.
+
+    Raises:
+        DataError: The file is there and is no JSON.
+    """
+    file = folder / CATEGORIES_FILE
+    content = read_json(file) if file.is_file() else []
+    records = content if isinstance(content, list) else []
+    sound = [record for record in records if isinstance(record, dict) and {"id", "name"} <= record.keys()]
+    return sound if len(sound) == len(records) else []
+
+
+def numbered(names: Iterable[str]) -> list[Raw]:
+    """Categories with the ids 1, 2, ... in the given order."""
+    return [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
