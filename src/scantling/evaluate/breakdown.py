@@ -193,7 +193,7 @@ def best_threshold(
 
 
 def _operating_point(name: str, label: int, matches: Sequence[ImageMatch]) -> OperatingPoint:
-    scores, is_hit, num_truths = _outcomes(label, matches)
+    scores, is_hit, num_truths = outcomes_of(label, matches)
     best = best_threshold(scores, is_hit, num_truths)
     threshold = best[0] if best else DEFAULT_THRESHOLD
     accepted = scores >= threshold
@@ -211,7 +211,7 @@ def _operating_point(name: str, label: int, matches: Sequence[ImageMatch]) -> Op
     )
 
 
-def _outcomes(
+def outcomes_of(
     label: int, matches: Sequence[ImageMatch]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], int]:
     """Scores and outcomes of a category's predictions over all images, and the number of its truths."""

@@ -9,8 +9,8 @@ box (pycocotools then takes the box's; only AP by size can differ).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from scantling.evaluate.backends import (
     match_and_accumulate,
     resolve_backend,
 )
+from scantling.evaluate.bootstrap import METRICS as RESAMPLED_METRICS
+from scantling.evaluate.bootstrap import Interval, draw_weights, interval, resample
+from scantling.evaluate.outcomes import match_outcomes
 from scantling.evaluate.problem import IouType, Problem, Result, build_problem
 
 _ALL_IOUS = slice(None)
@@ -37,7 +40,8 @@ _TABLE_ROW = " {:<18} {} @[ IoU={:<9} | area={:>6s} | maxDets={:>3d} ] = {:0.3f}
 class CategoryResult:
     """The numbers of one category; None where they are undefined (no truth of that category and size).
 
-    `AR100` is at the largest detection limit; `num_truths` leaves crowd regions out.
+    `AR100` is at the largest detection limit; `num_truths` leaves crowd regions out; `intervals` are as in
+    `Evaluation`.
     """
 
     name: str
@@ -51,6 +55,7 @@ class CategoryResult:
     AR100: float | None
     num_truths: int
     num_predictions: int
+    intervals: Mapping[str, Interval | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,6 +73,8 @@ class Evaluation:
         num_images: Images evaluated, with or without objects.
         findings: What the reader of the numbers has to know.
         backend: Engine that matched.
+        intervals: 95 % interval over images of every AP metric, None where undefined; empty without a bootstrap.
+        num_resamples: Of the bootstrap.
     """
 
     iou_type: IouType
@@ -79,6 +86,8 @@ class Evaluation:
     num_images: int
     findings: tuple[Finding, ...]
     backend: str
+    intervals: Mapping[str, Interval | None] = field(default_factory=dict)
+    num_resamples: int = 0
 
 
 def evaluate_results(
@@ -88,6 +97,8 @@ def evaluate_results(
     iou_type: IouType = "bbox",
     backend: Backend = "auto",
     max_detections: Sequence[int] = (1, 10, 100),
+    bootstrap: int = 0,
+    seed: int = 0,
 ) -> Evaluation:
     """Evaluate COCO results against a data set.
 
@@ -98,6 +109,8 @@ def evaluate_results(
         iou_type: Overlap of boxes or of masks.
         backend: `auto` takes hotcoco where installed; the numbers are the same.
         max_detections: Three increasing limits; AP is taken at the last.
+        bootstrap: Resamples of the images for the intervals; 0 for none.
+        seed: Of the resamples.
 
     Raises:
         DataError: Results that do not belong to the data set or are damaged; with all findings.
@@ -108,7 +121,7 @@ def evaluate_results(
     problem = build_problem(dataset, results, iou_type)
     curves = match_and_accumulate(problem, limits, engine)
     rows = _summary_rows(curves, limits)
-    return Evaluation(
+    evaluation = Evaluation(
         iou_type=iou_type,
         metrics={row.key: row.value for row in rows},
         table="\n".join(row.line() for row in rows),
@@ -118,6 +131,29 @@ def evaluate_results(
         num_images=len(dataset.images),
         findings=problem.findings,
         backend=engine,
+    )
+    return _with_intervals(evaluation, problem, bootstrap, seed) if bootstrap else evaluation
+
+
+def _with_intervals(evaluation: Evaluation, problem: Problem, resamples: int, seed: int) -> Evaluation:
+    """The same evaluation with a bootstrap over its images."""
+    outcomes = match_outcomes(problem, max_detections=evaluation.max_detections[-1])
+    resampled = resample(outcomes, draw_weights(evaluation.num_images, resamples, seed))
+    per_category = [
+        replace(
+            result,
+            intervals={
+                key: interval(getattr(result, key), values) for key, values in resampled.of(label).items()
+            },
+        )
+        for label, result in enumerate(evaluation.per_category)
+    ]
+    overall = resampled.of(None).items()
+    return replace(
+        evaluation,
+        intervals={key: interval(evaluation.metrics[key], values) for key, values in overall},
+        per_category=tuple(per_category),
+        num_resamples=resamples,
     )
 
 
@@ -130,12 +166,16 @@ def _check_limits(limits: Sequence[int]) -> Limits:
 def metrics_json(evaluations: Iterable[Evaluation]) -> dict[str, Any]:
     """What goes into `metrics.json`: flat `bbox/AP`: number or null, and the categories' numbers by name.
 
-    Two categories of one name are told apart by their id.
+    After a bootstrap also `bbox/AP_interval`: [low, high] or null, and `bbox/resamples`: their number. Two
+    categories of one name are told apart by their id.
     """
     flat: dict[str, Any] = {}
-    categories: dict[str, dict[str, float | int | None]] = {}
+    categories: dict[str, dict[str, Any]] = {}
     for evaluation in evaluations:
         flat |= {f"{evaluation.iou_type}/{key}": value for key, value in evaluation.metrics.items()}
+        flat |= _intervals_json(evaluation.iou_type, evaluation.intervals)
+        if evaluation.num_resamples:
+            flat[f"{evaluation.iou_type}/resamples"] = evaluation.num_resamples
         names = [result.name for result in evaluation.per_category]
         for result in evaluation.per_category:
             key = result.name if names.count(result.name) == 1 else f"{result.name} (id {result.category_id})"
@@ -143,11 +183,16 @@ def metrics_json(evaluations: Iterable[Evaluation]) -> dict[str, Any]:
     return {**flat, "categories": categories}
 
 
-def _category_json(result: CategoryResult, iou_type: str) -> dict[str, float | int | None]:
-    counts: dict[str, float | int | None] = {"id": result.category_id, "truths": result.num_truths}
+def _intervals_json(iou_type: str, intervals: Mapping[str, Interval | None]) -> dict[str, Any]:
+    return {f"{iou_type}/{key}_interval": list(found) if found else None for key, found in intervals.items()}
+
+
+def _category_json(result: CategoryResult, iou_type: str) -> dict[str, Any]:
+    counts: dict[str, Any] = {"id": result.category_id, "truths": result.num_truths}
     measured = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
     numbers = {f"{iou_type}/{name}": getattr(result, name) for name in measured}
-    return {**counts, f"{iou_type}/predictions": result.num_predictions, **numbers}
+    intervals = _intervals_json(iou_type, result.intervals)
+    return {**counts, f"{iou_type}/predictions": result.num_predictions, **numbers, **intervals}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +243,21 @@ def _iou_index(threshold: float) -> slice:
     return slice(index, index + 1)
 
 
+def interval_table(evaluation: Evaluation) -> str:
+    """Lines for people: every AP metric with its 95 % interval; empty without a bootstrap."""
+    if not evaluation.num_resamples:
+        return ""
+    title = f"95 % intervals over images ({evaluation.num_resamples} resamples)"
+    return "\n".join([title, *(_interval_line(evaluation, key) for key in RESAMPLED_METRICS)])
+
+
+def _interval_line(evaluation: Evaluation, key: str) -> str:
+    value, found = evaluation.metrics[key], evaluation.intervals[key]
+    if value is None or found is None:
+        return f" {key:<5} undefined"
+    return f" {key:<5} {value:.3f}  [{found[0]:.3f}, {found[1]:.3f}]"
+
+
 def mean_defined(values: NDArray[np.float64]) -> float | None:
     """Mean of the entries that are defined (not -1); None if there is none."""
     defined = values[values > -1]
@@ -216,7 +276,7 @@ def _per_category(dataset: CocoDataset, problem: Problem, curves: Curves) -> tup
             category_id=category.id,
             num_truths=int(truths[label + 1]),
             num_predictions=int(predictions[label + 1]),
-            **_category_metrics(curves, label),
+            **cast("dict[str, Any]", _category_metrics(curves, label)),
         )
         for label, category in enumerate(dataset.categories)
     )

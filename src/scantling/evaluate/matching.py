@@ -154,7 +154,7 @@ def _shapes(records: Sequence[Record], iou_type: IouType) -> Shapes:
 
 
 def _match_image(truths: Shapes, predictions: Shapes, iou_threshold: float) -> ImageMatch:
-    iou = _pairwise_iou(predictions, truths)
+    iou = pairwise_iou(predictions, truths)
     truth_of = _match_greedily(iou, predictions, truths, iou_threshold)
     prediction_of = np.full(len(truths), NONE, dtype=np.int64)
     found = np.flatnonzero(truth_of != NONE)
@@ -172,7 +172,7 @@ def _match_image(truths: Shapes, predictions: Shapes, iou_threshold: float) -> I
     )
 
 
-def _pairwise_iou(predictions: Shapes, truths: Shapes) -> NDArray[np.float64]:
+def pairwise_iou(predictions: Shapes, truths: Shapes) -> NDArray[np.float64]:
     """(N, M) overlap; on a crowd region the share of the prediction inside it."""
     if not len(predictions) or not len(truths):
         return np.zeros((len(predictions), len(truths)))
