@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scantling.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from scantling.doctor import Diagnosis
     from scantling.evaluate.backends import Backend
     from scantling.evaluate.coco_eval import Evaluation
     from scantling.evaluate.problem import IouType
@@ -311,3 +312,27 @@ def _best_checkpoint(run: Path) -> Path:
 
     metrics: Any = read_json(_require_run(run) / "metrics.json")
     return run / "members" / str(metrics["member"]) / "best.safetensors"
+def suggest(data: str | Path, *, overrides: Iterable[str] = (), device: str = "auto") -> str:
+    """The recipe that `train` chooses for a data set, as text of a file to start one's own from.
+
+    Args:
+        data: Folder of the data set.
+        overrides: `KEY.PATH=VALUE` texts that replace values of the recipe.
+        device: What it is to train on.
+    """
+    _require_folder(Path(data), "data set")
+    from scantling.auto_recipe import OpenRecipe, suggest_recipe
+
+    return suggest_recipe(OpenRecipe.over(data, overrides=overrides), device=device)
+
+
+def doctor() -> Diagnosis:
+    """Whether scantling can work on this machine: versions, GPU, disk, memory, and what to install.
+
+    Nothing that may be broken is imported into this process.
+    """
+    from scantling.doctor import examine
+
+    return examine(Path.cwd())
+
+

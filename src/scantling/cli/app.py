@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scantling import __version__
-from scantling.cli import data_verbs, recipe_verbs, result_verbs, run_verbs
+from scantling.cli import compare_verb, data_verbs, doctor_verb, recipe_verbs, result_verbs, run_verbs
 
 app = typer.Typer(
     name="scantling",
@@ -42,3 +42,4 @@ app.command("report")(result_verbs.report)
 app.command("synth")(data_verbs.synth)
 app.command("import-weights")(data_verbs.import_weights)
 app.add_typer(recipe_verbs.recipes, name="recipes")
+app.command("doctor")(doctor_verb.doctor)

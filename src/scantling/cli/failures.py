@@ -41,6 +41,8 @@ def describe(error: BaseException) -> tuple[int, str]:
 
 
 def _machine_cause(error: BaseException) -> str | None:
+    if _is_broken_installation(error):
+        return f"a library cannot be loaded: {error}\nRun `scantling doctor`: it says what to install."
     if isinstance(error, BrokenPipeError):
         return "standard output was closed before everything was written"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -52,6 +54,13 @@ def _machine_cause(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return None
+
+
+def _is_broken_installation(error: BaseException) -> bool:
+    """Whether another library is missing, or torchvision does not belong to torch."""
+    if isinstance(error, ImportError):
+        return not (error.name or "").startswith("scantling")
+    return isinstance(error, RuntimeError) and "torchvision::nms does not exist" in str(error)
 
 
 _MEMORY_REMEDY = (
