@@ -1,0 +1,178 @@
+"""What our detectors reach against torchvision's Faster R-CNN on real images, at equal cost.
+
+    python bench/vs_torchvision.py DATA [--steps 300] [--seeds 3]
+
+DATA is a COCO data set (annotations/train.json, val.json, images/). All three detectors get the same backbone and
+pyramid (ResNet-10-T with BatchNorm, 64 channels, random weights), the same image sizes, augmentations, batches in
+the same order, optimiser, schedule, steps, numbers of proposals and RoIs, and test settings; what differs is what each
+project calls a Faster R-CNN (head, losses, initialisation) and our cascade. AP on val, mean and 95 % interval
+(Student's t) over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from scipy import stats
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import MultiScaleRoIAlign
+
+from scantling.data.coco import CocoDataset, read_coco, to_results
+from scantling.data.dataset import DetectionDataset
+from scantling.data.loader import LoaderConfig, TrainLoader
+from scantling.data.transforms import AugmentConfig, build_transforms
+from scantling.evaluate.coco_eval import evaluate_results
+from scantling.models.backbone import Backbone, BackboneConfig
+from scantling.models.faster_rcnn import PIXEL_MEAN, PIXEL_STD
+from scantling.models.neck import FPN, FPNConfig
+from scantling.models.two_stage import Detector, Normalise, SuppressConfig, total_loss
+from scantling.models.zoo import ModelConfig, build_model
+from scantling.predict.predictor import PredictConfig, Predictor
+from scantling.structures.instances import Instances
+from scantling.structures.sample import Batch
+
+SHORT, LONG, BATCH, LR = 256, 384, 2, 1e-3
+SUPPRESS = SuppressConfig(score_threshold=0.01, iou_threshold=0.5, max_per_image=100)
+OURS = {"backbone": "resnet10t", "norm": "bn", "num_rois": 128}
+
+
+class Peer(Detector):
+    """torchvision's RPN and RoI heads on our backbone and pyramid."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes, self.suppression = num_classes, SUPPRESS
+        self.normalise = Normalise(PIXEL_MEAN, PIXEL_STD)
+        self.backbone = Backbone(BackboneConfig(name="resnet10t", norm="bn"))
+        self.neck = FPN(self.backbone.channels, self.backbone.strides, FPNConfig(channels=64))
+        sizes = tuple((4 * s, 8 * s) for s in self.neck.strides)
+        anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+        before, after = {"training": 600, "testing": 200}, {"training": 300, "testing": 200}
+        self.rpn = RegionProposalNetwork(anchors, RPNHead(64, 6), 0.7, 0.3, 256, 0.5, before, after, 0.7)
+        self.heads = RoIHeads(
+            MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 0),
+            TwoMLPHead(64 * 49, 256),
+            FastRCNNPredictor(256, num_classes + 1),
+            0.5, 0.5, 128, 0.25, None,
+            SUPPRESS.score_threshold, SUPPRESS.iou_threshold, SUPPRESS.max_per_image,
+        )  # fmt: skip
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The four losses torchvision names."""
+        targets = [{"boxes": i.boxes, "labels": i.labels + 1} for i in batch.instances]
+        images, features = self._features(batch)
+        proposals, rpn_losses = self.rpn(images, features, targets)
+        _, losses = self.heads(features, proposals, images.image_sizes, targets)
+        return rpn_losses | losses
+
+    def candidates(self, batch: Batch) -> list[Instances]:
+        """What torchvision's own suppression leaves; another of the same kind then changes nothing."""
+        images, features = self._features(batch)
+        found, _ = self.heads(features, self.rpn(images, features)[0], images.image_sizes)
+        return [
+            Instances(size_hw=size, boxes=f["boxes"], labels=f["labels"] - 1, scores=f["scores"])
+            for size, f in zip(batch.sizes_hw, found, strict=True)
+        ]
+
+    def _features(self, batch: Batch) -> tuple[ImageList, OrderedDict[str, Tensor]]:
+        pixels = self.normalise(batch.images, batch.sizes_hw)
+        levels = self.neck(self.backbone(pixels))
+        names = ("0", "1", "2", "3", "pool")
+        return ImageList(pixels, list(batch.sizes_hw)), OrderedDict(zip(names, levels, strict=True))
+
+
+def build(name: str, num_classes: int) -> Detector:
+    if name == "torchvision":
+        return Peer(num_classes)
+    return build_model(ModelConfig(name=f"{name}_rcnn_r18_small", **OURS), num_classes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--split", default="val")
+    arguments = parser.parse_args()
+    train, val = (
+        read_coco(arguments.data / f"annotations/{split}.json", arguments.data / "images")
+        for split in ("train", arguments.split)
+    )
+    rows: dict[str, list[tuple[float, float, float]]] = {"torchvision": [], "faster": [], "cascade": []}
+    for seed in range(arguments.seeds):
+        for name, found in rows.items():
+            found.append(run(name, seed, arguments.steps, train, val))
+            print(f"seed {seed} {name}: AP {found[-1][0]:.3f}, {found[-1][2]:.0f} s", flush=True)
+    report(rows, arguments.steps)
+
+
+def run(name: str, seed: int, steps: int, train: CocoDataset, val: CocoDataset) -> tuple[float, float, float]:
+    """AP, AP75 and seconds of training."""
+    torch.manual_seed(seed)
+    model = build(name, len(train.categories)).train()
+    augment = AugmentConfig(
+        short_side={"min": 224, "max": 288}, long_side=LONG, vertical_flip=0.5, brightness=0.2
+    )
+    dataset = DetectionDataset(train, build_transforms(augment), seed=seed)
+    loader = TrainLoader(dataset, LoaderConfig(batch_size=BATCH))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LR, total_steps=steps, pct_start=0.1, cycle_momentum=False
+    )
+    start = time.perf_counter()
+    for step in range(steps):
+        epoch, place = divmod(step, loader.steps_per_epoch)
+        if place == 0:
+            batches = loader.epoch(epoch)
+        optimizer.zero_grad()
+        total_loss(model.losses(next(batches))).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        schedule.step()
+    seconds = time.perf_counter() - start
+    model.suppression = SUPPRESS
+    config = PredictConfig(scales=SHORT, long_side=LONG, batch_size=4, tile=None, suppress=SUPPRESS)
+    predictor = Predictor(model, config, val.class_names, torch.device("cpu"))
+    results = [
+        result
+        for record, found in predictor.predict_records(val.images)
+        for result in to_results(record.id, found, val.categories)
+    ]
+    metrics = evaluate_results(val, results).metrics
+    return float(metrics["AP"] or 0), float(metrics["AP75"] or 0), seconds
+
+
+def report(rows: dict[str, list[tuple[float, float, float]]], steps: int) -> None:
+    print(
+        f"\n{steps} steps of {BATCH} images, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+    )
+    print("| | AP | AP75 | against torchvision | s |\n|---|---:|---:|---:|---:|")
+    for name, found in rows.items():
+        aps, ap75s, seconds = zip(*found, strict=True)
+        gains = [ap - peer[0] for ap, peer in zip(aps, rows["torchvision"], strict=True)]
+        print(
+            f"| {name} | {interval(aps)} | {interval(ap75s)} | {interval(gains)} | {statistics.median(seconds):.0f} |"
+        )
+
+
+def interval(values: Sequence[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+if __name__ == "__main__":
+    main()
