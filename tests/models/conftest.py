@@ -1,4 +1,4 @@
-"""Golden cases as fixtures: MMDetection's numbers, and our model filled through its checkpoint's keys."""
+"""Golden cases as fixtures: MMDetection's numbers, and our model filled by `import-weights` from its checkpoint."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from scantling.models.mmdet_weights import convert, load_converted, num_classes_of, read_mmdet_checkpoint
+from scantling.api import import_weights
 from scantling.models.two_stage import Detector
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame
+from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -85,10 +86,13 @@ def load_golden(tmp_path_factory: pytest.TempPathFactory):
 
     def load(case: str) -> Golden:
         if case not in known:
-            file = golden_checkpoint(case, tmp_path_factory.mktemp("golden"))
-            weights = read_mmdet_checkpoint(file).weights
-            model = build_model(ModelConfig(name=case), num_classes_of(weights)).eval()
-            load_converted(model, convert(weights, model))
+            folder = tmp_path_factory.mktemp("golden")
+            summary = import_weights(golden_checkpoint(case, folder), case, folder / "imported")
+            assert summary.conversion.unused == summary.conversion.missing == ()
+            checkpoint = load_checkpoint(summary.checkpoint)
+            assert checkpoint.meta.class_names == ("bolt", "nut", "washer")
+            model = build_model(ModelConfig(**checkpoint.meta.model), len(checkpoint.meta.class_names)).eval()
+            load_weights(model, weights_in(checkpoint.tensors), source=summary.checkpoint)
             facts = json.loads((GOLDEN / f"{case}.json").read_text())
             known[case] = Golden(
                 facts=facts,
