@@ -93,7 +93,7 @@ def demo(
 
 def train(
     data: str | Path,
-    recipe: str | Path,
+    recipe: str | Path | None = None,
     out: str | Path | None = None,
     *,
     overrides: Iterable[str] = (),
@@ -103,9 +103,18 @@ def train(
 ) -> RunSummary:
     """Train the detectors of a recipe on a data set, evaluate them and write the report.
 
-    The arguments are those of `run`; `data` must be given.
+    The arguments are those of `run`; `data` must be given. Without a recipe one is chosen for the data and the
+    device, with a member called `detector`, and the run folder is `runs/NAME` with the data set's name.
     """
-    return run(recipe, data, out, overrides=overrides, seed=seed, device=device, overwrite=overwrite)
+    if recipe is not None:
+        return run(recipe, data, out, overrides=overrides, seed=seed, device=device, overwrite=overwrite)
+    require_folder(Path(data), "data set")
+    from scantling.auto_recipe import OpenRecipe
+    from scantling.pipeline import run_recipe
+
+    opened = OpenRecipe.over(data, seed=seed, overrides=overrides)
+    folder = Path(out) if out is not None else Path("runs") / Path(data).absolute().name
+    return run_recipe(opened, folder, device=device, overwrite=overwrite)
 
 
 def predict(

@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from scantling.auto_recipe import OpenRecipe, settle
 from scantling.config import MemberConfig, Recipe
 from scantling.data.coco import CocoDataset, to_results, write_results
 from scantling.data.dataset import DetectionDataset
@@ -35,7 +36,7 @@ from scantling.models.zoo import build_model
 from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.report.build import RunFacts, build_content, read_run
 from scantling.report.html import write_report
-from scantling.resolve import decided, resolve
+from scantling.resolve import decided
 from scantling.run_data import RunData, describe_run_data, log_run_data, measure, read_run_data
 from scantling.run_folder import (
     CATEGORIES,
@@ -110,7 +111,9 @@ class RunSummary:
         return {"out": str(self.out), "report": str(self.out / REPORT), "metrics": dict(self.metrics)}
 
 
-def run_recipe(recipe: Recipe, out: Path, *, device: str = "auto", overwrite: bool = False) -> RunSummary:
+def run_recipe(
+    recipe: Recipe | OpenRecipe, out: Path, *, device: str = "auto", overwrite: bool = False
+) -> RunSummary:
     """Do what a recipe says; what is done and unchanged is kept, what was interrupted goes on.
 
     Args:
@@ -126,16 +129,16 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str = "auto", overwrite: bo
     check_run_folder(out)
     chosen = resolve_device(device)
     data = read_run_data(recipe.data, recipe.evaluate.split)
-    recipe, reasons = resolve(recipe, measure(data.train, chosen))
+    resolved, reasons = settle(recipe, measure(data.train, chosen))
     console = Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO))
-    context = RunContext(root=out, recipe=recipe, data=data, device=chosen, console=console)
+    context = RunContext(root=out, recipe=resolved, data=data, device=chosen, console=console)
     check_members(context, begun=not overwrite)
     with open_run(out, overwrite=overwrite) as run:
         _write_facts(context)
         log_run_data(data)
         for reason in reasons:
             log.info("%s", reason)
-        for name in recipe.members:
+        for name in resolved.members:
             run.do(train_stage(context, name))
             run.do(predict_stage(context, name))
         run.do(evaluate_stage(context))

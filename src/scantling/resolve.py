@@ -16,8 +16,8 @@ A resolved recipe holds no `auto`; it is what a run saves.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -50,6 +50,9 @@ class DataFacts:
         memory_gib: Memory of the GPU; None on a CPU.
         cpu_count: Processor cores.
     """
+        class_counts: Training objects by category.
+        max_objects: Most objects in one training image.
+        bf16: The GPU computes in bfloat16.
 
     num_images: int
     median_hw: tuple[int, int]
@@ -58,6 +61,9 @@ class DataFacts:
     memory_gib: float | None
     cpu_count: int
 
+    class_counts: Mapping[str, int] = field(default_factory=dict)
+    max_objects: int = 0
+    bf16: bool = False
 
 class Choice(NamedTuple):
     """A value for a setting, and why."""

@@ -17,7 +17,7 @@ SHOWN_ONLY = {"help", "json", "quiet", "debug"}
 """Options that change what is shown, not what is done."""
 TRANSLATED = {"skip_invalid", "strict"}
 """Switches that the command line turns into overrides of the recipe."""
-NAMES = {"recipes list": "recipes", "recipes show": "recipe_text"}
+NAMES = {"recipes list": "recipes", "recipes show": "recipe_text", "recipes suggest": "suggest"}
 
 
 def commands(group=None, path: str = "") -> Iterator[tuple[str, object]]:

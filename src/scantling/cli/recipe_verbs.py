@@ -1,14 +1,17 @@
-"""Verbs about recipes: recipes list, recipes show."""
+"""Verbs about recipes: recipes list, recipes show, recipes suggest."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from scantling.cli.shell import JsonOption, show, verb
+from scantling.cli.shell import DeviceOption, JsonOption, show, verb
 
-recipes = typer.Typer(help="List the recipes that come with scantling, or print one.", no_args_is_help=True)
+recipes = typer.Typer(
+    help="List the recipes that come with scantling, print one, or have one written.", no_args_is_help=True
+)
 
 
 @recipes.command("list")
@@ -33,3 +36,21 @@ def show_recipe(
 
     text = api.recipe_text(name)
     show(text.rstrip("\n"), {"name": name, "yaml": text}, as_json=json)
+
+
+@recipes.command("suggest")
+@verb
+def suggest_recipe(
+    data: Annotated[Path, typer.Argument(help="Folder of a data set with the splits train and val.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value; may be repeated."),
+    ] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Print the recipe that `train` would choose for a data set, and why."""
+    from scantling import api
+
+    text = api.suggest(data, overrides=overrides or (), device=device)
+    show(text, {"data": str(data), "yaml": text}, as_json=json)

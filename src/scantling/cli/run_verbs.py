@@ -12,7 +12,9 @@ from scantling.cli.shell import DeviceOption, JsonOption, SeedOption, show, verb
 if TYPE_CHECKING:
     from scantling.pipeline import RunSummary
 
-OutOption = Annotated[Path | None, typer.Option(help="Run folder; runs/RECIPE if left out.")]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Run folder; runs/RECIPE (without a recipe runs/DATA) if left out.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the recipe; may be repeated."),
@@ -73,8 +75,11 @@ def demo(
 
 @verb
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder of a COCO data set with the splits train and val.")],
-    recipe: Annotated[str, typer.Option(help="Name of a shipped recipe, or a YAML file.")],
+    data: Annotated[Path, typer.Argument(help="Folder of a data set with the splits train and val.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Name of a shipped recipe, or a YAML file; chosen for the data if left out."),
+    ] = None,
     out: OutOption = None,
     overrides: SetOption = None,
     skip_invalid: SkipOption = False,
