@@ -22,6 +22,7 @@ from scantling.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from scantling.doctor import Diagnosis
     from scantling.evaluate.backends import Backend
+    from scantling.evaluate.compare import Comparison
     from scantling.evaluate.coco_eval import Evaluation
     from scantling.evaluate.problem import IouType
     from scantling.pipeline import RunSummary
@@ -159,6 +160,7 @@ def evaluate(
     *,
     iou_type: IouType = "bbox",
     backend: Backend = "auto",
+    bootstrap: int = 0,
     out: str | Path | None = None,
 ) -> Evaluation:
     """The COCO numbers of a results file of any detector.
@@ -168,6 +170,7 @@ def evaluate(
         data: COCO annotations file with the truth.
         iou_type: `bbox` or `segm`.
         backend: `auto`, `pycocotools` or `hotcoco` (same numbers, faster).
+        bootstrap: Resamples of the images for a 95 % interval of every AP; 0 for none.
         out: JSON file to write the numbers to.
 
     Raises:
@@ -180,10 +183,45 @@ def evaluate(
     from scantling.evaluate.coco_eval import evaluate_results, metrics_json
 
     dataset = read_coco(data)
-    evaluation = evaluate_results(dataset, read_results(results, dataset), iou_type=iou_type, backend=backend)
+    found = read_results(results, dataset)
+    evaluation = evaluate_results(dataset, found, iou_type=iou_type, backend=backend, bootstrap=bootstrap)
     if out is not None:
         write_json(out, metrics_json([evaluation]), indent=2)
     return evaluation
+
+
+def compare(
+    first: str | Path,
+    second: str | Path,
+    data: str | Path,
+    *,
+    iou_type: IouType = "bbox",
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """Whether one results file is better than another, by a bootstrap over the images that is paired.
+
+    Args:
+        first: COCO results file (A) of any detector.
+        second: The one it is compared with (B).
+        data: The truth, as in `evaluate`.
+        iou_type: `bbox` or `segm`.
+        bootstrap: Resamples.
+        seed: Of the resamples.
+
+    Raises:
+        DataError: One of the files cannot be used; with all findings.
+    """
+    for path in (first, second):
+        _require_existing(Path(path), "results file")
+    _require_existing(Path(data), "annotations file")
+    from scantling.data.coco import read_coco, read_results
+    from scantling.evaluate.compare import compare_results
+
+    dataset = read_coco(data)
+
+    pair = [read_results(path, dataset) for path in (first, second)]
+    return compare_results(dataset, *pair, iou_type=iou_type, bootstrap=bootstrap, seed=seed)
 
 
 def report(run: str | Path) -> Path:
@@ -321,6 +359,8 @@ def _best_checkpoint(run: Path) -> Path:
 
     metrics: Any = read_json(_require_run(run) / "metrics.json")
     return run / "members" / str(metrics["member"]) / "best.safetensors"
+
+
 def suggest(data: str | Path, *, overrides: Iterable[str] = (), device: str = "auto") -> str:
     """The recipe that `train` chooses for a data set, as text of a file to start one's own from.
 
@@ -343,5 +383,3 @@ def doctor() -> Diagnosis:
     from scantling.doctor import examine
 
     return examine(Path.cwd())
-
-

@@ -72,10 +72,12 @@ class EvaluateConfig(_Section):
     Attributes:
         split: Split to evaluate: a split's name, or a COCO file relative to the data set's folder.
         backend: `pycocotools`, `hotcoco` (same numbers, faster), or `auto` for the fastest one installed.
+        bootstrap: Resamples of the images for the intervals of every AP; 0 for none.
     """
 
     split: str = "val"
     backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"
+    bootstrap: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
 
 
 class Recipe(_Section):

@@ -35,6 +35,7 @@ from scantling.models.two_stage import Detector
 from scantling.models.zoo import build_model
 from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.report.build import RunFacts, build_content, read_run
+from scantling.report.content import ReportContent
 from scantling.report.html import write_report
 from scantling.resolve import decided
 from scantling.run_data import RunData, describe_run_data, log_run_data, measure, read_run_data
@@ -225,6 +226,7 @@ def evaluate_stage(context: RunContext) -> Stage:
         "predictions": _prediction_hashes(context),
         "data": context.data.hashes[context.data.evaluated],
         "split": context.data.evaluated,
+        "bootstrap": context.recipe.evaluate.bootstrap,
     }
     outputs = (METRICS, TABLE)
     return Stage(
@@ -262,11 +264,14 @@ def write_run_report(root: Path, recipe: Recipe, data: RunData) -> Path:
     stages = {name: results for name, results in facts.stages.items() if name != best}
     facts = replace(facts, stages={**stages, best: facts.stages[best]})
     title = f"{Path(recipe.data.root or '').name}: {', '.join(recipe.members)}"
-    return write_report(root / REPORT, _content(title, data, facts))
+    return write_report(root / REPORT, _content(title, data, facts, recipe.evaluate.bootstrap))
 
 
-def _content(title: str, data: RunData, facts: RunFacts) -> Any:
-    return build_content(title, data.splits, facts, split=data.evaluated, created=datetime.now().astimezone())
+def _content(title: str, data: RunData, facts: RunFacts, bootstrap: int) -> ReportContent:
+    created = datetime.now().astimezone()
+    return build_content(
+        title, data.splits, facts, split=data.evaluated, created=created, bootstrap=bootstrap
+    )
 
 
 def _commands(root: Path, recipe: Recipe) -> list[str]:
@@ -383,7 +388,8 @@ def _evaluate(context: RunContext) -> None:
 
 def _evaluate_member(context: RunContext, name: str) -> Evaluation:
     results = cast("list[Result]", read_json(context.member_folder(name) / PREDICTIONS))
-    return evaluate_results(context.data.target, results, backend=context.recipe.evaluate.backend)
+    config = context.recipe.evaluate
+    return evaluate_results(context.data.target, results, backend=config.backend, bootstrap=config.bootstrap)
 
 
 def _prediction_hashes(context: RunContext) -> dict[str, str]:

@@ -12,7 +12,9 @@ from scantling.cli.shell import DeviceOption, JsonOption, show, verb
 
 @verb
 def predict(
-    source: Annotated[Path, typer.Argument(help="An image, a folder of images, a COCO file, or FOLDER:SPLIT.")],
+    source: Annotated[
+        Path, typer.Argument(help="An image, a folder of images, a COCO file, or FOLDER:SPLIT.")
+    ],
     run: Annotated[Path | None, typer.Option(help="Run folder whose detector predicts.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file, instead of --run.")] = None,
     out: Annotated[Path | None, typer.Option(help="COCO results file; printed if left out.")] = None,
@@ -50,15 +52,19 @@ def evaluate(
         Literal["auto", "pycocotools", "hotcoco"],
         typer.Option(help="hotcoco gives pycocotools' numbers faster; auto takes it where installed."),
     ] = "auto",
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamples of the images for 95 % intervals of every AP, such as 1000.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Print the COCO table of a results file."""
     from scantling import api
-    from scantling.evaluate.coco_eval import metrics_json
+    from scantling.evaluate.coco_eval import interval_table, metrics_json
 
-    evaluation = api.evaluate(results, data, iou_type=iou_type, backend=backend, out=out)
-    show(evaluation.table, metrics_json([evaluation]), as_json=json)
+    evaluation = api.evaluate(results, data, iou_type=iou_type, backend=backend, bootstrap=bootstrap, out=out)
+    text = "\n\n".join(filter(None, [evaluation.table, interval_table(evaluation)]))
+    show(text, metrics_json([evaluation]), as_json=json)
 
 
 @verb

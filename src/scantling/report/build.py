@@ -18,6 +18,7 @@ from scantling.report.content import History, ReportContent, StageResult
 from scantling.report.dataset_facts import describe_dataset
 from scantling.report.gallery import GalleryLimits, error_galleries, sample_pictures
 from scantling.report.history import read_history
+from scantling.report.score_facts import describe_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,7 @@ def build_content(
     split: str = "val",
     created: datetime | None = None,
     limits: GalleryLimits | None = None,
+    bootstrap: int = 0,
 ) -> ReportContent:
     """Evaluate every stage, look for the errors of the last one and take their pictures.
 
@@ -82,12 +84,13 @@ def build_content(
         split: Key into `splits`.
         created: When the run ended; None leaves the date out.
         limits: How many pictures.
+        bootstrap: Resamples of the images for the intervals of every AP; 0 for none.
 
     Raises:
         DataError: Results do not belong to the data set.
     """
     dataset = splits[split]
-    stages = tuple(_stage(name, dataset, results) for name, results in run.stages.items())
+    stages = tuple(_stage(name, dataset, results, bootstrap) for name, results in run.stages.items())
     last = list(run.stages.values())[-1] if run.stages else []
     iou_type: IouType = stages[-1].evaluations[-1].iou_type if stages else "bbox"
     breakdown = break_down(dataset, last, iou_type=iou_type)
@@ -98,6 +101,7 @@ def build_content(
         split=split,
         stages=stages,
         points=breakdown.points if stages else (),
+        scores=describe_scores(stages[-1].evaluations[-1], breakdown) if stages else None,
         histories=run.histories,
         galleries=error_galleries(dataset, breakdown, limits) if stages else (),
         dataset=describe_dataset(splits, samples=samples),
@@ -117,11 +121,11 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _stage(name: str, dataset: CocoDataset, results: Sequence[Result]) -> StageResult:
-    return StageResult(name=name, evaluations=tuple(_evaluations(dataset, results)))
+def _stage(name: str, dataset: CocoDataset, results: Sequence[Result], bootstrap: int) -> StageResult:
+    return StageResult(name=name, evaluations=tuple(_evaluations(dataset, results, bootstrap)))
 
 
-def _evaluations(dataset: CocoDataset, results: Sequence[Result]) -> list[Evaluation]:
+def _evaluations(dataset: CocoDataset, results: Sequence[Result], bootstrap: int) -> list[Evaluation]:
     """Boxes where the results have them, masks where both sides have them; of nothing at all, boxes."""
     has_masks = any(a.segmentation is not None for a in chain(*dataset.annotations))
     kinds: list[IouType] = []
@@ -129,4 +133,4 @@ def _evaluations(dataset: CocoDataset, results: Sequence[Result]) -> list[Evalua
         kinds.append("bbox")
     if has_masks and any(result.get("segmentation") for result in results):
         kinds.append("segm")
-    return [evaluate_results(dataset, results, iou_type=kind) for kind in kinds]
+    return [evaluate_results(dataset, results, iou_type=kind, bootstrap=bootstrap) for kind in kinds]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scantling.evaluate.calibration import Calibration, ReliabilityBin
 from scantling.report.content import Series, SizeHistogram
 
 MAX_POINTS = 240
@@ -43,7 +44,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineChart:
-    """Lines over two axes."""
+    """Lines over two axes, with marked places on the x axis."""
 
     title: str
     x_label: str
@@ -51,6 +52,7 @@ class LineChart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...]
+    marks: tuple[Tick, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,25 +69,34 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BarChart:
-    """Bars over two axes, with marked places on the x axis."""
+    """Bars over two axes, with marked places on the x axis and, as an SVG path, a line from corner to corner."""
 
     frame: Frame
     bars: tuple[Bar, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
-    marks: tuple[Tick, ...]
+    marks: tuple[Tick, ...] = ()
+    diagonal: str = ""
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, x_max: float | None = None, y_max: float | None = None
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str = "step",
+    x_max: float | None = None,
+    y_max: float | None = None,
+    marks: Mapping[str, float] | None = None,
 ) -> LineChart | None:
-    """Lay out lines over the training steps; both axes start at 0.
+    """Lay out lines over training steps or anything else; both axes start at 0.
 
     Args:
         title: What is shown.
         series: Lines; long ones are thinned to means of neighbouring points.
+        x_label: What the x axis is.
         x_max: End of the x axis; None fits the data.
         y_max: Top of the y axis; None fits the data.
+        marks: Marked places on the x axis by label.
 
     Returns:
         None if no series has a point.
@@ -101,11 +112,12 @@ def line_chart(
     y_scale = _Scale(y_values[0], y_values[-1], frame.bottom, frame.top)
     return LineChart(
         title=title,
-        x_label="step",
+        x_label=x_label,
         frame=frame,
         x_ticks=tuple(Tick(at=x_scale(x), label=_number(x)) for x in nice_ticks(0.0, x_end, 6) if x <= x_end),
         y_ticks=tuple(Tick(at=y_scale(y), label=_number(y)) for y in y_values),
         lines=tuple(_line(s, x_scale, y_scale) for s in thinned),
+        marks=tuple(Tick(at=x_scale(x), label=label) for label, x in (marks or {}).items()),
     )
 
 
@@ -145,6 +157,40 @@ def size_chart(histogram: SizeHistogram) -> BarChart | None:
             for size, name in borders
             if histogram.edges[0] < size < histogram.edges[-1]
         ),
+    )
+
+
+def reliability_chart(calibration: Calibration) -> BarChart | None:
+    """Lay out the share of right predictions by score.
+
+    Returns:
+        None without predictions.
+    """
+    if not calibration.num_predictions:
+        return None
+    frame = Frame()
+    x_scale = _Scale(0.0, 1.0, frame.left, frame.right)
+    y_scale = _Scale(0.0, 1.0, frame.bottom, frame.top)
+    ticks = nice_ticks(0.0, 1.0, 5)
+    return BarChart(
+        frame=frame,
+        bars=tuple(_reliability_bar(part, x_scale, y_scale) for part in calibration.bins if part.count),
+        x_ticks=tuple(Tick(at=x_scale(x), label=_number(x)) for x in ticks),
+        y_ticks=tuple(Tick(at=y_scale(y), label=_number(y)) for y in ticks),
+        diagonal=f"M{x_scale(0):g} {y_scale(0):g}L{x_scale(1):g} {y_scale(1):g}",
+    )
+
+
+def _reliability_bar(part: ReliabilityBin, x_scale: _Scale, y_scale: _Scale) -> Bar:
+    share = part.share_right or 0.0
+    top = y_scale(share)
+    return Bar(
+        x=x_scale(part.low) + 1,
+        y=top,
+        width=x_scale(part.high) - x_scale(part.low) - 2,
+        height=y_scale(0) - top,
+        label=f"score {part.low:.1f} to {part.high:.1f}: {share:.0%} of {part.count:,} right",
+        value=part.count,
     )
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from scantling.errors import Finding
 from scantling.evaluate.breakdown import OperatingPoint
+from scantling.evaluate.calibration import Calibration
 from scantling.evaluate.coco_eval import Evaluation
+from scantling.evaluate.confusion import Confusion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,29 @@ class Gallery:
     items: tuple[GalleryItem, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoreFacts:
+    """What scores are worth, at IoU 0.5.
+
+    Attributes:
+        precision_recall: Interpolated precision over recall: of all categories, then of the most frequent.
+        f1: F1 over the score threshold, of the same.
+        num_hidden: Categories with objects that have no curve.
+        threshold: Common threshold with the highest F1; None if nothing is found at any.
+        best_f1: That F1.
+        confusion: At each category's own threshold.
+        calibration: Of all predictions.
+    """
+
+    precision_recall: tuple[Series, ...]
+    f1: tuple[Series, ...]
+    num_hidden: int
+    threshold: float | None
+    best_f1: float | None
+    confusion: Confusion
+    calibration: Calibration
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitFacts:
     """Counts of one split; `per_category` in the order of the names; crowd regions count only in `num_crowd`."""
@@ -145,6 +170,7 @@ class ReportContent:
         split: Split the numbers are about (`val`).
         stages: In the order of the run; the last one is the headline. None: a report on a data set only.
         points: Operating point of each category for the last stage.
+        scores: What the last stage's scores are worth.
         histories: Learning curves by member.
         galleries: Errors of the last stage.
         dataset: Data set page.
@@ -158,6 +184,7 @@ class ReportContent:
     split: str = "val"
     stages: tuple[StageResult, ...] = ()
     points: tuple[OperatingPoint, ...] = ()
+    scores: ScoreFacts | None = None
     histories: tuple[History, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     dataset: DatasetFacts | None = None

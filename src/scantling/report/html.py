@@ -15,8 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from scantling.data.io import atomic_write
-from scantling.report.charts import LineChart, line_chart, size_chart
-from scantling.report.content import History, ReportContent
+from scantling.report.charts import LineChart, line_chart, reliability_chart, size_chart
+from scantling.report.confusion_table import confusion_table
+from scantling.report.content import History, ReportContent, ScoreFacts
 from scantling.report.palette import colour_of, hex_of
 from scantling.report.summary import error_counts, headline_evaluation, headlines, sentences
 
@@ -55,6 +56,9 @@ def render(content: ReportContent) -> str:
             sentences=sentences(content),
             error_counts=error_counts(content.points),
             charts=[(history.name, _history_charts(history)) for history in content.histories],
+            score_charts=_score_charts(content.scores) if content.scores else [],
+            reliability=reliability_chart(content.scores.calibration) if content.scores else None,
+            confusion=confusion_table(content.scores.confusion) if content.scores else None,
             sizes=size_chart(content.dataset.sizes) if content.dataset else None,
             style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
             script=Markup(script),  # noqa: S704 - our own file
@@ -68,6 +72,17 @@ def _history_charts(history: History) -> list[LineChart]:
     charts = [
         line_chart("Training loss", history.losses, x_max=x_max),
         line_chart("Validation", history.metrics, x_max=x_max, y_max=1.0 if _reaches_half(history) else None),
+    ]
+    return [chart for chart in charts if chart]
+
+
+def _score_charts(scores: ScoreFacts) -> list[LineChart]:
+    marks = {"suggested": scores.threshold} if scores.threshold is not None else {}
+    charts = [
+        line_chart("Precision over recall", scores.precision_recall, x_label="recall", x_max=1.0, y_max=1.0),
+        line_chart(
+            "F1 over the score threshold", scores.f1, x_label="score", x_max=1.0, y_max=1.0, marks=marks
+        ),
     ]
     return [chart for chart in charts if chart]
 
@@ -137,7 +152,9 @@ def hover_json(chart: LineChart) -> str:
         for line in chart.lines
     ]
     steps = [[_short(x) for x, _ in line.points] for line in chart.lines]
-    return json.dumps({"lines": lines, "steps": steps}, allow_nan=False, separators=(",", ":"))
+    return json.dumps(
+        {"x": chart.x_label, "lines": lines, "steps": steps}, allow_nan=False, separators=(",", ":")
+    )
 
 
 def findings_by_code(findings: Sequence[Any]) -> Mapping[str, list[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scantling.evaluate.bootstrap import Interval
 from scantling.evaluate.breakdown import OperatingPoint
 from scantling.evaluate.coco_eval import CategoryResult, Evaluation
 from scantling.evaluate.matching import ErrorKind
@@ -22,11 +23,12 @@ KIND_WORDS: dict[ErrorKind, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
-    """One of the big numbers; `value` is None where undefined."""
+    """One of the big numbers; `value` is None where undefined, `interval` also without a bootstrap."""
 
     name: str
     value: float | None
     meaning: str
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,12 @@ def headlines(evaluation: Evaluation) -> tuple[Headline, ...]:
         f"AR{largest}": f"recall with {largest} predictions per image and category",
     }
     return tuple(
-        Headline(name=name, value=evaluation.metrics.get(name), meaning=meaning)
+        Headline(
+            name=name,
+            value=evaluation.metrics.get(name),
+            meaning=meaning,
+            interval=evaluation.intervals.get(name),
+        )
         for name, meaning in meanings.items()
     )
 

@@ -174,7 +174,7 @@
 
   /* values under the pointer */
   all(".chart[data-chart]").forEach((chart) => {
-    const { lines, steps } = JSON.parse(chart.dataset.chart);
+    const { x: xName, lines, steps } = JSON.parse(chart.dataset.chart);
     const svg = one("svg", chart);
     const cursor = one(".cursor", chart);
     const readout = one(".readout", chart);
@@ -184,7 +184,7 @@
       const x = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
       const index = nearest(lines[0].at, x);
       const values = lines.map((line) => line.name + "  " + line.values[nearest(line.at, lines[0].at[index][0])]);
-      readout.textContent = ["step " + steps[0][index], ...values].join("\n");
+      readout.textContent = [xName + " " + steps[0][index], ...values].join("\n");
       cursor.setAttribute("x1", lines[0].at[index][0]);
       cursor.setAttribute("x2", lines[0].at[index][0]);
       cursor.style.visibility = "visible";
