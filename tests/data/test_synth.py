@@ -186,6 +186,7 @@ def test_same_scene_at_twice_the_size_has_its_parts_at_twice_the_place() -> None
     small = generate_scene(SynthConfig(occluders=0.0), 2, SEED)
     large = generate_scene(SynthConfig(occluders=0.0, size_hw=(480, 640)), 2, SEED)
     assert [part.state for part in small.parts] == [part.state for part in large.parts]
+    assert [part.category for part in small.defects] == [part.category for part in large.defects]
     halved = np.array([part.full_box for part in large.parts]) / 2
     assert np.abs(halved - [part.full_box for part in small.parts]).max() <= 3
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.data.scenes.defects import DRAW_DEFECT, Mark, apply
-from scantling.data.scenes.kit import DIRTS, OCCLUDER_VARIANTS, Kit
+from scantling.data.scenes.kit import DIRTS, HOUSINGS, OCCLUDER_VARIANTS, Kit
 from scantling.data.scenes.layout import BODY_WH, DEFECTS, FRAME_WH, SLOTS, Slot, centred
 from scantling.data.scenes.occluders import OCCLUDERS
 from scantling.data.scenes.relief import CHANNELS, Array, Sprite
@@ -115,11 +115,11 @@ def fit_slots(rng: np.random.Generator, absent_rate: float, damaged_rate: float)
     return fits
 
 
-def assemble(kit: Kit, fits: list[Fit], housing: int) -> Stage:
-    """A housing with its parts."""
-    layers = kit.housing(housing).copy()
-    ids = np.zeros((3, *layers.shape[1:]), np.uint8)
-    stage = Stage(kit, layers, *ids)
+def assemble(kit: Kit, fits: list[Fit], rng: np.random.Generator) -> Stage:
+    """A housing, in one of its colours or between, with its parts."""
+    layers = kit.housing(int(rng.integers(HOUSINGS))).copy()
+    layers[:3] *= rng.uniform(0.9, 1.12, (3, 1, 1)).astype(np.float32)
+    stage = Stage(kit, layers, *np.zeros((3, *layers.shape[1:]), np.uint8))
     for number, fit in enumerate(fits, start=1):
         stage.mount(number, fit)
     return stage
@@ -141,7 +141,10 @@ def add_defects(stage: Stage, rng: np.random.Generator, mean_count: float) -> No
         at = FRAME_WH[0] / 2 + float(reach[0]), FRAME_WH[1] / 2 + float(reach[1])
         for _ in range(int(rng.integers(1, 4)) if category == "pit" else 1):
             if len(stage.defects) < MAX_DEFECTS:
-                stage.scar(category, at, DRAW_DEFECT[category](rng, stage.kit.scale))
+                own = np.random.default_rng(
+                    int(rng.integers(2**62))
+                )  # how much is drawn depends on the resolution
+                stage.scar(category, at, DRAW_DEFECT[category](own, stage.kit.scale))
             at = at[0] + float(rng.uniform(-14, 14)), at[1] + float(rng.uniform(-14, 14))
 
 

@@ -22,9 +22,10 @@ from scantling.data.scenes.shading import sensor_noise
 
 OVERSAMPLE = 1.1  # canvas pixels per picture pixel: the camera only ever shrinks a little
 MARGIN = 1.14  # canvas extent per frame extent: what a shifted or turned camera may see
-HOUSINGS, DIRTS, OCCLUDER_VARIANTS = 10, 6, 8
+HOUSINGS, DIRTS, OCCLUDER_VARIANTS = 6, 5, 8
 SPECIMENS = {"bolt": 18, "screw": 16, "led": 16}
-OTHER_SPECIMENS = 10
+OTHER_SPECIMENS = 9
+SMALL = 12  # units: below, a component is drawn finer
 SHELF_BYTES = 512 << 20
 
 Piece = TypeVar("Piece")
@@ -90,7 +91,7 @@ class Kit:
         return self._sprites.take(key, lambda: self._draw_component(slot, str(key), damaged=damaged))
 
     def _draw_component(self, slot: Slot, key: str, *, damaged: bool) -> Sprite:
-        finesse = self._finesse(3)
+        finesse = self._finesse(3 if slot.size < SMALL else 2)
         rng = rng_for(self.seed, 0, key, "synth specimen")
         job = Job(rng, self.scale * finesse, slot.size, slot.seat, damaged, slot.turn)
         return DRAW[slot.category](job).sprite(finesse)

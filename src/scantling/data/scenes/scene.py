@@ -22,7 +22,7 @@ from scantling.data.scenes.assembly import (
     look_at,
     soil,
 )
-from scantling.data.scenes.kit import HOUSINGS, Kit, kit_for
+from scantling.data.scenes.kit import Kit, kit_for
 from scantling.data.scenes.layout import SLOTS
 from scantling.data.scenes.shading import develop, random_lighting, shade
 
@@ -160,7 +160,7 @@ def generate_scene(config: SynthConfig, index: int, seed: int) -> Scene:
     kit = kit_for(config.size_hw, seed)
     draw = partial(rng_for, seed, 0, index)
     fits = fit_slots(draw("synth fit"), config.absent_rate, config.damaged_rate)
-    stage = assemble(kit, fits, int(draw("synth housing pick").integers(HOUSINGS)))
+    stage = assemble(kit, fits, draw("synth housing pick"))
     soil(stage, draw("synth dirt"))
     add_defects(stage, draw("synth defects"), config.defects)
     cover_parts(stage, draw("synth occluders"), config.occluders)
