@@ -105,6 +105,10 @@ class Interrupted(ScantlingError):  # noqa: N818 - a request, not an error
         self.signum = signum
 
 
+class PeerFailed(ScantlingError):  # noqa: N818 - what happened to this process is another one's error
+    """Another process of the same training failed, so this one cannot go on; the other one says why."""
+
+
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """The end of a message that suggests the nearest of some names; empty when none is near."""
     known = list(names)

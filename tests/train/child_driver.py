@@ -172,11 +172,12 @@ def on_a_full_disk(root: Path) -> dict[str, Any]:
 
 
 class Share(TinyData):
-    """One process' part of every batch; the last process' part may be spoilt."""
+    """One process' part of every batch, the first of two has the larger one; the last part may be spoilt."""
 
     def __init__(self, rank: int, world: int, *, spoilt: bool) -> None:
         super().__init__()
-        self._part = slice(rank * 8 // world, (rank + 1) * 8 // world)
+        cuts = [0, 8] if world == 1 else [0, 5, 8]
+        self._part = slice(cuts[rank], cuts[rank + 1])
         self._spoilt = spoilt and rank == world - 1
 
     def epoch(self, epoch: int, start_step: int) -> Iterator[TinyBatch]:

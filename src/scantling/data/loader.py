@@ -12,7 +12,7 @@ files, and the number of workers cannot matter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
@@ -68,10 +68,17 @@ class Entry(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a worker needs to know to build one batch."""
+    """What a worker needs to know to build one batch.
+
+    Attributes:
+        epoch: Counted from 0.
+        entries: Its images.
+        is_spare: They are another process's, repeated so that this one is not idle.
+    """
 
     epoch: int
     entries: tuple[Entry, ...]
+    is_spare: bool = False
 
 
 def epoch_order(image_ids: Sequence[ImageId], *, seed: int, epoch: int, repeats: int = 1) -> list[Entry]:
@@ -143,7 +150,8 @@ class _BuildBatch:
 
     def __call__(self, step: Step) -> Batch:
         samples = [self.dataset.get(entry.position, step.epoch, entry.repeat) for entry in step.entries]
-        return Batch.collate(samples, size_divisor=self.size_divisor)
+        batch = Batch.collate(samples, size_divisor=self.size_divisor)
+        return replace(batch, is_spare=True) if step.is_spare else batch
 
 
 class TrainLoader:
@@ -181,8 +189,14 @@ class TrainLoader:
         config = self.config
         order = epoch_order(self._ids, seed=self.dataset.seed, epoch=epoch, repeats=config.repeats)
         batches = batched(order, self._global_size, groups=self._groups, drop_last=config.drop_last)
-        parts = (shard(batch, order, rank=config.rank, world=config.world) for batch in batches)
-        return [Step(epoch, tuple(part)) for part in parts]
+        return [
+            Step(
+                epoch,
+                tuple(shard(batch, order, rank=config.rank, world=config.world)),
+                is_spare=config.rank >= len(batch),
+            )
+            for batch in batches
+        ]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """Batches of an epoch from a step on.

@@ -159,6 +159,7 @@ class Batch:
         instances: B sets of ground truth.
         frames: B frames.
         image_ids: B ids.
+        is_spare: The images are repeated so that a training process is not idle; they do not count.
     """
 
     images: Tensor
@@ -166,6 +167,7 @@ class Batch:
     instances: list[Instances]
     frames: list[Frame]
     image_ids: list[int | float | str]
+    is_spare: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.images)

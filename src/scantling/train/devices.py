@@ -8,19 +8,26 @@ change, and one pipeline trains members of different precision one after the oth
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from scantling.errors import UsageError
+from scantling.errors import Interrupted, PeerFailed, UsageError
 
 T = TypeVar("T")
+
+_PATIENCE = timedelta(hours=1)
+"""How long processes wait for the main one, which evaluates and reports alone; a death is noticed at once."""
+_LAST_WORDS_SECONDS = 5.0
+"""How long a process outlives one that failed: a launcher ends all as soon as the first is gone."""
 
 
 def available_devices() -> list[str]:
@@ -74,10 +81,12 @@ class Processes:
     Attributes:
         rank: Number of this process.
         world: How many there are.
+        on_machine: How many of them share this machine.
     """
 
     rank: int
     world: int
+    on_machine: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -89,19 +98,108 @@ class Processes:
         if self.world == 1:
             return [value]
         values = [value] * self.world
-        dist.all_gather_object(values, value)
+        with in_contact():
+            dist.all_gather_object(values, value)
         return values
+
+    def gather_on_main(self, value: T) -> list[T]:
+        """Like `gather`, for values that are large: the other processes get an empty list."""
+        if self.world == 1:
+            return [value]
+        values = [value] * self.world if self.is_main else None
+        with in_contact():
+            dist.gather_object(value, values)
+        return values or []
 
     def from_main(self, value: T) -> T:
         """Give every process the main process' value."""
-        return self.gather(value)[0]
+        if self.world == 1:
+            return value
+        values = [value if self.is_main else None]
+        with in_contact():
+            dist.broadcast_object_list(values)
+        (found,) = values
+        return found  # type: ignore[return-value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work that each process does for itself: if one fails, all stop after it, and that one says why.
+
+        The processes must not exchange anything within the block.
+
+        Raises:
+            PeerFailed: The work of another process failed.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            if self.world == 1:
+                raise
+            failure = error
+        messages = self._gather_failures(failure)
+        if failure is not None:
+            raise failure
+        failed = [f"process {rank}: {message}" for rank, message in enumerate(messages) if message]
+        if failed:
+            with suppress(Interrupted):
+                time.sleep(_LAST_WORDS_SECONDS)
+            raise PeerFailed("\n".join(["another process failed", *failed]))
+
+    def _gather_failures(self, failure: Exception | None) -> list[str | None]:
+        try:
+            return self.gather(None if failure is None else str(failure) or type(failure).__name__)
+        except PeerFailed:
+            if failure is not None:
+                raise failure from None
+            raise
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Let the main process do some work; every process gets its result.
+
+        Raises:
+            PeerFailed: On the other processes, if it failed.
+        """
+        value: T | None = None
+        with self.together():
+            if self.is_main:
+                value = work()
+        return self.from_main(value)  # type: ignore[return-value]
+
+    def shares(self, images: Sequence[int], device: torch.device) -> Tensor:
+        """Weights with which the mean over the processes becomes the mean over all images.
+
+        Args:
+            images: For each batch of a step the images on this process.
+            device: Where the weights are needed.
+
+        Returns:
+            For each batch its images on this process over the mean of all processes.
+        """
+        own = torch.tensor(images, dtype=torch.float32, device=device)
+        if self.world == 1:
+            return torch.ones_like(own)
+        total = own.clone()
+        with in_contact():
+            dist.all_reduce(total)
+        return own * self.world / total
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the main process' running statistics, so that all predict with what is saved."""
+        if self.world > 1:
+            with in_contact():
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, src=0)
 
     def maximum(self, value: int, device: torch.device) -> int:
         """Return the largest value any process has; cheap enough for every step."""
         if self.world == 1:
             return value
         shared = torch.tensor(value, device=device)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        with in_contact():
+            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return int(shared.item())
 
     def distribute(self, model: nn.Module, device: torch.device) -> nn.Module:
@@ -110,6 +208,25 @@ class Processes:
             return model
         device_ids: Sequence[torch.device] | None = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=device_ids, find_unused_parameters=True)
+
+
+ALONE = Processes(rank=0, world=1)
+
+
+@contextmanager
+def in_contact() -> Iterator[None]:
+    """Tell a lost connection to another process from every other failure.
+
+    Raises:
+        PeerFailed: Another process is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        hint = "Its own message is above, if it had time for one."
+        raise PeerFailed("another process of this run is gone", hint=hint) from error
 
 
 def join_processes(device: torch.device) -> Processes:
@@ -122,8 +239,10 @@ def join_processes(device: torch.device) -> Processes:
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    state = PartialState(cpu=device.type != "cuda")
-    return Processes(rank=state.process_index, world=state.num_processes)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    state = PartialState(cpu=device.type != "cuda", **({"timeout": _PATIENCE} if world > 1 else {}))
+    on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if state.num_processes > 1 else 1
+    return Processes(rank=state.process_index, world=state.num_processes, on_machine=on_machine)
 
 
 def without_exchange(model: nn.Module) -> AbstractContextManager[None]:

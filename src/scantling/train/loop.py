@@ -262,6 +262,7 @@ class _Training:
 
     def _validate(self, validate: Callable[[nn.Module], Metrics]) -> dict[str, float | None]:
         model = self._parts.best_model.eval()
+        self._processes.share_buffers(model)
         seed = step_seed(self._run.seed, self._state.step, self._processes.rank, self._config.accumulate)
         torch.manual_seed(seed)
         # Several processes must leave together, so only a lone one abandons its validation.
@@ -273,14 +274,14 @@ class _Training:
             self._leave(self._guard.signum or signal.SIGTERM)
         metrics = {
             name: value if value is not None and math.isfinite(value) else None
-            for name, value in found.items()
+            for name, value in self._processes.from_main(found).items()
         }
         if self._config.monitor not in metrics:
             raise ConfigError(
                 f"monitor {self._config.monitor!r} is not among the metrics of the validation",
                 hint=f"They are: {', '.join(sorted(metrics))}.",
             )
-        return self._processes.from_main(metrics)
+        return metrics
 
     def _log(self, values: Mapping[str, float | None]) -> None:
         epoch = round(self._state.step / self._steps_per_epoch, 6)

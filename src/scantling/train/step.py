@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scantling.data.workers import worker_failures
 from scantling.errors import TrainingError
 from scantling.train.config import TrainConfig
-from scantling.train.devices import Processes, without_exchange
+from scantling.train.devices import Processes, in_contact, without_exchange
 from scantling.train.state import Parts, step_seed
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,6 +33,10 @@ class TrainBatch(Protocol):
     @property
     def image_ids(self) -> Sequence[int | float | str]:
         """Ids of the images, for messages about this batch."""
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether it is there only so that no process is idle; it does not count then."""
 
     def to(self, device: torch.device) -> Self:
         """Return the batch with its tensors on `device`."""
@@ -55,10 +59,11 @@ class StepOutcome:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """Losses of one batch, still on the device."""
+    """Losses of one batch, still on the device, and what they count in the step."""
 
     names: tuple[str, ...]
     losses: Tensor
+    weight: Tensor
     image_ids: Sequence[int | float | str]
 
 
@@ -80,6 +85,9 @@ class Stepper:
     def update(self, batches: Sequence[TrainBatch], *, step: int, lr: float) -> StepOutcome:
         """Update the weights once, by the mean gradient of some batches.
 
+        A batch that is spread over several processes counts as one: each part by its number of images, as if one
+        process had averaged over all of them.
+
         Args:
             batches: At least one; a distributed run has as many on every process.
             step: Updates done before; seeds everything random in the model.
@@ -88,24 +96,30 @@ class Stepper:
         Raises:
             TrainingError: A loss or, in fp32 and bf16, a gradient is not finite; the weights are untouched.
         """
-        records = [self._backward(batch, index, len(batches), step) for index, batch in enumerate(batches)]
+        counts = [0 if batch.is_spare else len(batch.image_ids) for batch in batches]
+        weights = self._processes.shares(counts, self._device)
+        records = []
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            with nullcontext() if last else without_exchange(self._model):
+                records.append(self._backward(batch, weights[index] / len(batches), (step, index)))
         norm = self._clip()
-        losses, norm_value = _fetch(records, norm)
+        losses, means, norm_value = _fetch(records, norm)
         self._refuse_faults(records, losses, norm_value, f"step {step + 1}, learning rate {lr:.4g}")
         self._apply()
-        values = _mean_losses(losses) | ({"grad_norm": norm_value} if math.isfinite(norm_value) else {})
+        values = means | ({"grad_norm": norm_value} if math.isfinite(norm_value) else {})
         images = sum(len(record.image_ids) for record in records)
         return StepOutcome(values, images, skipped=not math.isfinite(norm_value))
 
-    def _backward(self, batch: TrainBatch, index: int, count: int, step: int) -> _Record:
+    def _backward(self, batch: TrainBatch, weight: Tensor, place: tuple[int, int]) -> _Record:
+        step, index = place
         torch.manual_seed(step_seed(self._seed, step, self._processes.rank, index))
         dtype = _AUTOCAST[self._config.precision]
-        with nullcontext() if index == count - 1 else without_exchange(self._model):
-            with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
-                named = self._model(batch.to(self._device))
-            losses = torch.stack([loss.float() for loss in named.values()])
-            self._parts.scaler.scale(losses.sum() / count).backward()  # type: ignore[no-untyped-call]
-        return _Record(tuple(named), losses.detach(), batch.image_ids)
+        with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
+            named = self._model(batch.to(self._device))
+        losses = torch.stack([loss.float() for loss in named.values()])
+        self._parts.scaler.scale(losses.sum() * weight).backward()  # type: ignore[no-untyped-call]
+        return _Record(tuple(named), losses.detach(), weight, batch.image_ids)
 
     def _clip(self) -> Tensor:
         """Return the norm of the whole gradient and scale the gradient down to the configured norm."""
@@ -156,8 +170,9 @@ def explained_failures(step: int) -> Iterator[None]:
 
     Raises:
         TrainingError: The device or the machine is out of memory, or a loader process died.
+        PeerFailed: Another process of the run is gone.
     """
-    with worker_failures():
+    with worker_failures(), in_contact():
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -165,24 +180,28 @@ def explained_failures(step: int) -> Iterator[None]:
             raise TrainingError(f"the GPU ran out of memory at step {step + 1}", hint=hint) from error
 
 
-def _fetch(records: Sequence[_Record], norm: Tensor) -> tuple[list[dict[str, float]], float]:
-    """Bring all losses and the norm to the host in one transfer."""
+def _fetch(
+    records: Sequence[_Record], norm: Tensor
+) -> tuple[list[dict[str, float]], dict[str, float], float]:
+    """Bring all losses and the norm to the host in one transfer, and average the losses."""
     values: list[float] = torch.cat(
-        [*(record.losses for record in records), norm.reshape(1).float()]
+        [*(torch.cat([r.losses, r.weight.reshape(1)]) for r in records), norm.reshape(1).float()]
     ).tolist()
-    named, start = [], 0
+    named, weights, start = [], [], 0
     for record in records:
         end = start + len(record.names)
         named.append(dict(zip(record.names, values[start:end], strict=True)))
-        start = end
-    return named, values[-1]
+        weights.append(values[end])
+        start = end + 1
+    return named, _mean_losses(named, weights), values[-1]
 
 
-def _mean_losses(losses: Sequence[dict[str, float]]) -> dict[str, float]:
+def _mean_losses(losses: Sequence[dict[str, float]], weights: Sequence[float]) -> dict[str, float]:
     """Average over the batches; a part that a batch does not have counts as 0 there."""
-    means = {"loss": sum(sum(values.values()) for values in losses) / len(losses)}
+    weighted = list(zip(losses, weights, strict=True))
+    means = {"loss": sum(sum(values.values()) * weight for values, weight in weighted)}
     for name in dict.fromkeys(name for values in losses for name in values):
-        means[f"loss/{name}"] = sum(values.get(name, 0.0) for values in losses) / len(losses)
+        means[f"loss/{name}"] = sum(values.get(name, 0.0) * weight for values, weight in weighted)
     return means
 
 
