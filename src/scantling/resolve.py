@@ -33,6 +33,7 @@ SHORT_SIDE_STEP = 32
 SHORT_SIDE_LIMITS = {"cpu": (160, 320), "cuda": (320, 1600), "mps": (320, 800)}
 RANGE_SHARE = 0.2
 GIB_PER_MEGAPIXEL = 3.0
+"""GPU memory of one training image with a ResNet-50 pyramid in float32: a cautious estimate, not a measurement."""
 MAX_BATCH, CPU_BATCH = 16, 4
 MAX_WORKERS = 8
 
@@ -49,10 +50,10 @@ class DataFacts:
         device: `cpu`, `cuda` or `mps`.
         memory_gib: Memory of the GPU; None on a CPU.
         cpu_count: Processor cores.
-    """
         class_counts: Training objects by category.
         max_objects: Most objects in one training image.
         bf16: The GPU computes in bfloat16.
+    """
 
     num_images: int
     median_hw: tuple[int, int]
@@ -60,10 +61,10 @@ class DataFacts:
     device: str
     memory_gib: float | None
     cpu_count: int
-
     class_counts: Mapping[str, int] = field(default_factory=dict)
     max_objects: int = 0
     bf16: bool = False
+
 
 class Choice(NamedTuple):
     """A value for a setting, and why."""
@@ -122,7 +123,7 @@ def _resolve_member(path: str, member: MemberConfig, facts: DataFacts, reasons: 
 
 
 def _short_side(member: MemberConfig, facts: DataFacts) -> Choice:
-    short = min(facts.median_hw)
+    short = min(_shown_hw(member, facts))
     wanted = TARGET_SMALL_OBJECT / facts.small_object if facts.small_object else 1.0
     smallest, largest = SHORT_SIDE_LIMITS[facts.device]
     side = min(max(short * min(wanted, MAX_ENLARGEMENT), smallest), largest)
@@ -130,16 +131,20 @@ def _short_side(member: MemberConfig, facts: DataFacts) -> Choice:
     limit = member.augment.long_side or side
     low, high = (min(round(side * share), limit) for share in (1 - RANGE_SHARE, 1 + RANGE_SHARE))
     small = f"{facts.small_object:.0f} px" if facts.small_object else "unknown"
-    reason = (
-        f"images are {short} px short, their smaller objects {small}; {facts.device} takes up to {largest}"
-    )
+    reason = f"{'images' if member.augment.tile is None else 'tiles'} are {short} px short, their smaller objects {small}; {facts.device} takes up to {largest}"
     return Choice({"min": low, "max": high}, reason)
+
+
+def _shown_hw(member: MemberConfig, facts: DataFacts) -> tuple[int, int]:
+    """Size of what is resized: the usual image, or the tile that is cut from it."""
+    tile = member.augment.tile or max(facts.median_hw)
+    return min(tile, facts.median_hw[0]), min(tile, facts.median_hw[1])
 
 
 def _batch_size(member: MemberConfig, facts: DataFacts) -> Choice:
     if facts.memory_gib is None:
         return Choice(min(CPU_BATCH, facts.num_images), "a CPU gains nothing from larger batches")
-    long, short = max(facts.median_hw), min(facts.median_hw)
+    short, long = sorted(_shown_hw(member, facts))
     side = max(member.augment.short_sides)
     megapixels = side * min(side * long / short, member.augment.long_side or side) / 1e6
     fitting = int(0.8 * facts.memory_gib / (GIB_PER_MEGAPIXEL * megapixels))
@@ -150,6 +155,11 @@ def _batch_size(member: MemberConfig, facts: DataFacts) -> Choice:
 def _repeats(member: MemberConfig, facts: DataFacts) -> Choice:
     images_per_step = decided(member.train.batch_size) * member.train.accumulate
     repeats = max(1, math.ceil(MIN_STEPS_PER_EPOCH * images_per_step / facts.num_images))
+    tiles = math.prod(
+        math.ceil(side / shown) for side, shown in zip(facts.median_hw, _shown_hw(member, facts), strict=True)
+    )
+    if tiles > repeats:
+        return Choice(tiles, f"an image makes {tiles} tiles, of which each pass takes one")
     return Choice(
         repeats, f"an epoch of {facts.num_images} images then has at least {MIN_STEPS_PER_EPOCH} steps"
     )
@@ -186,6 +196,11 @@ def _scales(member: MemberConfig, facts: DataFacts) -> Choice:  # noqa: ARG001 -
     return Choice(sides[len(sides) // 2], "the middle of the training sizes")
 
 
+def _tile(member: MemberConfig, facts: DataFacts) -> Choice:  # noqa: ARG001 - a rule's signature
+    tile = member.augment.tile
+    return Choice(tile, "whole images, as in training" if tile is None else "the tiles of training")
+
+
 RULES: dict[tuple[str, str], Rule] = {
     ("augment", "short_side"): _short_side,
     ("train", "batch_size"): _batch_size,
@@ -194,6 +209,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("train", "milestones"): _milestones,
     ("train", "workers"): _workers,
     ("predict", "scales"): _scales,
+    ("predict", "tile"): _tile,
 }
 """Setting -> rule, in the order in which they are decided: later rules look at earlier choices."""
 

@@ -18,6 +18,7 @@ from scantling.data.transforms import (
     HorizontalFlip,
     PadTo,
     RandomCrop,
+    RandomTile,
     ResizeShortSide,
     SideRange,
     Turn,
@@ -86,6 +87,7 @@ TRANSFORMS: dict[str, Geometric] = {
     "vertical": VerticalFlip(probability=1.0),
     "turn": Turn(probability=1.0),
     "crop": RandomCrop(size_hw=(60, 80)),
+    "tile": RandomTile(side=70),
     "pad": PadTo(size_hw=(220, 230)),
 }
 
@@ -287,6 +289,55 @@ def test_random_crop_of_background_small_and_exact_images():
     assert apply(RandomCrop(size_hw=(200, 200)), background).size_hw == (50, 90)
     assert apply(RandomCrop(size_hw=(200, 30)), background).size_hw == (50, 30)
     assert apply(RandomCrop(size_hw=(50, 90)), background) is background
+
+
+def test_a_tile_shows_a_chosen_object_whole_and_any_other_place_else():
+    sample = painted((400, 600), [(290, 180, 320, 215)], with_masks=False)
+    shown = [apply(RandomTile(side=64, object_share=1.0), sample, seed) for seed in range(60)]
+    assert all(tile.size_hw == (64, 64) for tile in shown)
+    assert all(tile.instances.boxes[0].tolist() == seen_box(tile, 0) for tile in shown)
+    assert all((b[2:] - b[:2]).tolist() == [30, 35] for b in (tile.instances.boxes[0] for tile in shown))
+    assert len({tuple(tile.frame.matrix[:, 2]) for tile in shown}) > 30
+    anywhere = [apply(RandomTile(side=64, object_share=0.0), sample, seed) for seed in range(60)]
+    assert sum(len(tile.instances) == 0 for tile in anywhere) > 40
+    corners = np.array([-tile.frame.matrix[:, 2] for tile in anywhere])
+    assert (corners.min(axis=0) >= 0).all()
+    assert (corners.max(axis=0) <= [536, 336]).all()
+    assert (np.ptp(corners, axis=0) > [400, 250]).all()
+
+
+def test_a_tile_of_an_object_larger_than_itself_lies_inside_of_it():
+    sample = painted((400, 600), [(100, 50, 500, 350)], with_masks=False)
+    for seed in range(20):
+        tile = apply(RandomTile(side=64, object_share=1.0, min_visibility=0.0), sample, seed)
+        assert tile.instances.boxes.tolist() == [[0, 0, 64, 64]]
+
+
+def test_what_a_tile_hardly_shows_is_ignored_and_not_background():
+    sample = painted((64, 164), [(40, 0, 140, 64)], with_masks=False)
+    flags = {}
+    for seed in range(60):
+        tile = apply(RandomTile(side=64, object_share=0.0, min_visibility=0.5), sample, seed)
+        share = float((tile.instances.boxes[0, 2] - tile.instances.boxes[0, 0]) / 100)
+        flags[share] = bool(tile.instances.is_crowd[0])
+        assert len(tile.instances) == 1
+    assert flags == {share: share < 0.5 for share in flags}
+    assert set(flags.values()) == {True, False}
+
+
+def test_an_image_smaller_than_a_tile_is_taken_whole():
+    sample = painted((40, 100), [(10, 5, 20, 30)], with_masks=False)
+    tile = apply(RandomTile(side=64), sample)
+    assert tile.size_hw == (40, 64)
+    assert apply(RandomTile(side=100), sample).size_hw == (40, 100)
+
+
+def test_tiles_are_cut_before_resizing():
+    sample = painted((400, 600), [(290, 180, 320, 215)], with_masks=False)
+    config = AugmentConfig(tile=64, tile_objects=1.0, short_side=128, long_side=128, flip=0.0)
+    shown = apply(build_transforms(config), sample)
+    assert shown.size_hw == (128, 128)
+    assert (shown.instances.boxes[0, 2:] - shown.instances.boxes[0, :2]).tolist() == [60, 70]
 
 
 def test_padding_is_black_at_the_right_and_bottom_and_masks_do_not_enter_it():

@@ -19,6 +19,12 @@ def predict(
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file, instead of --run.")] = None,
     out: Annotated[Path | None, typer.Option(help="COCO results file; printed if left out.")] = None,
     overlays: Annotated[Path | None, typer.Option(help="Folder for copies of the images with boxes.")] = None,
+    tile: Annotated[
+        int | None, typer.Option(metavar="SIZE", help="Cut images into tiles of this side, in pixels.")
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(metavar="F", help="Share of a tile's side that the next tile shows too.")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of prediction; may be repeated."),
@@ -29,13 +35,14 @@ def predict(
     """Detect objects in images; the result is a COCO results list with the data set's own category ids."""
     from scantling import api
 
+    tiling = [f"{key}={value}" for key, value in (("tile", tile), ("overlap", overlap)) if value is not None]
     found = api.predict(
         source,
         run=run,
         checkpoint=checkpoint,
         out=out,
         overlays=overlays,
-        overrides=overrides or (),
+        overrides=[*(overrides or ()), *tiling],
         device=device,
     )
     show(found.to_text(), found.results if out is None else found.to_dict(), as_json=json or out is None)

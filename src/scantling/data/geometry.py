@@ -40,6 +40,7 @@ class View:
         mirrored: Whether (x, y) are then reversed.
         margin_hw: Rows added at the bottom and columns at the right. Nothing can follow a margin.
         min_visibility: Share of its area an instance must keep to stay.
+        ignored_below: An instance that keeps a smaller share of its area becomes a region to ignore (a crowd).
         instances: Those of the source, in its frame, for transforms that decide by them.
     """
 
@@ -49,6 +50,7 @@ class View:
     mirrored: tuple[bool, bool] = (False, False)
     margin_hw: tuple[int, int] = (0, 0)
     min_visibility: float = 0.0
+    ignored_below: float = 0.0
     instances: Instances = field(compare=False)
 
     @classmethod
@@ -210,7 +212,8 @@ def move_instances(instances: Instances, view: View) -> Instances:
         masks = masks.warp(view.matrix, view.size_hw)
         clipped, keep = _fit_to_masks(clipped, keep, cut, masks)
         masks = masks.warp(np.eye(2, 3), view.canvas_hw) if view.finished else masks
-    return instances.replace(size_hw=view.canvas_hw, boxes=clipped, masks=masks)[keep]
+    is_crowd = _with_ignored(instances.is_crowd, boxes, clipped, view.ignored_below)
+    return instances.replace(size_hw=view.canvas_hw, boxes=clipped, masks=masks, is_crowd=is_crowd)[keep]
 
 
 def _visible(boxes: Tensor, clipped: Tensor, min_visibility: float, is_crowd: Tensor | None) -> Tensor:
@@ -220,6 +223,16 @@ def _visible(boxes: Tensor, clipped: Tensor, min_visibility: float, is_crowd: Te
     if is_crowd is not None:
         enough = enough | is_crowd
     return enough & (area > 0)
+
+
+def _with_ignored(
+    is_crowd: Tensor | None, boxes: Tensor, clipped: Tensor, ignored_below: float
+) -> Tensor | None:
+    """Crowd flags (N,) in which those of too little visible instances are set too."""
+    if ignored_below == 0:
+        return is_crowd
+    ignored = box_area(clipped) < ignored_below * box_area(boxes)
+    return ignored if is_crowd is None else ignored | is_crowd
 
 
 def _fit_to_masks(clipped: Tensor, keep: Tensor, cut: Tensor, masks: ImageMasks) -> tuple[Tensor, Tensor]:

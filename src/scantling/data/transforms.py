@@ -3,14 +3,15 @@
 `bank` gives other samples to transforms that mix images; `rng` is all the randomness there is. Neighbouring geometric
 transforms are merged by `Compose` into one `View`, so the pixels are resampled once (see `geometry.py`).
 
-    AugmentConfig ── build_transforms ──► Compose: resize ► crop ► flips, turns ► colours
+    AugmentConfig ── build_transforms ──► Compose: tile ► resize ► crop ► flips, turns ► colours
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
@@ -146,6 +147,48 @@ class RandomCrop(Geometric):
         return view.cropped((x, y), size_hw, min_visibility=self.min_visibility)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomTile(Geometric):
+    """A square of the original image, as prediction in tiles will show it; a smaller image is taken whole.
+
+    What is shown of an object that the square cuts is to be found if it is enough, and ignored (a crowd region) if
+    not: it must not be learnt as background, nor as an object.
+
+    Attributes:
+        side: Of the square, pixels.
+        object_share: Probability that the square is put so that it shows a random object, whole if it fits;
+            otherwise it lies anywhere, so that background is learnt too.
+        min_visibility: Share of its area that an object must keep to be found.
+    """
+
+    side: int
+    object_share: float = 0.75
+    min_visibility: float = 0.1
+
+    def place(self, view: View, rng: np.random.Generator, /) -> View:
+        """See `Geometric`."""
+        height, width = (min(self.side, side) for side in view.size_hw)
+        chance, pick = rng.random(), rng.random()
+        boxes = _targets(move_instances(view.instances.replace(masks=None), view)).boxes
+        box = boxes[int(pick * len(boxes))].tolist() if len(boxes) and chance < self.object_share else None
+        corner = [
+            _start(extent, length, None if box is None else (box[axis], box[axis + 2]), rng)
+            for axis, (extent, length) in enumerate(zip(view.size_hw[::-1], (width, height), strict=True))
+        ]
+        cropped = view.cropped((corner[0], corner[1]), (height, width))
+        return replace(cropped, ignored_below=self.min_visibility)
+
+
+def _start(extent: int, length: int, shown: tuple[float, float] | None, rng: np.random.Generator) -> int:
+    """A random place for an interval inside 0..extent; around `shown` if that fits, else inside of it."""
+    first, last = 0, extent - length
+    if shown is not None:
+        low, high = sorted((shown[1] - length, shown[0]))
+        first = min(max(math.ceil(low), 0), last)
+        last = max(min(math.floor(high), last), first)
+    return first + int(rng.integers(last - first + 1))
+
+
 def _targets(instances: Instances) -> Instances:
     """The instances to be found: all but crowd regions."""
     return instances if instances.is_crowd is None else instances[~instances.is_crowd]
@@ -221,6 +264,9 @@ class AugmentConfig(BaseModel):
     """How training images are varied; the defaults are the usual resize and flip.
 
     Attributes:
+        tile: Side in pixels of a random square that is cut from the image first, for images too large to be taken
+            whole; the rest happens to the square. null: the whole image.
+        tile_objects: Probability that the square shows a random object of the image; the others lie anywhere.
         short_side: Length of the short side in pixels: one number, a list to choose from, or `{min, max}` for any
             length between them. The aspect is kept. `auto` is resolved from the sizes of images and objects
             before training starts.
@@ -228,7 +274,8 @@ class AugmentConfig(BaseModel):
             side, so that images fit into a square of that length.
         crop: Size of a random crop after resizing, one number for a square or [height, width]; null for none.
         crop_pad: Fill images smaller than the crop with black at the right and bottom.
-        min_visibility: Objects of which a crop leaves a smaller share than this are no targets in it.
+        min_visibility: Objects of which a crop leaves a smaller share than this are no targets in it; where a tile
+            does, the region is ignored.
         flip: Probability of exchanging left and right.
         vertical_flip: Probability of exchanging top and bottom.
         turn: Probability of a turn by 90, 180 or 270 degrees.
@@ -242,6 +289,8 @@ class AugmentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    tile: Annotated[int, Field(strict=True, ge=32, le=16384)] | None = None
+    tile_objects: Share = 0.75
     short_side: Side | Annotated[tuple[Side, ...], Field(min_length=1)] | SideRange | Literal["auto"] = 800
     long_side: Side | None = 1333
     crop: Side | tuple[Side, Side] | None = None
@@ -275,8 +324,12 @@ class AugmentConfig(BaseModel):
 
 
 def build_transforms(config: AugmentConfig) -> Compose:
-    """The transforms a configuration asks for: resize, crop, flips and turns, colours; what is off is left out."""
-    steps: list[Transform] = [ResizeShortSide(short_side=config.short_sides, long_side=config.long_side)]
+    """The transforms a configuration asks for: tile, resize, crop, flips and turns, colours; not what is off."""
+    steps: list[Transform] = []
+    if config.tile is not None:
+        share, visible = config.tile_objects, config.min_visibility
+        steps.append(RandomTile(side=config.tile, object_share=share, min_visibility=visible))
+    steps.append(ResizeShortSide(short_side=config.short_sides, long_side=config.long_side))
     if config.crop is not None:
         size_hw = (config.crop, config.crop) if isinstance(config.crop, int) else config.crop
         steps.append(RandomCrop(size_hw=size_hw, min_visibility=config.min_visibility))

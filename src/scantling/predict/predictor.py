@@ -3,15 +3,16 @@
     records ── TaskStream: read once, resize to every scale ──► one Batch per scale ── Detector.candidates ──►
     Instances per view ── tta.pool: back to original pixels, one suppression ──► (record, Instances)
 
-Only a few batches exist at a time, whatever the number of images.
+Only a few batches exist at a time, whatever the number of images. With `tile`, one image at a time is held and cut
+into overlapping tiles, each of which goes the same way; `tiles.py` puts together what they saw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
@@ -23,7 +24,8 @@ from scantling.data.loader import aspect_order
 from scantling.data.transforms import Side, fit_size
 from scantling.data.workers import TaskStream
 from scantling.errors import ConfigError, DataError, Finding, Severity
-from scantling.models.two_stage import Detector, SuppressConfig
+from scantling.models.two_stage import Detector, SuppressConfig, suppress_instances
+from scantling.predict.tiles import TileGrid, Window, merge, sort_out
 from scantling.predict.tta import mirrored, pool
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame, Sample
@@ -43,6 +45,12 @@ class PredictConfig(BaseModel):
         batch_size: Images predicted together.
         workers: Processes that read and resize; 0 does it in the predicting process.
         precision: Number format of the forward pass. bf16 and fp16 are for GPUs; most processors only imitate them.
+        tile: Side in pixels of the square tiles that images are cut into; each tile is then predicted as an image
+            is, at `scales`. Images are read one at a time, by the predicting process. null: whole images. `auto`:
+            the tiles of training; whole images where there were none.
+        overlap: Share of its side that a tile has in common with the next. Objects up to that length are seen whole
+            by some tile; longer ones are put together.
+        overview: Predict the whole image too, for objects larger than a tile.
         suppress: How candidates become detections, once for all scales.
     """
 
@@ -54,7 +62,15 @@ class PredictConfig(BaseModel):
     batch_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 1
     workers: Annotated[int, Field(strict=True, ge=0, le=256)] = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tile: Annotated[int, Field(strict=True, ge=32, le=16384)] | Literal["auto"] | None = "auto"
+    overlap: Annotated[float, Field(strict=True, ge=0, le=0.9)] = 0.2
+    overview: StrictBool = False
     suppress: SuppressConfig = SuppressConfig()
+
+    @property
+    def tile_side(self) -> int | None:
+        """Side of the tiles; None for whole images."""
+        return None if self.tile == "auto" else self.tile
 
     def sizes_for(self, size_hw: tuple[int, int]) -> list[tuple[int, int]]:
         """The sizes at which an image of this size is predicted.
@@ -86,6 +102,13 @@ class _Loaded:
 
     records: tuple[ImageRecord, ...]
     batches: tuple[Batch, ...]
+    failures: tuple[DataError, ...]
+
+
+class _Seen(NamedTuple):
+    """What came of a few records: detections, and the faults of those that could not be read."""
+
+    detections: Iterable[tuple[ImageRecord, Instances]]
     failures: tuple[DataError, ...]
 
 
@@ -172,29 +195,83 @@ class Predictor:
             DataError: An image cannot be read; with `skip_invalid`, none of them can.
             TrainingError: A reading process died.
         """
-        ordered = [records[position] for position in aspect_order([record.size_hw for record in records])]
-        size = self.config.batch_size
-        groups = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+        look = self._look_at_images if self.config.tile_side is None else self._look_at_tiles
         failures: list[DataError] = []
-        with self._evaluating(), TaskStream(_Load(self.config), self.config.workers) as stream:
-            for loaded in stream.run(groups):
-                failures.extend(loaded.failures)
+        with self._evaluating():
+            for seen in look(records):
+                failures.extend(seen.failures)
                 if failures and not skip_invalid:
                     raise failures[0]
-                self.findings.extend(finding for error in loaded.failures for finding in _as_warnings(error))
-                yield from zip(loaded.records, self._detect(loaded.batches), strict=True)
+                self.findings.extend(finding for error in seen.failures for finding in _as_warnings(error))
+                yield from seen.detections
         if records and len(failures) == len(records):
             findings = [finding for error in failures for finding in error.findings]
             raise DataError(f"none of the {len(records)} images can be read", findings=findings)
 
+    def _look_at_images(self, records: Sequence[ImageRecord]) -> Iterator[_Seen]:
+        """A few whole images at a time."""
+        ordered = [records[position] for position in aspect_order([record.size_hw for record in records])]
+        size = self.config.batch_size
+        groups = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+        with TaskStream(_Load(self.config), self.config.workers) as stream:
+            for loaded in stream.run(groups):
+                detections = zip(loaded.records, self._detect(loaded.batches), strict=True)
+                yield _Seen(detections, loaded.failures)
+
+    def _look_at_tiles(self, records: Sequence[ImageRecord]) -> Iterator[_Seen]:
+        """One image at a time, tile by tile."""
+        for record in records:
+            try:
+                sample = read_sample(record)
+            except DataError as error:
+                yield _Seen((), (error,))
+            else:
+                yield _Seen([(record, self._detect_in_tiles(sample))], ())
+
+    def _detect_in_tiles(self, sample: Sample) -> Instances:
+        """Detections of one image, in original pixels, from overlapping tiles and perhaps a view of the whole."""
+        config = self.config
+        grid = TileGrid.over(sample.size_hw, config.tile_side or max(sample.size_hw), config.overlap)
+        windows = list(enumerate(grid.windows))
+        tiles = []
+        for start in range(0, len(windows), config.batch_size):
+            indices, some = zip(*windows[start : start + config.batch_size], strict=True)
+            found = self._candidates_in(sample, some)
+            tiles += [sort_out(grid, index, seen) for index, seen in zip(indices, found, strict=True)]
+        overview = None
+        if config.overview and len(grid) > 1:
+            (overview,) = self._candidates_in(sample, [(0, 0, *sample.size_hw[::-1])])
+        return suppress_instances(merge(grid, tiles, overview), config.suppress, self.class_names)
+
+    def _candidates_in(self, sample: Sample, windows: Sequence[Window]) -> list[Instances]:
+        """Candidates in each window of an image, at all scales together, in original pixels and main memory."""
+        parts = [
+            View.of(sample).cropped((x1, y1), (y2 - y1, x2 - x1)) for x1, y1, x2, y2 in windows
+        ]  # views of one scale form a batch
+        sizes = [self.config.sizes_for(part.size_hw) for part in parts]
+        batches = (
+            Batch.collate(
+                [render(sample, part.resized(size)) for part, size in zip(parts, each, strict=True)]
+            )
+            for each in zip(*sizes, strict=True)
+        )
+        return [
+            Instances.cat([frame.invert(found.to("cpu")) for frame, found in views])
+            for views in self._see(batches)
+        ]
+
     def _detect(self, batches: Sequence[Batch]) -> list[Instances]:
         """Detections, in original pixels, of the images of which every batch shows another view."""
-        seen: list[list[tuple[Frame, Instances]]] = [[] for _ in range(len(batches[0]) if batches else 0)]
-        for batch in batches:
-            for view in self._views_of(batch.to(self.device)):
-                for views, frame, found in zip(seen, view.frames, self._candidates(view), strict=True):
-                    views.append((frame, found))
-        return [pool(views, self.config.suppress, self.class_names) for views in seen]
+        return [pool(views, self.config.suppress, self.class_names) for views in self._see(batches)]
+
+    def _see(self, batches: Iterable[Batch]) -> list[list[tuple[Frame, Instances]]]:
+        """For each image, of which every batch shows another view: the frames and candidates of all views."""
+        seen = [
+            list(zip(view.frames, self._candidates(view), strict=True))
+            for batch in batches
+            for view in self._views_of(batch.to(self.device))
+        ]
+        return [list(views) for views in zip(*seen, strict=True)]
 
     def _views_of(self, batch: Batch) -> list[Batch]:
         return [batch, mirrored(batch)] if self.config.flip else [batch]
