@@ -17,13 +17,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from scantling.errors import UsageError, did_you_mean
+from scantling.api_data import check as check  # noqa: PLC0414 - part of this module too
+from scantling.api_data import convert as convert  # noqa: PLC0414 - part of this module too
+from scantling.api_data import split as split  # noqa: PLC0414 - part of this module too
+from scantling.errors import UsageError
+from scantling.given_paths import folder_of, require_existing, require_folder
 
 if TYPE_CHECKING:
     from scantling.doctor import Diagnosis
     from scantling.evaluate.backends import Backend
-    from scantling.evaluate.compare import Comparison
     from scantling.evaluate.coco_eval import Evaluation
+    from scantling.evaluate.compare import Comparison
     from scantling.evaluate.problem import IouType
     from scantling.pipeline import RunSummary
     from scantling.prediction import Predictions
@@ -59,7 +63,7 @@ def run(
         ScantlingError: Recipe, data, device or folder cannot be used; then nothing was written.
     """
     if data is not None:
-        _require_folder(Path(data), "data set")
+        require_folder(Path(data), "data set")
     from scantling.config import load_recipe
     from scantling.pipeline import run_recipe
 
@@ -142,7 +146,7 @@ def predict(
     Raises:
         ScantlingError: The source, the checkpoint or a setting cannot be used.
     """
-    _require_existing(Path(source), "source")
+    require_existing(folder_of(source), "source")
     if (run is None) == (checkpoint is None):
         raise UsageError("give either --run DIR or --checkpoint FILE")
     from scantling.prediction import load_detector, predict_source
@@ -167,7 +171,7 @@ def evaluate(
 
     Args:
         results: COCO results file.
-        data: COCO annotations file with the truth.
+        data: The truth: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
         iou_type: `bbox` or `segm`.
         backend: `auto`, `pycocotools` or `hotcoco` (same numbers, faster).
         bootstrap: Resamples of the images for a 95 % interval of every AP; 0 for none.
@@ -176,13 +180,14 @@ def evaluate(
     Raises:
         DataError: One of the files cannot be used; with all findings.
     """
-    _require_existing(Path(results), "results file")
-    _require_existing(Path(data), "annotations file")
-    from scantling.data.coco import read_coco, read_results
+    require_existing(Path(results), "results file")
+    require_existing(folder_of(data), "data set")
+    from scantling.data.coco import read_results
+    from scantling.data.formats.locations import read_location
     from scantling.data.io import write_json
     from scantling.evaluate.coco_eval import evaluate_results, metrics_json
 
-    dataset = read_coco(data)
+    dataset = read_location(data)
     found = read_results(results, dataset)
     evaluation = evaluate_results(dataset, found, iou_type=iou_type, backend=backend, bootstrap=bootstrap)
     if out is not None:
@@ -213,13 +218,13 @@ def compare(
         DataError: One of the files cannot be used; with all findings.
     """
     for path in (first, second):
-        _require_existing(Path(path), "results file")
-    _require_existing(Path(data), "annotations file")
-    from scantling.data.coco import read_coco, read_results
+        require_existing(Path(path), "results file")
+    require_existing(folder_of(data), "data set")
+    from scantling.data.coco import read_results
+    from scantling.data.formats.locations import read_location
     from scantling.evaluate.compare import compare_results
 
-    dataset = read_coco(data)
-
+    dataset = read_location(data)
     pair = [read_results(path, dataset) for path in (first, second)]
     return compare_results(dataset, *pair, iou_type=iou_type, bootstrap=bootstrap, seed=seed)
 
@@ -294,7 +299,7 @@ def import_weights(
     Raises:
         CheckpointError: The file cannot be read or does not fit the model.
     """
-    _require_existing(Path(file), "checkpoint")
+    require_existing(Path(file), "checkpoint")
     from scantling.draft import Draft
     from scantling.models.zoo import ModelConfig
     from scantling.weights_import import import_mmdet
@@ -326,25 +331,33 @@ def recipe_text(name: str | Path) -> str:
     return read_recipe(find_recipe(name))
 
 
-def _require_existing(path: Path, what: str) -> None:
-    """Refuse a path that leads nowhere before anything heavy is loaded."""
-    if not path.exists():
-        folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
-        names = [entry.name for entry in folder.iterdir()] if folder == path.absolute().parent else []
-        raise UsageError(f"{path}: there is no such {what}{did_you_mean(path.name, names)}")
+def suggest(data: str | Path, *, overrides: Iterable[str] = (), device: str = "auto") -> str:
+    """The recipe that `train` chooses for a data set, as text of a file to start one's own from.
+
+    Args:
+        data: Folder of the data set.
+        overrides: `KEY.PATH=VALUE` texts that replace values of the recipe.
+        device: What it is to train on.
+    """
+    require_folder(Path(data), "data set")
+    from scantling.auto_recipe import OpenRecipe, suggest_recipe
+
+    return suggest_recipe(OpenRecipe.over(data, overrides=overrides), device=device)
 
 
-def _require_folder(path: Path, what: str) -> None:
-    _require_existing(path, what)
-    if not path.is_dir():
-        raise UsageError(
-            f"{path}: a {what} is a folder, this is a file", hint="Give the folder that holds it."
-        )
+def doctor() -> Diagnosis:
+    """Whether scantling can work on this machine: versions, GPU, disk, memory, and what to install.
+
+    Nothing that may be broken is imported into this process.
+    """
+    from scantling.doctor import examine
+
+    return examine(Path.cwd())
 
 
 def _require_run(path: Path) -> Path:
     """A folder with a finished run."""
-    _require_folder(path, "run folder")
+    require_folder(path, "run folder")
     missing = [name for name in ("recipe.yaml", "metrics.json") if not (path / name).is_file()]
     if missing:
         raise UsageError(
@@ -359,27 +372,3 @@ def _best_checkpoint(run: Path) -> Path:
 
     metrics: Any = read_json(_require_run(run) / "metrics.json")
     return run / "members" / str(metrics["member"]) / "best.safetensors"
-
-
-def suggest(data: str | Path, *, overrides: Iterable[str] = (), device: str = "auto") -> str:
-    """The recipe that `train` chooses for a data set, as text of a file to start one's own from.
-
-    Args:
-        data: Folder of the data set.
-        overrides: `KEY.PATH=VALUE` texts that replace values of the recipe.
-        device: What it is to train on.
-    """
-    _require_folder(Path(data), "data set")
-    from scantling.auto_recipe import OpenRecipe, suggest_recipe
-
-    return suggest_recipe(OpenRecipe.over(data, overrides=overrides), device=device)
-
-
-def doctor() -> Diagnosis:
-    """Whether scantling can work on this machine: versions, GPU, disk, memory, and what to install.
-
-    Nothing that may be broken is imported into this process.
-    """
-    from scantling.doctor import examine
-
-    return examine(Path.cwd())

@@ -11,6 +11,7 @@ import pytest
 
 ORDER = (
     "errors",
+    "given_paths",
     "strict_yaml",
     "ops",
     "structures",
@@ -35,6 +36,7 @@ ORDER = (
     "prediction",
     "weights_import",
     "doctor",
+    "api_data",
     "api",
     "cli",
     "__init__",

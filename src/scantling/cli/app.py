@@ -7,7 +7,15 @@ from typing import Annotated
 import typer
 
 from scantling import __version__
-from scantling.cli import compare_verb, data_verbs, doctor_verb, recipe_verbs, result_verbs, run_verbs
+from scantling.cli import (
+    compare_verb,
+    data_verbs,
+    dataset_verbs,
+    doctor_verb,
+    recipe_verbs,
+    result_verbs,
+    run_verbs,
+)
 
 app = typer.Typer(
     name="scantling",
@@ -40,7 +48,10 @@ app.command("predict")(result_verbs.predict)
 app.command("evaluate")(result_verbs.evaluate)
 app.command("compare")(compare_verb.compare)
 app.command("report")(result_verbs.report)
+app.command("check")(dataset_verbs.check)
+app.command("convert")(dataset_verbs.convert)
+app.command("split")(dataset_verbs.split)
 app.command("synth")(data_verbs.synth)
 app.command("import-weights")(data_verbs.import_weights)
-app.add_typer(recipe_verbs.recipes, name="recipes")
 app.command("doctor")(doctor_verb.doctor)
+app.add_typer(recipe_verbs.recipes, name="recipes")

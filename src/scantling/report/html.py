@@ -47,7 +47,7 @@ def render(content: ReportContent) -> str:
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     evaluation = headline_evaluation(content.stages)
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             content=content,
@@ -60,7 +60,7 @@ def render(content: ReportContent) -> str:
             reliability=reliability_chart(content.scores.calibration) if content.scores else None,
             confusion=confusion_table(content.scores.confusion) if content.scores else None,
             sizes=size_chart(content.dataset.sizes) if content.dataset else None,
-            style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+            style=page_style(),
             script=Markup(script),  # noqa: S704 - our own file
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
@@ -92,8 +92,14 @@ def _reaches_half(history: History) -> bool:
     return any(y > 0.5 for series in history.metrics for _, y in series.points)
 
 
+def page_style() -> Markup:
+    """The style sheet of all pages."""
+    return Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
+
+
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Templates of this folder, with everything escaped and the filters that pages share."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,

@@ -67,7 +67,10 @@ def _edges(mask: NDArray[np.bool_]) -> dict[tuple[int, int], list[int]]:
     """Directions of the edges that leave each corner, the mask to the right."""
     padded = np.pad(mask, 1)
     edges: dict[tuple[int, int], list[int]] = {}
-    inside, shifts = padded[1:-1, 1:-1], (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])
+    inside, shifts = (
+        padded[1:-1, 1:-1],
+        (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2]),
+    )
     corners = ((0, 0), (1, 0), (1, 1), (0, 1))  # where the top, right, bottom and left edge of a pixel begin
     for direction, (beyond, (dx, dy)) in enumerate(zip(shifts, corners, strict=True)):
         for y, x in np.argwhere(inside & ~beyond).tolist():

@@ -1,0 +1,91 @@
+"""Lines and settings of YOLO; ten digits, so that a coordinate comes back to a millionth of a pixel."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from scantling.data.coco_records import Annotation, ImageRecord
+from scantling.data.formats.outline import outline_of
+from scantling.data.images import image_header
+from scantling.errors import DataError, UsageError
+
+_SAME = 0.01  # pixels
+
+
+def yolo_lines(
+    record: ImageRecord, annotations: Sequence[Annotation], losses: Counter[str], *, boxes_only: bool
+) -> list[str]:
+    """The label file of an image.
+
+    A mask that fits one polygon is written as one, and its box is then the polygon's; otherwise the box is written.
+
+    Args:
+        record: The image.
+        annotations: Its objects.
+        losses: Counts what could not be kept.
+        boxes_only: Write boxes even where there are masks.
+
+    Raises:
+        UsageError: The labels live in the stored frame of an image with an EXIF rotation.
+    """
+    if annotations:
+        _require_upright(record)
+    lines = []
+    for annotation in annotations:
+        if annotation.is_crowd:
+            losses["crowd regions (YOLO has none)"] += 1
+            continue
+        points = None if boxes_only else _polygon(annotation, record, losses)
+        losses["masks"] += annotation.segmentation is not None and points is None
+        values = points or _box(annotation, record, losses)
+        lines.append(" ".join([str(annotation.label), *(f"{value:.10g}" for value in values)]))
+    return lines
+
+
+def settings_text(splits: Sequence[str], class_names: Sequence[str]) -> str:
+    """`data.yaml`; names are quoted as in JSON, which YAML reads alike."""
+    paths = [f"{json.dumps(split, ensure_ascii=False)}: images/{split}" for split in splits]
+    names = [f"  {number}: {json.dumps(name, ensure_ascii=False)}" for number, name in enumerate(class_names)]
+    return "\n".join(["path: .", *paths, "names:", *names]) + "\n"
+
+
+def _polygon(annotation: Annotation, record: ImageRecord, losses: Counter[str]) -> list[float] | None:
+    """Corners relative to the image's size; None if the mask is no single polygon within the image."""
+    if annotation.segmentation is None:
+        return None
+    outline = outline_of(annotation.segmentation, record.size_hw)
+    if outline is None:
+        return None
+    height, width = record.size_hw
+    xs = [min(max(x, 0.0), width) for x in outline.points[0::2]]
+    ys = [min(max(y, 0.0), height) for y in outline.points[1::2]]
+    if max(xs) <= min(xs) or max(ys) <= min(ys):
+        return None
+    losses["mask pixels in small holes and specks (masks that are no single polygon)"] += not outline.exact
+    x, y, box_width, box_height = annotation.box_xywh
+    edges = zip((min(xs), min(ys), max(xs), max(ys)), (x, y, x + box_width, y + box_height), strict=True)
+    losses["boxes that are not those around their masks"] += any(abs(a - b) > _SAME for a, b in edges)
+    return [value for x, y in zip(xs, ys, strict=True) for value in (x / width, y / height)]
+
+
+def _box(annotation: Annotation, record: ImageRecord, losses: Counter[str]) -> list[float]:
+    """Centre, width and height relative to the image's size."""
+    height, width = record.size_hw
+    x, y, box_width, box_height = annotation.box_xywh
+    x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + box_width, width), min(y + box_height, height)
+    moved = max(x1 - x, y1 - y, x + box_width - x2, y + box_height - y2)
+    losses["parts of boxes outside their image"] += moved > _SAME
+    return [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+
+
+def _require_upright(record: ImageRecord) -> None:
+    """YOLO's readers apply EXIF rotations, so the labels must live in the upright frame."""
+    try:
+        upright = image_header(record.path).upright_hw
+    except DataError:
+        return  # a missing image is told where it is copied
+    if upright != record.size_hw:
+        message = f"{record.path}: its labels are in the frame before its EXIF rotation, which YOLO applies"
+        raise UsageError(message, hint="Rotate the pixels and remove the EXIF entry.")
