@@ -65,7 +65,7 @@ def test_the_length_on_a_cpu_is_bounded_by_its_budget():
     assert (min(member.augment.short_sides), max(member.augment.short_sides)) == (256, 384)
     megapixels = 320 * 320 * (640 / 480) / 1e6  # 0.137 an image, 137 a pass over 1000 images
     assert member.train.epochs == int(CPU_MEGAPIXELS / (1000 * megapixels)) == 4
-    assert "half an hour" in reasons[2]
+    assert "1000 steps of 4; on two cores some 28 minutes" in reasons[2]  # 4 * 137 / 20
     on_gpu, _ = chosen(num_images=1000, **GPU)
     assert on_gpu.train.epochs == 63  # 24 passes * sqrt(7000 / 1000)
     assert chosen(num_images=90_000)[0].train.epochs == 1
@@ -109,6 +109,9 @@ def test_what_is_hard_is_said():
     _, reasons = chosen(small_object=5.0)
     assert "look at tiles" in reasons[1]  # 5 px of 480 are 3 px of 320
     assert "look at tiles" not in chosen()[1][1]
+    assert (
+        "look at tiles" not in chosen(small_object=5.0, median_hw=(96, 128))[1][1]
+    )  # larger than life already
     assert "'nut' is rarest with 7; label more of it" in reasons[4]
     assert "label more" not in chosen(class_counts={"bolt": 20})[1][4]
     assert "pretrained" in chosen(**GPU)[1][0]

@@ -13,6 +13,7 @@ What comes out is an ordinary recipe with one member, `detector`: the model goes
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ SMALL_MODEL, FROM_SCRATCH, FROM_PRETRAINED = (
     "cascade_rcnn_r50_dcn_gn",
     "cascade_rcnn_r50",
 )
-CPU_MEGAPIXELS = 600
+CPU_MEGAPIXELS, CPU_MEGAPIXELS_PER_MINUTE = 600, 20
 LONG_SIDE = {"cpu": 576, "mps": 1333, "cuda": 2666}
 FEW_IMAGES = 1000
 CROWDED = 60
@@ -186,11 +187,20 @@ def affordable_epochs(member: MemberConfig, facts: DataFacts) -> int:
     wanted = decided(member.train.epochs)
     if facts.device != "cpu":
         return wanted
+    return max(1, min(wanted, int(CPU_MEGAPIXELS / epoch_megapixels(member, facts))))
+
+
+def epoch_megapixels(member: MemberConfig, facts: DataFacts) -> float:
+    """Pixels that one epoch of training looks at, in millions.
+
+    Args:
+        member: Without `auto`.
+        facts: About the training data.
+    """
     sides = member.augment.short_sides
     short, aspect = sides[len(sides) // 2], max(facts.median_hw) / min(facts.median_hw)
     long = min(short * aspect, member.augment.long_side or short)
-    megapixels = short * long / 1e6 * facts.num_images * decided(member.train.repeats)
-    return max(1, min(wanted, int(CPU_MEGAPIXELS / megapixels)))
+    return short * long / 1e6 * facts.num_images * decided(member.train.repeats)
 
 
 def sided_names(names: Iterable[str]) -> list[str]:
@@ -236,7 +246,8 @@ def _size_line(member: MemberConfig, facts: DataFacts) -> str:
     if facts.small_object is None:
         return shown
     seen = facts.small_object * sides[len(sides) // 2] / min(facts.median_hw)
-    advice = "; too few: look at tiles" if seen < SMALLEST_EASY_OBJECT else ""
+    shrunk = sides[len(sides) // 2] < min(facts.median_hw)
+    advice = "; too few: look at tiles" if shrunk and seen < SMALLEST_EASY_OBJECT else ""
     return f"{shown}: a tenth of the objects is under {facts.small_object:.0f} px and gets {seen:.0f}{advice}"
 
 
@@ -244,10 +255,12 @@ def _schedule_line(member: MemberConfig, facts: DataFacts) -> str:
     train = member.train
     repeats, batch, epochs = decided(train.repeats), decided(train.batch_size), decided(train.epochs)
     per_step = batch * train.accumulate
-    steps = epochs * max(1, facts.num_images * repeats // per_step)
+    steps = epochs * math.ceil(facts.num_images * repeats / per_step)
     shown = f"{epochs} epochs of {facts.num_images} images, each {repeats} times: {steps} steps of {per_step}"
-    why = "as many as few images bear" if facts.num_images < FEW_IMAGES else "the fewer images, the more"
-    return f"{shown}; {'about half an hour on two cores' if facts.device == 'cpu' else why}"
+    if facts.device != "cpu":
+        return f"{shown}; the fewer the images, the more often each is seen"
+    minutes = math.ceil(epochs * epoch_megapixels(member, facts) / CPU_MEGAPIXELS_PER_MINUTE)
+    return f"{shown}; on two cores some {minutes} minutes, half an hour at most unless you say more"
 
 
 def _augmentation_line(member: MemberConfig, facts: DataFacts) -> str:

@@ -94,7 +94,10 @@ def test_what_a_page_says_works(page, execute, request, tmp_path, monkeypatch):
     found = [block for block in blocks(text) if block.kind in RUN]
     if not found:
         return
-    needed = "parts_and_run" if RUN_FOLDER in text else "parts"
+    makes_its_own = any(
+        command.line == "scantling train parts" for block in found for command in block.commands()
+    )
+    needed = "parts_and_run" if RUN_FOLDER in text and not makes_its_own else "parts"
     monkeypatch.chdir(shutil.copytree(request.getfixturevalue(needed), tmp_path / "world"))
     variables: dict[str, object] = {"__name__": page.stem}
     for block in found:
