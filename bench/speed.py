@@ -3,7 +3,8 @@
     python bench/speed.py [--rounds 8] [--device cuda --bf16 --channels-last --compile]
 
 Same widths (ResNet-50 + FPN, 256 channels, 1024-wide heads), FrozenBatchNorm, 512 x 512 pixels, batch 2, 22
-classes, 1000 proposals, 512 RoIs, random weights, everything trainable. Each round times every entry once; the
+classes, 1000 proposals, 512 RoIs, two RoIAlign samples per cell and direction, everything trainable. Our models get
+torchvision's random weights in backbone, pyramid and RPN, so that all see the same features and proposals. Each round times every entry once; the
 table gives medians and the median of the rounds' ratios, which noise of the machine reaches least.
 """
 
@@ -58,7 +59,7 @@ def make_entries(arguments: argparse.Namespace, device: torch.device) -> dict[st
     """Everything that is timed, by name; all models see the same images and boxes."""
     batch = make_batch().to(device)
     peer = make_peer().to(device)
-    ours = {name: make_ours(f"{name}_rcnn_r50").to(device) for name in ("faster", "cascade")}
+    ours = {name: make_ours(f"{name}_rcnn_r50", peer).to(device) for name in ("faster", "cascade")}
     for model in (peer, *ours.values()):
         if arguments.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -121,8 +122,17 @@ def make_peer() -> FasterRCNN:
     )
 
 
-def make_ours(name: str) -> Detector:
+def make_ours(name: str, peer: FasterRCNN) -> Detector:
     model = build_model(ModelConfig(name=name, norm="frozen_bn"), CLASSES)
+    model.backbone.body.load_state_dict(peer.backbone.body.state_dict())
+    for ours, theirs in (
+        (model.neck.laterals, peer.backbone.fpn.inner_blocks),
+        (model.neck.outputs, peer.backbone.fpn.layer_blocks),
+    ):
+        ours.load_state_dict(theirs.state_dict())
+    model.rpn.conv.load_state_dict(peer.rpn.head.conv[0][0].state_dict())
+    model.rpn.objectness.load_state_dict(peer.rpn.head.cls_logits.state_dict())
+    model.rpn.deltas.load_state_dict(peer.rpn.head.bbox_pred.state_dict())
     model.suppression = SuppressConfig(score_threshold=0.05, iou_threshold=0.5, max_per_image=100)
     return model
 

@@ -76,6 +76,8 @@ def import_mmdet(file: Path, model: ModelConfig, out: Path, *, overwrite: bool =
     """
     if (out / WEIGHTS).exists() and not overwrite:
         raise UsageError(f"{out / WEIGHTS} exists", hint="Choose another --out, or add --overwrite.")
+    if model.roi_samples is None:  # the weights were trained with RoIAlign's adaptive sampling
+        model = model.model_copy(update={"roi_samples": 0})
     foreign = read_mmdet_checkpoint(file)
     names = _class_names(foreign)
     detector = build_model(model, len(names))

@@ -35,6 +35,7 @@ class BoxHeadConfig(BaseModel):
         conv_channels: Width of the convolutions.
         norm: Normalisation of the convolutions.
         pool_side: Cells per side of the pooled RoI.
+        pool_samples: Samples per cell and direction; see `layers.RoiPool`.
         class_agnostic: One box for all classes, or one per class.
         stds: Scale of the deltas (Girshick 2015).
         class_weight: Factor of the classification loss.
@@ -48,6 +49,7 @@ class BoxHeadConfig(BaseModel):
     conv_channels: Count = 256
     norm: NormKind = "none"
     pool_side: Count = 7
+    pool_samples: Annotated[int, Field(ge=0)] = 2
     class_agnostic: bool = False
     stds: Stds = (0.1, 0.1, 0.2, 0.2)
     class_weight: Annotated[float, Field(ge=0)] = 1.0

@@ -101,7 +101,9 @@ class CascadeRCNN(Detector):
         self.backbone = Backbone(config.backbone)
         self.neck = FPN(self.backbone.channels, self.backbone.strides, config.neck)
         self.rpn = RPN(self.neck.channels, self.neck.strides, config.rpn)
-        self.pool = RoiPool(self.backbone.strides, config.stages[0].head.pool_side)
+        self.pool = RoiPool(
+            self.backbone.strides, config.stages[0].head.pool_side, config.stages[0].head.pool_samples
+        )
         self.stages = nn.ModuleList(BoxHead(self.neck.channels, num_classes, s.head) for s in config.stages)
 
     @property

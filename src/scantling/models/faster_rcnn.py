@@ -64,7 +64,7 @@ class FasterRCNN(Detector):
         self.backbone = Backbone(config.backbone)
         self.neck = FPN(self.backbone.channels, self.backbone.strides, config.neck)
         self.rpn = RPN(self.neck.channels, self.neck.strides, config.rpn)
-        self.pool = RoiPool(self.backbone.strides, config.head.pool_side)
+        self.pool = RoiPool(self.backbone.strides, config.head.pool_side, config.head.pool_samples)
         self.head = BoxHead(self.neck.channels, num_classes, config.head)
 
     def features(self, images: Tensor) -> list[Tensor]:

@@ -140,19 +140,22 @@ class RoiPool(nn.Module):
     """RoIAlign over a feature pyramid: each RoI is pooled from the level that suits its size.
 
     A RoI of side s is read at level floor(log2(s / 56)) above the finest, clamped to the levels there are
-    (Lin et al. 2017, equation 1, for a finest stride of 4). Bins average an adaptive number of samples.
+    (Lin et al. 2017, equation 1, for a finest stride of 4).
 
     Args:
         strides: Stride of each level used, finest first.
         side: Output cells per side.
+        samples: Samples per cell and direction, averaged (He et al. 2017 use 2); 0 takes as many as the cell has
+            feature cells, which is what MMDetection and Detectron2 do and costs two to four times as much.
     """
 
     FINEST_SIDE = 14.0  # cells of the finest level; 56 px at stride 4
 
-    def __init__(self, strides: Sequence[int], side: int) -> None:
+    def __init__(self, strides: Sequence[int], side: int, samples: int = 2) -> None:
         super().__init__()
         self.strides = tuple(strides)
         self.side = side
+        self.samples = samples
 
     def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
         """Pool RoIs of each image.
@@ -168,12 +171,19 @@ class RoiPool(nn.Module):
         image = torch.cat([torch.full((len(r), 1), i, device=boxes.device) for i, r in enumerate(rois)])
         indexed = torch.cat([image.to(boxes.dtype), boxes], dim=1).to(features[0].dtype)
         levels = self.levels_of(boxes)
-        members = [(levels == level).nonzero().squeeze(1) for level in range(len(self.strides))]
-        pooled = [  # a level without RoIs stays in the graph, so that every parameter gets a gradient
-            roi_align(f, indexed[m], (self.side, self.side), 1 / stride, sampling_ratio=0, aligned=True)
-            for f, m, stride in zip(features[: len(self.strides)], members, self.strides, strict=True)
-        ]
-        return torch.cat(pooled)[torch.cat(members).argsort()]
+        pooled = features[0].new_zeros(len(boxes), features[0].shape[1], self.side, self.side)
+        for level, stride in enumerate(self.strides):
+            members = (levels == level).nonzero().squeeze(1)
+            # a level without RoIs stays in the graph, so that every parameter gets a gradient
+            pooled[members] = roi_align(
+                features[level],
+                indexed[members],
+                (self.side, self.side),
+                1 / stride,
+                sampling_ratio=self.samples,
+                aligned=True,
+            )
+        return pooled
 
     def levels_of(self, boxes: Tensor) -> Tensor:
         """Level index (R,) of each box (R, 4)."""

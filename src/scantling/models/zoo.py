@@ -52,6 +52,8 @@ class ModelConfig(BaseModel):
         box_loss_weight: Its factor.
         smooth_l1_beta: Where smooth L1 turns linear; 0 is plain L1. Smaller values keep pulling on boxes that are
             nearly right.
+        roi_samples: Samples per cell and direction of RoIAlign; 0 adapts to the RoI's size, which weights trained in
+            MMDetection expect.
         anchor_scales: Side of the anchors in strides of their level.
         anchor_ratios: Height over width.
         num_train_proposals: Proposals per image in training.
@@ -78,6 +80,7 @@ class ModelConfig(BaseModel):
     box_loss: BoxLossKind | None = None
     box_loss_weight: Annotated[float, Field(ge=0)] | None = None
     smooth_l1_beta: Annotated[float, Field(ge=0)] | None = None
+    roi_samples: Annotated[int, Field(ge=0)] | None = None
     anchor_scales: tuple[Positive, ...] | None = None
     anchor_ratios: tuple[Positive, ...] | None = None
     num_train_proposals: Count | None = None
@@ -105,6 +108,7 @@ class Numbers(BaseModel):
     box_loss: BoxLossKind = "smooth_l1"
     box_loss_weight: float = 1.0
     smooth_l1_beta: float = 1.0
+    roi_samples: int = 2
     anchor_scales: tuple[float, ...] = (8.0,)
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     num_train_proposals: int = 1000
@@ -126,6 +130,12 @@ def _cascade_rcnn(config: ModelConfig, num_classes: int, numbers: Numbers) -> Ca
 def faster_rcnn_r50(config: ModelConfig, num_classes: int) -> Detector:
     """Faster R-CNN, ResNet-50 + FPN, BatchNorm statistics fixed, class-specific boxes trained with plain L1."""
     return _faster_rcnn(config, num_classes, Numbers(smooth_l1_beta=0.0))
+
+
+def faster_rcnn_swin_t(config: ModelConfig, num_classes: int) -> Detector:
+    """Faster R-CNN, Swin-T + FPN, class-specific boxes trained with plain L1."""
+    backbone = {"backbone": "swin_tiny_patch4_window7_224", "norm": "default", "drop_path": 0.2}
+    return _faster_rcnn(config, num_classes, Numbers(smooth_l1_beta=0.0).model_copy(update=backbone))
 
 
 def faster_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
@@ -169,6 +179,7 @@ SMALL = Numbers(
 
 MODELS: Mapping[str, Callable[[ModelConfig, int], Detector]] = {
     "faster_rcnn_r50": faster_rcnn_r50,
+    "faster_rcnn_swin_t": faster_rcnn_swin_t,
     "faster_rcnn_r18_small": faster_rcnn_r18_small,
     "cascade_rcnn_r50": cascade_rcnn_r50,
     "cascade_rcnn_r50_dcn_gn": cascade_rcnn_r50_dcn_gn,
@@ -218,6 +229,7 @@ def _head(chosen: Numbers) -> BoxHeadConfig:
         fc_channels=chosen.fc_channels,
         conv_channels=chosen.fpn_channels,
         norm=_head_norm(chosen),
+        pool_samples=chosen.roi_samples,
         class_agnostic=chosen.class_agnostic,
         box_loss=BoxLossConfig(
             kind=chosen.box_loss, beta=chosen.smooth_l1_beta, weight=chosen.box_loss_weight
