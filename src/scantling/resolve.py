@@ -53,6 +53,7 @@ class DataFacts:
         class_counts: Training objects by category.
         max_objects: Most objects in one training image.
         bf16: The GPU computes in bfloat16.
+        processes: How many train together, each with its own batches.
     """
 
     num_images: int
@@ -64,6 +65,7 @@ class DataFacts:
     class_counts: Mapping[str, int] = field(default_factory=dict)
     max_objects: int = 0
     bf16: bool = False
+    processes: int = 1
 
 
 class Choice(NamedTuple):
@@ -131,7 +133,10 @@ def _short_side(member: MemberConfig, facts: DataFacts) -> Choice:
     limit = member.augment.long_side or side
     low, high = (min(round(side * share), limit) for share in (1 - RANGE_SHARE, 1 + RANGE_SHARE))
     small = f"{facts.small_object:.0f} px" if facts.small_object else "unknown"
-    reason = f"{'images' if member.augment.tile is None else 'tiles'} are {short} px short, their smaller objects {small}; {facts.device} takes up to {largest}"
+    what = "images" if member.augment.tile is None else "tiles"
+    reason = (
+        f"{what} are {short} px short, their smaller objects {small}; {facts.device} takes up to {largest}"
+    )
     return Choice({"min": low, "max": high}, reason)
 
 
@@ -153,7 +158,7 @@ def _batch_size(member: MemberConfig, facts: DataFacts) -> Choice:
 
 
 def _repeats(member: MemberConfig, facts: DataFacts) -> Choice:
-    images_per_step = decided(member.train.batch_size) * member.train.accumulate
+    images_per_step = decided(member.train.batch_size) * member.train.accumulate * facts.processes
     repeats = max(1, math.ceil(MIN_STEPS_PER_EPOCH * images_per_step / facts.num_images))
     tiles = math.prod(
         math.ceil(side / shown) for side, shown in zip(facts.median_hw, _shown_hw(member, facts), strict=True)

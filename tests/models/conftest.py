@@ -103,3 +103,15 @@ def load_golden(tmp_path_factory: pytest.TempPathFactory):
         return known[case]
 
     return load
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    """Where the cases lie."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint_of(tmp_path_factory: pytest.TempPathFactory):
+    """A function case -> checkpoint file."""
+    return lambda case: golden_checkpoint(case, tmp_path_factory.mktemp("golden"))

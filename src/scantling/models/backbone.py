@@ -4,8 +4,8 @@
 
 Any timm model with hierarchical features works (ResNet, ResNeXt, ConvNeXt, Swin, EfficientNet, RegNet, ...).
 What the adapter adds: normalisation by name, frozen stages, deformable convolution in chosen stages of the
-ResNet family, any input size for Swin, a LayerNorm on each of Swin's outputs (Liu et al. 2021, as its detection
-models have), and weights from a local file.
+ResNet family, any input size for Swin (its first version is our own, see `swin.py`), a LayerNorm on each output of
+Swin and ConvNeXt (as their detection models have), and weights from a local file.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from scantling.errors import ConfigError
 from scantling.models.layers import DeformConv, norm_groups
+from scantling.models.swin import DEFAULT_DROP_PATH, Swin, swin_shape
 
 STRIDES = (4, 8, 16, 32)
 Stage = Annotated[int, Field(ge=1, le=4)]
@@ -83,7 +84,8 @@ class Backbone(nn.Module):
             )
         self.channels = tuple(info.channels()[i] for i in self._taken)
         self.channels_last = "NHWC" in str(getattr(self.body, "output_fmt", ""))
-        self.out_norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels if self.channels_last)
+        normed = self.channels_last or config.name.startswith("convnext")
+        self.out_norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels if normed)
         for stage in config.deform:
             _make_deformable(self.stage(stage), config)
         self._replace_norms()
@@ -93,8 +95,10 @@ class Backbone(nn.Module):
         """Normalised images (B, 3, H, W), H and W multiples of 32 -> four maps (B, C, H/s, W/s)."""
         outputs = self.body(images)
         maps = [outputs[i] for i in self._taken]
-        if not self.channels_last:
+        if not self.out_norms:
             return maps
+        if not self.channels_last:
+            maps = [m.permute(0, 2, 3, 1) for m in maps]
         return [n(m).permute(0, 3, 1, 2).contiguous() for n, m in zip(self.out_norms, maps, strict=True)]
 
     def stage(self, number: int) -> nn.Module:
@@ -202,6 +206,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _create(config: BackboneConfig) -> nn.Module:
+    shape = swin_shape(config.name)
+    if shape is not None:
+        swin = Swin(shape, DEFAULT_DROP_PATH if config.drop_path is None else config.drop_path)
+        if config.pretrained:
+            published = timm.create_model(config.name, pretrained=True, features_only=True).state_dict()
+            swin.load_state_dict({key: published[key] for key in swin.state_dict()})
+        return swin
     options: dict[str, object] = {}
     if config.name.startswith("swin"):  # any size; windows are padded, never shrunk
         options |= {"strict_img_size": False, "always_partition": True}

@@ -2,9 +2,10 @@
 
     FILE.pth ── weights-only load ──► {their key: tensor} ── RULES ──► {our key: tensor} ── load ──► Detector
 
-Only names are translated: values are taken as they are, but for the first convolution of models trained on BGR
-images, whose input channels are reversed. Nothing in the file is ever executed: the loader admits tensors, plain
-containers, NumPy scalars, and (as inert shells) the log classes that MMEngine leaves in training checkpoints.
+Only names are translated. Values are taken as they are, but for the first convolution of models trained on BGR
+images, whose input channels are reversed, and the order in which Swin merges four cells. Nothing in the file is ever
+executed: the loader admits tensors, plain containers, NumPy scalars, and (as inert shells) the log classes that
+MMEngine leaves in training checkpoints.
 """
 
 from __future__ import annotations
@@ -34,6 +35,28 @@ _BACKBONE = (
     (r"backbone\.(layer\d\.\d+)\.conv(\d)\.(weight|bias)", r"backbone.body.\1.conv\2.\3"),
     (r"backbone\.(layer\d\.\d+)\.(?:bn|gn)(\d)\.(\w+)", r"backbone.body.\1.bn\2.\3"),
     (r"backbone\.(layer\d\.\d+\.downsample\.\d+\.\w+)", r"backbone.body.\1"),
+)
+_SWIN_BLOCK = r"backbone\.stages\.(\d)\.blocks\.(\d+)\."
+_SWIN = (
+    (r"backbone\.patch_embed\.projection\.(\w+)", r"backbone.body.patch_embed.proj.\1"),
+    (r"backbone\.patch_embed\.norm\.(\w+)", r"backbone.body.patch_embed.norm.\1"),
+    (_SWIN_BLOCK + r"(norm\d\.\w+)", r"backbone.body.layers_\1.blocks.\2.\3"),
+    (_SWIN_BLOCK + r"attn\.w_msa\.(.+)", r"backbone.body.layers_\1.blocks.\2.attn.\3"),
+    (_SWIN_BLOCK + r"ffn\.layers\.0\.0\.(\w+)", r"backbone.body.layers_\1.blocks.\2.mlp.fc1.\3"),
+    (_SWIN_BLOCK + r"ffn\.layers\.1\.(\w+)", r"backbone.body.layers_\1.blocks.\2.mlp.fc2.\3"),
+    *(
+        (rf"backbone\.stages\.{i}\.downsample\.(.+)", rf"backbone.body.layers_{i + 1}.downsample.\1")
+        for i in range(3)
+    ),
+    (r"backbone\.norm(\d\.\w+)", r"backbone.out_norms.\1"),
+)
+_CONVNEXT_BLOCK = r"backbone\.stages\.(\d)\.(\d+)\."
+_CONVNEXT = (
+    (r"backbone\.downsample_layers\.0\.(\d)\.(\w+)", r"backbone.body.stem_\1.\2"),
+    (r"backbone\.downsample_layers\.(\d)\.(\d\.\w+)", r"backbone.body.stages_\1.downsample.\2"),
+    (_CONVNEXT_BLOCK + r"depthwise_conv\.(\w+)", r"backbone.body.stages_\1.blocks.\2.conv_dw.\3"),
+    (_CONVNEXT_BLOCK + r"pointwise_conv(\d\.\w+)", r"backbone.body.stages_\1.blocks.\2.mlp.fc\3"),
+    (_CONVNEXT_BLOCK + r"(norm\.\w+|gamma)", r"backbone.body.stages_\1.blocks.\2.\3"),
 )
 _NECK = (
     (r"neck\.lateral_convs\.(\d+)\.conv\.(\w+)", r"neck.laterals.\1.0.\2"),
@@ -176,6 +199,7 @@ def convert(weights: Mapping[str, Tensor], model: Detector, *, bgr: bool = False
         own = _translate(key, first_fc)
         if own is None or own not in target:
             continue
+        value = _rearranged(own, value)  # noqa: PLW2901 - the same value in our order
         if target[own].shape != value.shape:
             mismatched.append((own, tuple(target[own].shape), tuple(value.shape)))
             continue
@@ -212,11 +236,21 @@ def load_converted(model: Detector, conversion: Conversion) -> None:
 def _translate(key: str, first_fc: int) -> str | None:
     head = re.fullmatch(_ROI_HEAD, key)
     if head is None:
-        return _apply((*_BACKBONE, *_NECK, *_RPN), key)
+        return _apply((*_BACKBONE, *_SWIN, *_CONVNEXT, *_NECK, *_RPN), key)
     place = "head" if head[1] is None else f"stages.{head[1]}"
     fc = re.fullmatch(_SHARED_FC, head[2])
     inner = f"trunk.{first_fc + 2 * int(fc[1])}.{fc[2]}" if fc else _apply(_HEAD, head[2])
     return None if inner is None else f"{place}.{inner}"
+
+
+def _rearranged(own: str, value: Tensor) -> Tensor:
+    """A value in the order of ours: Swin's merged cells, and ConvNeXt's 1 x 1 convolutions as linear layers."""
+    if (
+        "body.layers_" in own and ".downsample." in own
+    ):  # theirs: channel, row, column; ours: column, row, channel
+        cells = value.reshape(*value.shape[:-1], -1, 2, 2)
+        return cells.transpose(-1, -3).reshape(value.shape)
+    return value.flatten(1) if ".mlp.fc" in own and value.dim() == 4 else value
 
 
 def _apply(rules: Sequence[tuple[str, str]], key: str) -> str | None:
