@@ -139,3 +139,12 @@ def test_another_verb_sends_to_the_doctor():
         assert code == 2
         assert "scantling doctor" in message
     assert describe(ModuleNotFoundError("x", name="scantling.nothing"))[0] == 1
+
+
+def test_a_failed_download_is_no_bug_and_says_what_asked_for_it():
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    code, message = describe(LocalEntryNotFoundError("cannot find the files\nmore"))
+    assert code == 2
+    assert "a download failed: cannot find the files\n" in message
+    assert "model.init=random" in message

@@ -43,6 +43,8 @@ def describe(error: BaseException) -> tuple[int, str]:
 def _machine_cause(error: BaseException) -> str | None:
     if _is_broken_installation(error):
         return f"a library cannot be loaded: {error}\nRun `scantling doctor`: it says what to install."
+    if type(error).__module__.split(".")[0] in _NETWORK:
+        return f"a download failed: {str(error).splitlines()[0]}\n{_NETWORK_REMEDY}"
     if isinstance(error, BrokenPipeError):
         return "standard output was closed before everything was written"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -62,6 +64,12 @@ def _is_broken_installation(error: BaseException) -> bool:
         return not (error.name or "").startswith("scantling")
     return isinstance(error, RuntimeError) and "torchvision::nms does not exist" in str(error)
 
+
+_NETWORK = {"huggingface_hub", "httpx", "requests", "urllib3"}
+_NETWORK_REMEDY = (
+    "Published weights are fetched only because the recipe says init: pretrained. Try again with a network, name a "
+    "local file there, or start from random weights: --set members.NAME.model.init=random."
+)
 
 _MEMORY_REMEDY = (
     "Use smaller batches or images, for example --set members.NAME.train.batch_size=1 or "
