@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -23,7 +23,7 @@ from torch import nn
 
 from scantling.auto_recipe import OpenRecipe, settle
 from scantling.config import MemberConfig, Recipe
-from scantling.data.coco import CocoDataset, to_results, write_results
+from scantling.data.coco import CocoDataset, write_results
 from scantling.data.dataset import DetectionDataset
 from scantling.data.io import atomic_write, read_json, sha256_of, write_json
 from scantling.data.loader import LoaderConfig, TrainLoader
@@ -33,11 +33,11 @@ from scantling.evaluate.coco_eval import Evaluation, evaluate_results, metrics_j
 from scantling.evaluate.problem import Result
 from scantling.models.two_stage import Detector
 from scantling.models.zoo import build_model
-from scantling.predict.predictor import PredictConfig, Predictor
+from scantling.predict.whole_set import predict_dataset
 from scantling.report.build import RunFacts, build_content, read_run
 from scantling.report.content import ReportContent
 from scantling.report.html import write_report
-from scantling.resolve import decided
+from scantling.resolve import Resolution, decided
 from scantling.run_data import RunData, describe_run_data, log_run_data, measure, read_run_data
 from scantling.run_folder import (
     CATEGORIES,
@@ -51,7 +51,7 @@ from scantling.run_folder import (
 )
 from scantling.stage import Stage
 from scantling.train.checkpoint import CheckpointMeta, load_checkpoint, load_weights, weights_in
-from scantling.train.devices import require_precision, resolve_device
+from scantling.train.devices import ALONE, Processes, join_processes, require_precision, resolve_device
 from scantling.train.history import CSV_NAME, JSONL_NAME
 from scantling.train.keeper import BEST_NAME, LAST_NAME, PREVIOUS_NAME
 from scantling.train.loop import RunInfo, fit, resumable
@@ -73,6 +73,7 @@ class RunContext:
         data: All splits, checked.
         device: Where models compute.
         console: Where progress is shown.
+        processes: Those that do the run together (`torchrun`).
     """
 
     root: Path
@@ -80,6 +81,7 @@ class RunContext:
     data: RunData
     device: torch.device
     console: Console
+    processes: Processes = ALONE
 
     def member_folder(self, name: str) -> Path:
         """Folder of a member's files."""
@@ -118,7 +120,7 @@ def run_recipe(
     """Do what a recipe says; what is done and unchanged is kept, what was interrupted goes on.
 
     Args:
-        recipe: With `data.root`; may hold `auto`.
+        recipe: With `data.root`; may hold `auto`, or be one that is chosen for the data.
         out: Run folder; that of an earlier run of the same recipe is continued.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         overwrite: Start over in the folder of an earlier run.
@@ -127,24 +129,32 @@ def run_recipe(
         ScantlingError: The data, a setting, the device or the folder cannot be used; then nothing was written.
         Interrupted: SIGINT or SIGTERM arrived; everything is saved.
     """
-    check_run_folder(out)
     chosen = resolve_device(device)
-    data = read_run_data(recipe.data, recipe.evaluate.split)
-    resolved, reasons = settle(recipe, measure(data.train, chosen))
+    processes = join_processes(chosen)
+    data, (resolved, reasons) = processes.on_main(partial(_prepare, recipe, out, chosen, processes))
     console = Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO))
-    context = RunContext(root=out, recipe=resolved, data=data, device=chosen, console=console)
-    check_members(context, begun=not overwrite)
-    with open_run(out, overwrite=overwrite) as run:
-        _write_facts(context)
-        log_run_data(data)
-        for reason in reasons:
-            log.info("%s", reason)
+    context = RunContext(
+        root=out, recipe=resolved, data=data, device=chosen, console=console, processes=processes
+    )
+    with processes.together():
+        check_members(context, begun=not overwrite)
+    with open_run(out, overwrite=overwrite, processes=processes) as run:
+        processes.on_main(partial(_write_facts, context, reasons))
         for name in resolved.members:
             run.do(train_stage(context, name))
             run.do(predict_stage(context, name))
-        run.do(evaluate_stage(context))
-        run.do(report_stage(context))
-    return summarise(out)
+        run.do(evaluate_stage(context), alone=True)
+        run.do(report_stage(context), alone=True)
+    return processes.on_main(partial(summarise, out))
+
+
+def _prepare(
+    recipe: Recipe | OpenRecipe, out: Path, device: torch.device, processes: Processes
+) -> tuple[RunData, Resolution]:
+    """The checked data, and the recipe without `auto`: what one process finds out for all."""
+    check_run_folder(out)
+    data = read_run_data(recipe.data, recipe.evaluate.split)
+    return data, settle(recipe, measure(data.train, device, processes))
 
 
 def summarise(out: Path) -> RunSummary:
@@ -242,13 +252,8 @@ def report_stage(context: RunContext) -> Stage:
         "data": dict(context.data.hashes),
         "recipe": context.recipe.to_dict(),
     }
-    return Stage(
-        folder="report", name="report", inputs=inputs, outputs=(REPORT,), action=partial(_report, context)
-    )
-
-
-def _report(context: RunContext) -> None:
-    write_run_report(context.root, context.recipe, context.data)
+    write = partial(write_run_report, context.root, context.recipe, context.data)
+    return Stage(folder="report", name="report", inputs=inputs, outputs=(REPORT,), action=write)
 
 
 def write_run_report(root: Path, recipe: Recipe, data: RunData) -> Path:
@@ -282,8 +287,11 @@ def _commands(root: Path, recipe: Recipe) -> list[str]:
     ]
 
 
-def _write_facts(context: RunContext) -> None:
+def _write_facts(context: RunContext, reasons: Iterable[str]) -> None:
     """Everything that is known before the first stage."""
+    log_run_data(context.data)
+    for reason in reasons:
+        log.info("%s", reason)
     categories = [
         {"id": category.id, "name": category.name, "label": label}
         for label, category in enumerate(context.data.train.categories)
@@ -291,13 +299,13 @@ def _write_facts(context: RunContext) -> None:
     atomic_write(context.root / RECIPE, context.recipe.to_yaml())
     write_json(context.root / CATEGORIES, categories, indent=2)
     write_json(context.root / DATA, describe_run_data(context.data), indent=2)
-    write_environment(context.root, device=_device_name(context.device))
+    write_environment(context.root, device=context.device)
 
 
 def _train(context: RunContext, name: str, recipe_hash: str) -> None:
     member, data = context.recipe.members[name], context.data
     out = context.member_folder(name)
-    begun = resumable(out)
+    begun = context.processes.from_main(resumable(out))
     log.info("%s: %s", name, "training goes on" if begun else "training")
     meta = CheckpointMeta(
         class_names=data.train.class_names,
@@ -337,30 +345,22 @@ def _loader(context: RunContext, member: MemberConfig) -> TrainLoader:
         batch_size=decided(member.train.batch_size),
         repeats=decided(member.train.repeats),
         workers=decided(member.train.workers),
+        rank=context.processes.rank,
+        world=context.processes.world,
     )
     return TrainLoader(DetectionDataset(context.data.train, transforms, seed=context.recipe.seed), config)
 
 
 def _validate(context: RunContext, member: MemberConfig, model: nn.Module) -> dict[str, float | None]:
-    results = predict_dataset(cast("Detector", model), member.predict, context.data.val, context.device)
-    evaluation = evaluate_results(context.data.val, results, backend=context.recipe.evaluate.backend)
-    return {f"bbox/{key}": value for key, value in evaluation.metrics.items()}
+    results = _results(context, cast("Detector", model), member, context.data.val)
+    judge = partial(evaluate_results, context.data.val, results, backend=context.recipe.evaluate.backend)
+    return context.processes.on_main(lambda: {f"bbox/{key}": v for key, v in judge().metrics.items()})
 
 
-def predict_dataset(
-    model: Detector, config: PredictConfig, dataset: CocoDataset, device: torch.device
+def _results(
+    context: RunContext, model: Detector, member: MemberConfig, dataset: CocoDataset
 ) -> list[Result]:
-    """COCO results of every image of a data set, in its order.
-
-    Raises:
-        DataError: An image cannot be read.
-    """
-    predictor = Predictor(model, config, dataset.class_names, device)
-    found = {
-        record.id: to_results(record.id, instances, dataset.categories)
-        for record, instances in predictor.predict_records(dataset.images)
-    }
-    return [result for record in dataset.images for result in found[record.id]]
+    return predict_dataset(model, member.predict, dataset, context.device, context.processes)
 
 
 def _predict(context: RunContext, name: str) -> None:
@@ -369,8 +369,8 @@ def _predict(context: RunContext, name: str) -> None:
     log.info("%s: predicting the %d images of %s", name, len(target), context.data.evaluated)
     model = build_model(member.model.model_copy(update={"init": "random"}), len(target.class_names))
     load_weights(model, weights_in(load_checkpoint(path).tensors), source=path)
-    results = predict_dataset(model, member.predict, target, context.device)
-    write_results(results, context.member_folder(name) / PREDICTIONS)
+    results = _results(context, model, member, target)
+    context.processes.on_main(lambda: write_results(results, context.member_folder(name) / PREDICTIONS))
 
 
 def _evaluate(context: RunContext) -> None:
@@ -394,7 +394,3 @@ def _evaluate_member(context: RunContext, name: str) -> Evaluation:
 
 def _prediction_hashes(context: RunContext) -> dict[str, str]:
     return {name: sha256_of(context.member_folder(name) / PREDICTIONS) for name in context.recipe.members}
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

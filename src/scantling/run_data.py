@@ -25,6 +25,7 @@ from scantling.data.image_check import usable_images
 from scantling.data.io import sha256_of
 from scantling.errors import DataError, Finding, Severity, UsageError
 from scantling.resolve import DataFacts
+from scantling.train.devices import ALONE, Processes
 
 log = logging.getLogger(__name__)
 
@@ -133,12 +134,13 @@ def describe_run_data(data: RunData) -> dict[str, Any]:
     return {name: _describe(dataset, data.hashes[name]) for name, dataset in data.splits.items()}
 
 
-def measure(train: CocoDataset, device: torch.device) -> DataFacts:
+def measure(train: CocoDataset, device: torch.device, processes: Processes = ALONE) -> DataFacts:
     """Facts for the rules that decide `auto`.
 
     Args:
         train: At least one image.
         device: Where the run computes.
+        processes: Those that train together; each gets its part of the machine's cores.
     """
     objects = [[a for a in annotations if not a.is_crowd] for annotations in train.annotations]
     sizes = [(a.box_xywh[2] * a.box_xywh[3]) ** 0.5 for annotations in objects for a in annotations]
@@ -151,7 +153,8 @@ def measure(train: CocoDataset, device: torch.device) -> DataFacts:
         small_object=float(np.percentile(sizes, 10)) if sizes else None,
         device=device.type,
         memory_gib=torch.cuda.get_device_properties(device).total_memory / 2**30 if gpu else None,
-        cpu_count=os.cpu_count() or 1,
+        cpu_count=max(1, (os.cpu_count() or 1) // processes.on_machine),
+        processes=processes.world,
         class_counts={name: labels[label] for label, name in enumerate(train.class_names)},
         max_objects=max(map(len, objects)),
         bf16=gpu and torch.cuda.is_bf16_supported(),

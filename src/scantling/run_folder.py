@@ -9,23 +9,29 @@ All files are written under a temporary name and renamed, so what is there is co
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+
+import torch
 
 from scantling import __version__
 from scantling.data.io import write_json
 from scantling.errors import Interrupted, ScantlingError, UsageError
 from scantling.stage import Stage, remove_recorded
+from scantling.train.devices import ALONE, Processes, describe_device
 from scantling.train.rundir import LOCK_NAME, claim_folder
 
 RECIPE, STATUS, ENVIRONMENT = "recipe.yaml", "status.json", "env.json"
@@ -48,6 +54,8 @@ _DISTRIBUTIONS = (
     "hotcoco",
 )
 
+_SIGHT_SECONDS = 20.0
+
 log = logging.getLogger(__name__)
 
 
@@ -64,25 +72,44 @@ class RunFolder:
         stages: State of each stage met so far: `running`, `done`, `kept` (done earlier and unchanged),
             `failed` or `interrupted`.
         started: When this process began, ISO 8601 in UTC.
+        processes: Those that do the run together; only the main one writes.
     """
 
     path: Path
     stages: dict[str, str] = field(default_factory=dict)
     started: str = field(default_factory=_now)
+    processes: Processes = ALONE
 
-    def do(self, stage: Stage) -> None:
+    def do(self, stage: Stage, *, alone: bool = False) -> None:
         """Do a stage, unless it was done with the same inputs and its outputs are intact.
+
+        Args:
+            stage: The same on every process.
+            alone: The main process does the work; the others wait.
 
         Raises:
             ConfigError: The stage is costly and was done, or begun, with other inputs.
+            PeerFailed: Another process could not do its part.
         """
+        on_main = self.processes.on_main
+        if on_main(partial(self._is_begun, stage)):
+            if alone:
+                on_main(stage.action)
+            else:
+                stage.action()
+            on_main(partial(self._end, stage))
+
+    def _is_begun(self, stage: Stage) -> bool:
+        """Begin a stage unless it is done."""
         if stage.is_done(self.path):
             log.info("%s: already done, kept", stage.title)
             self._set_stage(stage, "kept")
-            return
+            return False
         self._set_stage(stage, "running")
         stage.note_start(self.path)
-        stage.action()
+        return True
+
+    def _end(self, stage: Stage) -> None:
         stage.note_end(self.path)
         self._set_stage(stage, "done")
 
@@ -92,6 +119,8 @@ class RunFolder:
 
     def write_status(self, state: str, message: str | None = None) -> None:
         """Write `status.json`: what a person or a script looks at to see how the run stands."""
+        if not self.processes.is_main:
+            return
         status = {
             "state": state,
             "stages": self.stages,
@@ -105,30 +134,63 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(path: Path, *, overwrite: bool = False) -> Iterator[RunFolder]:
+def open_run(path: Path, *, overwrite: bool = False, processes: Processes = ALONE) -> Iterator[RunFolder]:
     """Hold a run folder: create or continue it, keep its log, and write how the run ended.
 
     Args:
         path: The folder; created if need be. The folder of an earlier run is continued.
         overwrite: Remove an earlier run's files first (files that scantling did not write stay).
+        processes: Those that do the run together; all must call this.
 
     Raises:
-        UsageError: The path cannot be a run folder, or another process is working in it.
+        UsageError: The path cannot be a run folder, another run is working in it, or not all processes see it.
     """
-    check_run_folder(path)
+    run = RunFolder(path, processes=processes)
     with ExitStack() as stack:
-        stack.enter_context(claim_folder(path, resume=True))
-        if overwrite:
-            _remove_run(path)
-        stack.enter_context(_log_file(path / LOG))
-        run = RunFolder(path)
+        with processes.together():
+            if processes.is_main:
+                _take(run, stack, overwrite=overwrite)
         try:
             run.write_status("running")
+            started = processes.from_main(run.started)
+            with processes.together():
+                _require_sight(path, started)
             yield run
         except BaseException as error:
             _note_failure(run, error)
             raise
         run.write_status("done")
+
+
+def _take(run: RunFolder, stack: ExitStack, *, overwrite: bool) -> None:
+    """Keep the folder, and its log, until the stack is unwound."""
+    check_run_folder(run.path)
+    stack.enter_context(claim_folder(run.path, resume=True))
+    if overwrite:
+        _remove_run(run.path)
+    stack.enter_context(_log_file(run.path / LOG))
+
+
+def _require_sight(path: Path, started: str) -> None:
+    """Refuse to work where the main process' folder is not to be seen; a network folder may need a moment."""
+    deadline = time.monotonic() + _SIGHT_SECONDS
+    while not (is_run_folder(path) and read_started(path) == started):
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"{path}: {socket.gethostname()} does not see what the main process writes there",
+                hint="The run folder must be the same on all machines, on a network drive for example.",
+            )
+        time.sleep(0.1)
+
+
+def read_started(path: Path) -> str | None:
+    """When the run in a folder began, from its status."""
+    try:
+        status = json.loads((path / STATUS).read_bytes())
+    except (OSError, ValueError):
+        return None
+    started: str | None = status.get("started")
+    return started
 
 
 def check_run_folder(path: Path) -> None:
@@ -151,7 +213,7 @@ def is_run_folder(path: Path) -> bool:
     return (path / STATUS).is_file()
 
 
-def write_environment(path: Path, *, device: str) -> None:
+def write_environment(path: Path, *, device: torch.device) -> None:
     """Write `env.json`: versions, machine and command, for reproducing the run."""
     environment = {
         "command": shlex.join(["scantling", *sys.argv[1:]]),
@@ -159,7 +221,7 @@ def write_environment(path: Path, *, device: str) -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "device": device,
+        "device": describe_device(device),
         "scantling": __version__,
         "packages": {name: version for name in _DISTRIBUTIONS if (version := _version(name))},
     }

@@ -38,7 +38,7 @@ class Stage:
     name: str
     inputs: Mapping[str, Any]
     outputs: tuple[str, ...]
-    action: Callable[[], None]
+    action: Callable[[], object]
     working_files: tuple[str, ...] = ()
     costly: bool = False
 

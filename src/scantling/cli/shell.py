@@ -21,7 +21,7 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 
 from scantling.cli.failures import describe
-from scantling.errors import Interrupted
+from scantling.errors import Interrupted, PeerFailed
 
 P = ParamSpec("P")
 
@@ -55,7 +55,14 @@ def verb(function: Callable[P, None]) -> Callable[..., None]:
 
 def show(text: str, value: object, *, as_json: bool) -> None:
     """Print a verb's result: text for people, or the value as JSON."""
+    if is_follower():
+        return
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) if as_json else text)
+
+
+def is_follower() -> bool:
+    """Whether this is one of several processes (`torchrun`) and not the one that talks to the user."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
 def _add_switches(guarded: Callable[..., None], function: Callable[..., None]) -> None:
@@ -79,7 +86,8 @@ def _end(error: BaseException, *, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
     code, message = describe(error)
-    typer.echo(message, err=True)
+    if not (is_follower() and isinstance(error, Interrupted | PeerFailed)):
+        typer.echo(message, err=True)
     raise typer.Exit(code)
 
 
@@ -94,7 +102,7 @@ def _configure_logging(*, quiet: bool, debug: bool) -> None:
     package = logging.getLogger("scantling")
     package.handlers = [handler]
     package.propagate = False
-    package.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+    package.setLevel(logging.DEBUG if debug else logging.WARNING if quiet or is_follower() else logging.INFO)
 
 
 class _StandardError(logging.Handler):

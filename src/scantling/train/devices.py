@@ -58,6 +58,11 @@ def resolve_device(name: str = "auto") -> torch.device:
     return torch.device(wanted)
 
 
+def describe_device(device: torch.device) -> str:
+    """Such as `cuda:0 (NVIDIA H100)`."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 def require_precision(precision: str, device: torch.device) -> None:
     """Refuse a number format that the device cannot compute in.
 
