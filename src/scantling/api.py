@@ -285,6 +285,8 @@ def import_weights(
     out: str | Path,
     *,
     overrides: Iterable[str] = (),
+    classes: str | None = None,
+    head: Literal["keep", "drop", "by-name"] = "keep",
     overwrite: bool = False,
 ) -> ImportSummary:
     """Turn an MMDetection checkpoint into a scantling checkpoint.
@@ -294,6 +296,8 @@ def import_weights(
         model: Name of the model the weights are for.
         out: Folder for `weights.safetensors` and `import.json`, which accounts for every key.
         overrides: `KEY=VALUE` texts that replace settings of the model.
+        classes: Names of the new detector's categories, `a,b,c` or a file with one per line; None: the file's own.
+        head: Whether the classifier is kept, starts anew (`drop`), or keeps what it knows of categories by name.
         overwrite: Replace an earlier import.
 
     Raises:
@@ -302,10 +306,11 @@ def import_weights(
     require_existing(Path(file), "checkpoint")
     from scantling.draft import Draft
     from scantling.models.zoo import ModelConfig
-    from scantling.weights_import import import_mmdet
+    from scantling.weights_import import HeadChoice, import_mmdet, parse_classes
 
     config = Draft.of(ModelConfig, [f"name={model}", *overrides]).check()
-    return import_mmdet(Path(file), config, Path(out), overwrite=overwrite)
+    choice = HeadChoice(head=head, classes=parse_classes(classes))
+    return import_mmdet(Path(file), config, Path(out), choice=choice, overwrite=overwrite)
 
 
 def recipes() -> dict[str, str]:

@@ -54,13 +54,22 @@ def import_weights(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of the model; may be repeated."),
     ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Categories of your data: a,b,c or a file with one per line.")
+    ] = None,
+    head: Annotated[
+        Literal["keep", "drop", "by-name"],
+        typer.Option(help="Keep the classifier, start it anew, or keep what has the name of a category."),
+    ] = "keep",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier import.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Turn an MMDetection checkpoint into a scantling checkpoint, and account for every key."""
     from scantling import api
 
-    summary = api.import_weights(file, model, out, overrides=overrides or (), overwrite=overwrite)
+    summary = api.import_weights(
+        file, model, out, overrides=overrides or (), classes=classes, head=head, overwrite=overwrite
+    )
     show(summary.to_text(), summary.to_dict(), as_json=json)
 
 

@@ -1,0 +1,85 @@
+"""Classifier rows follow their categories' names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scantling.errors import UsageError
+from scantling.models.class_rows import rows_by_name, with_rows
+from scantling.weights_import import HeadChoice, parse_classes
+
+BOLT, NUT, BACKGROUND = 1.0, 2.0, 9.0
+
+
+def head(prefix: str, shared_boxes: bool = False) -> dict[str, torch.Tensor]:
+    """Rows that name their category: bolt 1, nut 2, background 9; box rows 4 per category."""
+    logits = torch.tensor([BOLT, NUT, BACKGROUND])
+    deltas = torch.tensor([5.0] * 4 if shared_boxes else [10.0, 11, 12, 13, 20, 21, 22, 23])
+    return {
+        f"{prefix}fc_cls.weight": logits[:, None].repeat(1, 2), f"{prefix}fc_cls.bias": logits,
+        f"{prefix}fc_reg.weight": deltas[:, None].repeat(1, 2), f"{prefix}fc_reg.bias": deltas,
+        f"{prefix}shared_fcs.0.weight": torch.ones(2, 2),
+    }  # fmt: skip
+
+
+def fresh(prefix: str, num_classes: int) -> dict[str, torch.Tensor]:
+    return {
+        f"{prefix}{name}.{part}": torch.zeros((rows, 2) if part == "weight" else rows)
+        for name, rows in (("logits", num_classes + 1), ("deltas", 4 * num_classes))
+        for part in ("weight", "bias")
+    }
+
+
+def test_rows_are_found_by_name_whatever_the_case():
+    assert rows_by_name(("Nut", "gear", "bolt"), ("bolt", "nut")) == (1, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("roi_head.bbox_head.", "head."), ("roi_head.bbox_head.2.", "stages.2.")]
+)
+def test_rows_follow_names_the_background_stays_last_and_new_ones_are_as_initialised(theirs, ours):
+    weights = head(theirs)
+    moved = with_rows(weights, (1, None, 0), 2, fresh(ours, 3))
+    assert moved[f"{theirs}fc_cls.bias"].tolist() == [NUT, 0, BOLT, BACKGROUND]
+    assert moved[f"{theirs}fc_cls.weight"][:, 1].tolist() == [NUT, 0, BOLT, BACKGROUND]
+    assert moved[f"{theirs}fc_reg.bias"].tolist() == [20, 21, 22, 23, 0, 0, 0, 0, 10, 11, 12, 13]
+    assert moved[f"{theirs}shared_fcs.0.weight"] is weights[f"{theirs}shared_fcs.0.weight"]
+
+
+def test_a_dropped_classifier_is_all_new_and_boxes_shared_by_all_classes_stay():
+    prefix = "roi_head.bbox_head."
+    moved = with_rows(head(prefix, shared_boxes=True), (None, None, None), 2, fresh("head.", 3))
+    assert moved[f"{prefix}fc_cls.bias"].tolist() == [0, 0, 0, 0]
+    assert moved[f"{prefix}fc_reg.bias"].tolist() == [5, 5, 5, 5]
+
+
+def test_categories_come_from_a_list_or_a_file(tmp_path):
+    assert parse_classes("bolt, hex nut ,größe") == ("bolt", "hex nut", "größe")
+    file = tmp_path / "classes.txt"
+    file.write_text("\ufeffbolt\n\nhex nut\n", encoding="utf-8")
+    assert parse_classes(str(file)) == ("bolt", "hex nut")
+    with pytest.raises(UsageError, match="no category"):
+        parse_classes(" , ")
+
+
+@pytest.mark.parametrize(
+    ("choice", "part"),
+    [
+        (HeadChoice(head="by-name"), "needs --classes"),
+        (HeadChoice(classes=("bolt",)), "by-name"),
+        (HeadChoice(head="drop", classes=("bolt", "bolt")), "more than once"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(choice, part):
+    with pytest.raises(UsageError) as caught:
+        choice.check(("bolt", "nut"))
+    assert part in f"{caught.value} {caught.value.hint}"
+
+
+def test_what_each_choice_takes_over():
+    found = ("bolt", "nut")
+    assert HeadChoice().rows(found) is None
+    assert HeadChoice(classes=("M6", "M6 nut")).rows(found) is None
+    assert HeadChoice(head="drop").rows(found) == (None, None)
+    assert HeadChoice(head="by-name", classes=("nut", "gear")).rows(found) == (1, None)
