@@ -88,7 +88,7 @@ def _common_root(images: list[Path], fallback: Path) -> Path:
         return fallback
     common = Path(os.path.commonpath([image.parent for image in images]))
     above = [folder for folder in (common, *common.parents) if folder.name == "images"]
-    inside = [folder for folder in above if folder.absolute().is_relative_to(fallback.absolute())]
+    inside = [folder for folder in above if folder.resolve().is_relative_to(fallback.resolve())]
     return inside[0] if inside else common
 
 
