@@ -124,7 +124,8 @@ def make_peer() -> FasterRCNN:
 
 def make_ours(name: str, peer: FasterRCNN) -> Detector:
     model = build_model(ModelConfig(name=name, norm="frozen_bn"), CLASSES)
-    model.backbone.body.load_state_dict(peer.backbone.body.state_dict())
+    body = model.backbone.body
+    body.load_state_dict(body.state_dict() | peer.backbone.body.state_dict())
     for ours, theirs in (
         (model.neck.laterals, peer.backbone.fpn.inner_blocks),
         (model.neck.outputs, peer.backbone.fpn.layer_blocks),

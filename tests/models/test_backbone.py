@@ -49,6 +49,16 @@ def test_bn_eval_keeps_statistics_but_trains_weights() -> None:
     assert backbone.body.bn1.weight.grad.abs().sum() > 0
 
 
+def test_frozen_bn_changes_nothing_and_trains_the_rest() -> None:
+    backbone = Backbone(BackboneConfig(name="resnet18", norm="frozen_bn")).train()
+    norm = backbone.body.bn1
+    before = norm.running_mean.clone()
+    sum(m.mean() for m in backbone(torch.rand(2, 3, 64, 64))).backward()
+    assert torch.equal(norm.running_mean, before)
+    assert norm.weight.grad is norm.bias.grad is None
+    assert backbone.body.conv1.weight.grad.abs().sum() > 0
+
+
 def test_bn_updates_statistics_in_training() -> None:
     backbone = Backbone(BackboneConfig(name="resnet18", norm="bn")).train()
     before = backbone.body.bn1.running_mean.clone()

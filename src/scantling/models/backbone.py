@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import timm
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.layers import convert_sync_batchnorm
 from timm.layers.norm_act import BatchNormAct2d, GroupNormAct
 from torch import Tensor, nn
 
@@ -111,7 +111,7 @@ class Backbone(nn.Module):
         return found
 
     def train(self, mode: bool = True) -> Backbone:
-        """Training mode, except for what is frozen and for `bn_eval`."""
+        """Training mode, except for what is frozen and for BatchNorm with fixed statistics."""
         super().train(mode)
         for module in self._fixed():
             module.eval()
@@ -156,8 +156,9 @@ class Backbone(nn.Module):
             _batch_to_group_norm(self.body)
         elif kind == "sync_bn":
             self.body = convert_sync_batchnorm(self.body)
-        elif kind == "frozen_bn":
-            self.body = freeze_batch_norm_2d(self.body)
+        elif kind == "frozen_bn":  # the layers stay: in evaluation mode they are one fused kernel
+            for layer in self._batch_norms():
+                layer.requires_grad_(False)
 
     def _freeze(self) -> None:
         """Stop training everything up to the last frozen stage, in the order of definition."""
@@ -169,10 +170,13 @@ class Backbone(nn.Module):
             if parameter is last:
                 return
 
+    def _batch_norms(self) -> list[nn.BatchNorm2d]:
+        return [m for m in self.body.modules() if isinstance(m, nn.BatchNorm2d)]
+
     def _fixed(self) -> Iterator[nn.Module]:
-        """Layers that stay in evaluation mode: those of frozen stages and, for `bn_eval`, every BatchNorm."""
-        if self.config.norm == "bn_eval":
-            yield from (m for m in self.body.modules() if isinstance(m, nn.BatchNorm2d))
+        """Layers that stay in evaluation mode: those of frozen stages and every BatchNorm whose statistics are fixed."""
+        if self.config.norm in ("bn_eval", "frozen_bn"):
+            yield from self._batch_norms()
         if self.config.frozen_stages:
             order = {module: place for place, module in enumerate(self.body.modules())}
             end = max(order[module] for module in self.stage(self.config.frozen_stages).modules())
