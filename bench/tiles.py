@@ -1,6 +1,6 @@
 """Peak memory of predicting a 10,000 x 10,000 image in tiles of 1024, small model, one process.
 
-    python bench/tiles.py [SIDE]
+python bench/tiles.py [SIDE]
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def main() -> None:
     record = ImageRecord(id=1, file_name=file.name, path=file, size_hw=(given.side, given.side))
     ((_, found),) = Predictor(model, config, ("a", "b", "c")).predict_records([record])
     seconds = time.perf_counter() - start
-    print(f"{given.side} px: peak {peak_mib():.0f} MiB (imports {before:.0f}), {seconds:.0f} s, {len(found)} objects")  # noqa: T201, E501 - a script
+    print(
+        f"{given.side} px: peak {peak_mib():.0f} MiB (imports {before:.0f}), {seconds:.0f} s, {len(found)} objects"
+    )  # noqa: T201, E501 - a script
 
 
 if __name__ == "__main__":
