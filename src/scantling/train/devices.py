@@ -7,6 +7,7 @@ change, and one pipeline trains members of different precision one after the oth
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -247,7 +248,16 @@ def join_processes(device: torch.device) -> Processes:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     state = PartialState(cpu=device.type != "cuda", **({"timeout": _PATIENCE} if world > 1 else {}))
     on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if state.num_processes > 1 else 1
+    if state.num_processes > 1:
+        atexit.unregister(_leave_group)
+        atexit.register(_leave_group)
     return Processes(rank=state.process_index, world=state.num_processes, on_machine=on_machine)
+
+
+def _leave_group() -> None:
+    """End gloo's threads before the interpreter goes, or it may abort; NCCL could wait for a lost process here."""
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 def without_exchange(model: nn.Module) -> AbstractContextManager[None]:
