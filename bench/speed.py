@@ -4,8 +4,9 @@
 
 Same widths (ResNet-50 + FPN, 256 channels, 1024-wide heads), FrozenBatchNorm, 512 x 512 pixels, batch 2, 22
 classes, 1000 proposals, 512 RoIs, two RoIAlign samples per cell and direction, everything trainable. Our models get
-torchvision's random weights in backbone, pyramid and RPN, so that all see the same features and proposals. Each round times every entry once; the
-table gives medians and the median of the rounds' ratios, which noise of the machine reaches least.
+torchvision's random weights in backbone, pyramid and RPN, so that all see the same features and proposals. Each round
+times every entry once; the table gives medians and the median of the rounds' ratios, which noise of the machine
+reaches least.
 """
 
 from __future__ import annotations

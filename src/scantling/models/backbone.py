@@ -174,7 +174,7 @@ class Backbone(nn.Module):
         return [m for m in self.body.modules() if isinstance(m, nn.BatchNorm2d)]
 
     def _fixed(self) -> Iterator[nn.Module]:
-        """Layers that stay in evaluation mode: those of frozen stages and every BatchNorm whose statistics are fixed."""
+        """Layers that stay in evaluation mode: those of frozen stages, and BatchNorm with fixed statistics."""
         if self.config.norm in ("bn_eval", "frozen_bn"):
             yield from self._batch_norms()
         if self.config.frozen_stages:
