@@ -2,7 +2,8 @@
 
 names: [bolt, gasket]        or {0: bolt, 1: gasket}; a folder without data.yaml may have classes.txt instead
 path:  folder to which the others are relative (optional, often that of another machine)
-train: images/train          a folder, a text file that lists images, or a list of these; likewise val and test
+train: images/train          a folder, a text file that lists images, or a list of these; likewise val and test;
+                             any other key that names a folder is a split too
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ SPLITS = ("train", "val", "valid", "test")
 SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
 _NAME_LISTS = ("classes.txt", "obj.names", "labels/classes.txt", "labels.txt")
+_OTHER_KEYS = ("path", "names", "nc")
 _IMAGES, _LABELS = "images", "labels"
 _NUMBER_KEY = re.compile(r"(?m)(^\s*|[{,]\s*)(\d+)(\s*:\s)")
 
@@ -61,6 +63,10 @@ def read_settings(file: Path) -> YoloFolder:
         refuse("yolo-names-missing", str(file), f"nc is {declared!r}, but there are {len(names)} names")
     root = _root(file, value.get("path"))
     entries = {split: value[split] for split in SPLITS if value.get(split)}
+    others = {key: entry for key, entry in value.items() if key not in {*SPLITS, *_OTHER_KEYS}}
+    entries |= {
+        key: entry for key, entry in others.items() if isinstance(entry, str) and (root / entry).is_dir()
+    }
     splits = {split: _sources(entry, split, file, root) for split, entry in entries.items()}
     if not splits:
         refuse(
