@@ -199,7 +199,7 @@ def convert(weights: Mapping[str, Tensor], model: Detector, *, bgr: bool = False
         own = _translate(key, first_fc)
         if own is None or own not in target:
             continue
-        value = _rearranged(own, value)  # noqa: PLW2901 - the same value in our order
+        value = _rearranged(own, value, target[own].dim())  # noqa: PLW2901 - the same value in our order
         if target[own].shape != value.shape:
             mismatched.append((own, tuple(target[own].shape), tuple(value.shape)))
             continue
@@ -243,14 +243,16 @@ def _translate(key: str, first_fc: int) -> str | None:
     return None if inner is None else f"{place}.{inner}"
 
 
-def _rearranged(own: str, value: Tensor) -> Tensor:
-    """A value in the order of ours: Swin's merged cells, and ConvNeXt's 1 x 1 convolutions as linear layers."""
+def _rearranged(own: str, value: Tensor, dim: int) -> Tensor:
+    """A value in the order of ours: Swin's merged cells; ConvNeXt's linear layers as 1 x 1 convolutions or back."""
     if (
         "body.layers_" in own and ".downsample." in own
     ):  # theirs: channel, row, column; ours: column, row, channel
         cells = value.reshape(*value.shape[:-1], -1, 2, 2)
         return cells.transpose(-1, -3).reshape(value.shape)
-    return value.flatten(1) if ".mlp.fc" in own and value.dim() == 4 else value
+    if ".mlp.fc" in own and {dim, value.dim()} == {2, 4}:
+        return value.flatten(1) if dim == 2 else value[:, :, None, None]
+    return value
 
 
 def _apply(rules: Sequence[tuple[str, str]], key: str) -> str | None:
