@@ -8,8 +8,8 @@ A page's blocks are of these kinds, and of no other:
     python    is run whole, one block after the other with the same variables
     text, yaml, json, html    are shown only
 
-`<!-- shortened -->` in the line before a console block: its trainings stop after an epoch, so that the page can show
-the command as a user needs it.
+`<!-- shortened -->` in the line before a console block: its trainings are of one epoch, on small images, so that the
+page can show the command as a user needs it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,19 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUN, SHOWN = {"console", "python"}, {"text", "yaml", "json", "html"}
+SHORTER = tuple(
+    f"--set members.detector.{setting}"
+    for setting in (
+        "train.epochs=1",
+        "train.repeats=1",
+        "augment.short_side=64",
+        "predict.scales=64",
+        "model.fpn_channels=16",
+        "model.fc_channels=16",
+        "model.num_train_proposals=50",
+        "model.num_rois=16",
+    )
+)
 _FENCE = re.compile(r"^ {0,3}```([^`\n]*)$")
 _EXIT = re.compile(r"\s+# exit (\d+)$")
 _LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)[^)]*\)")
@@ -69,8 +82,7 @@ class Command:
     def whole(self) -> str:
         """The command as it is run."""
         trains = re.match(r"(torchrun\s.*)?\bscantling (train|run|demo)\b", self.line)
-        epochs = "--set members.detector.train.epochs=1 --set members.detector.train.repeats=1"
-        return f"{self.line} {epochs}" if self.shortened and trains else self.line
+        return " ".join([self.line, *SHORTER]) if self.shortened and trains else self.line
 
 
 def pages() -> list[Path]:
