@@ -71,7 +71,7 @@ def read_delftbikes(
     usable = set(add_sizes(records, document))
     for image, parts in content[split].items():
         if root / image in usable:
-            document.add("images", records[root / image], Place(str(file), image))
+            document.enter("images", records[root / image], Place(str(file), image))
             reader.add(image, numbers[image], parts)
     reader.remark()
     return document.dataset()
@@ -103,7 +103,7 @@ class _Parts:
                     "bbox": _box(part),
                     "state": state,
                 }
-                self.document.add("annotations", record, Place(str(self.document.file), place))
+                self.document.enter("annotations", record, Place(str(self.document.file), place))
 
     def remark(self) -> None:
         """Say what was left out."""

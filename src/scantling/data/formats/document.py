@@ -57,7 +57,7 @@ class Document:
         self.logs.append(log)
         return log
 
-    def add(self, key: str, record: Raw, place: Place) -> None:
+    def enter(self, key: str, record: Raw, place: Place) -> None:
         """Add a record to `images`, `annotations` or `categories`; annotations are numbered."""
         if key == "annotations":
             record = {"id": len(self.records[key]) + 1, **record}
@@ -67,7 +67,7 @@ class Document:
     def add_categories(self, categories: Iterable[Raw]) -> None:
         """Declare the classes."""
         for category in categories:
-            self.add("categories", category, Place(str(self.file)))
+            self.enter("categories", category, Place(str(self.file)))
 
     def dataset(self) -> CocoDataset:
         """Check everything together.

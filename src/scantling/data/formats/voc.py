@@ -94,7 +94,7 @@ def read_voc(folder: VocFolder, split: str, options: ReadOptions) -> CocoDataset
                 log.add(finding.code, finding.message, path=finding.path, value=finding.value)
             continue
         image_id = numbers[stem]
-        document.add("images", _image(found, folder, stem, image_id), Place(str(file)))
+        document.enter("images", _image(found, folder, stem, image_id), Place(str(file)))
         _add_objects(found, document, file, image_id, ids)
         zeros += [stem] if _counts_from_zero(found) else []
     if zeros:
@@ -176,7 +176,7 @@ def _add_objects(
             continue
         flags = {flag: 1 for flag in FLAGS if element.text_of(flag) == "1"}
         record: Raw = {"image_id": image_id, "category_id": ids[name], "bbox": box, **flags}
-        document.add("annotations", record, Place(str(file), f"line {element.line}"))
+        document.enter("annotations", record, Place(str(file), f"line {element.line}"))
 
 
 def _box(element: Element) -> list[float] | None:

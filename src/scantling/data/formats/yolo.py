@@ -53,7 +53,7 @@ def read_yolo(folder: YoloFolder, split: str, options: ReadOptions) -> CocoDatas
         for path in by_split[split]
     }
     for path in add_sizes(records, document):
-        document.add("images", records[path], Place(str(path)))
+        document.enter("images", records[path], Place(str(path)))
         _add_objects(label_path(path), records[path], document, ids)
     return document.dataset()
 
@@ -117,7 +117,7 @@ def _add_objects(file: Path, image: Raw, document: Document, ids: list[object]) 
             code, message = error.args
             log.add(code, message, path=f"line {number}", value=" ".join(words)[:80])
             continue
-        document.add("annotations", record, Place(str(file), f"line {number}"))
+        document.enter("annotations", record, Place(str(file), f"line {number}"))
 
 
 def _lines_of(file: Path) -> Iterator[tuple[int, list[str]]]:
