@@ -7,7 +7,9 @@ import torch
 
 from scantling.errors import UsageError
 from scantling.models.class_rows import rows_by_name, with_rows
-from scantling.weights_import import HeadChoice, parse_classes
+from scantling.models.zoo import ModelConfig
+from scantling.train.checkpoint import load_checkpoint, weights_in
+from scantling.weights_import import HeadChoice, import_mmdet, parse_classes
 
 BOLT, NUT, BACKGROUND = 1.0, 2.0, 9.0
 
@@ -83,3 +85,20 @@ def test_what_each_choice_takes_over():
     assert HeadChoice(classes=("M6", "M6 nut")).rows(found) is None
     assert HeadChoice(head="drop").rows(found) == (None, None)
     assert HeadChoice(head="by-name", classes=("nut", "gear")).rows(found) == (1, None)
+
+
+def test_an_import_by_name_keeps_what_it_knows_and_says_so(golden_checkpoint_of, tmp_path):
+    """The file's categories are bolt, nut, washer."""
+    file = golden_checkpoint_of("cascade_rcnn_r50")
+    choice = HeadChoice(head="by-name", classes=("washer", "gear", "crank", "bolt"))
+    summary = import_mmdet(file, ModelConfig(name="cascade_rcnn_r50"), tmp_path, choice=choice)
+    assert summary.reused == ("washer", "bolt")
+    assert "2 categories taken over by name, 2 start anew" in summary.to_text()
+    tensors, meta = load_checkpoint(summary.checkpoint)
+    assert meta.class_names == choice.classes
+    theirs = torch.load(file, weights_only=True)["state_dict"]
+    for stage in range(3):
+        ours = weights_in(tensors)[f"stages.{stage}.logits.weight"]
+        expected = theirs[f"roi_head.bbox_head.{stage}.fc_cls.weight"]
+        assert torch.equal(ours[[0, 3, 4]], expected[[2, 0, 3]])
+        assert not torch.equal(ours[1], ours[2])
