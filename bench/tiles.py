@@ -1,12 +1,13 @@
 """Peak memory of predicting a 10,000 x 10,000 image in tiles of 1024, small model, one process.
 
-python bench/tiles.py [SIDE]
-"""
+python bench/tiles.py [SIDE]            writes the picture, then
+python bench/tiles.py [SIDE] --file F   measures, in a process that has not held the picture's noise
+"""  # noqa: D208
 
 from __future__ import annotations
 
 import argparse
-import resource
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +23,8 @@ from scantling.predict.predictor import PredictConfig, Predictor
 
 def peak_mib() -> float:
     """Largest resident size of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    return int(peak[1]) / 1024 if peak else float("nan")
 
 
 def write_picture(path: Path, side: int) -> None:
