@@ -161,7 +161,7 @@ def write_member(facts: DataFacts, *, pretrained: bool = False, epochs: int | No
             "batch_size": "auto",
             "workers": "auto",
             "optimizer": "adamw",
-            "lr": 1e-4 if gpu else 4e-4,
+            "lr": 1e-4 if gpu else 1e-3,
             "weight_decay": 0.05,
             "schedule": "cosine",
             "warmup_steps": 200 if gpu else 20,
