@@ -34,6 +34,16 @@ def test_pooling_averages_where_the_box_lies() -> None:
     torch.testing.assert_close(pooled[0, 0], torch.tensor([[3.5, 7.5], [3.5, 7.5]]))
 
 
+def test_half_precision_features_are_pooled_at_exact_places() -> None:
+    columns = torch.arange(256.0).expand(1, 1, 256, 256)  # exact in bfloat16
+    rois = [torch.tensor([[901.0, 901.0, 1001.0, 1001.0]])]  # in bfloat16 901 and 1001 would be 900 and 1000
+    exact = RoiPool((4,), 2)([columns], rois)
+    half = RoiPool((4,), 2)([columns.bfloat16()], rois)
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, exact.bfloat16())
+    assert exact[0, 0, 0, 0] == 901 / 4 - 0.5 + 25 / 4
+
+
 def test_no_rois_keep_every_level_in_the_graph() -> None:
     levels = [torch.rand(1, 3, 8, 8, requires_grad=True), torch.rand(1, 3, 4, 4, requires_grad=True)]
     pooled = RoiPool((4, 8), 7)(levels, [torch.zeros(0, 4)])

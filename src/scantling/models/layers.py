@@ -169,20 +169,22 @@ class RoiPool(nn.Module):
         """
         boxes = torch.cat(list(rois))
         image = torch.cat([torch.full((len(r), 1), i, device=boxes.device) for i, r in enumerate(rois)])
-        indexed = torch.cat([image.to(boxes.dtype), boxes], dim=1).to(features[0].dtype)
+        indexed = torch.cat([image.to(boxes.dtype), boxes], dim=1).float()
         levels = self.levels_of(boxes)
         pooled = features[0].new_zeros(len(boxes), features[0].shape[1], self.side, self.side)
         for level, stride in enumerate(self.strides):
             members = (levels == level).nonzero().squeeze(1)
-            # a level without RoIs stays in the graph, so that every parameter gets a gradient
-            pooled[members] = roi_align(
-                features[level],
+            # a level without RoIs stays in the graph, so that every parameter gets a gradient; coordinates in half
+            # precision would be off by pixels
+            part = roi_align(
+                features[level].float(),
                 indexed[members],
                 (self.side, self.side),
                 1 / stride,
                 sampling_ratio=self.samples,
                 aligned=True,
             )
+            pooled[members] = part.to(pooled.dtype)
         return pooled
 
     def levels_of(self, boxes: Tensor) -> Tensor:
