@@ -1,0 +1,141 @@
+"""`torchrun`: several processes do one run, and it comes out as if one had done it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scantling.data.synth import SynthConfig, write_synth
+
+DRIVER = Path(__file__).with_name("process_driver.py")
+SETTINGS = (
+    "model.norm=gn",
+    "train.epochs=2",
+    "train.validate_every=1",
+    "train.checkpoint_every=1",
+    "train.ema=0.9",
+)
+PATIENCE = 150  # seconds for one start, run and end; some ten where the machine is free
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * PATIENCE + 60)]
+
+
+class Launcher:
+    """Starts the command in one process or, as torchrun does, in two."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], recipe: Path) -> None:
+        self.folder, self.environment, self.recipe = folder, environment, recipe
+
+    def start(self, data: Path, out: str, *, world: int, slow: bool = False) -> subprocess.Popen:
+        options = [*SETTINGS, f"train.batch_size={2 // world}"]
+        sets = [text for option in options for text in ("--set", f"members.tiny.{option}")]
+        command = ["train", data, "--recipe", self.recipe, "--out", out, "--device", "cpu", *sets]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        return subprocess.Popen(
+            [sys.executable, *(torchrun if world == 2 else []), DRIVER, *map(str, command)],
+            cwd=self.folder,
+            env={**self.environment, "SECONDS_PER_DRAW": "0.2" if slow else "0"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, process: subprocess.Popen) -> tuple[int, str, str]:
+        try:
+            out, err = process.communicate(timeout=PATIENCE)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        return process.returncode, out, err
+
+    def codes(self) -> list[str]:
+        return [(self.folder / f"code-{rank}").read_text() for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory, environment, recipe) -> Launcher:
+    return Launcher(tmp_path_factory.mktemp("processes"), environment, recipe)
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory) -> Path:
+    """Five images: the last of three batches of two has one, so the second process has none of its own."""
+    root = tmp_path_factory.mktemp("data") / "five"
+    write_synth(root, SynthConfig(size_hw=(96, 128)), splits={"train": 5, "val": 3}, seed=0)
+    return root
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+def history(run: Path) -> list[dict[str, float | None]]:
+    return [json.loads(line) for line in (run / "members/tiny/metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_stopped_and_resumed_equal_one_that_was_not(launcher, five):
+    stopped = launcher.start(five, "two", world=2, slow=True)
+    two = launcher.folder / "two"
+    lines, deadline = two / "members/tiny/metrics.jsonl", time.monotonic() + PATIENCE
+    while stopped.poll() is None and time.monotonic() < deadline:
+        if lines.is_file() and lines.read_text().count("\n") >= 2:
+            break
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    code, _, told = launcher.finish(stopped)
+    assert code != 0, told
+    assert launcher.codes() == ["143", "143"], told
+    assert "stopped by SIGTERM" in told
+    assert read(two / "status.json")["state"] == "interrupted"
+
+    code, out, told = launcher.finish(launcher.start(five, "two", world=2))
+    assert code == 0, told
+    assert launcher.codes() == ["0", "0"]
+    assert "training goes on" in told
+    assert out.count("bbox/AP ") == told.count("predicting the 3 images") == 1  # one process speaks for both
+
+    code, _, told = launcher.finish(launcher.start(five, "one", world=1))
+    assert code == 0, told
+    one = launcher.folder / "one"
+    assert len(history(two)) == len(history(one)) == 2 * (3 + 1)
+    for ours, theirs in zip(history(two), history(one), strict=True):
+        assert set(ours) == set(theirs)
+        assert {k: v for k, v in ours.items() if v is not None} == pytest.approx(
+            {k: v for k, v in theirs.items() if v is not None}, rel=1e-3, abs=1e-5
+        )
+    ours, theirs = (read(run / "members/tiny/predictions.json") for run in (two, one))
+    assert [result["image_id"] for result in ours] == [result["image_id"] for result in theirs]
+    assert [result["score"] for result in ours] == pytest.approx([r["score"] for r in theirs], rel=1e-3)
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    assert read(two / "status.json")["state"] == "done"
+
+
+def test_a_failure_of_one_process_ends_both_and_is_told(launcher, five, tmp_path):
+    data = tmp_path / "broken"
+    data.mkdir()
+    (data / "annotations").symlink_to(five / "annotations")
+    (data / "images").mkdir()
+    for image in (five / "images").rglob("*.*"):
+        (data / image.relative_to(five)).parent.mkdir(parents=True, exist_ok=True)
+        (data / image.relative_to(five)).symlink_to(image)
+    broken = data / "images" / read(five / "annotations/train.json")["images"][0]["file_name"]
+    content = broken.read_bytes()
+    broken.unlink()
+    broken.write_bytes(content[: len(content) // 2])  # its header is as it was
+    with Image.open(broken) as header:
+        assert header.size == (128, 96)
+    code, out, told = launcher.finish(launcher.start(data, "failed", world=2))
+    assert code != 0
+    assert out == ""
+    assert told.count(f"{broken.name}") >= 1, told
+    assert "this is a bug" not in told
+    assert read(launcher.folder / "failed/status.json")["state"] in {"failed", "interrupted"}
