@@ -36,8 +36,8 @@ def chosen(*overrides: str, **changes):
 @pytest.mark.parametrize(
     ("overrides", "changes", "model", "precision", "rate"),
     [
-        ((), {}, "cascade_rcnn_r18_small", "fp32", 4e-4),
-        ((), {"device": "mps"}, "cascade_rcnn_r18_small", "fp32", 4e-4),
+        ((), {}, "cascade_rcnn_r18_small", "fp32", 1e-3),
+        ((), {"device": "mps"}, "cascade_rcnn_r18_small", "fp32", 1e-3),
         ((), GPU, "cascade_rcnn_r50_dcn_gn", "bf16", 1e-4),
         ((), {**GPU, "bf16": False}, "cascade_rcnn_r50_dcn_gn", "fp32", 1e-4),
         ((f"members.{MEMBER}.model.init=pretrained",), GPU, "cascade_rcnn_r50", "bf16", 1e-4),
