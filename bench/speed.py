@@ -178,8 +178,8 @@ def stopwatch(device: torch.device) -> Iterator[list[float]]:
 
 def report(times: Mapping[str, list[float]], machine: str) -> None:
     lines = [f"{machine}, {len(next(iter(times.values())))} rounds", ""]
-    lines += ["| | median ms | ratio to torchvision | ratio to our Faster | beyond backbone + FPN |"]
-    lines += ["|---|---:|---:|---:|---:|"]
+    lines += ["| | | median ms | ratio to torchvision | ratio to our Faster | beyond backbone + FPN |"]
+    lines += ["|---|---|---:|---:|---:|---:|"]
     for name, taken in times.items():
         job = name.split(" | ")[1]
         peer, faster, trunk = (
