@@ -163,8 +163,8 @@ def cascade_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
     return _cascade_rcnn(config, num_classes, SMALL.model_copy(update={"class_agnostic": True}))
 
 
-# From random weights BatchNorm learns the first few hundred steps several times faster than GroupNorm, also with two
-# images a step: on generated scenes AP 0.46 after 150 steps, where GroupNorm has 0.00 after 120 steps of four.
+# BatchNorm, also with two images a step: two painted images are learned to AP 0.89 (Faster) and 0.97 (Cascade) in 100
+# steps, with GroupNorm and all else equal to 0.57 and 0.72 (2026-11-21).
 SMALL = Numbers(
     backbone="resnet18",
     norm="bn",
