@@ -1,0 +1,158 @@
+"""Scored boxes of a whole data set as columns: what is tuned, fused and eliminated many images at a time.
+
+    COCO results ── detections_of ──► Detections ── results_of ──► COCO results
+                                          └── save, load: a compact file of a run, for candidates before suppression
+
+Row i of `detections_of(results)` is result i, so a mask or an order over the rows applies to the results too.
+N: rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from scantling.data.coco_dataset import CocoDataset
+from scantling.data.coco_results import Result
+from scantling.data.io import replacing
+from scantling.errors import DataError
+from scantling.ops.masks import rle_to_box
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Detections:
+    """Scored boxes of many images.
+
+    Attributes:
+        images: (N,) int64, position of the image in the data set.
+        labels: (N,) int64, 0..K-1.
+        scores: (N,) float64.
+        boxes: (N, 4) float64, absolute xyxy in original pixels.
+    """
+
+    images: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        count = len(self.images)
+        shapes = [self.images.shape, self.labels.shape, self.scores.shape, self.boxes.shape]
+        if shapes != [(count,), (count,), (count,), (count, 4)]:
+            raise ValueError(f"Detections: expected (N,) three times and (N, 4), found {shapes}")
+
+    @classmethod
+    def empty(cls) -> Self:
+        """No detections."""
+        none = np.zeros(0, dtype=np.int64)
+        return cls(images=none, labels=none, scores=np.zeros(0), boxes=np.zeros((0, 4)))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Detections]) -> Self:
+        """The rows of several sets, one after the other; no sets give no rows."""
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        return (
+            cls(**{name: np.concatenate(values) for name, values in columns.items()})
+            if parts
+            else cls.empty()
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: NDArray[Any] | slice) -> Self:
+        """The rows that an index array, boolean mask (N,) or slice selects."""
+        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def by_score(self) -> Self:
+        """The same rows image by image, best first; equal scores keep their order."""
+        return self[np.lexsort((-self.scores, self.images))]
+
+
+def detections_of(results: Sequence[Result], dataset: CocoDataset) -> Detections:
+    """Checked COCO results (see `read_results`) as columns, in their order.
+
+    Args:
+        results: Of any tool; one without a box has that of its mask. [] gives N = 0.
+        dataset: The data set that was predicted.
+    """
+    label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
+    boxes = np.array([_box_xywh(result) for result in results], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return Detections(
+        images=np.array([dataset.index_of[r["image_id"]] for r in results], dtype=np.int64),
+        labels=np.array([label_of[r["category_id"]] for r in results], dtype=np.int64),
+        scores=np.array([r["score"] for r in results], dtype=np.float64),
+        boxes=boxes,
+    )
+
+
+def results_of(detections: Detections, dataset: CocoDataset) -> list[Result]:
+    """Columns as COCO results with the data set's own ids, in their order.
+
+    Args:
+        detections: Of that data set.
+        dataset: Where the ids come from.
+    """
+    ids, category_ids = [image.id for image in dataset.images], dataset.category_ids
+    boxes_xywh = detections.boxes.copy()
+    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
+    columns = (
+        detections.images.tolist(),
+        detections.labels.tolist(),
+        boxes_xywh.tolist(),
+        detections.scores.tolist(),
+    )
+    return [
+        {"image_id": ids[image], "category_id": category_ids[label], "bbox": box, "score": score}
+        for image, label, box, score in zip(*columns, strict=True)
+    ]
+
+
+def save_detections(detections: Detections, path: Path) -> None:
+    """Write a compact file (boxes and scores in single precision), atomically.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    columns = {
+        "images": detections.images.astype(np.int32),
+        "labels": detections.labels.astype(np.int32),
+        "scores": detections.scores.astype(np.float32),
+        "boxes": np.ascontiguousarray(detections.boxes, dtype=np.float32),
+    }
+    with replacing(path) as temporary:
+        save_file(columns, temporary)
+
+
+def load_detections(path: Path) -> Detections:
+    """Read what `save_detections` wrote.
+
+    Raises:
+        DataError: The file is missing or is none of these.
+    """
+    try:
+        columns = load_file(path)
+        return Detections(
+            images=columns["images"].astype(np.int64),
+            labels=columns["labels"].astype(np.int64),
+            scores=columns["scores"].astype(np.float64),
+            boxes=columns["boxes"].astype(np.float64),
+        )
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise DataError(f"{path}: not a file of detections ({error})") from error
+
+
+def _box_xywh(result: Result) -> Sequence[float]:
+    if "bbox" in result:
+        box: Sequence[float] = result["bbox"]
+        return box
+    x1, y1, x2, y2 = rle_to_box(result["segmentation"])
+    return x1, y1, x2 - x1, y2 - y1
