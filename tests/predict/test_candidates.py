@@ -11,7 +11,7 @@ from scantling.data.coco import Category
 from scantling.data.coco_dataset import CocoDataset
 from scantling.data.detections import save_detections
 from scantling.errors import DataError
-from scantling.models.two_stage import SuppressConfig, suppress_instances
+from scantling.models.suppression import SuppressConfig, suppress_instances
 from scantling.predict.candidates import Candidates, find_candidates
 from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.structures.instances import Instances
