@@ -36,7 +36,8 @@ from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.backbone import Backbone, BackboneConfig
 from scantling.models.faster_rcnn import PIXEL_MEAN, PIXEL_STD
 from scantling.models.neck import FPN, FPNConfig
-from scantling.models.two_stage import Detector, Normalise, SuppressConfig, total_loss
+from scantling.models.suppression import SuppressConfig
+from scantling.models.two_stage import Detector, Normalise, total_loss
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.structures.instances import Instances

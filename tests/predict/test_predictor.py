@@ -13,7 +13,7 @@ from reference.colour_detector import CLASS_NAMES, ColourDetector
 from scantling.data.coco import Category, to_results
 from scantling.data.geometry import View, render
 from scantling.errors import ConfigError, DataError, Severity
-from scantling.models.two_stage import SuppressConfig
+from scantling.models.suppression import SuppressConfig
 from scantling.predict import predictor as predictor_module
 from scantling.predict.predictor import PredictConfig, Predictor, read_sample
 from scantling.structures.sample import Batch

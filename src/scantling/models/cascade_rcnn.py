@@ -31,7 +31,8 @@ from scantling.models.faster_rcnn import PIXEL_MEAN, PIXEL_STD
 from scantling.models.layers import RoiPool
 from scantling.models.neck import FPN, FPNConfig
 from scantling.models.rpn import RPN, RPNConfig
-from scantling.models.two_stage import Detector, Normalise, SuppressConfig, top_candidates
+from scantling.models.suppression import SuppressConfig
+from scantling.models.two_stage import Detector, Normalise, top_candidates
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch
 
@@ -183,7 +184,8 @@ class CascadeRCNN(Detector):
         for image, size_hw in enumerate(sizes_hw):
             mean_logits = torch.stack([o.logits[image].float() for o in outputs]).mean(dim=0)
             boxes = self.heads[-1].decode(last.rois[image], last.deltas[image], size_hw)
-            found.append(top_candidates(boxes, mean_logits.softmax(dim=1), size_hw, self.suppression))
+            probabilities = mean_logits.softmax(dim=1)
+            found.append(top_candidates(boxes, probabilities, size_hw, self.suppression, self.class_names))
         return found
 
 

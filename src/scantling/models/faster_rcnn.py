@@ -23,7 +23,8 @@ from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoiSamples, sampl
 from scantling.models.layers import RoiPool
 from scantling.models.neck import FPN, FPNConfig
 from scantling.models.rpn import RPN, RPNConfig
-from scantling.models.two_stage import Detector, Normalise, SuppressConfig, top_candidates
+from scantling.models.suppression import SuppressConfig
+from scantling.models.two_stage import Detector, Normalise, top_candidates
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch
 
@@ -106,7 +107,7 @@ class FasterRCNN(Detector):
         counts = [len(p) for p in proposals]
         probabilities = torch.split(logits.float().softmax(dim=1), counts)
         return [
-            top_candidates(self.head.decode(rois, d, size), p, size, self.suppression)
+            top_candidates(self.head.decode(rois, d, size), p, size, self.suppression, self.class_names)
             for rois, d, p, size in zip(
                 proposals, torch.split(deltas, counts), probabilities, sizes_hw, strict=True
             )

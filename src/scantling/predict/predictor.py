@@ -24,7 +24,8 @@ from scantling.data.loader import aspect_order
 from scantling.data.transforms import Side, fit_size
 from scantling.data.workers import TaskStream
 from scantling.errors import ConfigError, DataError, Finding, Severity
-from scantling.models.two_stage import Detector, SuppressConfig, suppress_instances
+from scantling.models.suppression import SuppressConfig, suppress_instances
+from scantling.models.two_stage import Detector
 from scantling.predict.tiles import TileGrid, Window, merge, sort_out
 from scantling.predict.tta import mirrored, pool
 from scantling.structures.instances import Instances
@@ -158,7 +159,7 @@ class Predictor:
         device: Where the model runs.
 
     Raises:
-        ConfigError: `scales` is `auto`, or a suppression threshold names an unknown category.
+        ConfigError: `scales` is `auto`, or a suppression setting names an unknown category.
 
     Attributes:
         findings: Warnings about images left out so far; see `predict_records`.

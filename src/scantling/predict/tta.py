@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from scantling.models.two_stage import SuppressConfig, suppress_instances
+from scantling.models.suppression import SuppressConfig, suppress_instances
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame
 
@@ -35,7 +35,7 @@ def pool(
     Args:
         seen: For each view its frame and the scored candidates in it; at least one view.
         config: Suppression, applied once over all views.
-        class_names: Category names in label order (used by per-category thresholds only).
+        class_names: Category names in label order (used by settings per category only).
 
     Returns:
         Detections in original pixels, in main memory, best first. One view alone is suppressed in its own frame,
