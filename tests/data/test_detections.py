@@ -54,9 +54,10 @@ def test_a_result_without_a_box_has_that_of_its_mask(dataset):
 
 def test_saved_rows_load_in_single_precision(dataset, tmp_path):
     found = detections_of(RESULTS, dataset)
-    save_detections(found, tmp_path / "candidates.safetensors")
-    loaded = load_detections(tmp_path / "candidates.safetensors")
+    save_detections(found, tmp_path / "candidates.safetensors", views=np.array([3, 1]))
+    loaded, extra = load_detections(tmp_path / "candidates.safetensors")
     assert results_of(loaded, dataset) == RESULTS  # these numbers are exact in single precision
+    assert {name: column.tolist() for name, column in extra.items()} == {"views": [3, 1]}
     (tmp_path / "text.safetensors").write_text("not a file of detections")
     for name in ("text.safetensors", "missing.safetensors"):
         with pytest.raises(DataError, match=name):

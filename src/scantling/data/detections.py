@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,8 +116,20 @@ def results_of(detections: Detections, dataset: CocoDataset) -> list[Result]:
     ]
 
 
-def save_detections(detections: Detections, path: Path) -> None:
+class SavedDetections(NamedTuple):
+    """What a file of detections holds: the rows, and further columns (N,) by name."""
+
+    detections: Detections
+    extra: dict[str, NDArray[np.int32]]
+
+
+def save_detections(detections: Detections, path: Path, **extra: NDArray[Any]) -> None:
     """Write a compact file (boxes and scores in single precision), atomically.
+
+    Args:
+        detections: N rows.
+        path: Final name.
+        **extra: Further columns (N,) of integers.
 
     Raises:
         UsageError: The file cannot be written.
@@ -129,10 +141,10 @@ def save_detections(detections: Detections, path: Path) -> None:
         "boxes": np.ascontiguousarray(detections.boxes, dtype=np.float32),
     }
     with replacing(path) as temporary:
-        save_file(columns, temporary)
+        save_file(columns | {name: column.astype(np.int32) for name, column in extra.items()}, temporary)
 
 
-def load_detections(path: Path) -> Detections:
+def load_detections(path: Path) -> SavedDetections:
     """Read what `save_detections` wrote.
 
     Raises:
@@ -140,14 +152,15 @@ def load_detections(path: Path) -> Detections:
     """
     try:
         columns = load_file(path)
-        return Detections(
-            images=columns["images"].astype(np.int64),
-            labels=columns["labels"].astype(np.int64),
-            scores=columns["scores"].astype(np.float64),
-            boxes=columns["boxes"].astype(np.float64),
+        detections = Detections(
+            images=columns.pop("images").astype(np.int64),
+            labels=columns.pop("labels").astype(np.int64),
+            scores=columns.pop("scores").astype(np.float64),
+            boxes=columns.pop("boxes").astype(np.float64),
         )
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{path}: not a file of detections ({error})") from error
+    return SavedDetections(detections, columns)
 
 
 def _box_xywh(result: Result) -> Sequence[float]:
