@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from scantling.combine.clusters import Floats
@@ -21,12 +20,25 @@ from scantling.combine.fusion import FusedScore, fuse_non_maximum, fuse_weighted
 from scantling.combine.pool import pools
 from scantling.data.detections import Detections
 from scantling.errors import ConfigError, DataError, did_you_mean
-from scantling.models.two_stage import Fraction
-from scantling.ops.nms import batched_nms, soft_nms
+from scantling.models.suppression import (
+    DEFAULT,
+    Fraction,
+    PerCategory,
+    SuppressConfig,
+    Width,
+    by_category,
+    suppress_detections,
+)
+from scantling.ops.suppress_options import SuppressMethod
 
 EnsembleMethod: TypeAlias = Literal["wbf", "nmw", "nms", "soft_linear", "soft_gaussian"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
+_POOLED: Mapping[EnsembleMethod, SuppressMethod] = {
+    "nms": "hard",
+    "soft_linear": "soft_linear",
+    "soft_gaussian": "soft_gaussian",
+}
 _ROUNDING = 1e-6  # a score may lie outside 0..1 by so much
 
 
@@ -68,11 +80,11 @@ class EnsembleConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: EnsembleMethod = "wbf"
-    iou_threshold: Fraction | dict[str, Fraction] = 0.55
-    weights: dict[str, Weight | dict[str, Weight]] = {}
+    iou_threshold: PerCategory[Fraction] = 0.55
+    weights: dict[str, PerCategory[Weight]] = {}
     score: FusedScore = "mean"
     score_threshold: Fraction = 0.0
-    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5
+    sigma: Width = 0.5
     min_score: Fraction = 1e-3
     max_per_image: Annotated[int, Field(ge=1)] | None = None
 
@@ -85,16 +97,8 @@ class EnsembleConfig(BaseModel):
         Raises:
             ConfigError: A named category does not exist, or one has no value and there is no `default`.
         """
-        given = (
-            self.iou_threshold if isinstance(self.iou_threshold, dict) else {"default": self.iou_threshold}
-        )
-        missing = sorted(set(class_names) - given.keys())
-        if missing and "default" not in given:
-            raise ConfigError(
-                f"iou_threshold: categories without a value {missing}",
-                hint="Add `default` for the categories that are not named.",
-            )
-        return _by_label("iou_threshold", given, class_names, given.get("default", 0.0))
+        values = by_category("iou_threshold", self.iou_threshold, class_names)
+        return np.broadcast_to(np.array(values, dtype=np.float64), (len(class_names),))
 
     def weight_table(self, members: Sequence[str], class_names: Sequence[str]) -> Floats:
         """Weight by member and label, (M, K).
@@ -114,8 +118,8 @@ class EnsembleConfig(BaseModel):
         table = np.ones((len(members), len(class_names)))
         for row, name in zip(table, members, strict=True):
             given = self.weights.get(name, 1.0)
-            named = given if isinstance(given, dict) else {"default": given}
-            row[:] = _by_label(f"weights.{name}", named, class_names, named.get("default", 1.0))
+            named = {DEFAULT: 1.0, **given} if isinstance(given, dict) else given
+            row[:] = by_category(f"weights.{name}", named, class_names)
         unseen = [name for name, column in zip(class_names, table.T, strict=True) if not column.any()]
         if members and unseen:
             raise ConfigError(f"weights: every member has weight 0 for {unseen}")
@@ -146,37 +150,28 @@ def ensemble_detections(
         _require_probabilities(name, member.scores)
     parts = []
     for pool in pools(list(members.values()), weights, config.score_threshold):
-        match config.method:
-            case "wbf":
-                fused = fuse_weighted(pool, limits, weights, config.score)
-            case "nmw":
-                fused = fuse_non_maximum(pool, limits, weights)
-            case _:
-                fused = _suppress(pool.scaled(weights), limits, config)
+        if config.method == "wbf":
+            fused = fuse_weighted(pool, limits, weights, config.score)
+        elif config.method == "nmw":
+            fused = fuse_non_maximum(pool, limits, weights)
+        else:
+            fused = _suppress(pool.scaled(weights), config, class_names)
         parts.append(_best(fused, config.max_per_image))
     return Detections.cat(parts)
 
 
-def _suppress(rows: Detections, limits: Floats, config: EnsembleConfig) -> Detections:
+def _suppress(rows: Detections, config: EnsembleConfig, class_names: Sequence[str]) -> Detections:
     """Hard or soft NMS as if one detector had found all boxes."""
-    present, groups = np.unique(rows.images * len(limits) + rows.labels, return_inverse=True)
-    thresholds = torch.from_numpy(limits[present % len(limits)])
-    boxes, scores, lanes = (torch.from_numpy(column) for column in (rows.boxes, rows.scores, groups))
-    if config.method == "nms":
-        return rows[batched_nms(boxes, scores, lanes, thresholds).numpy()]
-    keep, lowered = soft_nms(
-        boxes,
-        scores,
-        lanes,
-        method="linear" if config.method == "soft_linear" else "gaussian",
-        iou_threshold=thresholds,
+    suppression = SuppressConfig(
+        method=_POOLED[config.method],
+        iou_threshold=config.iou_threshold,
         sigma=config.sigma,
+        score_threshold=0.0,
         min_score=config.min_score,
+        max_per_image=config.max_per_image,
     )
-    kept = rows[keep.numpy()]
-    return Detections(
-        images=kept.images, labels=kept.labels, scores=lowered.double().numpy(), boxes=kept.boxes
-    )
+    keep, scores = suppress_detections(rows, suppression, class_names)
+    return rows[keep].with_scores(scores)
 
 
 def _best(found: Detections, max_per_image: int | None) -> Detections:
@@ -186,16 +181,6 @@ def _best(found: Detections, max_per_image: int | None) -> Detections:
         return found
     _, first, counts = np.unique(found.images, return_index=True, return_counts=True)
     return found[np.arange(len(found)) - np.repeat(first, counts) < max_per_image]
-
-
-def _by_label(place: str, given: Mapping[str, float], class_names: Sequence[str], default: float) -> Floats:
-    """(K,) values of a mapping from category name; `default` where none is given."""
-    for name in given.keys() - {"default", *class_names}:
-        raise ConfigError(
-            f"{place}: there is no category {name!r}{did_you_mean(name, class_names)}",
-            hint=f"The categories are {list(class_names)}.",
-        )
-    return np.array([given.get(name, default) for name in class_names], dtype=np.float64)
 
 
 def _require_probabilities(name: str, scores: Floats) -> None:

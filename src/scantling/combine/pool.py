@@ -36,10 +36,7 @@ class Pool:
 
     def scaled(self, weights: Floats) -> Detections:
         """The boxes with weighted scores in [0, 1], given all weights (M, K)."""
-        scores = self.scores / weights.max(axis=0)[self.rows.labels]
-        return Detections(
-            images=self.rows.images, labels=self.rows.labels, scores=scores, boxes=self.rows.boxes
-        )
+        return self.rows.with_scores(self.scores / weights.max(axis=0)[self.rows.labels])
 
 
 def pools(members: Sequence[Detections], weights: Floats, score_threshold: float) -> Iterator[Pool]:
