@@ -12,6 +12,7 @@ from scantling.cli import (
     data_verbs,
     dataset_verbs,
     doctor_verb,
+    pretrain_verbs,
     recipe_verbs,
     result_verbs,
     run_verbs,
@@ -43,6 +44,7 @@ def _main(
 
 app.command("run")(run_verbs.run)
 app.command("demo")(run_verbs.demo)
+app.command("pretrain")(pretrain_verbs.pretrain)
 app.command("train")(run_verbs.train)
 app.command("predict")(result_verbs.predict)
 app.command("evaluate")(result_verbs.evaluate)
