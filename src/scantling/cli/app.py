@@ -13,6 +13,7 @@ from scantling.cli import (
     dataset_verbs,
     doctor_verb,
     ensemble_verb,
+    pretrain_verbs,
     recipe_verbs,
     result_verbs,
     run_verbs,
@@ -44,6 +45,7 @@ def _main(
 
 app.command("run")(run_verbs.run)
 app.command("demo")(run_verbs.demo)
+app.command("pretrain")(pretrain_verbs.pretrain)
 app.command("train")(run_verbs.train)
 app.command("predict")(result_verbs.predict)
 app.command("evaluate")(result_verbs.evaluate)
