@@ -16,15 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from scantling.errors import ConfigError
 from scantling.models.anchors import AnchorConfig
 from scantling.models.assign import SampleConfig
-from scantling.models.backbone import Backbone, BackboneConfig, Stage, read_weights
+from scantling.models.backbone import BackboneConfig, Stage, read_weights
 from scantling.models.box_heads import BoxHeadConfig
 from scantling.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig, published_stages
-from scantling.models.faster_rcnn import PIXEL_MEAN, PIXEL_STD, FasterRCNN, FasterRCNNConfig
+from scantling.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from scantling.models.layers import NormKind
 from scantling.models.losses import BoxLossConfig, BoxLossKind
 from scantling.models.neck import FPNConfig
 from scantling.models.rpn import RPNConfig
-from scantling.models.two_stage import Detector
+from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD, Detector, TwoStageDetector
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -212,9 +212,8 @@ def build_model(config: ModelConfig, num_classes: int) -> Detector:
 
 
 def _load_backbone(model: Detector, path: Path) -> None:
-    backbone = getattr(model, "backbone", None)
-    if isinstance(backbone, Backbone):
-        backbone.load(read_weights(path))
+    if isinstance(model, TwoStageDetector):
+        model.backbone.load(read_weights(path))
 
 
 def _chosen(config: ModelConfig, numbers: Numbers) -> Numbers:
@@ -243,7 +242,7 @@ def _head_norm(chosen: Numbers) -> NormKind:
 
 
 def _shared(config: ModelConfig, chosen: Numbers) -> dict[str, Any]:
-    """The parts Faster and Cascade R-CNN have in common."""
+    """The parts all two-stage detectors have in common."""
     return {
         "backbone": BackboneConfig(
             name=chosen.backbone,
