@@ -7,8 +7,9 @@ import pytest
 
 from combine.planted import dataset_of, detections_from
 from scantling.combine.eliminate import EliminateConfig, Reason, eliminate, learn_relations
-from scantling.data.detections import Detections
+from scantling.data.detections import Detections, results_of
 from scantling.errors import DataError
+from scantling.evaluate.compare import compare_results
 
 NAMES = ("wheel", "hub", "saddle")
 WHEEL, HUB, SADDLE = (0.0, 0.0, 100.0, 100.0), (45.0, 45.0, 55.0, 55.0), (200.0, 0.0, 260.0, 30.0)
@@ -185,3 +186,38 @@ def test_categories_are_matched_by_name(relations):
     assert reasons_of(turned, (1, 0.9, WHEEL), (0, 0.3, WHEEL)) == {1: (0, Reason.OVERLAP)}
     with pytest.raises(DataError, match="bell"):
         relations.ordered(("wheel", "bell"))
+
+
+def test_it_does_no_harm():
+    """Parts of a machine that each lie where they should, and a detector that is often wrong about what they are."""
+    generator = np.random.default_rng(0)
+    places = np.array(
+        [[10, 10, 110, 110], [40, 40, 80, 80], [130, 10, 230, 60], [150, 30, 330, 120]], dtype=float
+    )
+
+    def truths(num_images):
+        return [
+            (image, label, box + generator.normal(0, 6, 2)[[0, 1, 0, 1]])
+            for image in range(num_images)
+            for label, box in enumerate(places)
+            if generator.random() < 0.9
+        ]
+
+    names = ("cover", "hub", "plate", "hose")
+    learned = learn_relations(dataset_of(truths(60), num_images=60, names=names), EliminateConfig())
+    objects, rows = truths(80), []
+    for image, label, box in objects:
+        score, spread = generator.beta(5, 2), (box[2:] - box[:2]).min() * 0.08
+        rows.append((image, label, score, box + generator.normal(0, spread, 4)))
+        if generator.random() < 0.4:
+            wrong = int(generator.integers(4))
+            rows.append(
+                (image, wrong, score * generator.uniform(0.1, 1), box + generator.normal(0, spread, 4))
+            )
+    dataset, detections = dataset_of(objects, num_images=80, names=names), detections_from(rows)
+    found = eliminate(detections, learned, EliminateConfig())
+    assert len(found.removed) > 20
+    results = [results_of(each, dataset) for each in (detections, detections[found.keep])]
+    change = compare_results(dataset, *results, bootstrap=100).overall[0]
+    assert change.difference > -0.001
+    assert change.interval[1] > 0
