@@ -46,7 +46,7 @@ class Evidence:
 
     Attributes:
         labels: N labels.
-        refined: (N, 4) their boxes after refinement, xyxy; None without a refiner.
+        refined: (N, 4) their boxes after refinement, xyxy, NaN for those left alone; None without a refiner.
         detections: M out-of-fold detections; none were given if `has_detections` is false.
         has_detections: Whether the silence of the detections means something.
         association: Which detections found which labels.
@@ -127,9 +127,8 @@ def consensus(evidence: Evidence) -> Floats:
     if evidence.refined is None:
         return detected
     agree = np.nan_to_num(row_overlaps(evidence.refined, detected)) >= _AGREE
-    return np.where(
-        agree[:, None], (evidence.refined + np.where(agree[:, None], detected, 0)) / 2, evidence.refined
-    )
+    either = np.where(np.isfinite(evidence.refined), evidence.refined, detected)
+    return np.where(agree[:, None], (evidence.refined + detected) / 2, either)
 
 
 def disagreement(evidence: Evidence, boxes: Floats) -> Floats:
@@ -228,7 +227,7 @@ def _shared(evidence: Evidence, rows: Rows) -> Floats:
     labels = evidence.labels
     iou = overlaps(labels.boxes[rows], labels.boxes[rows])
     if evidence.refined is not None:
-        refined = overlaps(evidence.refined[rows], evidence.refined[rows])
+        refined = np.nan_to_num(overlaps(evidence.refined[rows], evidence.refined[rows]))
         iou = np.where(iou >= _NEAR, np.maximum(iou, refined), iou)
     same = labels.labels[rows][:, None] == labels.labels[rows]
     return np.where(same & ~np.eye(len(rows), dtype=bool), iou, 0.0)
