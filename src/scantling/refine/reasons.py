@@ -32,6 +32,7 @@ _BLUR = 0.02  # added to 1 - IoU before its logarithm: less is not told apart
 _MIN_SPREAD = 0.25
 _CONFIDENT = 0.5  # precision from which a detection has a say in where an object is
 _AGREE = 0.5  # overlap of refined box and detection from which they are about the same object
+_MARGIN = 1.0  # by which the refiner may exceed what the detector says of a label
 _HALF = 0.5  # evidence that goes hand in hand with other evidence
 _USUAL_SUPPORT = 0.25
 _COINCIDE, _COINCIDE_WIDTH = 0.75, 0.05  # overlap of two labels at which one object is as likely as two
@@ -115,15 +116,20 @@ def _carried(scores: Floats, fitted: Floats, chosen_rows: tuple[Flags, Flags]) -
 # ---------------------------------------------------------------- loose
 
 
+def confident(evidence: Evidence) -> Floats:
+    """(N, 4) boxes of confident detections that found the labels, NaN where there is none."""
+    rows = evidence.association.found_by
+    sure = evidence.support(rows) >= _CONFIDENT
+    return np.where(sure[:, None], evidence.detected(rows), np.nan)
+
+
 def consensus(evidence: Evidence) -> Floats:
     """(N, 4) where refiner and detector see the object, NaN where neither does.
 
     The mean of the refined box and the box of a confident detection where these agree; where they do not, or where
     one is missing, the refined box, else the detection.
     """
-    rows = evidence.association.found_by
-    detected = evidence.detected(rows)
-    detected[evidence.support(rows) < _CONFIDENT] = np.nan
+    detected = confident(evidence)
     if evidence.refined is None:
         return detected
     agree = np.nan_to_num(row_overlaps(evidence.refined, detected)) >= _AGREE
@@ -142,9 +148,10 @@ def loose(evidence: Evidence) -> Floats:
     """(N,) log ratio for a badly placed box, where refiner or detector says where the object is.
 
     Refiner and detector that agree with each other and not with the label weigh more than either: their mean is more
-    exact, so what is usual is less.
+    exact, so what is usual is less. A confident detection that confirms the label outweighs the refiner.
     """
-    return surprise(disagreement(evidence, consensus(evidence)))
+    z = disagreement(evidence, consensus(evidence))
+    return surprise(np.fmin(z, disagreement(evidence, confident(evidence)) + _MARGIN))
 
 
 # ---------------------------------------------------------------- spurious, class, missing
