@@ -8,6 +8,7 @@ import typer
 
 from scantling import __version__
 from scantling.cli import (
+    audit_verbs,
     compare_verb,
     data_verbs,
     dataset_verbs,
@@ -57,5 +58,7 @@ app.command("convert")(dataset_verbs.convert)
 app.command("split")(dataset_verbs.split)
 app.command("synth")(data_verbs.synth)
 app.command("import-weights")(data_verbs.import_weights)
+app.command("audit")(audit_verbs.audit)
+app.command("repair")(audit_verbs.repair)
 app.command("doctor")(doctor_verb.doctor)
 app.add_typer(recipe_verbs.recipes, name="recipes")
