@@ -41,6 +41,7 @@ ORDER = (
     "api_pretrain",
     "api_combine",
     "api_refine",
+    "api_audit",
     "api",
     "cli",
     "__init__",

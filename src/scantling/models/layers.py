@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d, roi_align
 
+from scantling.ops.boxes import enlarge_boxes
+
 NormKind = Literal["none", "bn", "sync_bn", "gn"]
 
 
@@ -157,19 +159,21 @@ class RoiPool(nn.Module):
         self.side = side
         self.samples = samples
 
-    def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor], enlarge: float = 1.0) -> Tensor:
         """Pool RoIs of each image.
 
         Args:
             features: Levels (B, C, H, W), finest first; further levels are not used.
             rois: For each image (R_i, 4) xyxy in image pixels.
+            enlarge: Factor by which each RoI grows about its centre before it is pooled; its level stays.
 
         Returns:
             (R, C, side, side), images one after the other; R may be 0.
         """
         boxes = torch.cat(list(rois))
         image = torch.cat([torch.full((len(r), 1), i, device=boxes.device) for i, r in enumerate(rois)])
-        indexed = torch.cat([image.to(boxes.dtype), boxes], dim=1).float()
+        area = boxes if enlarge == 1 else enlarge_boxes(boxes, enlarge)
+        indexed = torch.cat([image.to(boxes.dtype), area], dim=1).float()
         levels = self.levels_of(boxes)
         pooled = features[0].new_zeros(len(boxes), features[0].shape[1], self.side, self.side)
         for level, stride in enumerate(self.strides):
