@@ -3,10 +3,10 @@
     python bench/eliminate.py [FOLDER ...] [--seeds 5] [--scenes 150]
 
 For every FOLDER with a data set in COCO's layout, and for generated scenes in two layouts, the second time with bad
-labels in `train`: relations are learned from `train`; predictions are made up from the truth of `val`. A detector finds 92 % of the objects at sides displaced by
-5 %, some twice, takes a part of them for another category as well (with a score that is usually but not always lower),
-and sees things anywhere. `wrong` of the removed are predictions that find an object (IoU 0.5) that no other prediction
-of the same category finds better. Time is processor time of this process with one thread per library.
+labels in `train`: relations are learned from `train`; predictions are made up from the truth of `val`. A detector
+finds 92 % of the objects at sides displaced by 5 %, some twice, takes a part of them for another category as well
+(with a score that is usually but not always lower), and sees things anywhere. `wrong` counts the objects that were
+found (IoU 0.5) and no longer are. Time is processor time of this process with one thread per library.
 """
 
 from __future__ import annotations
