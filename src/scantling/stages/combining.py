@@ -20,6 +20,7 @@ from scantling.stages.context import PREDICTIONS, RunContext
 from scantling.stages.detecting import TUNED, foreign_files, read_member, tuned_file
 
 ENSEMBLE, ELIMINATE = "ensemble", "eliminate"
+RELATIONS = f"{ELIMINATE}/relations.json"
 
 
 def combined_members(context: RunContext) -> list[str]:
@@ -85,7 +86,7 @@ def eliminate_stage(context: RunContext) -> Stage:
         "train": context.data.hashes["train"],
         "eliminate": combining.eliminate.model_dump(mode="json") if combining.eliminate else None,
     }
-    outputs = (f"{ELIMINATE}/{PREDICTIONS}", f"{ELIMINATE}/removed.json")
+    outputs = (f"{ELIMINATE}/{PREDICTIONS}", f"{ELIMINATE}/removed.json", RELATIONS)
     action = partial(_eliminate, context, before)
     return Stage(folder=ELIMINATE, name=ELIMINATE, inputs=inputs, outputs=outputs, action=action)
 
@@ -147,7 +148,9 @@ def _fuse(context: RunContext) -> None:
 def _eliminate(context: RunContext, before: str) -> None:
     target, config = context.data.target, context.recipe.combining.elimination
     results = read_results(context.root / before, target)
-    found = eliminate(detections_of(results, target), learn_relations(context.data.train, config), config)
+    relations = learn_relations(context.data.train, config)
+    found = eliminate(detections_of(results, target), relations, config)
     kept = [result for result, keep in zip(results, found.keep, strict=True) if keep]
     write_results(kept, context.root / ELIMINATE / PREDICTIONS)
     write_json(context.root / ELIMINATE / "removed.json", found.to_dict(), indent=2)
+    write_json(context.root / RELATIONS, relations.to_dict())
