@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Literal
 
 from scantling.api_audit import audit as audit  # noqa: PLC0414 - part of this module too
 from scantling.api_audit import repair as repair  # noqa: PLC0414 - part of this module too
+from scantling.api_combine import eliminate as eliminate  # noqa: PLC0414 - part of this module too
 from scantling.api_combine import ensemble as ensemble  # noqa: PLC0414 - part of this module too
+from scantling.api_combine import tune as tune  # noqa: PLC0414 - part of this module too
+from scantling.api_combine import tuned_overrides as tuned_overrides  # noqa: PLC0414 - part of this module too
 from scantling.api_data import check as check  # noqa: PLC0414 - part of this module too
 from scantling.api_data import convert as convert  # noqa: PLC0414 - part of this module too
 from scantling.api_data import split as split  # noqa: PLC0414 - part of this module too
@@ -64,7 +67,8 @@ def predict(
         checkpoint: Checkpoint file, instead of `run`.
         out: COCO results file to write.
         overlays: Folder for copies of the images with what was found drawn on them.
-        overrides: `KEY=VALUE` texts that replace settings of prediction, such as `scales=[480,640]`.
+        overrides: `KEY=VALUE` texts that replace settings of prediction, such as `scales=[480,640]`, or those of
+            `tuned_overrides`.
         device: As in `run`.
 
     Raises:

@@ -10,9 +10,11 @@ from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.detections import Detections, results_of
+from scantling.draft import Draft
 from scantling.errors import ConfigError, DataError, UsageError
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.suppression import SuppressConfig, suppress_detections
+from scantling.predict.predictor import PredictConfig
 
 BASE = SuppressConfig(score_threshold=0.0)
 HARD = TuneConfig(methods=("hard",), bootstrap=100)
@@ -243,3 +245,17 @@ def test_a_wrong_file_is_told(tmp_path, text, told):
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(DataError, match="nowhere.yaml"):
         read_tuned(tmp_path / "nowhere.yaml")
+
+
+def test_the_overrides_of_a_file_say_the_same_to_prediction(tmp_path, tuned):
+    write_tuned(tmp_path / "tuned.yaml", suppress=tuned.config)
+    found = read_tuned(tmp_path / "tuned.yaml")
+    draft = Draft(
+        PredictConfig, {"suppress": {"score_threshold": 0.01, "method": "soft_linear"}}, {}, "checkpoint"
+    )
+    for override in found.suppression_overrides("tuned.yaml"):
+        draft = draft.with_override(override)
+    assert draft.check().suppress == found.suppression_over(SuppressConfig(score_threshold=0.01))
+    write_tuned(tmp_path / "tuned.yaml", ensemble=EnsembleConfig())
+    with pytest.raises(ConfigError, match="section 'suppress'"):
+        read_tuned(tmp_path / "tuned.yaml").suppression_overrides("tuned.yaml")
