@@ -17,9 +17,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from scantling.api_combine import ensemble as ensemble  # noqa: PLC0414 - part of this module too
 from scantling.api_data import check as check  # noqa: PLC0414 - part of this module too
 from scantling.api_data import convert as convert  # noqa: PLC0414 - part of this module too
 from scantling.api_data import split as split  # noqa: PLC0414 - part of this module too
+from scantling.api_pretrain import pretrain as pretrain  # noqa: PLC0414 - part of this module too
 from scantling.errors import UsageError
 from scantling.given_paths import folder_of, require_existing, require_folder
 

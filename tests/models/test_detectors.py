@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from scantling.errors import ConfigError
-from scantling.models.two_stage import Detector, SuppressConfig, suppress_instances, total_loss
+from scantling.models.suppression import SuppressConfig
+from scantling.models.two_stage import Detector, total_loss
 from scantling.models.zoo import ModelConfig, build_model
-from scantling.ops.boxes import pairwise_iou
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame, Sample
 
@@ -303,18 +303,3 @@ def mean_average_precision(found: list[Instances], truths: list[Instances]) -> f
     evaluation.accumulate()
     evaluation.summarize()
     return float(evaluation.stats[0])
-
-
-def test_suppression_settings_reach_the_result() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 10.0, 10.0]])
-    found = Instances(
-        size_hw=(20, 20), boxes=boxes, labels=torch.tensor([0, 0, 1]), scores=torch.tensor([0.9, 0.8, 0.7])
-    )
-    assert pairwise_iou(boxes[:1], boxes[1:2]).item() == pytest.approx(0.8)
-    hard = suppress_instances(found, SuppressConfig(), ())
-    assert hard.scores.tolist() == pytest.approx([0.9, 0.7])
-    soft = suppress_instances(found, SuppressConfig(method="soft_linear"), ())
-    assert soft.scores.tolist() == pytest.approx([0.9, 0.7, 0.8 * 0.2])
-    per_class = SuppressConfig(iou_threshold={"a": 0.85, "default": 0.5})
-    assert len(suppress_instances(found, per_class, ("a", "b"))) == 3
-    assert len(suppress_instances(found, SuppressConfig(max_per_image=1), ())) == 1

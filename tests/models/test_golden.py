@@ -11,7 +11,7 @@ import torch
 from scantling.models.assign import SampleConfig
 from scantling.models.losses import objectness_loss
 from scantling.models.rpn import propose
-from scantling.models.two_stage import suppress_instances
+from scantling.models.suppression import suppress_instances
 from scantling.ops.boxes import pairwise_iou
 
 CASCADES = ("cascade_rcnn_r50", "cascade_rcnn_r50_dcn_gn")

@@ -149,7 +149,8 @@ class CascadeRCNN(TwoStageDetector):
         for image, size_hw in enumerate(sizes_hw):
             mean_logits = torch.stack([o.logits[image].float() for o in outputs]).mean(dim=0)
             boxes = self.heads[-1].decode(last.rois[image], last.deltas[image], size_hw)
-            found.append(top_candidates(boxes, mean_logits.softmax(dim=1), size_hw, self.suppression))
+            probabilities = mean_logits.softmax(dim=1)
+            found.append(top_candidates(boxes, probabilities, size_hw, self.suppression, self.class_names))
         return found
 
 

@@ -71,7 +71,7 @@ class FasterRCNN(TwoStageDetector):
         counts = [len(p) for p in proposals]
         probabilities = torch.split(logits.float().softmax(dim=1), counts)
         return [
-            top_candidates(self.head.decode(rois, d, size), p, size, self.suppression)
+            top_candidates(self.head.decode(rois, d, size), p, size, self.suppression, self.class_names)
             for rois, d, p, size in zip(
                 proposals, torch.split(deltas, counts), probabilities, sizes_hw, strict=True
             )
