@@ -223,7 +223,7 @@ def _open(work: _Work, plan: CropPlan) -> CropStore:
 def _train(work: _Work, store: CropStore, *, left_out: int) -> dict[str, Any]:
     """Train, export the backbone, and say what came out."""
     config, processes = work.config, work.processes
-    model = initial_moco(config, work.run.seed)
+    model = initial_moco(config, work.run.seed).to(work.device)
     split = knn_split(store, share=config.held_out, seed=work.run.seed, most=config.max_judged)
     untrained = processes.on_main(partial(_untrained_score, work, store, split, model))
     result = _fit(work, store, split, model)
@@ -326,7 +326,7 @@ def _untrained_score(
     """The score of random weights, measured once for a folder."""
     path = work.out / UNTRAINED
     if not path.is_file():
-        score = _score(work, store, split, model.to(work.device))
+        score = _score(work, store, split, model)
         write_json(path, asdict(score) if score else None)
     return cast("dict[str, float] | None", read_json(path))
 
