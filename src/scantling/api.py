@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from scantling.api_data import check as check  # noqa: PLC0414 - part of this module too
 from scantling.api_data import convert as convert  # noqa: PLC0414 - part of this module too
 from scantling.api_data import split as split  # noqa: PLC0414 - part of this module too
+from scantling.api_refine import refine_apply as refine_apply  # noqa: PLC0414 - part of this module too
+from scantling.api_refine import refine_train as refine_train  # noqa: PLC0414 - part of this module too
 from scantling.errors import UsageError
 from scantling.given_paths import folder_of, require_existing, require_folder
 

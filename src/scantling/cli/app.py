@@ -13,6 +13,7 @@ from scantling.cli import (
     dataset_verbs,
     doctor_verb,
     recipe_verbs,
+    refine_verbs,
     result_verbs,
     run_verbs,
 )
@@ -55,3 +56,4 @@ app.command("synth")(data_verbs.synth)
 app.command("import-weights")(data_verbs.import_weights)
 app.command("doctor")(doctor_verb.doctor)
 app.add_typer(recipe_verbs.recipes, name="recipes")
+app.add_typer(refine_verbs.refine, name="refine")
