@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from scantling.data.geometry import Matrix, Pixels, resize_pixels
-from scantling.models.faster_rcnn import PIXEL_MEAN
+from scantling.models.two_stage import PIXEL_MEAN
 from scantling.structures.sample import Frame
 
 Boxes = NDArray[np.float64]

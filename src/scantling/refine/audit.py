@@ -1,0 +1,375 @@
+"""Label audit: the labels of a data set that are likely wrong, in one ranking, each with its reason.
+
+    labels ──────────────┐
+    refined boxes (N, 4) ├─► Evidence ──► loose, spurious, class, duplicate (N,) ──► ranking ──► suspects.json
+    out-of-fold results  ┘            └─► missing (M,) ─────────────────────────┘
+
+Refined boxes come from `refine_truth`, detections from models that have not seen the image. Either may be missing;
+then the reasons that need it are not found. N: labels, M: detections.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from scantling.data.coco import CocoDataset, ImageId
+from scantling.data.coco_records import AnnotationId
+from scantling.data.detections import Detections
+from scantling.errors import UsageError
+from scantling.refine.labels import NONE, Floats, Labels, Rows, associate, labels_of, row_overlaps
+from scantling.refine.reasons import (
+    Evidence,
+    calibrate,
+    consensus,
+    duplicate,
+    loose,
+    missing,
+    size_groups,
+    spurious,
+    wrong_class,
+)
+
+Reason = Literal["loose", "missing", "spurious", "class", "duplicate"]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Box = tuple[float, float, float, float]
+
+REASONS: tuple[Reason, ...] = get_args(Reason)
+MEANINGS: Mapping[Reason, str] = {
+    "loose": "the box is badly placed",
+    "missing": "an object without a label",
+    "spurious": "nothing there",
+    "class": "another category",
+    "duplicate": "the object is labelled twice",
+}
+FORMAT = 1
+_DECIMALS = 2
+_STAYED = 1e-3  # pixels
+
+
+class AuditConfig(BaseModel):
+    """What counts as suspicious.
+
+    Attributes:
+        fault_rate: Share of labels that are wrong for each reason before anything is known; the scale of the scores.
+        min_score: Suspects less likely than this are left out.
+        min_detection_score: Detections below are ignored.
+        iou_threshold: Overlap from which a detection has found a label.
+        near_iou: Overlap from which a label and a detection that found nothing better belong together.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fault_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.03
+    min_score: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    min_detection_score: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    iou_threshold: Share = 0.5
+    near_iou: Share = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
+    """A label that is likely wrong, or an object that likely has none.
+
+    Attributes:
+        reason: What is likely wrong.
+        score: How likely, 0..1.
+        image: Position of the image in the data set.
+        image_id: Its id.
+        annotation_id: Of the label; None where a label is missing.
+        category: Name of the label's category; of the suggested one where a label is missing.
+        box: Of the label, xyxy in original pixels; None where a label is missing.
+        suggested_box: Better box, or that of the missing label; None if there is none.
+        suggested_category: Better category, or that of the missing label; None if there is none.
+        note: The evidence in a few words.
+    """
+
+    reason: Reason
+    score: float
+    image: int
+    image_id: ImageId
+    annotation_id: AnnotationId | None
+    category: str
+    box: Box | None
+    suggested_box: Box | None
+    suggested_category: str | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Audit:
+    """The outcome.
+
+    Attributes:
+        suspects: Most likely first.
+        num_labels: Labels that were looked at.
+        used: What they were compared with: `refiner`, `predictions`.
+        config: What counted as suspicious.
+        data_hash: Of the annotations; decisions on other data are refused.
+    """
+
+    suspects: tuple[Suspect, ...]
+    num_labels: int
+    used: tuple[str, ...]
+    config: AuditConfig
+    data_hash: str
+
+    @property
+    def counts(self) -> dict[Reason, int]:
+        """Number of suspects by reason."""
+        found = Counter(suspect.reason for suspect in self.suspects)
+        return {reason: found[reason] for reason in REASONS}
+
+
+def find_suspects(
+    dataset: CocoDataset,
+    refined: Floats | None = None,
+    detections: Detections | None = None,
+    config: AuditConfig | None = None,
+) -> Audit:
+    """Rank the labels of a data set by how likely they are wrong.
+
+    A label appears once, with its likeliest reason. Without refined boxes and detections only duplicates are found.
+
+    Args:
+        dataset: The labels. An empty data set has no suspects.
+        refined: (N, 4) xyxy, the boxes of all annotations after refinement, image by image.
+        detections: Out-of-fold detections on the same images: of models that were not trained on the image.
+        config: What counts as suspicious.
+
+    Raises:
+        UsageError: The number of refined boxes is not that of the annotations.
+    """
+    config, labels = config or AuditConfig(), labels_of(dataset)
+    if refined is not None and refined.shape != (len(labels), 4):
+        message = f"{dataset.file}: {len(labels)} annotations, but refined boxes of shape {refined.shape}"
+        raise UsageError(message, hint="Refine the same annotations that are audited.")
+    evidence = gather(labels, refined, detections, config)
+    found = [*_label_suspects(dataset, evidence, config), *_missing_suspects(dataset, evidence, config)]
+    used = [name for name, given in (("refiner", refined), ("predictions", detections)) if given is not None]
+    return Audit(
+        suspects=tuple(sorted(found, key=_order)),
+        num_labels=int((~labels.is_crowd).sum()),
+        used=tuple(used),
+        config=config,
+        data_hash=hash_of(dataset),
+    )
+
+
+def gather(
+    labels: Labels, refined: Floats | None, detections: Detections | None, config: AuditConfig
+) -> Evidence:
+    """Bring labels, refined boxes and detections together; see `find_suspects`."""
+    has_detections = detections is not None and len(detections) > 0
+    kept = detections if detections is not None else Detections.empty()
+    kept = kept[kept.scores >= config.min_detection_score]
+    association = associate(labels, kept, iou_threshold=config.iou_threshold, near_iou=config.near_iou)
+    precision, missing_rate = calibrate(kept, association, config.fault_rate)
+    return Evidence(
+        labels=labels,
+        refined=None if refined is None else _moved(np.asarray(refined, dtype=np.float64), labels),
+        detections=kept,
+        has_detections=has_detections,
+        association=association,
+        precision=precision,
+        missing_rate=missing_rate,
+        groups=size_groups(labels),
+    )
+
+
+def _moved(refined: Floats, labels: Labels) -> Floats:
+    """The refined boxes, NaN where the refiner left the label alone and so says nothing of it."""
+    stayed = np.abs(refined - labels.boxes).max(axis=1, initial=0) < _STAYED
+    return np.where(stayed[:, None], np.nan, refined)
+
+
+def fault_odds(evidence: Evidence, config: AuditConfig) -> dict[Reason, Floats]:
+    """For every reason but `missing` the odds (N,) against a right label; 0 for crowds.
+
+    The reasons exclude each other, so a label is wrong with probability s / (1 + s), s the sum of its odds.
+    """
+    log_ratios: dict[Reason, Floats] = {
+        "loose": loose(evidence),
+        "spurious": spurious(evidence),
+        "class": wrong_class(evidence),
+        "duplicate": duplicate(evidence)[0],
+    }
+    prior = config.fault_rate / (1 - config.fault_rate)
+    counts = ~evidence.labels.is_crowd
+    return {reason: np.where(counts, prior * np.exp(ratio), 0.0) for reason, ratio in log_ratios.items()}
+
+
+def hash_of(dataset: CocoDataset) -> str:
+    """SHA-256 of what the labels say, whatever the order of the records or the format of the file."""
+    content = dataset.to_coco()
+    said = {
+        "images": [[image.id, image.file_name, *image.size_hw] for image in dataset.images],
+        "annotations": [
+            [a["id"], a["image_id"], a["category_id"], a["bbox"]] for a in content["annotations"]
+        ],
+        "categories": [[category.id, category.name] for category in dataset.categories],
+    }
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- the ranking
+
+
+def _order(suspect: Suspect) -> tuple[float, int, str, str]:
+    return (-suspect.score, suspect.image, suspect.reason, str(suspect.annotation_id))
+
+
+def _label_suspects(dataset: CocoDataset, evidence: Evidence, config: AuditConfig) -> list[Suspect]:
+    """Every label that is likely enough wrong, with its likeliest reason."""
+    odds = fault_odds(evidence, config)
+    reasons, table = tuple(odds), np.stack(list(odds.values()))
+    best, total = table.argmax(axis=0), table.sum(axis=0)
+    scores = total / (1 + total)
+    boxes, twins = _inside(dataset, evidence.labels.images, consensus(evidence)), duplicate(evidence)[1]
+    suspects = []
+    for row in np.flatnonzero(scores >= max(config.min_score, 1e-9)):
+        reason = reasons[best[row]]
+        box, category, note = _suggestion(dataset, evidence, reason, (int(row), boxes, twins))
+        suspects.append(
+            Suspect(
+                reason=reason,
+                score=float(scores[row]),
+                image=int(evidence.labels.images[row]),
+                image_id=dataset.images[evidence.labels.images[row]].id,
+                annotation_id=evidence.labels.ids[row],
+                category=dataset.class_names[evidence.labels.labels[row]],
+                box=_plain(evidence.labels.boxes[row]),
+                suggested_box=box,
+                suggested_category=category,
+                note=note,
+            )
+        )
+    return suspects
+
+
+def _suggestion(
+    dataset: CocoDataset, evidence: Evidence, reason: Reason, place: tuple[int, Floats, Rows]
+) -> tuple[Box | None, str | None, str]:
+    """Better box, better category and the evidence in words, for one label."""
+    row, boxes, twins = place
+    if reason == "loose":
+        overlap = float(row_overlaps(evidence.labels.boxes[[row]], boxes[[row]])[0])
+        return _plain(boxes[row]), None, f"overlaps the suggested box by {overlap:.2f}"
+    if reason == "class":
+        rival = evidence.association.rival[row]
+        name = dataset.class_names[evidence.detections.labels[rival]]
+        return None, name, f"detected as {name} at score {evidence.detections.scores[rival]:.2f}"
+    if reason == "duplicate":
+        return None, None, f"repeats annotation {evidence.labels.ids[twins[row]]}"
+    seen = evidence.association.seen_by[row]
+    return (
+        None,
+        None,
+        (
+            "no detection here"
+            if seen == NONE
+            else f"best detection here scores {evidence.detections.scores[seen]:.2f}"
+        ),
+    )
+
+
+def _missing_suspects(dataset: CocoDataset, evidence: Evidence, config: AuditConfig) -> list[Suspect]:
+    """Every detection that is likely enough an object without a label."""
+    likely, detections = missing(evidence), evidence.detections
+    boxes = _inside(dataset, detections.images, detections.boxes)
+    likely[(boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) < 1] = 0.0
+    suspects = []
+    for row in np.flatnonzero(likely >= max(config.min_score, 1e-9)):
+        name = dataset.class_names[detections.labels[row]]
+        suspects.append(
+            Suspect(
+                reason="missing",
+                score=float(likely[row]),
+                image=int(detections.images[row]),
+                image_id=dataset.images[detections.images[row]].id,
+                annotation_id=None,
+                category=name,
+                box=None,
+                suggested_box=_plain(boxes[row]),
+                suggested_category=name,
+                note=f"detected at score {detections.scores[row]:.2f}, no label here",
+            )
+        )
+    return suspects
+
+
+def _inside(dataset: CocoDataset, images: Rows, boxes: Floats) -> Floats:
+    """(N, 4) boxes clipped to their images."""
+    sizes_hw = np.array([image.size_hw for image in dataset.images], dtype=np.float64).reshape(-1, 2)
+    return np.clip(boxes, 0, sizes_hw[images][:, [1, 0, 1, 0]])
+
+
+def _plain(box: Floats) -> Box:
+    x1, y1, x2, y2 = (round(float(edge), _DECIMALS) for edge in box)
+    return (x1, y1, x2, y2)
+
+
+# ---------------------------------------------------------------- as a file
+
+
+def suspects_json(audit: Audit, dataset: CocoDataset) -> dict[str, Any]:
+    """The content of `suspects.json`: boxes as [x, y, width, height], ids and category names of the data set."""
+    return {
+        "format": FORMAT,
+        "kind": "suspects",
+        "data": {"file": dataset.file.name, "sha256": audit.data_hash, "num_labels": audit.num_labels},
+        "used": list(audit.used),
+        "config": audit.config.model_dump(mode="json"),
+        "counts": audit.counts,
+        "suspects": [suspect_json(suspect, dataset) for suspect in audit.suspects],
+    }
+
+
+def suspect_json(suspect: Suspect, dataset: CocoDataset) -> dict[str, Any]:
+    """One suspect as plain values."""
+    return {
+        "reason": suspect.reason,
+        "score": round(suspect.score, 4),
+        "image_id": suspect.image_id,
+        "file_name": dataset.images[suspect.image].file_name,
+        "annotation_id": suspect.annotation_id,
+        "category": suspect.category,
+        "bbox": _xywh(suspect.box),
+        "suggested_bbox": _xywh(suspect.suggested_box),
+        "suggested_category": suspect.suggested_category,
+        "note": suspect.note,
+    }
+
+
+def table_text(audit: Audit, dataset: CocoDataset, first: int = 20) -> str:
+    """The counts by reason and the first suspects as lines of text."""
+    counted = ", ".join(f"{count} {reason}" for reason, count in audit.counts.items() if count)
+    lines = [f"{len(audit.suspects)} suspects among {audit.num_labels} labels ({counted or 'none'})"]
+    rows: list[tuple[str, ...]] = [("score", "reason", "image", "id", "category", "evidence")]
+    rows += [_row(suspect, dataset) for suspect in audit.suspects[:first]]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    shown = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
+    more = len(audit.suspects) - first
+    return "\n".join(
+        [*lines, *(shown if audit.suspects else []), *([f"and {more} more"] if more > 0 else [])]
+    )
+
+
+def _row(suspect: Suspect, dataset: CocoDataset) -> tuple[str, ...]:
+    identifier = "new" if suspect.annotation_id is None else str(suspect.annotation_id)
+    file_name = dataset.images[suspect.image].file_name
+    return (f"{suspect.score:.2f}", suspect.reason, file_name, identifier, suspect.category, suspect.note)
+
+
+def _xywh(box: Sequence[float] | None) -> list[float] | None:
+    if box is None:
+        return None
+    x1, y1, x2, y2 = box
+    return [x1, y1, round(x2 - x1, _DECIMALS), round(y2 - y1, _DECIMALS)]
