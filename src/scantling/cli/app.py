@@ -16,6 +16,7 @@ from scantling.cli import (
     ensemble_verb,
     pretrain_verbs,
     recipe_verbs,
+    refine_verbs,
     result_verbs,
     run_verbs,
     tune_verbs,
@@ -66,3 +67,4 @@ app.command("audit")(audit_verbs.audit)
 app.command("repair")(audit_verbs.repair)
 app.command("doctor")(doctor_verb.doctor)
 app.add_typer(recipe_verbs.recipes, name="recipes")
+app.add_typer(refine_verbs.refine, name="refine")
