@@ -23,7 +23,8 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from scantling.models.two_stage import Detector, SuppressConfig, total_loss
+from scantling.models.suppression import SuppressConfig
+from scantling.models.two_stage import Detector, total_loss
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame

@@ -34,9 +34,9 @@ from scantling.data.loader import LoaderConfig, TrainLoader
 from scantling.data.transforms import AugmentConfig, build_transforms
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.backbone import Backbone, BackboneConfig
-from scantling.models.faster_rcnn import PIXEL_MEAN, PIXEL_STD
 from scantling.models.neck import FPN, FPNConfig
-from scantling.models.two_stage import Detector, Normalise, SuppressConfig, total_loss
+from scantling.models.suppression import SuppressConfig
+from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD, Detector, Normalise, total_loss
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.structures.instances import Instances

@@ -15,8 +15,19 @@ from scantling.cli.app import app
 SNAPSHOT = Path(__file__).with_name("commands.txt")
 SHOWN_ONLY = {"help", "json", "quiet", "debug"}
 """Options that change what is shown, not what is done."""
-TRANSLATED = {"skip_invalid", "strict", "tile", "overlap"}
-"""Switches that the command line turns into overrides of the recipe or of prediction."""
+TRANSLATED = {
+    "skip_invalid",
+    "strict",
+    "folds",
+    "tile",
+    "overlap",
+    "method",
+    "iou",
+    "backbone",
+    "norm",
+    "deform",
+}
+"""Options that the command line turns into overrides of the recipe, of prediction, an ensemble or pretraining."""
 NAMES = {"recipes list": "recipes", "recipes show": "recipe_text", "recipes suggest": "suggest"}
 
 

@@ -22,7 +22,6 @@ from scantling.data.coco import (
     to_results,
     write_results,
 )
-from scantling.data.coco_results import compare_results
 from scantling.errors import DataError, Severity
 from scantling.structures.instances import Instances
 from scantling.structures.masks import ImageMasks, RoiMasks
@@ -233,21 +232,6 @@ def test_row_64_the_order_of_the_file_only_orders_the_output(dataset, results):
     forward, backward = check_results(results, dataset), check_results(results[::-1], dataset)
     assert forward.findings == backward.findings
     assert forward.records == backward.records[::-1]
-
-
-def test_row_65_files_that_belong_together_or_not(dataset, results):
-    first, second = results[:2], results[2:]
-    assert compare_results([("a", results), ("b", first), ("c", [])]) == ()
-    assert compare_results([("a", results)]) == ()
-    (disjoint,) = compare_results([("a.json", first), ("b.json", second)])
-    assert (disjoint.code, disjoint.severity, disjoint.file) == (
-        "results-disjoint",
-        Severity.WARNING,
-        "b.json",
-    )
-    (twice,) = compare_results([("a.json", results), ("b.json", [dict(r) for r in results])])
-    assert (twice.code, twice.severity) == ("results-same-twice", Severity.WARNING)
-    assert "a.json" in twice.message
 
 
 def test_strict_turns_warnings_into_errors_and_warnings_are_logged(dataset, results, tmp_path, caplog):

@@ -9,12 +9,13 @@ from scantling.data.coco import ReadOptions, parse_coco
 from scantling.data.coco_records import to_rle
 from scantling.data.detections import (
     Detections,
+    compare_detections,
     detections_of,
     load_detections,
     results_of,
     save_detections,
 )
-from scantling.errors import DataError
+from scantling.errors import DataError, Severity
 
 
 @pytest.fixture
@@ -54,9 +55,10 @@ def test_a_result_without_a_box_has_that_of_its_mask(dataset):
 
 def test_saved_rows_load_in_single_precision(dataset, tmp_path):
     found = detections_of(RESULTS, dataset)
-    save_detections(found, tmp_path / "candidates.safetensors")
-    loaded = load_detections(tmp_path / "candidates.safetensors")
+    save_detections(found, tmp_path / "candidates.safetensors", views=np.array([3, 1]))
+    loaded, extra = load_detections(tmp_path / "candidates.safetensors")
     assert results_of(loaded, dataset) == RESULTS  # these numbers are exact in single precision
+    assert {name: column.tolist() for name, column in extra.items()} == {"views": [3, 1]}
     (tmp_path / "text.safetensors").write_text("not a file of detections")
     for name in ("text.safetensors", "missing.safetensors"):
         with pytest.raises(DataError, match=name):
@@ -71,3 +73,28 @@ def test_rows_are_joined_selected_and_ordered(dataset):
     assert len(Detections.cat([])) == 0
     with pytest.raises(ValueError, match=r"\(N, 4\)"):
         Detections(images=found.images, labels=found.labels, scores=found.scores, boxes=found.boxes[:, :2])
+
+
+def test_row_65_files_that_belong_together_or_not(dataset):
+    both = detections_of(RESULTS, dataset)
+    first, second = both[:1], both[1:]
+
+    def told(*files):
+        findings = compare_detections(files, dataset.class_names)
+        assert all(finding.severity is Severity.WARNING for finding in findings)
+        return [(finding.file, finding.code, finding.message) for finding in findings]
+
+    assert told(("a", both), ("b", Detections.empty())) == told(("a", both)) == []
+    assert told(("a", first), ("b", both)) == [
+        ("a", "results-categories-differ", "has no prediction of 'bolt', which other files have")
+    ]
+    assert [row[:2] for row in told(("a", first), ("b", second))] == [
+        ("b", "results-disjoint"),
+        ("a", "results-categories-differ"),
+        ("b", "results-categories-differ"),
+    ]
+    reversed_rows = both[::-1]
+    assert told(("a", both), ("b", reversed_rows)) == [
+        ("b", "results-same-twice", "holds the same predictions as a")
+    ]
+    assert told(("a", both), ("b", both.with_scores(both.scores / 2))) == []

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from scantling.models.two_stage import Detector, SuppressConfig, suppress_instances, total_loss
+from scantling.errors import ConfigError
+from scantling.models.suppression import SuppressConfig
+from scantling.models.two_stage import Detector, total_loss
 from scantling.models.zoo import ModelConfig, build_model
-from scantling.ops.boxes import pairwise_iou
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame, Sample
 
@@ -30,6 +31,10 @@ VARIANTS = {
     ),
     "cascade per class dcn": ModelConfig(
         name="cascade_rcnn_r18_small", class_agnostic=False, deform=(3, 4), deform_version=2, **SMALL
+    ),
+    "double head": ModelConfig(name="double_head_rcnn_r18_small", **SMALL),
+    "double head gn agnostic": ModelConfig(
+        name="double_head_rcnn_r18_small", norm="gn", class_agnostic=True, **SMALL
     ),
 }
 
@@ -84,15 +89,30 @@ def test_images_without_objects(variant: str) -> None:
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_no_proposals_give_no_detections() -> None:
-    for variant in ("faster", "cascade"):
-        model, batch = build(variant).eval(), two_images()
-        with torch.no_grad():
-            features = model.features(model.normalise(batch.images, batch.sizes_hw))
-            found = model.roi_candidates(features, [torch.zeros(0, 4)] * 2, batch.sizes_hw)
-        assert [len(f) for f in found] == [0, 0]
-        losses = model.train().roi_losses(features, [torch.zeros(0, 4)] * 2, batch.instances)
-        assert all(torch.isfinite(v) for v in losses.values())
+@pytest.mark.parametrize("variant", ["faster", "cascade", "double head", "double head gn agnostic"])
+def test_no_proposals_give_no_detections(variant: str) -> None:
+    model, batch = build(variant).eval(), two_images()
+    with torch.no_grad():
+        features = model.features(model.normalise(batch.images, batch.sizes_hw))
+        found = model.roi_candidates(features, [torch.zeros(0, 4)] * 2, batch.sizes_hw)
+    assert [len(f) for f in found] == [0, 0]
+    losses = model.train().roi_losses(features, [torch.zeros(0, 4)] * 2, batch.instances)
+    assert all(torch.isfinite(v) for v in losses.values())
+
+
+@pytest.mark.parametrize("variant", ["faster", "cascade", "double head", "double head gn agnostic"])
+def test_no_proposals_and_no_truths_leave_nothing_to_learn(variant: str) -> None:
+    model = build(variant).train()
+    batch = Batch.collate([painted([], [], seed=3), painted([], [], seed=4)])
+    features = model.features(model.normalise(batch.images, batch.sizes_hw))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    losses = model.roi_losses(features, [torch.zeros(0, 4)] * 2, batch.instances)
+    total_loss(losses).backward()
+    assert all(float(v.detach()) == 0 for v in losses.values())
+    heads = [p for n, p in model.named_parameters() if n.startswith(("head.", "stages."))]
+    assert all(p.grad is not None and not p.grad.any() for p in heads)
+    after = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert all(torch.equal(before[k], v) for k, v in after.items())  # running statistics, too
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
@@ -120,6 +140,86 @@ def test_a_stage_of_weight_zero_does_not_learn(stage: int) -> None:
     total_loss(model.losses(batch)).backward()
     moved = [any(p.grad.any() for p in head.parameters()) for head in model.heads]
     assert moved == [number != stage for number in range(3)]
+
+
+FC_HEAD, CONV_HEAD = ("head.fc_trunk.", "head.logits."), ("head.widen.", "head.blocks.", "head.deltas.")
+
+
+@pytest.mark.parametrize("variant", ["double head", "double head gn agnostic"])
+@pytest.mark.parametrize("part", [*FC_HEAD, *CONV_HEAD])
+def test_the_fc_head_scores_and_the_conv_head_places(variant: str, part: str) -> None:
+    """Candidates in the order of their RoIs and classes, before and after each part of a head is changed."""
+    model, batch = build(variant).eval(), two_images()
+    proposals = [
+        torch.tensor([[10.0, 20, 50, 60], [80.0, 30, 150, 110]]),
+        torch.tensor([[60.0, 60, 95, 120]]),
+    ]
+
+    def outputs() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            features = model.features(model.normalise(batch.images, batch.sizes_hw))
+            return model.run_heads(features, proposals)
+
+    with torch.no_grad():
+        model.head.deltas.weight.mul_(100)  # as drawn, the deltas are too small to show a change
+        before = outputs()
+        for name, parameter in model.named_parameters():
+            if name.startswith(part):
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.manual_seed(1)))
+    after = outputs()
+    same = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert same == ([False, True] if part in FC_HEAD else [True, False])
+
+
+def test_double_head_results_are_the_logits_of_one_head_and_the_boxes_of_the_other() -> None:
+    model, batch = build("double head").eval(), two_images()
+    model.suppression = SuppressConfig(score_threshold=0.0)
+    rois = torch.tensor([[10.0, 20.0, 50.0, 60.0]])
+    with torch.no_grad():
+        features = model.features(model.normalise(batch.images, batch.sizes_hw))
+        model.head.logits.weight.zero_()
+        model.head.logits.bias.copy_(torch.tensor([0.5, 0.3, 0.2]).log())
+        model.head.deltas.weight.zero_()
+        # class 0 a tenth of the width to the right, class 1 twice as high; deltas are divided by 0.1 and 0.2
+        model.head.deltas.bias.copy_(torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 5 * np.log(2)]))
+        found = model.roi_candidates(features, [rois, rois[:0]], batch.sizes_hw)
+    assert [len(f) for f in found] == [2, 0]
+    assert found[0].labels.tolist() == [0, 1]
+    assert found[0].scores.tolist() == pytest.approx([0.5, 0.3])
+    torch.testing.assert_close(found[0].boxes, torch.tensor([[14.0, 20, 54, 60], [10.0, 0, 50, 80]]))
+
+
+def test_only_the_conv_head_sees_what_lies_around_a_roi() -> None:
+    """A RoI that covers the left half of a map; beyond its edge, but within 1.3 times its size, a feature changes."""
+    model = build("double head").eval()
+    rois = [torch.tensor([[0.0, 0.0, 48.0, 48.0]])]
+    features = [
+        torch.rand(1, 32, 128 // s, 128 // s, generator=torch.manual_seed(0)) for s in (4, 8, 16, 32, 64)
+    ]
+    changed = [level.clone() for level in features]
+    changed[0][:, :, :, 13:] = 5.0  # cells from x = 52 on; the enlarged RoI ends at 55.2
+    with torch.no_grad():
+        (logits, deltas), (logits_after, deltas_after) = (
+            model.run_heads(levels, rois) for levels in (features, changed)
+        )
+    assert torch.equal(logits, logits_after)
+    assert not torch.equal(deltas, deltas_after)
+
+
+@pytest.mark.parametrize(("weight", "silent"), [("class_weight", FC_HEAD), ("box_loss", CONV_HEAD)])
+def test_a_double_head_loss_of_weight_zero_teaches_nothing(weight: str, silent: tuple[str, ...]) -> None:
+    model, batch = build("double head").train(), two_images()
+    head = model.config.head
+    zero = {"class_weight": 0.0, "box_loss": head.box_loss.model_copy(update={"weight": 0.0})}[weight]
+    model.config = model.config.model_copy(update={"head": head.model_copy(update={weight: zero})})
+    total_loss(model.losses(batch)).backward()
+    still = {n for n, p in model.named_parameters() if n.startswith("head.") and not p.grad.any()}
+    assert still == {n for n, _ in model.named_parameters() if n.startswith(silent)}
+
+
+def test_double_head_takes_no_other_head() -> None:
+    with pytest.raises(ConfigError, match=r"model\.head.*conv_fc"):
+        build_model(ModelConfig(name="double_head_rcnn_r50", head="conv_fc"), num_classes=2)
 
 
 def test_losses_do_not_depend_on_the_mode_without_batch_statistics() -> None:
@@ -203,18 +303,3 @@ def mean_average_precision(found: list[Instances], truths: list[Instances]) -> f
     evaluation.accumulate()
     evaluation.summarize()
     return float(evaluation.stats[0])
-
-
-def test_suppression_settings_reach_the_result() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 10.0, 10.0]])
-    found = Instances(
-        size_hw=(20, 20), boxes=boxes, labels=torch.tensor([0, 0, 1]), scores=torch.tensor([0.9, 0.8, 0.7])
-    )
-    assert pairwise_iou(boxes[:1], boxes[1:2]).item() == pytest.approx(0.8)
-    hard = suppress_instances(found, SuppressConfig(), ())
-    assert hard.scores.tolist() == pytest.approx([0.9, 0.7])
-    soft = suppress_instances(found, SuppressConfig(method="soft_linear"), ())
-    assert soft.scores.tolist() == pytest.approx([0.9, 0.7, 0.8 * 0.2])
-    per_class = SuppressConfig(iou_threshold={"a": 0.85, "default": 0.5})
-    assert len(suppress_instances(found, per_class, ("a", "b"))) == 3
-    assert len(suppress_instances(found, SuppressConfig(max_per_image=1), ())) == 1

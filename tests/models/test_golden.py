@@ -11,10 +11,11 @@ import torch
 from scantling.models.assign import SampleConfig
 from scantling.models.losses import objectness_loss
 from scantling.models.rpn import propose
-from scantling.models.two_stage import suppress_instances
+from scantling.models.suppression import suppress_instances
 from scantling.ops.boxes import pairwise_iou
 
 CASCADES = ("cascade_rcnn_r50", "cascade_rcnn_r50_dcn_gn")
+DOUBLE_HEAD = "double_head_r50"
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -23,7 +24,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
-@pytest.fixture(params=CASCADES)
+@pytest.fixture(params=[*CASCADES, DOUBLE_HEAD])
 def golden(request, load_golden):
     return load_golden(request.param)
 
@@ -58,6 +59,7 @@ def test_rpn_proposals(golden, features) -> None:
     torch.testing.assert_close(scores[0][:200], golden.tensor("rpn_scores"), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("golden", CASCADES, indirect=True)
 def test_stages(golden, features) -> None:
     with torch.no_grad():
         outputs = golden.model.run_stages(features, [golden.proposals], [golden.size_hw])
@@ -67,6 +69,16 @@ def test_stages(golden, features) -> None:
         torch.testing.assert_close(output.rois[0], expected, rtol=0, atol=0.05)
         assert_close(output.logits[0], golden.tensor(f"stage{stage}_cls"))
         assert_close(output.deltas[0], golden.tensor(f"stage{stage}_reg"))
+
+
+@pytest.mark.parametrize("golden", [DOUBLE_HEAD], indirect=True)
+def test_double_head(golden, features) -> None:
+    rois = golden.tensor("stage0_rois")[:, 1:]
+    torch.testing.assert_close(golden.proposals, rois)
+    with torch.no_grad():
+        logits, deltas = golden.model.run_heads(features, [rois])
+    assert_close(logits, golden.tensor("stage0_cls"))
+    assert_close(deltas.flatten(1), golden.tensor("stage0_reg"))
 
 
 def test_final_detections(golden, features) -> None:
@@ -89,14 +101,17 @@ def test_final_detections(golden, features) -> None:
 
 def test_losses(golden, features) -> None:
     model, facts = golden.model, golden.facts["losses"]
-    with every_sample(model), torch.no_grad():
+    with every_sample(golden), torch.no_grad():
         found = model.rpn.losses(model.rpn(features), golden.batch)
         found |= model.roi_losses(features, [golden.proposals], [golden.truth])
     found.pop("rpn/objectness")  # see the next test
+    heads = (
+        {"": "box_head"} if "loss_cls" in facts else {f"s{number}.": f"stage{number}" for number in range(3)}
+    )
     expected = {"rpn/box": facts["loss_rpn_bbox"]}
-    for stage in range(3):
-        expected[f"stage{stage}/class"] = facts[f"s{stage}.loss_cls"]
-        expected[f"stage{stage}/box"] = facts[f"s{stage}.loss_bbox"]
+    for theirs, ours in heads.items():
+        expected[f"{ours}/class"] = facts[f"{theirs}loss_cls"]
+        expected[f"{ours}/box"] = facts[f"{theirs}loss_bbox"]
     assert {k: float(v) for k, v in found.items()} == pytest.approx(expected, rel=1e-3)
 
 
@@ -107,7 +122,7 @@ def test_objectness_loss(golden, features) -> None:
     others. We compare on that reading, and our own loss with the same anchors all taken for objects.
     """
     rpn, truth = golden.model.rpn, golden.truth
-    with every_sample(golden.model), torch.no_grad():
+    with every_sample(golden), torch.no_grad():
         output = rpn(features)
         chosen, matched = rpn._targets(torch.cat(output.anchors), truth, golden.size_hw)
         own = rpn.losses(output, golden.batch)["rpn/objectness"]
@@ -119,11 +134,14 @@ def test_objectness_loss(golden, features) -> None:
 
 
 @contextmanager
-def every_sample(model) -> Iterator[None]:
-    """The reference's training settings: all anchors inside the image and all RoIs are taken."""
+def every_sample(golden) -> Iterator[None]:
+    """The reference's training settings: all RoIs are taken, and all anchors that its border leaves over."""
+    model = golden.model
     config, rpn = model.config, model.rpn.config
     every = SampleConfig(num=None)
-    model.rpn.config = rpn.model_copy(update={"sample": every, "allowed_border": 0.0})
+    border = golden.facts["model"]["train_cfg"]["rpn"]["allowed_border"]
+    changes = {"sample": every, "allowed_border": None if border < 0 else float(border)}
+    model.rpn.config = rpn.model_copy(update=changes)
     model.config = config.model_copy(update={"sample": every})
     yield
     model.config, model.rpn.config = config, rpn

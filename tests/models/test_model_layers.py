@@ -34,6 +34,17 @@ def test_pooling_averages_where_the_box_lies() -> None:
     torch.testing.assert_close(pooled[0, 0], torch.tensor([[3.5, 7.5], [3.5, 7.5]]))
 
 
+def test_an_enlarged_roi_keeps_its_centre_and_its_level() -> None:
+    columns = [torch.arange(float(256 // n)).expand(1, 1, 64, 256 // n) for n in (1, 2)]  # value = column
+    rois = [
+        torch.tensor([[100.0, 100.0, 200.0, 200.0]])
+    ]  # side 100: the finest level; 130 would be the second
+    pooled = RoiPool((4, 8), 2)(columns, rois, enlarge=1.3)
+    # 85..215: the halves' centres are 117.5 and 182.5; cell centres lie at 4 (column + 0.5)
+    torch.testing.assert_close(pooled[0, 0, 0], torch.tensor([117.5 / 4 - 0.5, 182.5 / 4 - 0.5]))
+    assert not torch.equal(pooled, RoiPool((4, 8), 2)(columns, rois))
+
+
 def test_half_precision_features_are_pooled_at_exact_places() -> None:
     columns = torch.arange(256.0).expand(1, 1, 256, 256)  # exact in bfloat16
     rois = [torch.tensor([[901.0, 901.0, 1001.0, 1001.0]])]  # in bfloat16 901 and 1001 would be 900 and 1000

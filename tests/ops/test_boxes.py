@@ -16,6 +16,7 @@ from scantling.ops.boxes import (
     cxcywh_to_xyxy,
     decode_boxes,
     encode_boxes,
+    enlarge_boxes,
     flip_boxes,
     paired_iou,
     pairwise_intersection,
@@ -219,6 +220,10 @@ class TestCoordinates:
             [2.0, 1.0, 6.0, 2.0]
         ]
 
+    def test_enlarge(self):
+        grown = enlarge_boxes(torch.tensor([[0.0, 10.0, 10.0, 14.0]]), 1.5)
+        assert grown.tolist() == [[-2.5, 9.0, 12.5, 15.0]]
+
     def test_flip(self):
         assert flip_boxes(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), 10).tolist() == [[6.0, 2.0, 9.0, 8.0]]
 
@@ -263,7 +268,13 @@ def test_no_boxes_give_empty_results_that_still_carry_gradients():
         decode_boxes(none, none, size_hw=(5, 5)),
         transform_boxes(none, matrix),
     ]
-    results += [flip_boxes(none, 5), scale_boxes(none, (2.0, 2.0)), clip_boxes(none, (5, 5)), box_area(none)]
+    results += [
+        flip_boxes(none, 5),
+        scale_boxes(none, (2.0, 2.0)),
+        enlarge_boxes(none, 1.3),
+        clip_boxes(none, (5, 5)),
+        box_area(none),
+    ]
     assert [len(result) for result in results] == [0] * len(results)
     sum(result.sum() for result in results).backward()
     assert none.grad is not None

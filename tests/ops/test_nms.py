@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reference import slow_nms
-from scantling.ops.nms import batched_nms, nms, soft_nms, suppress
+from scantling.ops.nms import batched_nms, nms, suppress
 
 NONE = (torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
@@ -61,41 +61,46 @@ class TestHard:
         assert kept.tolist() == [1, 2]
 
 
+def soft(boxes, scores, groups, method="soft_linear", **options):
+    """`suppress` without an end."""
+    return suppress(boxes, scores, groups, method=method, max_per_image=None, **options)
+
+
 class TestSoft:
     def test_linear_hand_derived(self):
-        keep, scores = soft_nms(BOXES, SCORES, ONE_GROUP, method="linear", iou_threshold=0.3)
+        keep, scores = soft(BOXES, SCORES, ONE_GROUP, iou_threshold=0.3)
         assert keep.tolist() == [0, 2, 1]
         assert scores.tolist() == pytest.approx([0.9, 0.7, 0.8 * 0.5])
 
     def test_linear_leaves_an_overlap_equal_to_the_threshold_alone(self):
-        keep, scores = soft_nms(BOXES, SCORES, ONE_GROUP, method="linear", iou_threshold=0.5)
+        keep, scores = soft(BOXES, SCORES, ONE_GROUP, iou_threshold=0.5)
         assert keep.tolist() == [0, 1, 2]
         assert scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
 
     def test_gaussian_hand_derived(self):
-        keep, scores = soft_nms(BOXES, SCORES, ONE_GROUP, method="gaussian", sigma=0.25)
+        keep, scores = soft(BOXES, SCORES, ONE_GROUP, method="soft_gaussian", sigma=0.25)
         assert keep.tolist() == [0, 2, 1]
         assert scores.tolist() == pytest.approx([0.9, 0.7, 0.8 * math.exp(-0.25 / 0.25)])
 
     def test_the_order_follows_the_lowered_scores(self):
         # The second box loses half to the first; so the third comes before it and halves it once more.
         boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 5.0, 5.0]])
-        keep, scores = soft_nms(boxes, torch.tensor([0.9, 0.8, 0.5]), ONE_GROUP, iou_threshold=0.3)
+        keep, scores = soft(boxes, torch.tensor([0.9, 0.8, 0.5]), ONE_GROUP, iou_threshold=0.3)
         assert keep.tolist() == [0, 2, 1]  # the third overlaps the first by only 0.25
         assert scores.tolist() == pytest.approx([0.9, 0.5, 0.2])
 
     def test_drops_what_falls_below_the_minimum(self):
-        keep, _ = soft_nms(BOXES, SCORES, ONE_GROUP, iou_threshold=0.3, min_score=0.41)
+        keep, _ = soft(BOXES, SCORES, ONE_GROUP, iou_threshold=0.3, min_score=0.41)
         assert keep.tolist() == [0, 2]
 
     def test_an_exact_copy_falls_to_nothing_and_goes(self):
         twice = torch.tensor([A, A])
-        keep, scores = soft_nms(twice, torch.tensor([0.5, 0.5]), ONE_GROUP[:2], min_score=0.0)
+        keep, scores = soft(twice, torch.tensor([0.5, 0.5]), ONE_GROUP[:2], min_score=0.0)
         assert (keep.tolist(), scores.tolist()) == ([0], [0.5])
 
     def test_each_group_has_its_own_threshold(self):
         boxes, scores = torch.cat([BOXES[:2]] * 2), torch.tensor([0.9, 0.8, 0.6, 0.4])
-        keep, scores = soft_nms(
+        keep, scores = soft(
             boxes, scores, torch.tensor([0, 0, 2, 2]), iou_threshold=torch.tensor([0.6, 0.0, 0.4])
         )
         assert keep.tolist() == [0, 1, 2, 3]
@@ -116,7 +121,7 @@ class TestSoft:
             sigma=1,
             min_score=min_score,
         )
-        keep, values = soft_nms(boxes, scores, groups, iou_threshold=thresholds, min_score=min_score)
+        keep, values = soft(boxes, scores, groups, iou_threshold=thresholds, min_score=min_score)
         order = sorted(expected, key=lambda i: (-final[i], i))
         assert keep.tolist() == order
         assert values.numpy().tolist() == final[order].tolist()
@@ -128,7 +133,7 @@ class TestSoft:
         expected, final = slow_nms.soft_nms(
             boxes, scores, groups.tolist(), method="gaussian", thresholds=[0] * 4, sigma=0.5, min_score=1e-2
         )
-        keep, values = soft_nms(boxes, scores, groups, method="gaussian", sigma=0.5, min_score=1e-2)
+        keep, values = soft(boxes, scores, groups, method="soft_gaussian", sigma=0.5, min_score=1e-2)
         assert sorted(keep.tolist()) == sorted(expected)
         np.testing.assert_allclose(values.numpy(), final[keep.numpy()], rtol=1e-5)
 
@@ -138,25 +143,19 @@ class TestSoft:
         expected, final = slow_nms.soft_nms(
             boxes, scores, groups.tolist(), method="linear", thresholds=[0.5] * 8, sigma=1, min_score=1e-4
         )
-        keep, values = soft_nms(boxes, scores, groups, min_score=1e-4)
+        keep, values = soft(boxes, scores, groups, min_score=1e-4)
         assert set(keep.tolist()) == set(expected)
         assert values.tolist() == final[keep].tolist()
 
-    @given(st.integers(0, 10_000), st.sampled_from(["linear", "gaussian"]))
+    @given(st.integers(0, 10_000), st.sampled_from(["soft_linear", "soft_gaussian"]))
     def test_scores_never_rise_and_the_best_of_each_group_keeps_its_own(self, seed, method):
         boxes, scores, groups = scene(seed, count=30)
-        keep, values = soft_nms(boxes, scores, groups, method=method, min_score=1e-6)
+        keep, values = soft(boxes, scores, groups, method=method, min_score=1e-6)
         assert (values <= scores[keep]).all()
         assert (values[:-1] >= values[1:]).all()
         for group in groups.unique():
             best = scores.where(groups == group, -1).argmax()
             assert values[keep == best] == scores[best]
-
-    def test_wrong_arguments_say_what_was_found(self):
-        with pytest.raises(ValueError, match="'linaer'"):
-            soft_nms(BOXES, SCORES, ONE_GROUP, method="linaer")
-        with pytest.raises(ValueError, match=r"0\.0"):
-            soft_nms(BOXES, SCORES, ONE_GROUP, method="gaussian", sigma=0.0)
 
 
 class TestSuppress:
@@ -201,15 +200,97 @@ class TestSuppress:
             suppress(BOXES, SCORES, ONE_GROUP, method="softish")
         with pytest.raises(TypeError, match="sigmoid"):
             suppress(BOXES, SCORES, ONE_GROUP, sigmoid=1.0)
+        with pytest.raises(ValueError, match="'softish'"):
+            suppress(BOXES, SCORES, ONE_GROUP, method=["hard", "softish"])
+        with pytest.raises(ValueError, match=r"sigma > 0, found 0\.0"):
+            suppress(BOXES, SCORES, ONE_GROUP, method="soft_gaussian", sigma=0.0)
+
+
+METHODS = ("hard", "soft_linear", "soft_gaussian", "none")
+SETTINGS = [
+    {"method": "soft_linear", "iou_threshold": 0.25, "sigma": 0.5, "min_score": 1e-3},
+    {"method": "hard", "iou_threshold": 0.375, "sigma": 0.5, "min_score": 1e-3},
+    {"method": "soft_gaussian", "iou_threshold": 0.5, "sigma": 0.25, "min_score": 1e-2},
+    {"method": "none", "iou_threshold": 0.5, "sigma": 0.5, "min_score": 1e-3},
+    {"method": "soft_linear", "iou_threshold": 0.75, "sigma": 0.5, "min_score": 0.125},
+    {"method": "soft_gaussian", "iou_threshold": 0.5, "sigma": 1.0, "min_score": 1e-6},
+]
+
+
+def options_of(settings):
+    """A list of settings by category as `suppress` takes them."""
+    columns = {name: [given[name] for given in settings] for name in settings[0]}
+    return {name: column if name == "method" else torch.tensor(column) for name, column in columns.items()}
+
+
+def assert_as_the_reference(boxes, scores, labels, images, settings, max_per_image=None):
+    keep, values = suppress(
+        boxes, scores, labels, images, max_per_image=max_per_image, **options_of(settings)
+    )
+    expected, final = slow_nms.suppress(
+        boxes, scores, labels.tolist(), images.tolist(), settings, max_per_image
+    )
+    assert keep.tolist() == expected
+    np.testing.assert_allclose(values.numpy(), final, rtol=1e-5)
+
+
+class TestManyImagesAndCategories:
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("grid", [None, 8])
+    @pytest.mark.parametrize("max_per_image", [None, 20, 3])
+    def test_a_mixture_of_settings_equals_the_reference(self, seed, grid, max_per_image):
+        boxes, scores, labels = scene(seed, count=300, groups=6, grid=grid)
+        images = torch.randint(0, 4, (300,), generator=torch.Generator().manual_seed(seed)) * 2
+        assert_as_the_reference(boxes, scores, labels, images, SETTINGS, max_per_image)
+
+    @given(
+        seed=st.integers(0, 10_000),
+        methods=st.lists(st.sampled_from(METHODS), min_size=3, max_size=3),
+        max_per_image=st.sampled_from([None, 1, 5]),
+        count=st.integers(0, 40),
+    )
+    def test_any_mixture_equals_the_reference(self, seed, methods, max_per_image, count):
+        boxes, scores, labels = scene(seed, count=count, groups=3, grid=16)
+        settings = [{**SETTINGS[0], "method": method} for method in methods]
+        assert_as_the_reference(boxes, scores, labels, labels.flip(0) % 2, settings, max_per_image)
+
+    def test_every_image_is_treated_as_if_it_were_alone(self):
+        boxes, scores, labels = scene(5, count=200, groups=6)
+        images = torch.arange(200) % 3
+        keep, values = suppress(boxes, scores, labels, images, max_per_image=10, **options_of(SETTINGS))
+        for image in range(3):
+            rows = (images == image).nonzero()[:, 0]
+            alone, expected = suppress(
+                boxes[rows], scores[rows], labels[rows], max_per_image=10, **options_of(SETTINGS)
+            )
+            mine = images[keep] == image
+            assert keep[mine].tolist() == rows[alone].tolist()
+            assert values[mine].tolist() == expected.tolist()
+
+    @pytest.mark.parametrize("portion", [1, 64, 200])
+    def test_the_portions_in_which_images_are_treated_do_not_show(self, portion, monkeypatch):
+        monkeypatch.setattr("scantling.ops.soft_nms._PORTION", portion)
+        boxes, scores, labels = scene(11, count=300, groups=6, grid=8)
+        images = torch.arange(300) * 7 % 9
+        assert_as_the_reference(boxes, scores, labels, images, SETTINGS, 7)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_many_lanes_of_one_box_and_one_long_lane(self, method):
+        boxes, scores, _ = scene(7, count=260)
+        labels = torch.where(torch.arange(260) < 120, 0, torch.arange(260))
+        settings = [{**SETTINGS[0], "method": method} for _ in range(260)]
+        assert_as_the_reference(boxes, scores, labels, torch.zeros_like(labels), settings, 150)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("method", ["hard", "soft_linear", "soft_gaussian", "none"])
-def test_same_result_on_the_gpu(method):
-    boxes, scores, groups = scene(3)
-    thresholds = torch.tensor([0.2, 0.5, 0.5, 0.8])
-    keep, values = suppress(boxes, scores, groups, method=method, iou_threshold=thresholds)
-    moved = (boxes.cuda(), scores.cuda(), groups.cuda())
-    gpu_keep, gpu_values = suppress(*moved, method=method, iou_threshold=thresholds.cuda())
+@pytest.mark.parametrize("settings", [[{**SETTINGS[0], "method": m}] * 6 for m in METHODS] + [SETTINGS])
+def test_same_result_on_the_gpu(settings):
+    boxes, scores, labels = scene(3, groups=6)
+    images = torch.arange(150) % 2
+    options = options_of(settings)
+    keep, values = suppress(boxes, scores, labels, images, **options)
+    moved = (boxes.cuda(), scores.cuda(), labels.cuda(), images.cuda())
+    on_gpu = {name: value.cuda() for name, value in options.items() if name != "method"}
+    gpu_keep, gpu_values = suppress(*moved, method=options["method"], **on_gpu)
     assert (gpu_keep.device.type, gpu_values.device.type) == ("cuda", "cuda")
     assert (gpu_keep.tolist(), gpu_values.tolist()) == (keep.tolist(), values.tolist())

@@ -13,7 +13,7 @@ from reference.colour_detector import CLASS_NAMES, ColourDetector
 from scantling.data.coco import Category, to_results
 from scantling.data.geometry import View, render
 from scantling.errors import ConfigError, DataError, Severity
-from scantling.models.two_stage import SuppressConfig
+from scantling.models.suppression import SuppressConfig, suppress_instances
 from scantling.predict import predictor as predictor_module
 from scantling.predict.predictor import PredictConfig, Predictor, read_sample
 from scantling.structures.sample import Batch
@@ -50,15 +50,16 @@ def test_boxes_come_back_in_original_pixels_from_every_scale_and_mirrored(paint,
     assert found["a.png"].scores.tolist() == pytest.approx([0.9] * 3)
 
 
-def test_one_view_is_exactly_the_models_own_prediction_mapped_back(paint):
+def test_detections_are_the_models_own_candidates_suppressed_in_original_pixels(paint):
+    """The same whether the candidates come straight from the model or from a run's file."""
     model, record = ColourDetector(), paint("a.png", (89, 131), BOXES)
     config = PredictConfig(scales=150, suppress=SuppressConfig(method="soft_linear", iou_threshold=0.3))
     ((_, found),) = Predictor(model, config, CLASS_NAMES).predict_records([record])
     sample = read_sample(record)
     resized = render(sample, View.of(sample).resized((150, 221)))
     model.suppression = config.suppress
-    (direct,) = model.eval().predict(Batch.collate([resized]))
-    expected = resized.frame.invert(direct)
+    (direct,) = model.eval().candidates(Batch.collate([resized]))
+    expected = suppress_instances(resized.frame.invert(direct), config.suppress, CLASS_NAMES)
     assert len(expected) == 6  # soft-NMS keeps the doubles, with lower scores
     assert torch.equal(found.boxes, expected.boxes)
     assert torch.equal(found.scores, expected.scores)

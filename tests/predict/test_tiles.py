@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from reference.colour_detector import CLASS_NAMES, ColourDetector
 from scantling.errors import ConfigError, DataError
-from scantling.models.two_stage import SuppressConfig
+from scantling.models.suppression import SuppressConfig
 from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.predict.tiles import TileGrid, merge, sort_out
 from scantling.structures.instances import Instances

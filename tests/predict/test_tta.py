@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scantling.models.two_stage import SuppressConfig
+from scantling.models.suppression import SuppressConfig
 from scantling.predict.tta import mirrored, pool
 from scantling.structures.instances import Instances, RoiMasks
 from scantling.structures.sample import Batch, Frame, Sample

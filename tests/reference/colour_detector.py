@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import torch
 
-from scantling.models.two_stage import Detector, SuppressConfig
+from scantling.models.suppression import SuppressConfig
+from scantling.models.two_stage import Detector
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch
 

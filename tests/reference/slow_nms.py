@@ -52,3 +52,36 @@ def soft_nms(boxes, scores, groups, *, method, thresholds, sigma, min_score):
                     scores[i] *= np.exp(-overlap * overlap / np.float32(sigma))
                 elif overlap > np.float32(thresholds[groups[best]]):
                     scores[i] *= ONE - overlap
+
+
+def suppress(boxes, scores, labels, images, settings, max_per_image=None):
+    """Algorithm 1 for every image and category: kept indices and scores, image by image, best first.
+
+    `settings[label]` holds method, iou_threshold, sigma and min_score of a category.
+    """
+    boxes, scores = np.asarray(boxes, np.float32), np.asarray(scores, np.float32)
+    found = []
+    for image in sorted(set(images)):
+        kept = []
+        for label in sorted(set(labels)):
+            rows = [i for i in range(len(boxes)) if images[i] == image and labels[i] == label]
+            given = settings[label]
+            mine, theirs = boxes[rows], scores[rows]
+            alone, final = [0] * len(rows), theirs
+            if given["method"] == "none":
+                stays = range(len(rows))
+            elif given["method"] == "hard":
+                stays = hard_nms(mine, theirs, alone, [given["iou_threshold"]])
+            else:
+                stays, final = soft_nms(
+                    mine,
+                    theirs,
+                    alone,
+                    method=given["method"].removeprefix("soft_"),
+                    thresholds=[given["iou_threshold"]],
+                    sigma=given["sigma"],
+                    min_score=given["min_score"],
+                )
+            kept += [(rows[i], final[i]) for i in stays]
+        found += sorted(kept, key=lambda pair: (-pair[1], pair[0]))[:max_per_image]
+    return [i for i, _ in found], [float(score) for _, score in found]

@@ -13,6 +13,8 @@ from scantling.cli import (
     data_verbs,
     dataset_verbs,
     doctor_verb,
+    ensemble_verb,
+    pretrain_verbs,
     recipe_verbs,
     result_verbs,
     run_verbs,
@@ -44,10 +46,13 @@ def _main(
 
 app.command("run")(run_verbs.run)
 app.command("demo")(run_verbs.demo)
+app.command("pretrain")(pretrain_verbs.pretrain)
 app.command("train")(run_verbs.train)
+app.command("ablate")(run_verbs.ablate)
 app.command("predict")(result_verbs.predict)
 app.command("evaluate")(result_verbs.evaluate)
 app.command("compare")(compare_verb.compare)
+app.command("ensemble")(ensemble_verb.ensemble)
 app.command("report")(result_verbs.report)
 app.command("check")(dataset_verbs.check)
 app.command("convert")(dataset_verbs.convert)

@@ -12,7 +12,6 @@ import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,24 +135,6 @@ def check_results(
     gathered.report()
     log.raise_if_failed()
     return CheckedResults(gathered.records, log.findings)
-
-
-def compare_results(files: Sequence[tuple[str, Sequence[Result]]]) -> tuple[Finding, ...]:
-    """Warn of result files that do not belong together: other images, or the same predictions twice.
-
-    Args:
-        files: Name and checked results of each; empty ones are compared with nothing.
-    """
-    filled = [(name, list(results)) for name, results in files if results]
-    findings: list[Finding] = []
-    for (first, results), (second, others) in combinations(filled, 2):
-        log = FindingLog(second, Policy())
-        if results == others:
-            log.add("results-same-twice", f"holds the same predictions as {first}")
-        elif not {r["image_id"] for r in results} & {r["image_id"] for r in others}:
-            log.add("results-disjoint", f"has no image in common with {first}")
-        findings += log.findings
-    return tuple(findings)
 
 
 def results_to_instances(results: Sequence[Result], dataset: CocoDataset) -> dict[ImageId, Instances]:

@@ -10,9 +10,10 @@ N: rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from itertools import combinations
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,9 @@ from safetensors.numpy import load_file, save_file
 
 from scantling.data.coco_dataset import CocoDataset
 from scantling.data.coco_results import Result
+from scantling.data.findings import FindingLog, Policy, name_some
 from scantling.data.io import replacing
-from scantling.errors import DataError
+from scantling.errors import DataError, Finding
 from scantling.ops.masks import rle_to_box
 
 
@@ -71,6 +73,10 @@ class Detections:
         """The rows that an index array, boolean mask (N,) or slice selects."""
         return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
+    def with_scores(self, scores: NDArray[np.float64]) -> Self:
+        """The same rows with other scores (N,)."""
+        return replace(self, scores=scores)
+
     def by_score(self) -> Self:
         """The same rows image by image, best first; equal scores keep their order."""
         return self[np.lexsort((-self.scores, self.images))]
@@ -116,8 +122,56 @@ def results_of(detections: Detections, dataset: CocoDataset) -> list[Result]:
     ]
 
 
-def save_detections(detections: Detections, path: Path) -> None:
+def compare_detections(
+    files: Sequence[tuple[str, Detections]], class_names: Sequence[str]
+) -> tuple[Finding, ...]:
+    """Warn of detections that do not belong together: the same twice, or of other images or categories.
+
+    Args:
+        files: Name and detections of each; empty ones are compared with nothing.
+        class_names: Category names in label order.
+    """
+    filled = [(name, found) for name, found in files if len(found)]
+    findings: list[Finding] = []
+    for (first, found), (second, other) in combinations(filled, 2):
+        log = FindingLog(second, Policy())
+        if _same_rows(found, other):
+            log.add("results-same-twice", f"holds the same predictions as {first}")
+        elif not np.intersect1d(found.images, other.images).size:
+            log.add("results-disjoint", f"has no image in common with {first}")
+        findings += log.findings
+    predicted = [set(np.unique(found.labels).tolist()) for _, found in filled]
+    for (name, _), labels in zip(filled, predicted, strict=True):
+        log = FindingLog(name, Policy())
+        if lacking := sorted(set().union(*predicted) - labels):
+            some = name_some([repr(class_names[label]) for label in lacking])
+            log.add("results-categories-differ", f"has no prediction of {some}, which other files have")
+        findings += log.findings
+    return tuple(findings)
+
+
+def _same_rows(first: Detections, second: Detections) -> bool:
+    """Whether two hold the same rows, in whatever order."""
+    if len(first) != len(second):
+        return False
+    mine, others = (np.column_stack([d.images, d.labels, d.scores, d.boxes]) for d in (first, second))
+    return np.array_equal(mine[np.lexsort(mine.T)], others[np.lexsort(others.T)])
+
+
+class SavedDetections(NamedTuple):
+    """What a file of detections holds: the rows, and further columns (N,) by name."""
+
+    detections: Detections
+    extra: dict[str, NDArray[np.int32]]
+
+
+def save_detections(detections: Detections, path: Path, **extra: NDArray[Any]) -> None:
     """Write a compact file (boxes and scores in single precision), atomically.
+
+    Args:
+        detections: N rows.
+        path: Final name.
+        **extra: Further columns (N,) of integers.
 
     Raises:
         UsageError: The file cannot be written.
@@ -129,10 +183,10 @@ def save_detections(detections: Detections, path: Path) -> None:
         "boxes": np.ascontiguousarray(detections.boxes, dtype=np.float32),
     }
     with replacing(path) as temporary:
-        save_file(columns, temporary)
+        save_file(columns | {name: column.astype(np.int32) for name, column in extra.items()}, temporary)
 
 
-def load_detections(path: Path) -> Detections:
+def load_detections(path: Path) -> SavedDetections:
     """Read what `save_detections` wrote.
 
     Raises:
@@ -140,14 +194,15 @@ def load_detections(path: Path) -> Detections:
     """
     try:
         columns = load_file(path)
-        return Detections(
-            images=columns["images"].astype(np.int64),
-            labels=columns["labels"].astype(np.int64),
-            scores=columns["scores"].astype(np.float64),
-            boxes=columns["boxes"].astype(np.float64),
+        detections = Detections(
+            images=columns.pop("images").astype(np.int64),
+            labels=columns.pop("labels").astype(np.int64),
+            scores=columns.pop("scores").astype(np.float64),
+            boxes=columns.pop("boxes").astype(np.float64),
         )
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{path}: not a file of detections ({error})") from error
+    return SavedDetections(detections, columns)
 
 
 def _box_xywh(result: Result) -> Sequence[float]:

@@ -239,6 +239,11 @@ _RESULTS = {
     "results-rle": Code(_S, "A predicted mask is not a sound RLE of its image's size.", "Encode it again."),
     "results-uncovered": Code(_W, "Images without any prediction.", "Check that all images were predicted."),
     "results-disjoint": Code(_W, "Result files that cover different images.", "Predict the same images."),
+    "results-categories-differ": Code(
+        _W,
+        "Result files that predict different categories.",
+        "Where a detector cannot predict a category, give it the weight 0 there.",
+    ),
     "results-same-twice": Code(_W, "The same predictions are given twice.", "Give each file once."),
     "results-dropped": Code(_W, "Predictions were left out because they are unusable."),
 }

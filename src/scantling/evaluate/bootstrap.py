@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from scantling.evaluate.backends import IOU_THRESHOLDS
-from scantling.evaluate.outcomes import AREA_RANGES, Outcomes
+from scantling.evaluate.outcomes import Outcomes
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 LEVEL = 0.95
@@ -145,7 +145,7 @@ def _metrics(average: Floats, area: int) -> Mapping[str, Floats]:
 
 def _weighted_truths(outcomes: Outcomes, weights: NDArray[np.float32]) -> Floats:
     """(K, A, R) number of truths of each category and size."""
-    num_areas = len(AREA_RANGES)
+    num_areas = outcomes.truth_counts.shape[1]
     truth, area = np.nonzero(outcomes.truth_counts)
     rows = outcomes.truth_labels[truth] * num_areas + area
     shape = (outcomes.num_classes * num_areas, outcomes.num_images)

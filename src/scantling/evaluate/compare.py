@@ -109,7 +109,7 @@ def compare_results(
     draws = draw_weights(len(dataset), bootstrap, seed)
     measured = np.ones((len(dataset), 1), dtype=np.float32)
     weights = np.concatenate([measured, draws], axis=1)  # the first column is the evaluation itself
-    pair = [_resampled(dataset, results, iou_type, weights) for results in (first, second)]
+    pair = [resampled_metrics(dataset, results, iou_type, weights) for results in (first, second)]
     names = dataset.class_names
     return Comparison(
         iou_type=iou_type,
@@ -124,22 +124,40 @@ def compare_results(
     )
 
 
-def _resampled(
+def resampled_metrics(
     dataset: CocoDataset, results: Sequence[Result], iou_type: IouType, weights: NDArray[np.float32]
 ) -> Resampled:
+    """Every AP of some results for each draw of images.
+
+    Args:
+        dataset: The truth, I images.
+        results: COCO results in the data set's own ids.
+        iou_type: Overlap of boxes or of masks.
+        weights: (I, S) how often each draw holds each image.
+
+    Raises:
+        DataError: Results that do not belong to the data set or are damaged; with all findings.
+    """
     return resample(match_outcomes(build_problem(dataset, results, iou_type)), weights)
 
 
 def _differences(
     category: str | None, metrics: Iterable[str], pair: Sequence[dict[str, NDArray[np.float64]]]
 ) -> list[Difference]:
-    return [_difference(category, metric, pair[0][metric], pair[1][metric]) for metric in metrics]
+    return [difference_of(category, metric, pair[0][metric], pair[1][metric]) for metric in metrics]
 
 
-def _difference(
+def difference_of(
     category: str | None, metric: str, first: NDArray[np.float64], second: NDArray[np.float64]
 ) -> Difference:
-    """Of two rows of values, the measured one in front of the resampled ones."""
+    """Compare two rows of values of one metric.
+
+    Args:
+        category: Name, or None for the mean over all categories.
+        metric: Its name.
+        first: (1 + S,) the measured value of A, then the resampled ones.
+        second: The same of B, from the same draws.
+    """
     differences = second - first
     measured = _defined(differences[0])
     moved = centre(measured, differences[1:])

@@ -1,34 +1,37 @@
 """What became of every detection, at every IoU threshold and object size, in arrays.
 
-The same greedy matching as COCO's, but of all images and categories at once: only pairs of a detection and a
-truth that overlap enough to match are kept, and the n-th detections of all images are matched together. Whatever
-is computed again and again from one matching, such as resampled averages, starts here.
+Whatever is computed again and again from one matching, such as resampled averages, starts here; and so does what
+needs many matchings of the same boxes, such as a search over thresholds (`MatchableBoxes`).
 
-Dims: D detections, G truths, A area ranges, T IoU thresholds, I images, K categories, P pairs of one detection.
-Source: Lin et al., Microsoft COCO, ECCV 2014; matching and tie rules of pycocotools.
+Dims: D detections, G truths, A area ranges, T IoU thresholds, I images, K categories, N candidates, P pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
-from scantling.evaluate.backends import IOU_THRESHOLDS
+from scantling.data.coco import CocoDataset
+from scantling.data.detections import Detections
+from scantling.evaluate.pairs import (
+    Flags,
+    Floats,
+    Ints,
+    Objects,
+    Pairs,
+    best_of_each,
+    find_pairs,
+    match_pairs,
+    rank_among_equals,
+)
 from scantling.evaluate.problem import Problem, Record
-from scantling.ops.masks import pairwise_mask_iou
 
 AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
-_MAX_PAIRS = 1_000_000  # compared at once
-_MAX_ROWS = 16_384  # matched at once
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,43 +63,6 @@ class Outcomes:
     truth_counts: Flags
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Objects:
-    """Truths or detections, sorted by image and category; detections then by falling score.
-
-    Attributes:
-        keys: (N,) image and category in one number, ascending.
-        shapes: (N, 4) boxes xywh, or N masks as RLE.
-    """
-
-    keys: Ints
-    images: Ints
-    labels: Ints
-    scores: Floats
-    areas: Floats
-    is_crowd: Flags
-    shapes: NDArray[Any]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def take(self, index: NDArray[Any]) -> _Objects:
-        """Those at some positions."""
-        return _Objects(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Pairs:
-    """Detections and truths of one image and category that overlap by at least the lowest threshold.
-
-    Those of one detection are neighbours, the preferred one last.
-    """
-
-    detections: Ints
-    truths: Ints
-    iou: Floats
-
-
 def match_outcomes(problem: Problem, *, max_detections: int = 100) -> Outcomes:
     """Match every detection at all ten IoU thresholds and four area ranges.
 
@@ -104,19 +70,74 @@ def match_outcomes(problem: Problem, *, max_detections: int = 100) -> Outcomes:
         problem: Truth and detections; none of either gives empty arrays.
         max_detections: Detections kept per image and category, best first.
     """
-    num_classes = len(problem.truth["categories"])
+    num_images, num_classes = len(problem.truth["images"]), len(problem.truth["categories"])
     truths = _sort(
         problem.truth["annotations"], [r["area"] for r in problem.truth["annotations"]], num_classes
     )
-    detections = _best(_sort(problem.detections, _areas(problem), num_classes), max_detections)
-    truth_ignored = truths.is_crowd[:, None] | _outside(truths.areas)
-    pairs = _pairs(detections, truths)
-    is_matched, on_ignored = _match(pairs, detections, truths, truth_ignored)
-    is_ignored = on_ignored | (~is_matched & _outside(detections.areas)[:, :, None])
+    detections = best_of_each(_sort(problem.detections, _areas(problem), num_classes), max_detections)
+    pairs = find_pairs(detections, truths)
+    return _outcomes(detections, truths, pairs, AREA_RANGES, (num_images, num_classes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MatchableBoxes:
+    """Boxes of which many selections and scores are to be matched; overlaps with the truths are computed once.
+
+    Attributes:
+        boxes: N candidates in the order given.
+        truths: G truths.
+        pairs: Of candidates and truths.
+        shape: I and K.
+    """
+
+    boxes: Objects
+    truths: Objects
+    pairs: Pairs
+    shape: tuple[int, int]
+
+    @classmethod
+    def over(cls, candidates: Detections, dataset: CocoDataset) -> Self:
+        """Candidates of a data set and its truths; none of either is fine."""
+        num_classes = len(dataset.categories)
+        boxes, truths = _candidates(candidates, num_classes), _truths(dataset, num_classes)
+        shape = (len(dataset), num_classes)
+        return cls(boxes=boxes, truths=truths, pairs=find_pairs(boxes, truths), shape=shape)
+
+    def outcomes(self, rows: Ints, scores: Floats, *, max_detections: int = 100) -> Outcomes:
+        """Match a selection at all ten IoU thresholds, of objects of any size (A = 1).
+
+        Args:
+            rows: (D,) which candidates; may be empty. Of equal scores the earlier row ranks first.
+            scores: (D,) of each.
+            max_detections: Detections kept per image and category, best first.
+        """
+        chosen = replace(self.boxes.take(rows), scores=scores)
+        order = np.lexsort((-scores, chosen.keys))
+        order = order[rank_among_equals(chosen.keys[order]) < max_detections]
+        pairs = self._pairs_of(rows[order])
+        return _outcomes(chosen.take(order), self.truths, pairs, AREA_RANGES[:1], self.shape)
+
+    def _pairs_of(self, rows: Ints) -> Pairs:
+        """The pairs of some candidates, which are numbered anew."""
+        first = np.searchsorted(self.pairs.detections, rows, side="left")
+        counts = np.searchsorted(self.pairs.detections, rows, side="right") - first
+        detections = np.repeat(np.arange(len(rows)), counts)
+        starts = np.cumsum(counts) - counts
+        index = np.repeat(first - starts, counts) + np.arange(len(detections))
+        return Pairs(detections=detections, truths=self.pairs.truths[index], iou=self.pairs.iou[index])
+
+
+def _outcomes(
+    detections: Objects, truths: Objects, pairs: Pairs, area_ranges: Floats, shape: tuple[int, int]
+) -> Outcomes:
+    """Match what is sorted by image, category and falling score."""
+    truth_ignored = truths.is_crowd[:, None] | _outside(truths.areas, area_ranges)
+    is_matched, on_ignored = match_pairs(pairs, detections, truths, truth_ignored)
+    is_ignored = on_ignored | (~is_matched & _outside(detections.areas, area_ranges)[:, :, None])
     ranking = np.lexsort((detections.images, -detections.scores, detections.labels))
     return Outcomes(
-        num_images=len(problem.truth["images"]),
-        num_classes=num_classes,
+        num_images=shape[0],
+        num_classes=shape[1],
         labels=detections.labels[ranking],
         images=detections.images[ranking],
         scores=detections.scores[ranking],
@@ -131,11 +152,11 @@ def match_outcomes(problem: Problem, *, max_detections: int = 100) -> Outcomes:
 # ---------------------------------------------------------------- objects as arrays
 
 
-def _sort(records: Sequence[Record], areas: Sequence[float], num_classes: int) -> _Objects:
+def _sort(records: Sequence[Record], areas: Sequence[float], num_classes: int) -> Objects:
     """Truths or detections as arrays; those of one image and category by falling score, equal ones as given."""
     images = np.array([record["image_id"] - 1 for record in records], dtype=np.int64)
     labels = np.array([record["category_id"] - 1 for record in records], dtype=np.int64)
-    objects = _Objects(
+    objects = Objects(
         keys=images * num_classes + labels,
         images=images,
         labels=labels,
@@ -161,131 +182,43 @@ def _areas(problem: Problem) -> list[float]:
     return [float(mask_api.area(record["segmentation"])) for record in problem.detections]
 
 
-def _best(detections: _Objects, limit: int) -> _Objects:
-    """At most `limit` of each image and category."""
-    return detections.take(_rank_among_equals(detections.keys) < limit)
-
-
-def _rank_among_equals(keys: Ints) -> Ints:
-    """(N,) how many equal keys stand before each of the ascending keys."""
-    return np.arange(len(keys)) - np.searchsorted(keys, keys, side="left")
-
-
-def _outside(areas: Floats) -> Flags:
+def _outside(areas: Floats, area_ranges: Floats) -> Flags:
     """(N, A) whether an object is beyond each size."""
-    return (areas[:, None] < AREA_RANGES[:, 0]) | (areas[:, None] > AREA_RANGES[:, 1])
+    return (areas[:, None] < area_ranges[:, 0]) | (areas[:, None] > area_ranges[:, 1])
 
 
-# ---------------------------------------------------------------- pairs that may match
+def _candidates(candidates: Detections, num_classes: int) -> Objects:
+    """Boxes as they are, in their order."""
+    shapes = candidates.boxes.copy()
+    shapes[:, 2:] -= shapes[:, :2]
+    return Objects(
+        keys=candidates.images * num_classes + candidates.labels,
+        images=candidates.images,
+        labels=candidates.labels,
+        scores=candidates.scores,
+        areas=shapes[:, 2] * shapes[:, 3],
+        is_crowd=np.zeros(len(candidates), dtype=bool),
+        shapes=shapes,
+    )
 
 
-def _pairs(detections: _Objects, truths: _Objects) -> _Pairs:
-    """Every pair worth matching, in the order of the detections."""
-    first = np.searchsorted(truths.keys, detections.keys, side="left")
-    counts = np.searchsorted(truths.keys, detections.keys, side="right") - first
-    parts = [_pairs_of(rows, first, counts, (detections, truths)) for rows in _portions(counts)]
-    order, other, iou = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    preference = np.lexsort((other, iou, order))
-    return _Pairs(detections=order[preference], truths=other[preference], iou=iou[preference])
-
-
-def _portions(counts: Ints) -> Iterator[Ints]:
-    """Detections in portions that have a bounded number of pairs together; at least one portion."""
-    portion = np.cumsum(counts) // _MAX_PAIRS
-    yield from np.split(np.arange(len(counts)), np.flatnonzero(np.diff(portion)) + 1)
-
-
-def _pairs_of(
-    rows: Ints, first: Ints, counts: Ints, objects: tuple[_Objects, _Objects]
-) -> tuple[Ints, Ints, Floats]:
-    """Detection, truth and overlap of the pairs of some detections."""
-    detections, truths = objects
-    index = np.repeat(rows, counts[rows])
-    starts = np.cumsum(counts[rows]) - counts[rows]
-    other = np.repeat(first[rows] - starts, counts[rows]) + np.arange(len(index))
-    if detections.shapes.dtype.hasobject or truths.shapes.dtype.hasobject:
-        iou = _mask_iou(rows[counts[rows] > 0], first, counts, objects)
-    else:
-        iou = _box_iou(detections.shapes[index], truths.shapes[other], truths.is_crowd[other])
-    close = iou >= IOU_THRESHOLDS[0]
-    return index[close], other[close], iou[close]
-
-
-def _box_iou(boxes: Floats, others: Floats, is_crowd: Flags) -> Floats:
-    """(P,) overlap of each pair of boxes xywh; on a crowd region the share of the box inside it."""
-    ends = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:])
-    sides = ends - np.maximum(boxes[:, :2], others[:, :2])
-    common = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
-    area = boxes[:, 2] * boxes[:, 3]
-    union = np.where(is_crowd, area, area + others[:, 2] * others[:, 3] - common)
-    return np.divide(common, union, out=np.zeros_like(common), where=common > 0)
-
-
-def _mask_iou(rows: Ints, first: Ints, counts: Ints, objects: tuple[_Objects, _Objects]) -> Floats:
-    """(P,) overlap of each pair of masks; the detections of one image and category are compared together."""
-    detections, truths = objects
-    groups = np.split(rows, np.flatnonzero(np.diff(detections.keys[rows])) + 1) if len(rows) else []
-    overlaps = [np.zeros(0)]
-    for group in groups:
-        others = truths.take(np.arange(first[group[0]], first[group[0]] + counts[group[0]]))
-        iou = pairwise_mask_iou(list(detections.shapes[group]), list(others.shapes), others.is_crowd)
-        overlaps.append(np.asarray(iou, dtype=np.float64).ravel())
-    return np.concatenate(overlaps)
-
-
-# ---------------------------------------------------------------- matching
-
-
-def _match(
-    pairs: _Pairs, detections: _Objects, truths: _Objects, truth_ignored: Flags
-) -> tuple[Flags, Flags]:
-    """(D, A, T) whether each detection matches a truth, and whether that one is not to be found."""
-    shape = (len(AREA_RANGES), len(IOU_THRESHOLDS))
-    is_matched = np.zeros((len(detections), *shape), dtype=bool)
-    on_ignored = np.zeros_like(is_matched)
-    is_taken = np.zeros((len(truths), *shape), dtype=bool)
-    matcher = _Matcher(pairs=pairs, is_crowd=truths.is_crowd, is_ignored=truth_ignored, is_taken=is_taken)
-    for rows in _rounds(pairs, detections.keys):
-        chosen = matcher.choose(rows)
-        is_matched[rows] = chosen >= 0
-        on_ignored[rows] = (chosen >= 0) & truth_ignored[chosen, np.arange(shape[0])[:, None]]
-    return is_matched, on_ignored
-
-
-def _rounds(pairs: _Pairs, keys: Ints) -> Iterator[Ints]:
-    """Detections that have pairs, the best of each image and category first, then the second, and so on."""
-    paired = np.unique(pairs.detections)
-    rank = _rank_among_equals(keys[paired])
-    order = np.argsort(rank, kind="stable")
-    for part in np.split(paired[order], np.flatnonzero(np.diff(rank[order])) + 1):
-        yield from (part[start : start + _MAX_ROWS] for start in range(0, len(part), _MAX_ROWS))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Matcher:
-    """Gives truths away; `is_taken` (G, A, T) is written to."""
-
-    pairs: _Pairs
-    is_crowd: Flags
-    is_ignored: Flags
-    is_taken: Flags
-
-    def choose(self, rows: Ints) -> Ints:
-        """(N, A, T) the truth that each of N detections gets, at most one detection per image and category; or -1.
-
-        The largest overlap wins; of equal ones the last; truths not to be found only where no other is free.
-        """
-        first = np.searchsorted(self.pairs.detections, rows, side="left")
-        counts = np.searchsorted(self.pairs.detections, rows, side="right") - first
-        places = np.arange(counts.max(initial=1))
-        pair = np.minimum(first[:, None] + places, first[:, None] + counts[:, None] - 1)
-        truth = self.pairs.truths[pair]
-        needed = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
-        is_close = (self.pairs.iou[pair][..., None] >= needed) & (places < counts[:, None])[..., None]
-        is_free = ~self.is_taken[truth] | self.is_crowd[truth][..., None, None]
-        preference = places[:, None] + len(places) * ~self.is_ignored[truth]
-        value = np.where(is_free & is_close[:, :, None], preference[..., None], -1).max(axis=1)
-        chosen = np.where(value >= 0, truth[np.arange(len(rows))[:, None, None], value % len(places)], -1)
-        detection, area, threshold = np.nonzero(chosen >= 0)
-        self.is_taken[chosen[detection, area, threshold], area, threshold] = True
-        return chosen
+def _truths(dataset: CocoDataset, num_classes: int) -> Objects:
+    """Boxes of a data set, sorted by image and category, those of one in the data set's order."""
+    flat = [
+        (image, annotation)
+        for image, annotations in enumerate(dataset.annotations)
+        for annotation in annotations
+    ]
+    images = np.array([image for image, _ in flat], dtype=np.int64)
+    labels = np.array([annotation.label for _, annotation in flat], dtype=np.int64)
+    shapes = np.array([annotation.box_xywh for _, annotation in flat], dtype=np.float64).reshape(-1, 4)
+    truths = Objects(
+        keys=images * num_classes + labels,
+        images=images,
+        labels=labels,
+        scores=np.zeros(len(flat)),
+        areas=shapes[:, 2] * shapes[:, 3],
+        is_crowd=np.array([annotation.is_crowd for _, annotation in flat], dtype=bool),
+        shapes=shapes,
+    )
+    return truths.take(np.argsort(truths.keys, kind="stable"))

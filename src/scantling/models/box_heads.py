@@ -84,33 +84,65 @@ class BoxHead(nn.Module):
         )
 
     def decode(self, rois: Tensor, deltas: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        """Boxes in the image: (R, 4) for a class-agnostic head, else (R, K, 4); clipped to `size_hw`."""
-        if deltas.dim() == 2:
-            return decode_boxes(rois, deltas.float(), self.config.stds, size_hw)
-        repeated = rois[:, None].expand(-1, deltas.shape[1], -1).reshape(-1, 4)
-        decoded = decode_boxes(repeated, deltas.float().reshape(-1, 4), self.config.stds, size_hw)
-        return decoded.view(deltas.shape)
+        """Boxes in the image; see `decode_deltas`."""
+        return decode_deltas(rois, deltas, self.config.stds, size_hw)
 
     def losses(self, logits: Tensor, deltas: Tensor, samples: RoiSamples) -> dict[str, Tensor]:
-        """Classification and regression loss, both divided by the number of RoIs.
-
-        Args:
-            logits: (R, K + 1).
-            deltas: (R, 4) or (R, K, 4).
-            samples: Targets of the same R RoIs.
-
-        Returns:
-            `class` and `box`.
-        """
-        positive = (samples.labels < self.num_classes).nonzero().squeeze(1)
-        own = deltas[positive] if deltas.dim() == 2 else deltas[positive, samples.labels[positive]]
-        box = box_regression_loss(
-            samples.boxes[positive], own, samples.truths[positive], self.config.stds, self.config.box_loss
+        """`class` and `box`; see `head_losses`."""
+        config = self.config
+        return head_losses(
+            logits, deltas, samples, config.stds, class_weight=config.class_weight, box_loss=config.box_loss
         )
-        return {
-            "class": self.config.class_weight * classification_loss(logits, samples.labels),
-            "box": box / max(len(samples.labels), 1),
-        }
+
+
+def decode_deltas(rois: Tensor, deltas: Tensor, stds: Stds, size_hw: tuple[int, int]) -> Tensor:
+    """Boxes a head predicts.
+
+    Args:
+        rois: (R, 4) xyxy.
+        deltas: (R, 4) shared by all classes, or (R, K, 4) one per class.
+        stds: Scale of the deltas.
+        size_hw: The image's size; boxes are clipped to it.
+
+    Returns:
+        (R, 4) or (R, K, 4) xyxy, as the deltas are.
+    """
+    if deltas.dim() == 2:
+        return decode_boxes(rois, deltas.float(), stds, size_hw)
+    repeated = rois[:, None].expand(-1, deltas.shape[1], -1).reshape(-1, 4)
+    decoded = decode_boxes(repeated, deltas.float().reshape(-1, 4), stds, size_hw)
+    return decoded.view(deltas.shape)
+
+
+def head_losses(
+    logits: Tensor,
+    deltas: Tensor,
+    samples: RoiSamples,
+    stds: Stds,
+    *,
+    class_weight: float,
+    box_loss: BoxLossConfig,
+) -> dict[str, Tensor]:
+    """Classification and regression loss, both divided by the number of RoIs.
+
+    Args:
+        logits: (R, K + 1).
+        deltas: (R, 4) or (R, K, 4).
+        samples: Targets of the same R RoIs.
+        stds: Scale of the deltas.
+        class_weight: Factor of the classification loss.
+        box_loss: Regression loss.
+
+    Returns:
+        `class` and `box`.
+    """
+    positive = (samples.labels < logits.shape[1] - 1).nonzero().squeeze(1)
+    own = deltas[positive] if deltas.dim() == 2 else deltas[positive, samples.labels[positive]]
+    box = box_regression_loss(samples.boxes[positive], own, samples.truths[positive], stds, box_loss)
+    return {
+        "class": class_weight * classification_loss(logits, samples.labels),
+        "box": box / max(len(samples.labels), 1),
+    }
 
 
 def _trunk(in_channels: int, config: BoxHeadConfig) -> nn.Sequential:

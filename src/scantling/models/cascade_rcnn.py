@@ -24,16 +24,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from scantling.models.assign import AssignConfig, SampleConfig
-from scantling.models.backbone import Backbone, BackboneConfig
+from scantling.models.assign import AssignConfig
 from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoiSamples, sample_rois
-from scantling.models.faster_rcnn import PIXEL_MEAN, PIXEL_STD
 from scantling.models.layers import RoiPool
-from scantling.models.neck import FPN, FPNConfig
-from scantling.models.rpn import RPN, RPNConfig
-from scantling.models.two_stage import Detector, Normalise, SuppressConfig, top_candidates
+from scantling.models.two_stage import TwoStageConfig, TwoStageDetector, top_candidates
 from scantling.structures.instances import Instances
-from scantling.structures.sample import Batch
 
 
 class StageConfig(BaseModel):
@@ -69,65 +64,36 @@ def published_stages(head: BoxHeadConfig) -> tuple[StageConfig, ...]:
     )
 
 
-class CascadeRCNNConfig(BaseModel):
-    """All numbers of a Cascade R-CNN; defaults are the paper's with R50-FPN."""
+class CascadeRCNNConfig(TwoStageConfig):
+    """All numbers of a Cascade R-CNN; defaults are the paper's with R50-FPN.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        stages: The box heads in order.
+    """
 
-    backbone: BackboneConfig = BackboneConfig()
-    neck: FPNConfig = FPNConfig()
-    rpn: RPNConfig = RPNConfig()
     stages: tuple[StageConfig, ...] = published_stages(BoxHeadConfig(class_agnostic=True))
-    sample: SampleConfig = SampleConfig()
-    suppression: SuppressConfig = SuppressConfig()
-    pixel_mean: tuple[float, float, float] = PIXEL_MEAN
-    pixel_std: tuple[float, float, float] = PIXEL_STD
 
 
-class CascadeRCNN(Detector):
-    """The detector.
+class CascadeRCNN(TwoStageDetector):
+    """The detector; `TwoStageDetector` makes the features and the proposals.
 
     Args:
         config: All its numbers.
         num_classes: Foreground classes K.
     """
 
+    config: CascadeRCNNConfig
+
     def __init__(self, config: CascadeRCNNConfig, num_classes: int) -> None:
-        super().__init__()
-        self.config = config
-        self.num_classes = num_classes
-        self.suppression = config.suppression
-        self.normalise = Normalise(config.pixel_mean, config.pixel_std)
-        self.backbone = Backbone(config.backbone)
-        self.neck = FPN(self.backbone.channels, self.backbone.strides, config.neck)
-        self.rpn = RPN(self.neck.channels, self.neck.strides, config.rpn)
-        self.pool = RoiPool(
-            self.backbone.strides, config.stages[0].head.pool_side, config.stages[0].head.pool_samples
-        )
+        super().__init__(config, num_classes)
+        first = config.stages[0].head
+        self.pool = RoiPool(self.backbone.strides, first.pool_side, first.pool_samples)
         self.stages = nn.ModuleList(BoxHead(self.neck.channels, num_classes, s.head) for s in config.stages)
 
     @property
     def heads(self) -> list[BoxHead]:
         """The box heads in order."""
         return [head for head in self.stages if isinstance(head, BoxHead)]
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Normalised images (B, 3, H, W) -> p2..p6."""
-        levels: list[Tensor] = self.neck(self.backbone(images))
-        return levels
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """RPN losses and those of every stage."""
-        features = self.features(self.normalise(batch.images, batch.sizes_hw))
-        output = self.rpn(features)
-        proposals = self.rpn.train_proposals(output, batch.sizes_hw)
-        return self.rpn.losses(output, batch) | self.roi_losses(features, proposals, batch.instances)
-
-    def candidates(self, batch: Batch) -> list[Instances]:
-        """Scored boxes before suppression."""
-        features = self.features(self.normalise(batch.images, batch.sizes_hw))
-        proposals = self.rpn.test_proposals(self.rpn(features), batch.sizes_hw)
-        return self.roi_candidates(features, proposals, batch.sizes_hw)
 
     def roi_losses(
         self, features: Sequence[Tensor], proposals: Sequence[Tensor], truths: Sequence[Instances]
@@ -183,7 +149,8 @@ class CascadeRCNN(Detector):
         for image, size_hw in enumerate(sizes_hw):
             mean_logits = torch.stack([o.logits[image].float() for o in outputs]).mean(dim=0)
             boxes = self.heads[-1].decode(last.rois[image], last.deltas[image], size_hw)
-            found.append(top_candidates(boxes, mean_logits.softmax(dim=1), size_hw, self.suppression))
+            probabilities = mean_logits.softmax(dim=1)
+            found.append(top_candidates(boxes, probabilities, size_hw, self.suppression, self.class_names))
         return found
 
 

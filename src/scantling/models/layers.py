@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d, roi_align
 
+from scantling.ops.boxes import enlarge_boxes
+
 NormKind = Literal["none", "bn", "sync_bn", "gn"]
 
 
@@ -77,6 +79,26 @@ def init_conv(module: nn.Module, std: float | None = None) -> None:
                 nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def cell_patches(features: Tensor, image: Tensor, cells: Tensor) -> Tensor:
+    """The 3x3 neighbourhoods of single cells; cells beyond the map are 0, as a padded convolution sees them.
+
+    Args:
+        features: (B, C, H, W).
+        image: (M,) index of each cell's image.
+        cells: (M,) index of each cell in its map, y · W + x.
+
+    Returns:
+        (M, 9 · C): rows of the neighbourhood, then columns, then channels.
+    """
+    height, width = features.shape[-2:]
+    step = torch.arange(-1, 2, device=cells.device)
+    y = (cells // width)[:, None, None] + step[:, None]
+    x = (cells % width)[:, None, None] + step
+    outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
+    found = features[image[:, None, None], :, y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    return found.masked_fill(outside[..., None], 0).flatten(1)
 
 
 class DeformConv(nn.Module):
@@ -157,19 +179,21 @@ class RoiPool(nn.Module):
         self.side = side
         self.samples = samples
 
-    def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor], enlarge: float = 1.0) -> Tensor:
         """Pool RoIs of each image.
 
         Args:
             features: Levels (B, C, H, W), finest first; further levels are not used.
             rois: For each image (R_i, 4) xyxy in image pixels.
+            enlarge: Factor by which each RoI grows about its centre before it is pooled; its level stays.
 
         Returns:
             (R, C, side, side), images one after the other; R may be 0.
         """
         boxes = torch.cat(list(rois))
         image = torch.cat([torch.full((len(r), 1), i, device=boxes.device) for i, r in enumerate(rois)])
-        indexed = torch.cat([image.to(boxes.dtype), boxes], dim=1).float()
+        area = boxes if enlarge == 1 else enlarge_boxes(boxes, enlarge)
+        indexed = torch.cat([image.to(boxes.dtype), area], dim=1).float()
         levels = self.levels_of(boxes)
         pooled = features[0].new_zeros(len(boxes), features[0].shape[1], self.side, self.side)
         for level, stride in enumerate(self.strides):

@@ -75,6 +75,15 @@ _HEAD = (
     (r"fc_cls\.(\w+)", r"logits.\1"),
     (r"fc_reg\.(\w+)", r"deltas.\1"),
 )
+_DOUBLE_HEAD = (
+    *((rf"fc_branch\.{i}\.(\w+)", rf"fc_trunk.{2 * i + 1}.\1") for i in range(2)),
+    *((rf"res_block\.conv{i + 1}\.conv\.(\w+)", rf"widen.branch.{i}.0.\1") for i in range(2)),
+    *((rf"res_block\.conv{i + 1}\.(?:bn|gn)\.(\w+)", rf"widen.branch.{i}.1.\1") for i in range(2)),
+    (r"res_block\.conv_identity\.conv\.(\w+)", r"widen.shortcut.0.\1"),
+    (r"res_block\.conv_identity\.(?:bn|gn)\.(\w+)", r"widen.shortcut.1.\1"),
+    *((rf"conv_branch\.(\d+)\.conv{i + 1}\.(\w+)", rf"blocks.\1.branch.{i}.0.\2") for i in range(3)),
+    *((rf"conv_branch\.(\d+)\.(?:bn|gn){i + 1}\.(\w+)", rf"blocks.\1.branch.{i}.1.\2") for i in range(3)),
+)
 _SHARED_FC = r"shared_fcs\.(\d+)\.(\w+)"
 _ROI_HEAD = r"roi_head\.bbox_head\.(?:(\d+)\.)?(.+)"
 
@@ -239,7 +248,7 @@ def _translate(key: str, first_fc: int) -> str | None:
         return _apply((*_BACKBONE, *_SWIN, *_CONVNEXT, *_NECK, *_RPN), key)
     place = "head" if head[1] is None else f"stages.{head[1]}"
     fc = re.fullmatch(_SHARED_FC, head[2])
-    inner = f"trunk.{first_fc + 2 * int(fc[1])}.{fc[2]}" if fc else _apply(_HEAD, head[2])
+    inner = f"trunk.{first_fc + 2 * int(fc[1])}.{fc[2]}" if fc else _apply((*_HEAD, *_DOUBLE_HEAD), head[2])
     return None if inner is None else f"{place}.{inner}"
 
 

@@ -16,18 +16,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from scantling.errors import ConfigError
 from scantling.models.anchors import AnchorConfig
 from scantling.models.assign import SampleConfig
-from scantling.models.backbone import Backbone, BackboneConfig, Stage, read_weights
+from scantling.models.backbone import BackboneConfig, Stage, read_weights
 from scantling.models.box_heads import BoxHeadConfig
 from scantling.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig, published_stages
-from scantling.models.faster_rcnn import PIXEL_MEAN, PIXEL_STD, FasterRCNN, FasterRCNNConfig
+from scantling.models.double_head import DoubleHeadConfig, DoubleHeadRCNN, DoubleHeadRCNNConfig
+from scantling.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from scantling.models.layers import NormKind
 from scantling.models.losses import BoxLossConfig, BoxLossKind
 from scantling.models.neck import FPNConfig
 from scantling.models.rpn import RPNConfig
-from scantling.models.two_stage import Detector
+from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD, Detector, TwoStageDetector
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+
+
+INIT_PRETRAIN = "pretrain"
+"""The `init` that stands for the weights of the run's own pretraining."""
 
 
 class ModelConfig(BaseModel):
@@ -43,9 +48,10 @@ class ModelConfig(BaseModel):
         deform_version: 1 or 2.
         drop_path: Stochastic depth rate of the backbone.
         init: Where the backbone's weights come from: `random`, `pretrained` (timm's published weights; needs a
-            network) or the path of a local file.
+            network), `pretrain` (learned from the data set's own crops by the run, see its section `pretrain`) or
+            the path of a local file.
         fpn_channels: Width of the pyramid.
-        head: `shared_fc` or `conv_fc`.
+        head: `shared_fc` or `conv_fc`; Double-Head has one of each kind and takes no other.
         fc_channels: Width of the heads' fully connected layers.
         class_agnostic: One box for all classes, or one per class.
         box_loss: Regression loss of the box heads.
@@ -108,6 +114,7 @@ class Numbers(BaseModel):
     box_loss: BoxLossKind = "smooth_l1"
     box_loss_weight: float = 1.0
     smooth_l1_beta: float = 1.0
+    rpn_beta: float = 1 / 9
     roi_samples: int = 2
     anchor_scales: tuple[float, ...] = (8.0,)
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -125,6 +132,24 @@ def _cascade_rcnn(config: ModelConfig, num_classes: int, numbers: Numbers) -> Ca
     chosen = _chosen(config, numbers)
     stages = published_stages(_head(chosen))
     return CascadeRCNN(CascadeRCNNConfig(stages=stages, **_shared(config, chosen)), num_classes)
+
+
+def _double_head_rcnn(config: ModelConfig, num_classes: int, numbers: Numbers) -> DoubleHeadRCNN:
+    if config.head is not None:
+        raise ConfigError(
+            f"model.head: {config.name} has a head of each kind, found {config.head!r}", hint="Leave it out."
+        )
+    chosen = _chosen(config, numbers)
+    norm = _head_norm(chosen)
+    head = DoubleHeadConfig(
+        fc_channels=chosen.fc_channels,
+        conv_channels=4 * chosen.fpn_channels,
+        norm="bn" if norm == "none" else norm,
+        pool_samples=chosen.roi_samples,
+        class_agnostic=chosen.class_agnostic,
+        box_loss=_box_loss(chosen),
+    )
+    return DoubleHeadRCNN(DoubleHeadRCNNConfig(head=head, **_shared(config, chosen)), num_classes)
 
 
 def faster_rcnn_r50(config: ModelConfig, num_classes: int) -> Detector:
@@ -163,6 +188,25 @@ def cascade_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
     return _cascade_rcnn(config, num_classes, SMALL.model_copy(update={"class_agnostic": True}))
 
 
+def double_head_rcnn_r50(config: ModelConfig, num_classes: int) -> Detector:
+    """Double-Head Faster R-CNN, ResNet-50 + FPN, BatchNorm statistics fixed in the backbone, class-specific boxes."""
+    return _double_head_rcnn(config, num_classes, DOUBLE)
+
+
+def double_head_rcnn_r50_dcn_gn(config: ModelConfig, num_classes: int) -> Detector:
+    """The second DelftBikes detector (CS21): Double-Head on the first one's backbone and pyramid."""
+    return _double_head_rcnn(
+        config, num_classes, DOUBLE.model_copy(update={"norm": "gn", "deform": (2, 3, 4)})
+    )
+
+
+def double_head_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
+    """Double-Head for CPUs and few images: ResNet-18 with BatchNorm, narrow pyramid and heads, few RoIs."""
+    return _double_head_rcnn(config, num_classes, SMALL.model_copy(update={"box_loss_weight": 2.0}))
+
+
+DOUBLE = Numbers(box_loss_weight=2.0, rpn_beta=0.0)
+
 # BatchNorm, also with two images a step: two painted images are learned to AP 0.89 (Faster) and 0.97 (Cascade) in 100
 # steps, with GroupNorm and all else equal to 0.57 and 0.72 (2026-11-21).
 SMALL = Numbers(
@@ -185,6 +229,9 @@ MODELS: Mapping[str, Callable[[ModelConfig, int], Detector]] = {
     "cascade_rcnn_r50_dcn_gn": cascade_rcnn_r50_dcn_gn,
     "cascade_rcnn_x101_64x4d": cascade_rcnn_x101_64x4d,
     "cascade_rcnn_r18_small": cascade_rcnn_r18_small,
+    "double_head_rcnn_r50": double_head_rcnn_r50,
+    "double_head_rcnn_r50_dcn_gn": double_head_rcnn_r50_dcn_gn,
+    "double_head_rcnn_r18_small": double_head_rcnn_r18_small,
 }
 
 
@@ -196,7 +243,7 @@ def build_model(config: ModelConfig, num_classes: int) -> Detector:
         num_classes: Foreground classes K, at least 1.
 
     Raises:
-        ConfigError: Unknown name, or a change the model cannot take.
+        ConfigError: Unknown name, a change the model cannot take, or initial weights that are not there.
     """
     if config.name not in MODELS:
         near = difflib.get_close_matches(config.name, MODELS, n=1)
@@ -205,6 +252,9 @@ def build_model(config: ModelConfig, num_classes: int) -> Detector:
         raise ConfigError(f"model.name: unknown model {config.name!r}", hint=hint)
     if num_classes < 1:
         raise ConfigError(f"a detector needs at least one category, found {num_classes}")
+    if config.init == INIT_PRETRAIN:
+        hint = "Outside of a run give the file: the `backbone.safetensors` of `scantling pretrain`."
+        raise ConfigError(f"model.init is {INIT_PRETRAIN!r}, which only a run can fill in", hint=hint)
     model = MODELS[config.name](config, num_classes)
     if config.init not in ("random", "pretrained"):
         _load_backbone(model, Path(config.init))
@@ -212,9 +262,8 @@ def build_model(config: ModelConfig, num_classes: int) -> Detector:
 
 
 def _load_backbone(model: Detector, path: Path) -> None:
-    backbone = getattr(model, "backbone", None)
-    if isinstance(backbone, Backbone):
-        backbone.load(read_weights(path))
+    if isinstance(model, TwoStageDetector):
+        model.backbone.load(read_weights(path))
 
 
 def _chosen(config: ModelConfig, numbers: Numbers) -> Numbers:
@@ -231,10 +280,12 @@ def _head(chosen: Numbers) -> BoxHeadConfig:
         norm=_head_norm(chosen),
         pool_samples=chosen.roi_samples,
         class_agnostic=chosen.class_agnostic,
-        box_loss=BoxLossConfig(
-            kind=chosen.box_loss, beta=chosen.smooth_l1_beta, weight=chosen.box_loss_weight
-        ),
+        box_loss=_box_loss(chosen),
     )
+
+
+def _box_loss(chosen: Numbers) -> BoxLossConfig:
+    return BoxLossConfig(kind=chosen.box_loss, beta=chosen.smooth_l1_beta, weight=chosen.box_loss_weight)
 
 
 def _head_norm(chosen: Numbers) -> NormKind:
@@ -243,7 +294,7 @@ def _head_norm(chosen: Numbers) -> NormKind:
 
 
 def _shared(config: ModelConfig, chosen: Numbers) -> dict[str, Any]:
-    """The parts Faster and Cascade R-CNN have in common."""
+    """The parts all two-stage detectors have in common."""
     return {
         "backbone": BackboneConfig(
             name=chosen.backbone,
@@ -257,6 +308,7 @@ def _shared(config: ModelConfig, chosen: Numbers) -> dict[str, Any]:
         "neck": FPNConfig(channels=chosen.fpn_channels, norm=_head_norm(chosen)),
         "rpn": RPNConfig(
             anchors=AnchorConfig(scales=chosen.anchor_scales, ratios=chosen.anchor_ratios),
+            loss=BoxLossConfig(beta=chosen.rpn_beta),
             train_per_level=2 * chosen.num_train_proposals,
             train_proposals=chosen.num_train_proposals,
             test_per_level=chosen.num_test_proposals,

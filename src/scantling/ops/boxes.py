@@ -199,6 +199,13 @@ def scale_boxes(boxes: Tensor, scale_xy: tuple[float, float]) -> Tensor:
     return boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
 
 
+def enlarge_boxes(boxes: Tensor, factor: float) -> Tensor:
+    """Multiply width and height by `factor`, the centre staying; (..., 4) xyxy in and out, not clipped."""
+    size, centre = _size_and_centre(boxes)
+    half = size * (0.5 * factor)
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
 def flip_boxes(boxes: Tensor, width: float) -> Tensor:
     """Mirror boxes left to right in a frame of this width; (..., 4) xyxy in and out; its own inverse."""
     x1, y1, x2, y2 = boxes.unbind(-1)

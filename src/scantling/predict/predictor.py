@@ -1,7 +1,7 @@
 """Run a detector over images: read, resize, find candidates, map back, suppress.
 
     records ── TaskStream: read once, resize to every scale ──► one Batch per scale ── Detector.candidates ──►
-    Instances per view ── tta.pool: back to original pixels, one suppression ──► (record, Instances)
+    Instances per view, back in original pixels ── one suppression over all views ──► (record, Instances)
 
 Only a few batches exist at a time, whatever the number of images. With `tile`, one image at a time is held and cut
 into overlapping tiles, each of which goes the same way; `tiles.py` puts together what they saw.
@@ -24,9 +24,10 @@ from scantling.data.loader import aspect_order
 from scantling.data.transforms import Side, fit_size
 from scantling.data.workers import TaskStream
 from scantling.errors import ConfigError, DataError, Finding, Severity
-from scantling.models.two_stage import Detector, SuppressConfig, suppress_instances
+from scantling.models.suppression import SuppressConfig, suppress_instances
+from scantling.models.two_stage import Detector
 from scantling.predict.tiles import TileGrid, Window, merge, sort_out
-from scantling.predict.tta import mirrored, pool
+from scantling.predict.tta import in_original_pixels, mirrored
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame, Sample
 
@@ -106,9 +107,9 @@ class _Loaded:
 
 
 class _Seen(NamedTuple):
-    """What came of a few records: detections, and the faults of those that could not be read."""
+    """What came of a few records: the candidates of every view, and the faults of those that could not be read."""
 
-    detections: Iterable[tuple[ImageRecord, Instances]]
+    views: Iterable[tuple[ImageRecord, list[Instances]]]
     failures: tuple[DataError, ...]
 
 
@@ -158,7 +159,7 @@ class Predictor:
         device: Where the model runs.
 
     Raises:
-        ConfigError: `scales` is `auto`, or a suppression threshold names an unknown category.
+        ConfigError: `scales` is `auto`, or a suppression setting names an unknown category.
 
     Attributes:
         findings: Warnings about images left out so far; see `predict_records`.
@@ -195,6 +196,25 @@ class Predictor:
             DataError: An image cannot be read; with `skip_invalid`, none of them can.
             TrainingError: A reading process died.
         """
+        for record, views in self.candidates(records, skip_invalid=skip_invalid):
+            yield record, suppress_instances(Instances.cat(views), self.config.suppress, self.class_names)
+
+    def candidates(
+        self, records: Sequence[ImageRecord], *, skip_invalid: bool = False
+    ) -> Iterator[tuple[ImageRecord, list[Instances]]]:
+        """What is seen in each image before suppression, in original pixels, one set for every view.
+
+        The views are the scales in their order, each followed by its mirror image where `flip` asks for it; an image
+        cut into tiles is one view.
+
+        Args:
+            records: As in `predict_records`.
+            skip_invalid: As in `predict_records`.
+
+        Raises:
+            DataError: As in `predict_records`.
+            TrainingError: A reading process died.
+        """
         look = self._look_at_images if self.config.tile_side is None else self._look_at_tiles
         failures: list[DataError] = []
         with self._evaluating():
@@ -203,7 +223,7 @@ class Predictor:
                 if failures and not skip_invalid:
                     raise failures[0]
                 self.findings.extend(finding for error in seen.failures for finding in _as_warnings(error))
-                yield from seen.detections
+                yield from seen.views
         if records and len(failures) == len(records):
             findings = [finding for error in failures for finding in error.findings]
             raise DataError(f"none of the {len(records)} images can be read", findings=findings)
@@ -215,8 +235,8 @@ class Predictor:
         groups = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
         with TaskStream(_Load(self.config), self.config.workers) as stream:
             for loaded in stream.run(groups):
-                detections = zip(loaded.records, self._detect(loaded.batches), strict=True)
-                yield _Seen(detections, loaded.failures)
+                views = (in_original_pixels(seen) for seen in self._see(loaded.batches))
+                yield _Seen(zip(loaded.records, views, strict=True), loaded.failures)
 
     def _look_at_tiles(self, records: Sequence[ImageRecord]) -> Iterator[_Seen]:
         """One image at a time, tile by tile."""
@@ -226,10 +246,10 @@ class Predictor:
             except DataError as error:
                 yield _Seen((), (error,))
             else:
-                yield _Seen([(record, self._detect_in_tiles(sample))], ())
+                yield _Seen([(record, [self._look_through_tiles(sample)])], ())
 
-    def _detect_in_tiles(self, sample: Sample) -> Instances:
-        """Detections of one image, in original pixels, from overlapping tiles and perhaps a view of the whole."""
+    def _look_through_tiles(self, sample: Sample) -> Instances:
+        """Candidates in one image, in original pixels, from overlapping tiles and perhaps a view of the whole."""
         config = self.config
         grid = TileGrid.over(sample.size_hw, config.tile_side or max(sample.size_hw), config.overlap)
         windows = list(enumerate(grid.windows))
@@ -241,7 +261,7 @@ class Predictor:
         overview = None
         if config.overview and len(grid) > 1:
             (overview,) = self._candidates_in(sample, [(0, 0, *sample.size_hw[::-1])])
-        return suppress_instances(merge(grid, tiles, overview), config.suppress, self.class_names)
+        return merge(grid, tiles, overview)
 
     def _candidates_in(self, sample: Sample, windows: Sequence[Window]) -> list[Instances]:
         """Candidates in each window of an image, at all scales together, in original pixels and main memory."""
@@ -255,14 +275,7 @@ class Predictor:
             )
             for each in zip(*sizes, strict=True)
         )
-        return [
-            Instances.cat([frame.invert(found.to("cpu")) for frame, found in views])
-            for views in self._see(batches)
-        ]
-
-    def _detect(self, batches: Sequence[Batch]) -> list[Instances]:
-        """Detections, in original pixels, of the images of which every batch shows another view."""
-        return [pool(views, self.config.suppress, self.class_names) for views in self._see(batches)]
+        return [Instances.cat(in_original_pixels(views)) for views in self._see(batches)]
 
     def _see(self, batches: Iterable[Batch]) -> list[list[tuple[Frame, Instances]]]:
         """For each image, of which every batch shows another view: the frames and candidates of all views."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from scantling.errors import ConfigError
-from scantling.models.two_stage import scores_of
+from scantling.models.suppression import scores_of
 from scantling.ops.boxes import box_area, pairwise_intersection, pairwise_iou
 from scantling.ops.nms import batched_nms
 from scantling.structures.instances import Instances

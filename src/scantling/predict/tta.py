@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from scantling.models.two_stage import SuppressConfig, suppress_instances
+from scantling.models.suppression import SuppressConfig, suppress_instances
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame
 
@@ -27,6 +27,15 @@ def mirrored(batch: Batch) -> Batch:
     return replace(batch, images=images, frames=frames, instances=instances)
 
 
+def in_original_pixels(seen: Sequence[tuple[Frame, Instances]]) -> list[Instances]:
+    """The candidates of each view of one image, mapped back to its original pixels, in main memory.
+
+    Args:
+        seen: For each view its frame and the scored candidates in it.
+    """
+    return [frame.invert(found.to("cpu")) for frame, found in seen]
+
+
 def pool(
     seen: Sequence[tuple[Frame, Instances]], config: SuppressConfig, class_names: Sequence[str]
 ) -> Instances:
@@ -34,15 +43,10 @@ def pool(
 
     Args:
         seen: For each view its frame and the scored candidates in it; at least one view.
-        config: Suppression, applied once over all views.
-        class_names: Category names in label order (used by per-category thresholds only).
+        config: Suppression, applied once over all views, in original pixels.
+        class_names: Category names in label order (used by settings per category only).
 
     Returns:
-        Detections in original pixels, in main memory, best first. One view alone is suppressed in its own frame,
-        which gives what `Detector.predict` gives there; several are suppressed in original pixels.
+        Detections in original pixels, in main memory, best first.
     """
-    if len(seen) == 1:
-        frame, found = seen[0]
-        return frame.invert(suppress_instances(found, config, class_names).to("cpu"))
-    everything = Instances.cat([frame.invert(found.to("cpu")) for frame, found in seen])
-    return suppress_instances(everything, config, class_names)
+    return suppress_instances(Instances.cat(in_original_pixels(seen)), config, class_names)

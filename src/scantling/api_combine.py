@@ -1,0 +1,95 @@
+"""The verbs that make better predictions out of predictions as functions; `api` has them too.
+
+Importing this module loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scantling.errors import ConfigError, UsageError
+from scantling.given_paths import folder_of, require_existing
+
+if TYPE_CHECKING:
+    from scantling.combine.ensemble import EnsembleConfig
+    from scantling.combine.members import EnsembleSummary
+    from scantling.strict_yaml import KeyPath
+
+
+def ensemble(
+    files: Iterable[str | Path],
+    data: str | Path,
+    out: str | Path,
+    *,
+    weights: str | None = None,
+    tuned: str | Path | None = None,
+    overrides: Iterable[str] = (),
+) -> EnsembleSummary:
+    """Fuse the boxes of several detectors.
+
+    Args:
+        files: COCO results files of any tools, of the same images.
+        data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
+        out: COCO results file to write.
+        weights: `2,1` in the order of the files, or `NAME=2,OTHER=0.5`; a file's name is that without its ending or,
+            where these are alike, that of the folder that differs. What is not named keeps its weight.
+        tuned: YAML file whose section `ensemble` has the settings.
+        overrides: `KEY=VALUE` texts that replace settings, such as `iou_threshold=0.6`.
+
+    Raises:
+        ScantlingError: Files, data or settings cannot be used; then nothing was written.
+    """
+    paths = [Path(file) for file in files]
+    if not paths:
+        raise UsageError("an ensemble needs at least one results file")
+    for path in paths:
+        require_existing(path, "results file")
+    if tuned is not None:
+        require_existing(Path(tuned), "file of tuned settings")
+    require_existing(folder_of(data), "data set")
+    from scantling.combine.members import ensemble_files, member_names
+    from scantling.data.formats.locations import read_location
+
+    config = _ensemble_config(member_names(paths), weights, Path(tuned) if tuned else None, overrides)
+    return ensemble_files(paths, read_location(data), config, Path(out))
+
+
+def _ensemble_config(
+    names: Sequence[str], weights: str | None, tuned: Path | None, overrides: Iterable[str]
+) -> EnsembleConfig:
+    """The defaults, replaced by the file, by the overrides, and by the weights."""
+    from scantling.combine.ensemble import EnsembleConfig
+    from scantling.combine.members import parse_weights
+    from scantling.draft import Draft
+
+    draft = Draft.of(EnsembleConfig, ())
+    if tuned is not None:
+        value, places = _tuned_section(tuned, "ensemble")
+        draft = replace(draft, value=value, places=places, file=str(tuned))
+    for override in overrides:
+        draft = draft.with_override(override)
+    if weights is not None:
+        given = parse_weights(weights, names)
+        merged = {**draft.value, "weights": {**draft.value.get("weights", {}), **given}}
+        places = {**draft.places, **{("weights", name): "--weights" for name in given}}
+        draft = replace(draft, value=merged, places=places)
+    return draft.check()
+
+
+def _tuned_section(file: Path, name: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """One section of a file of tuned settings, and where each of its values stands."""
+    from scantling.data.io import read_bytes
+    from scantling.strict_yaml import parse
+
+    try:
+        document = parse(read_bytes(file).decode("utf-8-sig"), file=str(file))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not a text file (byte {error.start} is not UTF-8)") from error
+    section = document.value.get(name) if isinstance(document.value, dict) else None
+    if not isinstance(section, dict):
+        raise ConfigError(f"{file}: expected a section {name!r}", hint="`scantling tune` writes such a file.")
+    lines = {path[1:]: f"{file}: line {line}" for path, line in document.lines.items() if path[0] == name}
+    return section, lines

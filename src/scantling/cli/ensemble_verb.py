@@ -1,0 +1,54 @@
+"""The verb ensemble: several results files become one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from scantling.cli.shell import JsonOption, show, verb
+
+
+@verb
+def ensemble(
+    files: Annotated[
+        list[Path], typer.Argument(help="COCO results files of any detectors, of the same images.")
+    ],
+    data: Annotated[Path, typer.Option(help="The data set that was predicted, as for evaluate.")],
+    out: Annotated[Path, typer.Option(help="COCO results file to write.")],
+    method: Annotated[
+        Literal["wbf", "nmw", "nms", "soft_linear", "soft_gaussian"] | None,
+        typer.Option(help="wbf (if nothing else is said) and nmw fuse boxes, the others choose among them."),
+    ] = None,
+    iou: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Overlap beyond which two boxes are of one object.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W", help="2,1 in the order of the files, or NAME=2,OTHER=0.5; the others have 1."
+        ),
+    ] = None,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(help="YAML file with the settings in a section ensemble, as tune writes it."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Replace a setting, such as score=max; may be repeated."
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Fuse the boxes of several detectors into one results file."""
+    from scantling import api
+
+    given = [
+        f"{key}={value}" for key, value in (("method", method), ("iou_threshold", iou)) if value is not None
+    ]
+    summary = api.ensemble(
+        files, data, out, weights=weights, tuned=tuned, overrides=[*(overrides or ()), *given]
+    )
+    show(summary.to_text(), summary.to_dict(), as_json=json)

@@ -1,0 +1,111 @@
+"""Boxes of one object become one box: weighted boxes fusion and non-maximum weighted.
+
+N: boxes; K: categories; M: members; Q: clusters.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from scantling.combine.clusters import TINY, Floats, Ints, cluster_boxes
+from scantling.combine.pool import Pool
+from scantling.data.detections import Detections
+
+FusedScore: TypeAlias = Literal["mean", "max", "box_and_model_mean", "absent_model_aware_mean"]
+
+
+def fuse_weighted(pool: Pool, limits: Floats, weights: Floats, score: FusedScore) -> Detections:
+    """Weighted boxes fusion: a cluster is where the mean of its boxes, weighted by score, is at the time.
+
+    Args:
+        pool: Boxes of all members; may be empty.
+        limits: (K,) IoU that a box must exceed to join a cluster.
+        weights: (M, K) of each member in each category.
+        score: How the scores of a cluster's boxes become its own; the formulas stand at `EnsembleConfig`.
+
+    Returns:
+        One box of each cluster, by image and category, in the order the clusters were started.
+
+    Source:
+        Solovyev et al. 2021, section 3.
+    """
+    rows = pool.rows
+    cluster = cluster_boxes(rows.boxes, pool.scores, pool.groups, limits[rows.labels], moving=True)
+    return _merged(rows, cluster, pool.scores, _cluster_scores(pool, cluster, weights, score))
+
+
+def fuse_non_maximum(pool: Pool, limits: Floats, weights: Floats) -> Detections:
+    """Non-maximum weighted: the best box draws the others and keeps its score; only its place becomes a mean.
+
+    Args:
+        pool: Boxes of all members; may be empty.
+        limits: (K,) IoU with the best box that a box must exceed to join it.
+        weights: (M, K) of each member in each category.
+
+    Returns:
+        As `fuse_weighted`; a box's weight in the mean is its score times its overlap with the best one.
+
+    Source:
+        Zhou et al. 2017 (CAD), as `ensemble-boxes` reads it: a box joins the best box that it overlaps most.
+    """
+    rows = pool.scaled(weights)
+    cluster = cluster_boxes(rows.boxes, rows.scores, pool.groups, limits[rows.labels], moving=False)
+    best = _first_of(cluster)
+    mean_weights = rows.scores * _paired_iou(rows.boxes, rows.boxes[best[cluster]])
+    return _merged(rows, cluster, mean_weights, rows.scores[best])
+
+
+def _cluster_scores(pool: Pool, cluster: Ints, weights: Floats, score: FusedScore) -> Floats:
+    """(Q,) score of each cluster; the formulas stand at `EnsembleConfig`."""
+    best = _first_of(cluster)
+    of_label = weights[:, pool.rows.labels[best]]  # (M, Q): the members' weights in the cluster's category
+    everyone = of_label.sum(axis=0)
+    total = _sums(cluster, pool.scores)
+    if score == "max":
+        scores = pool.scores[best] / of_label.max(axis=0)
+    elif score == "mean":
+        count, voices = np.bincount(cluster), (of_label > 0).sum(axis=0)
+        scores = total / count * np.minimum(count, voices) / everyone
+    else:
+        seen = np.zeros(of_label.shape, dtype=bool)
+        seen[pool.members, cluster] = True
+        present, own = (of_label * seen).sum(axis=0), _sums(cluster, pool.weights)
+        hybrid = score == "box_and_model_mean"
+        scores = total / own * present / everyone if hybrid else total / (own + everyone - present)
+    limited: Floats = np.minimum(scores, 1.0)
+    return limited
+
+
+def _merged(rows: Detections, cluster: Ints, mean_weights: Floats, scores: Floats) -> Detections:
+    """One box of each cluster, the weighted mean; a single box stays as it is, to the last bit."""
+    first = _first_of(cluster)
+    total = np.maximum(_sums(cluster, mean_weights), TINY)
+    means = np.stack([_sums(cluster, mean_weights * edge) / total for edge in rows.boxes.T], axis=1)
+    alone = (np.bincount(cluster) == 1)[:, None]
+    return Detections(
+        images=rows.images[first],
+        labels=rows.labels[first],
+        scores=scores,
+        boxes=np.where(alone, rows.boxes[first], means),
+    )
+
+
+def _sums(cluster: Ints, values: Floats) -> Floats:
+    """(Q,) sum of the values of each cluster."""
+    return np.bincount(cluster, values).astype(np.float64, copy=False)
+
+
+def _first_of(cluster: Ints) -> Ints:
+    """(Q,) index of the first, best box of each cluster."""
+    first = np.zeros(int(cluster.max(initial=-1)) + 1, dtype=np.int64)
+    first[cluster[::-1]] = np.arange(len(cluster))[::-1]
+    return first
+
+
+def _paired_iou(a: Floats, b: Floats) -> Floats:
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    inter = np.maximum(sides, 0).prod(axis=1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (a, b)]
+    return np.asarray(inter / np.maximum(areas[0] + areas[1] - inter, TINY))

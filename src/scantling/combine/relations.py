@@ -1,0 +1,173 @@
+"""What training annotations say about categories together: how far they overlap, and how many there are.
+
+    annotations ─► per image and ordered pair of categories: largest IoU, largest share of the one inside the other
+                └► per image and category: number of objects
+
+For each pair the relations of all images that show both are put together, zeros included, so that "never" has a
+number of images behind it. K: categories, N: objects, P: pairs of objects, Q: pairs of categories of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scantling.data.coco_dataset import CocoDataset
+from scantling.errors import DataError
+
+_MAX_PAIRS = 1_000_000  # compared at once
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Relations:
+    """What occurs in a data set.
+
+    Attributes:
+        class_names: K names.
+        iou: (K, K) largest IoU of objects of two categories; 0 where they never meet.
+        inside: (K, K) largest share of an object (row) that is inside one object of another category (column).
+        support: (K, K) images that show both; 0 on the diagonal, which is suppression's matter.
+        most: (K,) most objects of a category in one image.
+        seen: (K,) images that show a category; 0 for one with a crowd region, whose objects are not counted.
+    """
+
+    class_names: tuple[str, ...]
+    iou: Floats
+    inside: Floats
+    support: Ints
+    most: Ints
+    seen: Ints
+
+    def ordered(self, class_names: Sequence[str]) -> Relations:
+        """The relations of these categories, in this order.
+
+        Raises:
+            DataError: One of them is not among the categories learned from; by name, never by number.
+        """
+        unknown = [name for name in class_names if name not in self.class_names]
+        if unknown:
+            raise DataError(
+                f"the training annotations have no categories {unknown}",
+                hint=f"Theirs are {list(self.class_names)}.",
+            )
+        order = [self.class_names.index(name) for name in class_names]
+        return Relations(
+            class_names=tuple(class_names),
+            iou=self.iou[np.ix_(order, order)],
+            inside=self.inside[np.ix_(order, order)],
+            support=self.support[np.ix_(order, order)],
+            most=self.most[order],
+            seen=self.seen[order],
+        )
+
+
+def relations_of(dataset: CocoDataset, *, quantile: float = 1.0) -> Relations:
+    """Look at all objects of a data set; crowd regions are no objects.
+
+    Args:
+        dataset: Boxes as in the file; without any, nothing has support.
+        quantile: Share of the images below the value that counts as occurring: 1 takes the largest of all images,
+            a little less leaves out what a few wrong labels say.
+    """
+    images, labels, boxes = _objects(dataset)
+    num_classes = len(dataset.categories)
+    shape = (num_classes, num_classes)
+    rows = [
+        _largest_per_image(images, labels, boxes, part, num_classes) for part in _pairs_of_objects(images)
+    ]
+    pair = np.concatenate([np.zeros(0, dtype=np.int64), *(found[0] for found in rows)])
+    values = np.concatenate([np.zeros((0, 2)), *(found[1] for found in rows)])
+    support = np.bincount(pair, minlength=num_classes**2).reshape(shape)
+    most, seen = _counts(dataset, images, labels)
+    return Relations(
+        class_names=dataset.class_names,
+        iou=_quantiles(pair, values[:, 0], quantile, num_classes**2).reshape(shape),
+        inside=_quantiles(pair, values[:, 1], quantile, num_classes**2).reshape(shape),
+        support=support,
+        most=most,
+        seen=seen,
+    )
+
+
+def overlaps(boxes: Floats, others: Floats) -> tuple[Floats, Floats, Floats]:
+    """IoU of each pair of boxes (P, 4) xyxy, the share of the one inside the other, and of the other inside the one.
+
+    A box without area is inside nothing.
+    """
+    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+    common = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0.0)
+    areas = [np.maximum(each[:, 2:] - each[:, :2], 0).prod(axis=1) for each in (boxes, others)]
+    wholes = (areas[0] + areas[1] - common, *areas)
+    first, second, third = (
+        np.divide(common, whole, out=np.zeros_like(common), where=whole > 0) for whole in wholes
+    )
+    return first, second, third
+
+
+def _objects(dataset: CocoDataset) -> tuple[Ints, Ints, Floats]:
+    """Image, label and box xyxy of every object, image by image."""
+    flat = [
+        (image, annotation.label, *annotation.box_xywh)
+        for image, annotations in enumerate(dataset.annotations)
+        for annotation in annotations
+        if not annotation.is_crowd
+    ]
+    table = np.array(flat, dtype=np.float64).reshape(-1, 6)
+    boxes = table[:, 2:].copy()
+    boxes[:, 2:] += boxes[:, :2]
+    return table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), boxes
+
+
+def _pairs_of_objects(images: Ints) -> Iterator[tuple[Ints, Ints]]:
+    """Every ordered pair of objects of one image, whole images at a time."""
+    first = np.searchsorted(images, images, side="left")
+    counts = np.searchsorted(images, images, side="right") - first
+    portion = np.cumsum(counts)[first + counts - 1] // _MAX_PAIRS if len(images) else first
+    for rows in np.split(np.arange(len(images)), np.flatnonzero(np.diff(portion)) + 1):
+        index = np.repeat(rows, counts[rows])
+        starts = np.cumsum(counts[rows]) - counts[rows]
+        yield index, np.repeat(first[rows] - starts, counts[rows]) + np.arange(len(index))
+
+
+def _largest_per_image(
+    images: Ints, labels: Ints, boxes: Floats, pair: tuple[Ints, Ints], num_classes: int
+) -> tuple[Ints, Floats]:
+    """Pair of categories (Q,) and largest IoU and share inside (Q, 2), of each pair that an image shows."""
+    one, other = (index[labels[pair[0]] != labels[pair[1]]] for index in pair)
+    keys = (images[one] * num_classes + labels[one]) * num_classes + labels[other]
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    starts = np.flatnonzero(np.diff(keys, prepend=-1))
+    iou, inside, _ = overlaps(boxes[one[order]], boxes[other[order]])
+    values = np.stack([iou, inside], axis=1)
+    largest = np.maximum.reduceat(values, starts) if len(starts) else values
+    return keys[starts] % num_classes**2, largest
+
+
+def _quantiles(groups: Ints, values: Floats, quantile: float, num_groups: int) -> Floats:
+    """The value of each group at or below which that share of its values lies; 0 for an empty group."""
+    order = np.lexsort((values, groups))
+    first = np.searchsorted(groups[order], np.arange(num_groups), side="left")
+    counts = np.searchsorted(groups[order], np.arange(num_groups), side="right") - first
+    index = first + np.ceil(quantile * np.maximum(counts - 1, 0)).astype(np.int64)
+    found = np.zeros(num_groups)
+    found[counts > 0] = values[order][index[counts > 0]]
+    return found
+
+
+def _counts(dataset: CocoDataset, images: Ints, labels: Ints) -> tuple[Ints, Ints]:
+    """Most objects of each category in one image, and the images that show it."""
+    num_classes = len(dataset.categories)
+    keys, counts = np.unique(images * num_classes + labels, return_counts=True)
+    most = np.zeros(num_classes, dtype=np.int64)
+    np.maximum.at(most, keys % num_classes, counts)
+    seen = np.bincount(keys % num_classes, minlength=num_classes)
+    crowded = {each.label for annotations in dataset.annotations for each in annotations if each.is_crowd}
+    seen[list(crowded)] = 0
+    return most, seen

@@ -1,0 +1,151 @@
+"""Everything a detector sees in a data set before suppression, kept so that it is computed once.
+
+    Predictor.candidates ── one set per image and view (test size) ──► Candidates ── file of a run
+                                                 │
+        at_views(some) ── what fewer test sizes would have given
+        models.suppression.suppress_detections ── detections: thresholds are tuned and compared without the network
+
+N: candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scantling.data.coco import CocoDataset
+from scantling.data.detections import Detections, load_detections, save_detections
+from scantling.errors import DataError
+from scantling.models.suppression import scores_of
+from scantling.models.two_stage import Detector
+from scantling.predict.predictor import PredictConfig, Predictor
+from scantling.structures.instances import Instances
+from scantling.train.devices import ALONE, Processes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Candidates:
+    """Candidates of every image of a data set.
+
+    Attributes:
+        detections: N rows, in original pixels, image by image in the data set's order.
+        views: (N,) int32, the view each was seen in; see `Predictor.candidates`.
+    """
+
+    detections: Detections
+    views: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Candidates]) -> Self:
+        """The rows of several sets, one after the other, such as those of the folds."""
+        views = [part.views for part in parts]
+        return cls(
+            detections=Detections.cat([part.detections for part in parts]),
+            views=np.concatenate(views) if views else np.zeros(0, dtype=np.int32),
+        )
+
+    def at_views(self, views: Sequence[int]) -> Detections:
+        """What these views alone show."""
+        return self.detections[np.isin(self.views, list(views))]
+
+    def placed(self, positions: NDArray[np.int64]) -> Candidates:
+        """The same rows in a larger data set.
+
+        Args:
+            positions: For each image of this data set its position in the larger one.
+        """
+        images = positions[self.detections.images]
+        moved = Detections(
+            images=images,
+            labels=self.detections.labels,
+            scores=self.detections.scores,
+            boxes=self.detections.boxes,
+        )
+        return Candidates(detections=moved, views=self.views)
+
+    def save(self, path: Path) -> None:
+        """Write a file that `load` reads, atomically."""
+        save_detections(self.detections, path, views=self.views)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: The file is missing or is none of these.
+        """
+        detections, extra = load_detections(path)
+        if "views" not in extra:
+            raise DataError(f"{path}: holds detections, not candidates (no views)")
+        return cls(detections=detections, views=extra["views"])
+
+
+def find_candidates(
+    model: Detector,
+    config: PredictConfig,
+    dataset: CocoDataset,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> Candidates:
+    """Candidates of every image of a data set.
+
+    Args:
+        model: The same on every process.
+        config: How to look at the images; of `suppress`, the score thresholds and the number of candidates count.
+        dataset: The same on every process; each looks at every so many-th image.
+        device: Where this process computes.
+        processes: Those that share the work; all must call this.
+
+    Returns:
+        On the main process all of them, on the others none.
+
+    Raises:
+        DataError: An image cannot be read.
+        PeerFailed: Another process met a failure.
+    """
+    with processes.together():
+        predictor = Predictor(model, config, dataset.class_names, device)
+        found = {
+            dataset.index_of[record.id]: _rows(views)
+            for record, views in predictor.candidates(dataset.images[processes.rank :: processes.world])
+        }
+    return _in_order({key: rows for part in processes.gather_on_main(found) for key, rows in part.items()})
+
+
+Rows = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int32]]
+"""Of one image: (N, 5) boxes and scores, (N,) labels, (N,) views."""
+
+
+def _rows(views: Sequence[Instances]) -> Rows:
+    numbers = [torch.cat([v.boxes, scores_of(v)[:, None]], dim=1) for v in views]
+    counts = [len(view) for view in views]
+    return (
+        torch.cat(numbers).double().numpy(),
+        torch.cat([view.labels for view in views]).numpy(),
+        np.repeat(np.arange(len(views), dtype=np.int32), counts),
+    )
+
+
+def _in_order(found: Mapping[int, Rows]) -> Candidates:
+    parts = [
+        Candidates(
+            detections=Detections(
+                images=np.full(len(labels), position),
+                labels=labels,
+                scores=numbers[:, 4],
+                boxes=numbers[:, :4],
+            ),
+            views=views,
+        )
+        for position, (numbers, labels, views) in sorted(found.items())
+    ]
+    return Candidates.cat(parts)

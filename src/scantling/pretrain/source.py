@@ -1,0 +1,115 @@
+"""From what a person names to the crops to learn from: labelled splits in any format, or a folder of images."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
+from scantling.data.crops import CropPlan, image_crops, object_crops
+from scantling.data.formats.layouts import Layout, announce, detect_format
+from scantling.data.formats.locations import Location, parse_location, read_location, split_name
+from scantling.data.image_check import images_of_folder, usable_images
+from scantling.errors import DataError, Finding, Severity
+from scantling.pretrain.config import PretrainConfig
+
+log = logging.getLogger(__name__)
+
+_FOLDER = "folder"
+_SHOWN_PER_CODE = 3
+
+
+def read_crops(data: Path | str, config: PretrainConfig, *, seed: int = 0) -> CropPlan:
+    """What is to be cut out of the data a person named; only headers of images are read.
+
+    Args:
+        data: A data set in any format, one split of it (`FOLDER:SPLIT`), an annotations or split file, or a folder
+            of images.
+        config: Which splits, what to cut out of them, and how strictly they are read.
+        seed: Of random parts.
+
+    Raises:
+        DataError: With every finding, if the data cannot be used.
+    """
+    options = ReadOptions(
+        skip_invalid=config.skip_invalid,
+        strict=config.strict,
+        require_labels=config.source in ("auto", "objects"),
+    )
+    location = parse_location(data)
+    layout = _layout(location, config)
+    if location.path.is_dir() and layout is None:
+        found = images_of_folder(location.path)
+        _tell(found.findings)
+        return _without_objects({_FOLDER: found.records}, config, seed)
+    splits = {
+        name: usable_images(dataset, skip_invalid=config.skip_invalid, strict=config.strict)
+        for name, dataset in _read_splits(location, layout, config, options).items()
+    }
+    _tell([finding for dataset in splits.values() for finding in dataset.findings])
+    return plan_crops(splits, config, seed=seed)
+
+
+def plan_crops(splits: Mapping[str, CocoDataset], config: PretrainConfig, *, seed: int = 0) -> CropPlan:
+    """What is to be cut out of data sets that are read already.
+
+    Args:
+        splits: By name.
+        config: Says whether objects, images or random parts are cut out.
+        seed: Of random parts.
+    """
+    if config.source in ("auto", "objects"):
+        return object_crops(splits, config.crops)
+    return _without_objects({name: dataset.images for name, dataset in splits.items()}, config, seed)
+
+
+def _without_objects(
+    records: Mapping[str, Sequence[ImageRecord]], config: PretrainConfig, seed: int
+) -> CropPlan:
+    parts = config.random_per_image if config.source == "random" else 0
+    return image_crops(records, random_per_image=parts, seed=seed)
+
+
+def _layout(location: Location, config: PretrainConfig) -> Layout | None:
+    """The format of a folder; None for a file, and for a folder of images unless objects are asked for."""
+    if not location.path.is_dir():
+        return None
+    try:
+        layout = detect_format(location.path, states=config.states)
+    except DataError as error:
+        unknown = any(finding.code == "format-unknown" for finding in error.findings)
+        if unknown and config.source != "objects" and location.split is None:
+            log.info("%s: no labels, all of its images are used", location.path)
+            return None
+        raise
+    announce(layout)
+    return layout
+
+
+def _read_splits(
+    location: Location, layout: Layout | None, config: PretrainConfig, options: ReadOptions
+) -> dict[str, CocoDataset]:
+    if layout is None:
+        return {split_name(location): read_location(location, options, states=config.states)}
+    if location.split is not None:
+        names: Sequence[str] = (layout.split_named(location.split),)
+    elif len(layout.splits) == 1:
+        names = layout.splits
+    else:
+        names = tuple(dict.fromkeys(layout.split_named(name) for name in config.splits))
+    return {name: layout.read(name, options) for name in names}
+
+
+def _tell(findings: Sequence[Finding]) -> None:
+    """Say what was found, a few of each kind."""
+    told: Counter[str] = Counter()
+    for finding in findings:
+        if finding.severity is Severity.WARNING:
+            told[finding.code] += 1
+            if told[finding.code] <= _SHOWN_PER_CODE:
+                log.warning("%s", str(finding).removeprefix("warning "))
+    for code, count in told.items():
+        if count > _SHOWN_PER_CODE:
+            log.warning("[%s] %d more of these", code, count - _SHOWN_PER_CODE)
