@@ -8,6 +8,7 @@ import typer
 
 from scantling import __version__
 from scantling.cli import (
+    audit_verbs,
     compare_verb,
     data_verbs,
     dataset_verbs,
@@ -17,6 +18,7 @@ from scantling.cli import (
     recipe_verbs,
     result_verbs,
     run_verbs,
+    tune_verbs,
 )
 
 app = typer.Typer(
@@ -47,15 +49,20 @@ app.command("run")(run_verbs.run)
 app.command("demo")(run_verbs.demo)
 app.command("pretrain")(pretrain_verbs.pretrain)
 app.command("train")(run_verbs.train)
+app.command("ablate")(run_verbs.ablate)
 app.command("predict")(result_verbs.predict)
 app.command("evaluate")(result_verbs.evaluate)
 app.command("compare")(compare_verb.compare)
 app.command("ensemble")(ensemble_verb.ensemble)
+app.command("tune")(tune_verbs.tune)
+app.command("eliminate")(tune_verbs.eliminate)
 app.command("report")(result_verbs.report)
 app.command("check")(dataset_verbs.check)
 app.command("convert")(dataset_verbs.convert)
 app.command("split")(dataset_verbs.split)
 app.command("synth")(data_verbs.synth)
 app.command("import-weights")(data_verbs.import_weights)
+app.command("audit")(audit_verbs.audit)
+app.command("repair")(audit_verbs.repair)
 app.command("doctor")(doctor_verb.doctor)
 app.add_typer(recipe_verbs.recipes, name="recipes")

@@ -248,7 +248,22 @@ _RESULTS = {
     "results-dropped": Code(_W, "Predictions were left out because they are unusable."),
 }
 
+_AUDIT = {
+    "decisions-file": Code(
+        _S, "Not a file of suspects or of decisions about them.", "Write it with `scantling audit`."
+    ),
+    "decisions-other-data": Code(
+        _S, "Decisions about labels that are not those given.", "Audit these labels, or give the others."
+    ),
+    "decision-record": Code(
+        _S, "A suspect or decision that is incomplete.", "Write it with `scantling audit`."
+    ),
+    "decision-unknown": Code(
+        _S, "A decision about an image, annotation or category that is not there.", "Audit the labels again."
+    ),
+}
+
 CODES: Mapping[str, Code] = MappingProxyType(
-    _FILE | _STRUCTURE | _GEOMETRY | _IMAGES | _SPLITS | _FORMATS | _CHECK | _RESULTS
+    _FILE | _STRUCTURE | _GEOMETRY | _IMAGES | _SPLITS | _FORMATS | _CHECK | _RESULTS | _AUDIT
 )
 """Code name -> kind, meaning, remedy; in the order of the documentation."""

@@ -119,15 +119,13 @@ class DoubleHeadRCNN(TwoStageDetector):
         self, features: Sequence[Tensor], proposals: Sequence[Tensor], sizes_hw: Sequence[tuple[int, int]]
     ) -> list[Instances]:
         """Candidates of each image for given proposals [(R_i, 4)]."""
-        stds = self.config.head.stds
         logits, deltas = self.run_heads(features, proposals)
         counts = [len(p) for p in proposals]
         probabilities = torch.split(logits.float().softmax(dim=1), counts)
+        stds, parts = self.config.head.stds, torch.split(deltas, counts)
         return [
             top_candidates(decode_deltas(rois, d, stds, size), p, size, self.suppression, self.class_names)
-            for rois, d, p, size in zip(
-                proposals, torch.split(deltas, counts), probabilities, sizes_hw, strict=True
-            )
+            for rois, d, p, size in zip(proposals, parts, probabilities, sizes_hw, strict=True)
         ]
 
     def run_heads(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -127,7 +127,7 @@ def pretrain(
     device = resolve_device(run.device)
     require_precision(config.precision, device)
     processes = join_processes(device)
-    config, reasons = settle(config, _measure(plan, config, run.seed, device, processes))
+    config, reasons = settle(config, measure_crops(plan, config, run.seed, device, processes))
     work = _Work(config=config, out=out, run=run, device=device, processes=processes)
     begun = processes.on_main(lambda: (out / SETTINGS).is_file() and not run.overwrite)
     claim = claim_folder(out, resume=begun, overwrite=run.overwrite, known=FILES)
@@ -147,7 +147,7 @@ def initial_moco(config: PretrainConfig, seed: int) -> MoCo:
         return MoCo(config)
 
 
-def _measure(
+def measure_crops(
     plan: CropPlan, config: PretrainConfig, seed: int, device: torch.device, processes: Processes
 ) -> CropFacts:
     """Facts for the rules; no image is read.

@@ -51,6 +51,7 @@ MEANINGS: Mapping[Reason, str] = {
 }
 FORMAT = 1
 _DECIMALS = 2
+_STAYED = 1e-3  # pixels
 
 
 class AuditConfig(BaseModel):
@@ -173,7 +174,7 @@ def gather(
     precision, missing_rate = calibrate(kept, association, config.fault_rate)
     return Evidence(
         labels=labels,
-        refined=None if refined is None else np.asarray(refined, dtype=np.float64),
+        refined=None if refined is None else _moved(np.asarray(refined, dtype=np.float64), labels),
         detections=kept,
         has_detections=has_detections,
         association=association,
@@ -181,6 +182,12 @@ def gather(
         missing_rate=missing_rate,
         groups=size_groups(labels),
     )
+
+
+def _moved(refined: Floats, labels: Labels) -> Floats:
+    """The refined boxes, NaN where the refiner left the label alone and so says nothing of it."""
+    stayed = np.abs(refined - labels.boxes).max(axis=1, initial=0) < _STAYED
+    return np.where(stayed[:, None], np.nan, refined)
 
 
 def fault_odds(evidence: Evidence, config: AuditConfig) -> dict[Reason, Floats]:

@@ -20,7 +20,7 @@ BORROWED = 20.0
 
 MAX_PRECISION = 0.99
 _NORMAL_SPREAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
-_MAX_RATE = 0.4
+_MAX_RATE = 0.2  # a detector that is wrong more often than that is not believed
 _MAX_SURPRISE, _TIE_BREAK = 6.0, 0.01
 _SURE_QUANTILE = 0.75
 
@@ -107,7 +107,7 @@ def precision_of(scores: Floats, is_right: Flags, rate: float) -> tuple[Floats, 
 
     Returns:
         (M,) probabilities in [0, 0.99], which grow with the score; and the share of missing labels, from `rate` to
-        0.4.
+        0.2.
     """
     if not is_right.any():
         return np.zeros(len(scores)), rate

@@ -32,6 +32,7 @@ _BLUR = 0.02  # added to 1 - IoU before its logarithm: less is not told apart
 _MIN_SPREAD = 0.25
 _CONFIDENT = 0.5  # precision from which a detection has a say in where an object is
 _AGREE = 0.5  # overlap of refined box and detection from which they are about the same object
+_MARGIN = 1.0  # by which the refiner may exceed what the detector says of a label
 _HALF = 0.5  # evidence that goes hand in hand with other evidence
 _USUAL_SUPPORT = 0.25
 _COINCIDE, _COINCIDE_WIDTH = 0.75, 0.05  # overlap of two labels at which one object is as likely as two
@@ -46,7 +47,7 @@ class Evidence:
 
     Attributes:
         labels: N labels.
-        refined: (N, 4) their boxes after refinement, xyxy; None without a refiner.
+        refined: (N, 4) their boxes after refinement, xyxy, NaN for those left alone; None without a refiner.
         detections: M out-of-fold detections; none were given if `has_detections` is false.
         has_detections: Whether the silence of the detections means something.
         association: Which detections found which labels.
@@ -115,21 +116,25 @@ def _carried(scores: Floats, fitted: Floats, chosen_rows: tuple[Flags, Flags]) -
 # ---------------------------------------------------------------- loose
 
 
+def confident(evidence: Evidence) -> Floats:
+    """(N, 4) boxes of confident detections that found the labels, NaN where there is none."""
+    rows = evidence.association.found_by
+    sure = evidence.support(rows) >= _CONFIDENT
+    return np.where(sure[:, None], evidence.detected(rows), np.nan)
+
+
 def consensus(evidence: Evidence) -> Floats:
     """(N, 4) where refiner and detector see the object, NaN where neither does.
 
     The mean of the refined box and the box of a confident detection where these agree; where they do not, or where
     one is missing, the refined box, else the detection.
     """
-    rows = evidence.association.found_by
-    detected = evidence.detected(rows)
-    detected[evidence.support(rows) < _CONFIDENT] = np.nan
+    detected = confident(evidence)
     if evidence.refined is None:
         return detected
     agree = np.nan_to_num(row_overlaps(evidence.refined, detected)) >= _AGREE
-    return np.where(
-        agree[:, None], (evidence.refined + np.where(agree[:, None], detected, 0)) / 2, evidence.refined
-    )
+    either = np.where(np.isfinite(evidence.refined), evidence.refined, detected)
+    return np.where(agree[:, None], (evidence.refined + detected) / 2, either)
 
 
 def disagreement(evidence: Evidence, boxes: Floats) -> Floats:
@@ -143,9 +148,10 @@ def loose(evidence: Evidence) -> Floats:
     """(N,) log ratio for a badly placed box, where refiner or detector says where the object is.
 
     Refiner and detector that agree with each other and not with the label weigh more than either: their mean is more
-    exact, so what is usual is less.
+    exact, so what is usual is less. A confident detection that confirms the label outweighs the refiner.
     """
-    return surprise(disagreement(evidence, consensus(evidence)))
+    z = disagreement(evidence, consensus(evidence))
+    return surprise(np.fmin(z, disagreement(evidence, confident(evidence)) + _MARGIN))
 
 
 # ---------------------------------------------------------------- spurious, class, missing
@@ -228,7 +234,7 @@ def _shared(evidence: Evidence, rows: Rows) -> Floats:
     labels = evidence.labels
     iou = overlaps(labels.boxes[rows], labels.boxes[rows])
     if evidence.refined is not None:
-        refined = overlaps(evidence.refined[rows], evidence.refined[rows])
+        refined = np.nan_to_num(overlaps(evidence.refined[rows], evidence.refined[rows]))
         iou = np.where(iou >= _NEAR, np.maximum(iou, refined), iou)
     same = labels.labels[rows][:, None] == labels.labels[rows]
     return np.where(same & ~np.eye(len(rows), dtype=bool), iou, 0.0)
