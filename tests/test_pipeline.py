@@ -12,16 +12,12 @@ from rich.console import Console
 from scantling.config import DataConfig, parse_recipe
 from scantling.data.synth import SynthConfig, write_synth
 from scantling.errors import ConfigError, DataError, UsageError
-from scantling.pipeline import (
-    RunContext,
-    check_members,
-    initial_model,
-    predict_dataset,
-    run_recipe,
-    train_stage,
-)
+from scantling.pipeline import run_recipe
+from scantling.predict.whole_set import predict_dataset
 from scantling.prediction import overlay_path
 from scantling.run_data import describe_run_data, locate_split, measure, read_run_data
+from scantling.stages.context import RunContext, Unit
+from scantling.stages.training import check_detectors, initial_model, train_stage
 
 RECIPE = """
 seed: 3
@@ -133,7 +129,7 @@ def test_facts_are_those_of_the_training_images(scenes):
 
 
 def test_training_depends_on_data_and_settings_but_not_on_prediction(scenes, tmp_path):
-    base = train_stage(context_for(scenes, tmp_path), "one").inputs_sha256
+    base = train_stage(context_for(scenes, tmp_path), Unit("one")).inputs_sha256
     same = [
         "members.one.predict.scales=64",
         "members.one.train.workers=1",
@@ -147,15 +143,15 @@ def test_training_depends_on_data_and_settings_but_not_on_prediction(scenes, tmp
         "members.one.model.fc_channels=8",
     ]
     for change in same:
-        assert train_stage(context_for(scenes, tmp_path, change), "one").inputs_sha256 == base, change
+        assert train_stage(context_for(scenes, tmp_path, change), Unit("one")).inputs_sha256 == base, change
     for change in other:
-        assert train_stage(context_for(scenes, tmp_path, change), "one").inputs_sha256 != base, change
+        assert train_stage(context_for(scenes, tmp_path, change), Unit("one")).inputs_sha256 != base, change
 
 
 def test_random_weights_depend_on_seed_and_member_only(scenes, tmp_path):
     def weights(name: str, *changes: str) -> torch.Tensor:
         torch.manual_seed(torch.randint(1000, ()).item())
-        model = initial_model(context_for(scenes, tmp_path, *changes), name)
+        model = initial_model(context_for(scenes, tmp_path, *changes), Unit(name))
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     base = weights("one")
@@ -178,7 +174,7 @@ def test_random_weights_depend_on_seed_and_member_only(scenes, tmp_path):
 def test_what_cannot_work_is_refused_before_anything_is_written(scenes, tmp_path, change, message):
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match=message):
-        check_members(context_for(scenes, out, change), begun=True)
+        check_detectors(context_for(scenes, out, change), begun=True)
     recipe = parse_recipe(RECIPE, file="r.yaml", overrides=[change]).on(data=scenes)
     with pytest.raises(ConfigError, match=message):
         run_recipe(recipe, out)
@@ -197,7 +193,7 @@ def test_results_come_in_the_order_of_the_images(scenes, tmp_path):
     config = member.predict.model_copy(
         update={"suppress": member.predict.suppress.model_copy(update={"score_threshold": 0})}
     )
-    model = initial_model(context, "one")
+    model = initial_model(context, Unit("one"))
     results = predict_dataset(model, config, context.data.train, context.device)
     order = list(dict.fromkeys(result["image_id"] for result in results))
     assert order == [record.id for record in context.data.train.images]

@@ -13,9 +13,9 @@ nothing heavy.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from scantling.api_audit import audit as audit  # noqa: PLC0414 - part of this module too
 from scantling.api_audit import repair as repair  # noqa: PLC0414 - part of this module too
@@ -26,7 +26,16 @@ from scantling.api_combine import tuned_overrides as tuned_overrides  # noqa: PL
 from scantling.api_data import check as check  # noqa: PLC0414 - part of this module too
 from scantling.api_data import convert as convert  # noqa: PLC0414 - part of this module too
 from scantling.api_data import split as split  # noqa: PLC0414 - part of this module too
+from scantling.api_data import synth as synth  # noqa: PLC0414 - part of this module too
 from scantling.api_pretrain import pretrain as pretrain  # noqa: PLC0414 - part of this module too
+from scantling.api_refine import refine_apply as refine_apply  # noqa: PLC0414 - part of this module too
+from scantling.api_refine import refine_train as refine_train  # noqa: PLC0414 - part of this module too
+from scantling.api_run import ablate as ablate  # noqa: PLC0414 - part of this module too
+from scantling.api_run import demo as demo  # noqa: PLC0414 - part of this module too
+from scantling.api_run import report as report  # noqa: PLC0414 - part of this module too
+from scantling.api_run import require_run
+from scantling.api_run import run as run  # noqa: PLC0414 - part of this module too
+from scantling.api_run import train as train  # noqa: PLC0414 - part of this module too
 from scantling.errors import UsageError
 from scantling.given_paths import folder_of, require_existing, require_folder
 
@@ -36,97 +45,10 @@ if TYPE_CHECKING:
     from scantling.evaluate.coco_eval import Evaluation
     from scantling.evaluate.compare import Comparison
     from scantling.evaluate.problem import IouType
-    from scantling.pipeline import RunSummary
-    from scantling.prediction import Predictions
+    from scantling.prediction import Finder, Predictions
     from scantling.weights_import import ImportSummary
 
 log = logging.getLogger(__name__)
-
-DEMO_SPLITS: Mapping[str, int] = {"train": 200, "val": 60}
-
-
-def run(
-    recipe: str | Path,
-    data: str | Path | None = None,
-    out: str | Path | None = None,
-    *,
-    overrides: Iterable[str] = (),
-    seed: int | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-) -> RunSummary:
-    """Do everything a recipe says, into a run folder; what is done and unchanged is not done again.
-
-    Args:
-        recipe: Name of a shipped recipe, or a YAML file.
-        data: Folder of the data set; None takes the recipe's own.
-        out: Run folder; None is `runs/RECIPE`.
-        overrides: `KEY.PATH=VALUE` texts that replace values of the recipe.
-        seed: Of all randomness; None takes the recipe's own.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-        overwrite: Start over in the folder of an earlier run.
-
-    Raises:
-        ScantlingError: Recipe, data, device or folder cannot be used; then nothing was written.
-    """
-    if data is not None:
-        require_folder(Path(data), "data set")
-    from scantling.config import load_recipe
-    from scantling.pipeline import run_recipe
-
-    loaded = load_recipe(recipe, overrides).on(data=data, seed=seed)
-    folder = Path(out) if out is not None else Path("runs") / Path(recipe).stem
-    return run_recipe(loaded, folder, device=device, overwrite=overwrite)
-
-
-def demo(
-    out: str | Path = "runs/demo",
-    *,
-    overrides: Iterable[str] = (),
-    seed: int | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-) -> RunSummary:
-    """Generate inspection scenes beside the run folder, train the recipe `demo` on them, write its report.
-
-    Args:
-        out: Run folder; the scenes go to a folder of that name with `-data` added.
-        overrides: As in `run`.
-        seed: Of training; the scenes are always the same.
-        device: As in `run`.
-        overwrite: As in `run`.
-    """
-    scenes = Path(out).with_name(f"{Path(out).name}-data")
-    if not all((scenes / "annotations" / f"{split}.json").is_file() for split in DEMO_SPLITS):
-        log.info("generating %d scenes in %s", sum(DEMO_SPLITS.values()), scenes)
-        synth(scenes, splits=DEMO_SPLITS, overwrite=True)
-    return run("demo", scenes, out, overrides=overrides, seed=seed, device=device, overwrite=overwrite)
-
-
-def train(
-    data: str | Path,
-    recipe: str | Path | None = None,
-    out: str | Path | None = None,
-    *,
-    overrides: Iterable[str] = (),
-    seed: int | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-) -> RunSummary:
-    """Train the detectors of a recipe on a data set, evaluate them and write the report.
-
-    The arguments are those of `run`; `data` must be given. Without a recipe one is chosen for the data and the
-    device, with a member called `detector`, and the run folder is `runs/NAME` with the data set's name.
-    """
-    if recipe is not None:
-        return run(recipe, data, out, overrides=overrides, seed=seed, device=device, overwrite=overwrite)
-    require_folder(Path(data), "data set")
-    from scantling.auto_recipe import OpenRecipe
-    from scantling.pipeline import run_recipe
-
-    opened = OpenRecipe.over(data, seed=seed, overrides=overrides)
-    folder = Path(out) if out is not None else Path("runs") / Path(data).absolute().name
-    return run_recipe(opened, folder, device=device, overwrite=overwrite)
 
 
 def predict(
@@ -143,7 +65,7 @@ def predict(
 
     Args:
         source: What to look at.
-        run: Run folder whose best member predicts.
+        run: Run folder, whose members predict and are combined as the run does; the best one where it combines none.
         checkpoint: Checkpoint file, instead of `run`.
         out: COCO results file to write.
         overlays: Folder for copies of the images with what was found drawn on them.
@@ -158,9 +80,13 @@ def predict(
     if (run is None) == (checkpoint is None):
         raise UsageError("give either --run DIR or --checkpoint FILE")
     from scantling.prediction import load_detector, predict_source
+    from scantling.run_prediction import load_run
 
-    path = Path(checkpoint) if checkpoint is not None else _best_checkpoint(Path(run or ""))
-    detector = load_detector(path, overrides, device=device)
+    detector: Finder
+    if checkpoint is not None:
+        detector = load_detector(Path(checkpoint), overrides, device=device)
+    else:
+        detector = load_run(require_run(Path(run or "")), overrides, device=device)
     return predict_source(
         Path(source), detector, out=Path(out) if out else None, overlays=Path(overlays) if overlays else None
     )
@@ -235,56 +161,6 @@ def compare(
     dataset = read_location(data)
     pair = [read_results(path, dataset) for path in (first, second)]
     return compare_results(dataset, *pair, iou_type=iou_type, bootstrap=bootstrap, seed=seed)
-
-
-def report(run: str | Path) -> Path:
-    """Write the report of a finished run anew.
-
-    Args:
-        run: Run folder.
-
-    Returns:
-        The page.
-
-    Raises:
-        UsageError: It is no run folder, or the run is not finished.
-    """
-    folder = _require_run(Path(run))
-    from scantling.config import load_recipe
-    from scantling.pipeline import write_run_report
-    from scantling.run_data import read_run_data
-
-    recipe = load_recipe(folder / "recipe.yaml")
-    return write_run_report(folder, recipe, read_run_data(recipe.data, recipe.evaluate.split))
-
-
-def synth(
-    out: str | Path,
-    *,
-    splits: Mapping[str, int],
-    layout: Literal["coco", "delftbikes"] = "coco",
-    overrides: Iterable[str] = (),
-    seed: int = 0,
-    overwrite: bool = False,
-) -> dict[str, Path]:
-    """Generate labelled inspection scenes.
-
-    Args:
-        out: Folder to write to.
-        splits: Number of pictures by split.
-        layout: `coco` or `delftbikes`.
-        overrides: `KEY=VALUE` texts for the properties of the scenes, such as `noise.missing=0.1`.
-        seed: Same seed, same files.
-        overwrite: Write into a folder that is not empty.
-
-    Returns:
-        The annotation file of every split.
-    """
-    from scantling.data.synth import SynthConfig, write_synth
-    from scantling.draft import Draft
-
-    config = Draft.of(SynthConfig, overrides).check()
-    return write_synth(Path(out), config, splits=splits, seed=seed, layout=layout, overwrite=overwrite)
 
 
 def import_weights(
@@ -366,22 +242,3 @@ def doctor() -> Diagnosis:
     from scantling.doctor import examine
 
     return examine(Path.cwd())
-
-
-def _require_run(path: Path) -> Path:
-    """A folder with a finished run."""
-    require_folder(path, "run folder")
-    missing = [name for name in ("recipe.yaml", "metrics.json") if not (path / name).is_file()]
-    if missing:
-        raise UsageError(
-            f"{path}: not a finished run (no {missing[0]})", hint="Finish it with `scantling run`."
-        )
-    return path
-
-
-def _best_checkpoint(run: Path) -> Path:
-    """Weights of the member that did best in a run."""
-    from scantling.data.io import read_json
-
-    metrics: Any = read_json(_require_run(run) / "metrics.json")
-    return run / "members" / str(metrics["member"]) / "best.safetensors"

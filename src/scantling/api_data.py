@@ -110,3 +110,32 @@ def split(
 
     plan = SplitPlan(ratios=ratios, folds=folds, group=group, stratify=stratify, seed=seed)
     return split_data(read_location(str(data)), parse_location(str(data)), Path(out), plan)
+
+
+def synth(
+    out: str | Path,
+    *,
+    splits: Mapping[str, int],
+    layout: Literal["coco", "delftbikes"] = "coco",
+    overrides: Iterable[str] = (),
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Path]:
+    """Generate labelled inspection scenes.
+
+    Args:
+        out: Folder to write to.
+        splits: Number of pictures by split.
+        layout: `coco` or `delftbikes`.
+        overrides: `KEY=VALUE` texts for the properties of the scenes, such as `noise.missing=0.1`.
+        seed: Same seed, same files.
+        overwrite: Write into a folder that is not empty.
+
+    Returns:
+        The annotation file of every split.
+    """
+    from scantling.data.synth import SynthConfig, write_synth
+    from scantling.draft import Draft
+
+    config = Draft.of(SynthConfig, overrides).check()
+    return write_synth(Path(out), config, splits=splits, seed=seed, layout=layout, overwrite=overwrite)

@@ -92,7 +92,7 @@ class OpenRecipe:
         Args:
             facts: About the training data and the machine.
         """
-        pretrained = self._written(facts).members[MEMBER].model.init != "random"
+        pretrained = self._written(facts).members[MEMBER].detector.init != "random"
         first = resolve(self._written(facts, pretrained=pretrained), facts).recipe
         length = affordable_epochs(first.members[MEMBER], facts)
         recipe = resolve(self._written(facts, pretrained=pretrained, epochs=length), facts).recipe
@@ -132,7 +132,7 @@ def suggest_recipe(opened: OpenRecipe, *, device: str = "auto") -> str:
 def _short(member: MemberConfig) -> dict[str, Any]:
     """What a member's file has to say: all that is not a default, and the model's name."""
     values = member.model_dump(mode="json", exclude_defaults=True)
-    return {**values, "model": {"name": member.model.name, **values.get("model", {})}}
+    return {**values, "model": {"name": member.detector.name, **values.get("model", {})}}
 
 
 def write_member(facts: DataFacts, *, pretrained: bool = False, epochs: int | None = None) -> dict[str, Any]:
@@ -229,15 +229,15 @@ def explain(member: MemberConfig, facts: DataFacts) -> tuple[str, ...]:
 
 
 def _model_line(member: MemberConfig, facts: DataFacts) -> str:
-    name, key = member.model.name, f"--set members.{MEMBER}.model.init"
+    name, key = member.detector.name, f"--set members.{MEMBER}.detector.init"
     if facts.device != "cuda":
         return f"{name}, made for training without a large GPU (the device is {facts.device})"
     memory = f"a GPU of {facts.memory_gib:.0f} GiB" if facts.memory_gib else "a GPU"
-    if member.model.init == "random":
+    if member.detector.init == "random":
         return (
             f"{name} from random weights on {memory}; published ones, if you may download: {key}=pretrained"
         )
-    return f"{name} from {member.model.init} weights on {memory}"
+    return f"{name} from {member.detector.init} weights on {memory}"
 
 
 def _size_line(member: MemberConfig, facts: DataFacts) -> str:

@@ -3,7 +3,9 @@
     about:    one line for `recipes list`
     seed:     0
     data:     {root: DIR, train: train, val: val}
-    members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}}
+    pretrain: {epochs: auto}                     backbones learn from the objects' crops first
+    members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE}}
+    combine:  {tune: {...}, ensemble: {...}, eliminate: {...}}
     evaluate: {split: val}
 
 Every section is the pydantic model of the component it configures and lives beside that component, with its
@@ -17,15 +19,19 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from scantling import strict_yaml
+from scantling.combine.eliminate import EliminateConfig
+from scantling.combine.ensemble import EnsembleConfig
+from scantling.combine.tune import TuneConfig
 from scantling.data.transforms import AugmentConfig
 from scantling.draft import Draft
 from scantling.models.zoo import ModelConfig
 from scantling.predict.predictor import PredictConfig
+from scantling.pretrain.config import PretrainConfig
 from scantling.recipes import find_recipe, read_recipe
 from scantling.train.config import TrainConfig
 
@@ -47,6 +53,8 @@ class DataConfig(_Section):
         images: Folder of the images relative to `root`, where it is not beside the annotations.
         skip_invalid: Leave out single annotations and images that are wrong, counted, instead of stopping.
         strict: Stop at warnings too.
+        folds: Divide the training split into so many folds and train every member once without each: every training
+            image is then predicted by a detector that has not seen it. null: train once on all of it.
     """
 
     root: str | None = None
@@ -55,15 +63,81 @@ class DataConfig(_Section):
     images: str | None = None
     skip_invalid: bool = False
     strict: bool = False
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
 
 
 class MemberConfig(_Section):
-    """One detector: what it is, how it is trained, how it predicts."""
+    """One detector: what it is, how it is trained, how it predicts; or what another tool has predicted.
 
-    model: ModelConfig
+    Attributes:
+        model: What is trained here; null for a member of `predictions`.
+        augment: What its training images go through.
+        train: How it is trained.
+        predict: How it looks at images.
+        predictions: COCO results file of any tool for the evaluated split, or a mapping from split to file.
+    """
+
+    model: ModelConfig | None = None
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
+    predictions: str | dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.model is None) == (self.predictions is None):
+            raise ValueError("give either `model` (trained here) or `predictions` (a file of any tool)")
+        return self
+
+    @property
+    def detector(self) -> ModelConfig:
+        """What is trained here.
+
+        Raises:
+            TypeError: The member is a file of another tool.
+        """
+        if self.model is None:
+            raise TypeError("this member's predictions come from a file")
+        return self.model
+
+
+class TuneSection(TuneConfig):
+    """What a run tunes, and how.
+
+    Attributes:
+        suppress: Each member's suppression, by category.
+        weights: The members' weights in the ensemble.
+    """
+
+    suppress: bool = True
+    weights: bool = True
+
+
+class CombineConfig(_Section):
+    """How the members' detections become better ones.
+
+    Attributes:
+        members: Those that are combined; null for all.
+        tune: Choose suppression per member and category, and the weights of the ensemble, on `val` (or, with folds,
+            on out-of-fold predictions); null takes them as the recipe gives them.
+        ensemble: Fuse the members' boxes; null does not.
+        eliminate: Remove boxes that contradict what occurs among the training annotations; null does not.
+    """
+
+    members: Annotated[tuple[MemberName, ...], Field(min_length=1)] | None = None
+    tune: TuneSection | None = None
+    ensemble: EnsembleConfig | None = None
+    eliminate: EliminateConfig | None = None
+
+    @property
+    def tuning(self) -> TuneSection:
+        """How thresholds and weights are chosen."""
+        return self.tune or TuneSection()
+
+    @property
+    def elimination(self) -> EliminateConfig:
+        """What is eliminated."""
+        return self.eliminate or EliminateConfig()
 
 
 class EvaluateConfig(_Section):
@@ -86,7 +160,9 @@ class Recipe(_Section):
     about: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataConfig = DataConfig()
+    pretrain: PretrainConfig | None = None
     members: Annotated[dict[MemberName, MemberConfig], Field(min_length=1)]
+    combine: CombineConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def on(self, *, data: str | Path | None = None, seed: int | None = None) -> Recipe:
@@ -102,6 +178,27 @@ class Recipe(_Section):
                 "seed": self.seed if seed is None else seed,
             }
         )
+
+    @property
+    def foreign_members(self) -> tuple[str, ...]:
+        """Members whose predictions come from another tool."""
+        return tuple(name for name, member in self.members.items() if member.model is None)
+
+    @property
+    def combining(self) -> CombineConfig:
+        """What is combined; nothing where the recipe says nothing about it."""
+        return self.combine or CombineConfig()
+
+    @property
+    def tunes_suppression(self) -> bool:
+        """Whether the members' suppression is chosen on images they have not learned from."""
+        return self.combining.tune is not None and self.combining.tune.suppress
+
+    @property
+    def tunes_weights(self) -> bool:
+        """Whether the weights of the ensemble are."""
+        combining = self.combining
+        return combining.tune is not None and combining.tune.weights and combining.ensemble is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default written out."""

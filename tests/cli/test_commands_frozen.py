@@ -64,7 +64,7 @@ def test_the_commands_are_those_of_the_snapshot():
 
 def test_every_verb_is_an_api_function_with_the_same_arguments():
     for name, command in commands():
-        function = getattr(api, NAMES.get(name, name.replace("-", "_")))
+        function = getattr(api, NAMES.get(name, name.replace("-", "_").replace(" ", "_")))
         options = {parameter.name for parameter in command.params} - SHOWN_ONLY
         arguments = set(inspect.signature(function).parameters)
         assert options - (TRANSLATED - arguments) == arguments, name

@@ -14,7 +14,7 @@ import torch
 from scantling.config import load_recipe
 from scantling.train.checkpoint import load_checkpoint
 
-STAGES = ["members/tiny/train", "members/tiny/predict", "evaluate", "report"]
+STAGES = ["members/tiny/train", "members/tiny/predict", "members/tiny/detect", "evaluate", "report"]
 
 
 def read(path: Path):
@@ -69,7 +69,7 @@ def test_other_settings_of_prediction_keep_the_training(trained, scenes, recipe,
     change = "members.tiny.predict.suppress.max_per_image=3"
     done = command("train", scenes, "--recipe", recipe, "--out", run, "--set", change)
     assert done.exit_code == 0
-    expected = ["kept", "done", "done", "done"]
+    expected = ["kept", "kept", "done", "done", "done"]
     assert read(run / "status.json")["stages"] == dict(zip(STAGES, expected, strict=True))
     assert len(read(run / "members/tiny/predictions.json")) <= 6
 

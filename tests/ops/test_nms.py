@@ -267,6 +267,18 @@ class TestManyImagesAndCategories:
             assert keep[mine].tolist() == rows[alone].tolist()
             assert values[mine].tolist() == expected.tolist()
 
+    @pytest.mark.parametrize(("portion", "steps"), [(1, 8), (64, 1), (200, 3)])
+    @pytest.mark.parametrize("max_per_image", [None, 2, 11])
+    def test_the_pace_at_which_images_are_treated_does_not_show(
+        self, portion, steps, max_per_image, monkeypatch
+    ):
+        monkeypatch.setattr("scantling.ops.soft_nms._PORTION", portion)
+        monkeypatch.setattr("scantling.ops.soft_nms._MIN_STEPS", steps)
+        boxes, scores, labels = scene(11, count=300, groups=4, grid=2)
+        images = torch.arange(300) * 7 % 9
+        settings = [given for given in SETTINGS if given["method"].startswith("soft")]
+        assert_as_the_reference(boxes, scores, labels, images, settings, max_per_image)
+
     @pytest.mark.parametrize("method", METHODS)
     def test_many_lanes_of_one_box_and_one_long_lane(self, method):
         boxes, scores, _ = scene(7, count=260)
@@ -276,12 +288,14 @@ class TestManyImagesAndCategories:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("method", ["hard", "soft_linear", "soft_gaussian", "none"])
-def test_same_result_on_the_gpu(method):
-    boxes, scores, groups = scene(3)
-    thresholds = torch.tensor([0.2, 0.5, 0.5, 0.8])
-    keep, values = suppress(boxes, scores, groups, method=method, iou_threshold=thresholds)
-    moved = (boxes.cuda(), scores.cuda(), groups.cuda())
-    gpu_keep, gpu_values = suppress(*moved, method=method, iou_threshold=thresholds.cuda())
+@pytest.mark.parametrize("settings", [[{**SETTINGS[0], "method": m}] * 6 for m in METHODS] + [SETTINGS])
+def test_same_result_on_the_gpu(settings):
+    boxes, scores, labels = scene(3, groups=6)
+    images = torch.arange(150) % 2
+    options = options_of(settings)
+    keep, values = suppress(boxes, scores, labels, images, **options)
+    moved = (boxes.cuda(), scores.cuda(), labels.cuda(), images.cuda())
+    on_gpu = {name: value.cuda() for name, value in options.items() if name != "method"}
+    gpu_keep, gpu_values = suppress(*moved, method=options["method"], **on_gpu)
     assert (gpu_keep.device.type, gpu_values.device.type) == ("cuda", "cuda")
     assert (gpu_keep.tolist(), gpu_values.tolist()) == (keep.tolist(), values.tolist())

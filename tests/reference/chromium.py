@@ -24,6 +24,7 @@ SWITCHES = (
     "--remote-debugging-pipe",
 )
 KEY_CODES = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9, " ": 32}
+KEY_CODES |= {"ArrowUp": 38, "ArrowDown": 40} | {letter: ord(letter.upper()) for letter in "adjkru"}
 
 
 def find_chromium() -> str | None:

@@ -42,7 +42,8 @@ def iou(box, truth_xywh) -> float:
 def test_the_planted_faults_come_first_each_with_its_reason(audit):
     first, rest = audit.suspects[:5], audit.suspects[5:]
     assert {(suspect.reason, suspect.annotation_id) for suspect in first} == PLANTED
-    assert min(suspect.score for suspect in first) > 0.5 > 0.3 > max(suspect.score for suspect in rest)
+    assert min(suspect.score for suspect in first) > 0.5
+    assert max(suspect.score for suspect in rest) < 0.3
     assert [s.score for s in audit.suspects] == sorted((s.score for s in audit.suspects), reverse=True)
 
 
@@ -63,7 +64,10 @@ def test_what_is_suggested_is_the_truth(audit, faulty):
 
 def test_a_refiner_alone_finds_loose_boxes_and_duplicates(faulty):
     audit = find_suspects(faulty.dataset, faulty.refined)
-    assert {(s.reason, s.annotation_id) for s in audit.suspects[:3]} >= {("loose", LOOSE), ("duplicate", 1002)}
+    assert {(s.reason, s.annotation_id) for s in audit.suspects[:3]} >= {
+        ("loose", LOOSE),
+        ("duplicate", 1002),
+    }
     assert audit.used == ("refiner",)
     assert not {"missing", "spurious", "class"} & {suspect.reason for suspect in audit.suspects}
 
@@ -135,8 +139,17 @@ def test_crowds_are_no_suspects_and_explain_what_is_in_them(faulty, tmp_path):
     content = json.loads(faulty.dataset.file.read_text())
     for annotation in content["annotations"]:
         annotation["iscrowd"] = int(annotation["id"] in (LOOSE, SPURIOUS))
-    (x, y, width, height), image_id = faulty.truth[MISSING], faulty.clean["annotations"][MISSING - 1]["image_id"]
-    region = {"id": 2000, "image_id": image_id, "category_id": 3, "iscrowd": 1, "bbox": [x - 5, y - 5, width + 9, height + 9]}
+    (x, y, width, height), image_id = (
+        faulty.truth[MISSING],
+        faulty.clean["annotations"][MISSING - 1]["image_id"],
+    )
+    region = {
+        "id": 2000,
+        "image_id": image_id,
+        "category_id": 3,
+        "iscrowd": 1,
+        "bbox": [x - 5, y - 5, width + 9, height + 9],
+    }
     content["annotations"].append(region)
     (tmp_path / "labels.json").write_text(json.dumps(content))
     crowded = read_coco(tmp_path / "labels.json", tmp_path)

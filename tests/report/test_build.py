@@ -10,8 +10,10 @@ from datetime import datetime
 import pytest
 
 from scantling.errors import DataError
+from scantling.evaluate.variants import Variant, compare_variants
 from scantling.report.build import RunFacts, build_content, flatten, read_run
 from scantling.report.dataset_facts import describe_dataset
+from scantling.report.html import render
 
 
 @pytest.fixture
@@ -48,6 +50,27 @@ def test_a_run_folder_is_read_in_the_order_of_the_run(run_dir, dataset, results)
     assert curves["alpha"] == ()
     assert run.environment == {"seed": "3", "versions.torch": "2.15"}
     assert (run.recipe, run.commands) == ("members: {}\n", ("scantling run x",))
+
+
+def test_what_each_step_gave_and_the_curves_of_folds_are_read(run_dir, dataset, results):
+    table = compare_variants(
+        dataset,
+        [Variant(name="one", results=results[:1]), Variant(name="both", results=results, base="one")],
+        bootstrap=20,
+    )
+    (run_dir / "evaluate").mkdir()
+    (run_dir / "evaluate" / "ingredients.json").write_text(json.dumps(table.to_dict()), encoding="utf-8")
+    fold = run_dir / "members" / "alpha" / "fold-0"
+    fold.mkdir()
+    (fold / "metrics.jsonl").write_text('{"step": 7, "loss": 2.0}\n', encoding="utf-8")
+    run = read_run(run_dir, dataset)
+    one, both = run.ingredients
+    assert (one.base, one.difference, both.base) == (None, None, "one")
+    assert both.difference == table.rows[1].difference.difference
+    assert both.difference_interval == table.rows[1].difference.interval
+    assert {history.name for history in run.histories} == {"alpha, fold-0", "unfinished", "zeta"}
+    page = render(build_content("t", {"val": dataset}, run))
+    assert "What each step gave" in page
 
 
 def test_an_empty_folder_is_a_run_without_results(tmp_path, dataset):

@@ -16,6 +16,7 @@ from scantling.cli import (
     ensemble_verb,
     pretrain_verbs,
     recipe_verbs,
+    refine_verbs,
     result_verbs,
     run_verbs,
     tune_verbs,
@@ -49,6 +50,7 @@ app.command("run")(run_verbs.run)
 app.command("demo")(run_verbs.demo)
 app.command("pretrain")(pretrain_verbs.pretrain)
 app.command("train")(run_verbs.train)
+app.command("ablate")(run_verbs.ablate)
 app.command("predict")(result_verbs.predict)
 app.command("evaluate")(result_verbs.evaluate)
 app.command("compare")(compare_verb.compare)
@@ -65,3 +67,4 @@ app.command("audit")(audit_verbs.audit)
 app.command("repair")(audit_verbs.repair)
 app.command("doctor")(doctor_verb.doctor)
 app.add_typer(recipe_verbs.recipes, name="recipes")
+app.add_typer(refine_verbs.refine, name="refine")

@@ -9,6 +9,11 @@ import typer
 
 from scantling.cli.shell import DeviceOption, JsonOption, SeedOption, show, verb
 
+FoldsOption = Annotated[
+    int | None,
+    typer.Option(min=2, help="Train every member once without each of so many parts of the training images."),
+]
+
 if TYPE_CHECKING:
     from scantling.pipeline import RunSummary
 
@@ -36,6 +41,7 @@ def run(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
     data: Annotated[Path | None, typer.Option(help="Folder of the data set; else the recipe's own.")] = None,
     out: OutOption = None,
+    folds: FoldsOption = None,
     overrides: SetOption = None,
     skip_invalid: SkipOption = False,
     strict: StrictOption = False,
@@ -50,7 +56,7 @@ def run(
     """
     from scantling import api
 
-    options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict)
+    options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict, folds=folds)
     summary = api.run(recipe, data, out, overrides=options, seed=seed, device=device, overwrite=overwrite)
     show_run(summary, as_json=json)
 
@@ -97,9 +103,41 @@ def train(
     show_run(summary, as_json=json)
 
 
-def data_overrides(overrides: list[str] | None, *, skip_invalid: bool, strict: bool) -> list[str]:
-    """The `--set` options, and what stands for the two switches about faulty data."""
-    switches = {"data.skip_invalid=true": skip_invalid, "data.strict=true": strict}
+@verb
+def ablate(
+    data: Annotated[Path, typer.Argument(help="Folder of a data set with the splits train and val.")],
+    recipe: Annotated[
+        str, typer.Option(help="Name of a shipped recipe, or a YAML file; its first member is taken apart.")
+    ] = "parts-cpu",
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/RECIPE-ablation if left out.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Backbone weights that the first member is trained from as well.")
+    ] = None,
+    folds: FoldsOption = None,
+    overrides: SetOption = None,
+    skip_invalid: SkipOption = False,
+    strict: StrictOption = False,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Measure what each ingredient of a recipe gives on a data set; every model is trained once."""
+    from scantling import api
+
+    options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict, folds=folds)
+    summary = api.ablate(data, recipe, out, init=init, overrides=options, device=device, overwrite=overwrite)
+    show(summary.to_text(), summary.to_dict(), as_json=json)
+
+
+def data_overrides(
+    overrides: list[str] | None, *, skip_invalid: bool, strict: bool, folds: int | None = None
+) -> list[str]:
+    """The `--set` options, and what stands for the options about the data."""
+    switches = {
+        "data.skip_invalid=true": skip_invalid,
+        "data.strict=true": strict,
+        f"data.folds={folds}": folds is not None,
+    }
     return [*(overrides or ()), *(text for text, on in switches.items() if on)]
 
 

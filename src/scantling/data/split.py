@@ -111,6 +111,22 @@ def split_data(dataset: CocoDataset, data: Location, out: Path, plan: SplitPlan)
     )
 
 
+def deal_folds(dataset: CocoDataset, folds: int, seed: int) -> list[list[int]]:
+    """Positions of the images of each fold; every image is in exactly one, every class in its share.
+
+    Args:
+        dataset: What is divided.
+        folds: How many.
+        seed: Of the order among equals.
+
+    Raises:
+        UsageError: There are fewer images than folds, or fewer than two folds.
+    """
+    groups, _ = group_images([record.file_name for record in dataset.images], None)
+    shares = _shares(SplitPlan(folds=folds), len(dataset))
+    return list(deal(groups, _demand(dataset, stratify=True), shares, seed).values())
+
+
 def group_images(names: Sequence[str], pattern: str | None) -> tuple[list[list[int]], int]:
     """Positions of the images of each group, and how many names the pattern does not match.
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from scantling.errors import ConfigError
 from scantling.models.layers import DeformConv, norm_groups
 from scantling.models.swin import DEFAULT_DROP_PATH, Swin, swin_shape
+from scantling.models.torchvision_keys import timm_names
 
 STRIDES = (4, 8, 16, 32)
 Stage = Annotated[int, Field(ge=1, le=4)]
@@ -130,7 +131,9 @@ class Backbone(nn.Module):
             ConfigError: A weight of this network is missing or has another shape.
         """
         prefix = "backbone.body."
-        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} or dict(state)
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} or timm_names(
+            state
+        )
         target = self.body.state_dict()
         renamed = {_feature_key(k, target): v for k, v in own.items()}
         wanted = {k for k in target if not k.endswith("num_batches_tracked")}

@@ -81,6 +81,26 @@ def init_conv(module: nn.Module, std: float | None = None) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+def cell_patches(features: Tensor, image: Tensor, cells: Tensor) -> Tensor:
+    """The 3x3 neighbourhoods of single cells; cells beyond the map are 0, as a padded convolution sees them.
+
+    Args:
+        features: (B, C, H, W).
+        image: (M,) index of each cell's image.
+        cells: (M,) index of each cell in its map, y · W + x.
+
+    Returns:
+        (M, 9 · C): rows of the neighbourhood, then columns, then channels.
+    """
+    height, width = features.shape[-2:]
+    step = torch.arange(-1, 2, device=cells.device)
+    y = (cells // width)[:, None, None] + step[:, None]
+    x = (cells % width)[:, None, None] + step
+    outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
+    found = features[image[:, None, None], :, y.clamp(0, height - 1), x.clamp(0, width - 1)]
+    return found.masked_fill(outside[..., None], 0).flatten(1)
+
+
 class DeformConv(nn.Module):
     """Deformable convolution: a plain convolution predicts where each kernel tap looks.
 

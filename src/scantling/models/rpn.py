@@ -3,8 +3,13 @@
     p2..p6 ── 3x3 conv + ReLU ──┬── 1x1 ──► objectness logits (B, A, H, W)
                                 └── 1x1 ──► deltas (B, 4A, H, W)
     best of each level ── decode, clip ── NMS per level ──► proposals [(R, 4)]
+    sampled anchors ── the same head on their cells only ──► losses
 
-Dims: B images, A anchors per cell, N anchors of all levels, R proposals.
+The loss reads a few hundred anchors of a hundred thousand, so almost all of the head's gradient is zero. The pass over
+the whole maps therefore runs without gradients, and the head is evaluated again at the cells of the sampled anchors:
+the same losses and gradients up to rounding, without the backward pass of a convolution over every level.
+
+Dims: B images, C channels, A anchors per cell, N anchors of all levels, M sampled anchors, R proposals.
 """
 
 from __future__ import annotations
@@ -14,12 +19,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from scantling.models.anchors import AnchorCache, AnchorConfig
 from scantling.models.assign import IGNORED, AssignConfig, SampleConfig, assign, sample
-from scantling.models.layers import init_conv
+from scantling.models.layers import cell_patches, init_conv
 from scantling.models.losses import BoxLossConfig, box_regression_loss, objectness_loss
 from scantling.ops.boxes import decode_boxes
 from scantling.ops.nms import batched_nms
@@ -63,17 +69,19 @@ class RPNConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RPNOutput:
-    """Predictions of all levels, flattened in the order of the anchors.
+    """Predictions of all levels, flattened in the order of the anchors, and what they were made from.
 
     Attributes:
-        logits: Per level (B, H · W · A).
-        deltas: Per level (B, H · W · A, 4).
+        logits: Per level (B, H · W · A), without gradients.
+        deltas: Per level (B, H · W · A, 4), without gradients.
         anchors: Per level (H · W · A, 4) xyxy in image pixels.
+        features: Per level (B, C, H, W).
     """
 
     logits: list[Tensor]
     deltas: list[Tensor]
     anchors: list[Tensor]
+    features: Sequence[Tensor]
 
 
 class RPN(nn.Module):
@@ -97,12 +105,14 @@ class RPN(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> RPNOutput:
         """Pyramid levels [(B, C, H, W)] -> flattened predictions with their anchors."""
-        hidden = [torch.relu(self.conv(f)) for f in features]
-        return RPNOutput(
-            logits=[self.objectness(h).permute(0, 2, 3, 1).flatten(1) for h in hidden],
-            deltas=[self.deltas(h).permute(0, 2, 3, 1).reshape(len(h), -1, 4) for h in hidden],
-            anchors=self.grid.levels(features),
-        )
+        with torch.no_grad():
+            hidden = [self.conv(f).relu_() for f in features]
+            return RPNOutput(
+                logits=[self.objectness(h).permute(0, 2, 3, 1).flatten(1) for h in hidden],
+                deltas=[self.deltas(h).permute(0, 2, 3, 1).reshape(len(h), -1, 4) for h in hidden],
+                anchors=self.grid.levels(features),
+                features=features,
+            )
 
     def train_proposals(self, output: RPNOutput, sizes_hw: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Proposals of each image for a training step; see `propose`."""
@@ -120,31 +130,46 @@ class RPN(nn.Module):
 
     def losses(self, output: RPNOutput, batch: Batch) -> dict[str, Tensor]:
         """Objectness and regression loss, both divided by the number of sampled anchors of the batch."""
-        anchors, logits, deltas = (
-            torch.cat(output.anchors),
-            torch.cat(output.logits, 1),
-            torch.cat(output.deltas, 1),
-        )
+        anchors = torch.cat(output.anchors)
         picks = [
             self._targets(anchors, truth, size)
             for truth, size in zip(batch.instances, batch.sizes_hw, strict=True)
         ]
-        chosen_logits = torch.cat([logits[i, chosen] for i, (chosen, _) in enumerate(picks)])
+        chosen = torch.cat([rows for rows, _ in picks])
+        image = torch.cat([torch.full_like(rows, number) for number, (rows, _) in enumerate(picks)])
+        truths = torch.cat(
+            [
+                truth.boxes[matched[matched >= 0]]
+                for truth, (_, matched) in zip(batch.instances, picks, strict=True)
+            ]
+        )
         is_object = torch.cat([matched >= 0 for _, matched in picks])
-        box_terms = [
-            box_regression_loss(
-                anchors[chosen[matched >= 0]],
-                deltas[i, chosen[matched >= 0]],
-                batch.instances[i].boxes[matched[matched >= 0]],
-                STDS,
-                self.config.loss,
-            )
-            for i, (chosen, matched) in enumerate(picks)
-        ]
+        logits, deltas = self._predict_at(output, image, chosen)
+        box = box_regression_loss(
+            anchors[chosen[is_object]], deltas[is_object], truths, STDS, self.config.loss
+        )
         return {
-            "rpn/objectness": objectness_loss(chosen_logits, is_object),
-            "rpn/box": torch.stack(box_terms).sum() / max(len(is_object), 1),
+            "rpn/objectness": objectness_loss(logits, is_object),
+            "rpn/box": box / max(len(is_object), 1),
         }
+
+    def _predict_at(self, output: RPNOutput, image: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (M,) and deltas (M, 4), with gradients, of anchors `chosen` (M,) of images `image` (M,)."""
+        per_cell = self.config.anchors.num_anchors
+        counts = torch.tensor([len(a) for a in output.anchors], device=chosen.device)
+        ends = counts.cumsum(0)
+        level_of = torch.searchsorted(ends, chosen, right=True)
+        cells = (chosen - (ends - counts)[level_of]) // per_cell
+        members = [(level_of == level).nonzero().squeeze(1) for level in range(len(counts))]
+        patches = torch.cat(
+            [cell_patches(f, image[m], cells[m]) for f, m in zip(output.features, members, strict=True)]
+        )
+        hidden = _linear(patches, self.conv).relu()[torch.cat(members).argsort()]
+        own = torch.arange(len(chosen), device=chosen.device), chosen % per_cell
+        return (
+            _linear(hidden, self.objectness)[own],
+            _linear(hidden, self.deltas).view(-1, per_cell, 4)[own],
+        )
 
     def _targets(self, anchors: Tensor, truth: Instances, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Sampled anchors of one image and what each is matched to (index of a truth, or negative)."""
@@ -156,6 +181,11 @@ class RPN(nn.Module):
             matched[inside] = assign(anchors[inside], truth.boxes, self.config.assign, truth.is_crowd)
         chosen = sample(matched, self.config.sample)
         return chosen, matched[chosen]
+
+
+def _linear(patches: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Apply a convolution at single cells: its neighbourhoods (M, kernel cells · C), channels last -> (M, C')."""
+    return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 def inside_image(anchors: Tensor, size_hw: tuple[int, int], border: float | None) -> Tensor | None:

@@ -31,6 +31,10 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+INIT_PRETRAIN = "pretrain"
+"""The `init` that stands for the weights of the run's own pretraining."""
+
+
 class ModelConfig(BaseModel):
     """A named model and what is different from it.
 
@@ -44,7 +48,8 @@ class ModelConfig(BaseModel):
         deform_version: 1 or 2.
         drop_path: Stochastic depth rate of the backbone.
         init: Where the backbone's weights come from: `random`, `pretrained` (timm's published weights; needs a
-            network) or the path of a local file.
+            network), `pretrain` (learned from the data set's own crops by the run, see its section `pretrain`) or
+            the path of a local file.
         fpn_channels: Width of the pyramid.
         head: `shared_fc` or `conv_fc`; Double-Head has one of each kind and takes no other.
         fc_channels: Width of the heads' fully connected layers.
@@ -238,7 +243,7 @@ def build_model(config: ModelConfig, num_classes: int) -> Detector:
         num_classes: Foreground classes K, at least 1.
 
     Raises:
-        ConfigError: Unknown name, or a change the model cannot take.
+        ConfigError: Unknown name, a change the model cannot take, or initial weights that are not there.
     """
     if config.name not in MODELS:
         near = difflib.get_close_matches(config.name, MODELS, n=1)
@@ -247,6 +252,9 @@ def build_model(config: ModelConfig, num_classes: int) -> Detector:
         raise ConfigError(f"model.name: unknown model {config.name!r}", hint=hint)
     if num_classes < 1:
         raise ConfigError(f"a detector needs at least one category, found {num_classes}")
+    if config.init == INIT_PRETRAIN:
+        hint = "Outside of a run give the file: the `backbone.safetensors` of `scantling pretrain`."
+        raise ConfigError(f"model.init is {INIT_PRETRAIN!r}, which only a run can fill in", hint=hint)
     model = MODELS[config.name](config, num_classes)
     if config.init not in ("random", "pretrained"):
         _load_backbone(model, Path(config.init))

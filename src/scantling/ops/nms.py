@@ -118,7 +118,9 @@ def suppress(
     hard, none = ((method == METHODS.index(name)).nonzero()[:, 0] for name in ("hard", "none"))
     soft = ((method != METHODS.index("hard")) & (method != METHODS.index("none"))).nonzero()[:, 0]
     left = _hard_of_images(boxes[hard], scores[hard], labels[hard], images[hard], options)
-    fallen, lowered = soft_nms(boxes[soft], scores[soft], labels[soft], images[soft], **options)
+    fallen, lowered = soft_nms(
+        boxes[soft], scores[soft], labels[soft], images[soft], max_per_image=max_per_image, **options
+    )
     keep = torch.cat([none, hard[left], soft[fallen]])
     found = torch.cat([scores[none], scores[hard[left]], lowered])
     best = _best_of_images(keep, found, images[keep], max_per_image)

@@ -2,7 +2,7 @@
 
     boxes ── one lane per group ──► step t: the best box of every lane is taken, and the others of its lane fall
                   ▲                                           │
-                  └── now and then packed again without what is taken or too low
+                  └── now and then packed again without what is taken, or too low to be among the best of its image
 
 A group is a category of an image. All lanes advance together, so the number of steps is that of the longest lane,
 and each step is a few array operations whatever the number of groups.
@@ -18,15 +18,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scantling.ops.boxes import MIN_UNION, box_area
+from scantling.ops.boxes import box_area
 from scantling.ops.suppress_options import METHODS, SuppressOptions, methods_of, values_of
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
 _USED = np.float32(-1)  # below any score: taken, or a place that holds no box
-_TINY = np.finfo(np.float32).tiny
-_MIN_STEPS = 16
+_TINY = float(np.finfo(np.float32).tiny)
+_MIN_STEPS = 8  # taken of a lane before it is packed again,
+_SHARE_OF_ALL, _SHARE_OF_FEW = (
+    8,
+    32,
+)  # or this part of it, if all, or only the best few of an image, are wanted
+_MAX_PADDED = 4  # a lane has at most this many places for each of its boxes
+_PORTION = 1 << 15  # boxes of several images that are treated together: what fits into a processor's cache
 _GAUSSIAN = METHODS.index("soft_gaussian")
 
 
@@ -35,6 +41,8 @@ def soft_nms(
     scores: Tensor,
     labels: Tensor,
     images: Tensor,
+    *,
+    max_per_image: int | None = None,
     **options: Unpack[SuppressOptions],
 ) -> tuple[Tensor, Tensor]:
     """Lower the score of a box for every better box of its image and category that it overlaps.
@@ -46,11 +54,12 @@ def soft_nms(
         boxes: (N, 4) xyxy, finite.
         scores: (N,) in [0, 1].
         labels: (N,) int64 category of each box.
-        images: (N,) int64 image of each box.
-        **options: `method` is `soft_linear` or `soft_gaussian`.
+        images: (N,) int64 image of each box, from 0.
+        max_per_image: How many of an image are wanted, the best: more may be left out, these are not. None: all.
+        **options: See `SuppressOptions`; `method` may name the others only for categories that no box has.
 
     Returns:
-        Indices of what stays, int64, in no particular order; and their new scores, float32. (0,) twice for no boxes.
+        Indices of what stays, int64, in no particular order, and their new scores, float32. (0,) twice for no boxes.
 
     Raises:
         ValueError: Unknown method, or sigma not above 0.
@@ -58,20 +67,38 @@ def soft_nms(
     Source:
         Bodla et al. 2017; per-category thresholds: Algorithm 1 of the DelftBikes report of team CS21.
     """
-    fields, rules = _fields(boxes), _rules(labels, options)
-    group_of = (images * (labels.max() + 1 if len(labels) else 1) + labels).cpu().numpy()
-    left = np.append(scores.detach().float().cpu().numpy(), _USED)
-    rows = np.lexsort((group_of, rules.gaussian))
-    kept_rows, kept_scores = [rows[:0]], [left[:0]]
-    while len(rows := rows[left[rows] >= rules.floor[rows]]):
-        lanes = _lanes(rows, group_of)
-        current = left[lanes]
-        picks, values = _advance(fields[:, lanes], current, rules.of(lanes[:, :1]))
-        left[lanes], left[-1] = current, _USED
-        kept_rows.append(lanes.ravel()[picks])
-        kept_scores.append(values)
-    keep, found = np.concatenate(kept_rows), np.concatenate(kept_scores)
+    if len(boxes) == 0:
+        return labels.new_zeros(0), scores.new_zeros(0, dtype=torch.float32)
+    rules = _rules(labels, options)
+    ready = _Boxes.of(boxes, scores, labels, images)
+    parts = [_decay(ready, rules, rows, max_per_image) for rows in _portions(ready, rules)]
+    keep, found = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return torch.from_numpy(keep).to(labels.device), torch.from_numpy(found).to(boxes.device)
+
+
+class _Boxes(NamedTuple):
+    """All boxes, and after them one without area, for places of a lane that hold none.
+
+    fields: (5, N + 1) x1, y1, x2, y2 and area, which is above 0.
+    left: (N + 1,) scores as they stand, lowered in place; below 0 for what is taken.
+    image: (N + 1,) image of each.
+    group: (N + 1,) image and category of each.
+    """
+
+    fields: Floats
+    left: Floats
+    image: Indices
+    group: Indices
+
+    @classmethod
+    def of(cls, boxes: Tensor, scores: Tensor, labels: Tensor, images: Tensor) -> _Boxes:
+        """Columns in main memory; there is at least one box."""
+        flat = boxes.detach().float().cpu()
+        table = torch.cat([flat, box_area(flat)[:, None].clamp(min=_TINY)], dim=1)
+        image = np.append(images.cpu().numpy(), 0)
+        group = image * (int(labels.max()) + 1) + np.append(labels.cpu().numpy(), 0)
+        fields = np.ascontiguousarray(torch.cat([table, table.new_tensor([[0, 0, 0, 0, _TINY]])]).T.numpy())
+        return cls(fields, np.append(scores.detach().float().cpu().numpy(), _USED), image, group)
 
 
 class _Rules(NamedTuple):
@@ -106,42 +133,81 @@ def _rules(labels: Tensor, options: SuppressOptions) -> _Rules:
     )
 
 
-def _fields(boxes: Tensor) -> Floats:
-    """(5, N + 1): x1, y1, x2, y2 and area of each box; the last column is a box without area, for padding."""
-    flat = boxes.detach().float().cpu()
-    table = torch.cat([flat, box_area(flat)[:, None]], dim=1)
-    return np.ascontiguousarray(torch.cat([table, table.new_zeros(1, 5)]).T.numpy())
+def _portions(boxes: _Boxes, rules: _Rules) -> list[Indices]:
+    """Rows of whole images, about `_PORTION` boxes at a time, the linear method's groups first in each."""
+    order = np.argsort(boxes.image[:-1], kind="stable")
+    first = np.flatnonzero(np.diff(boxes.image[order], prepend=-1))
+    edges = first[np.flatnonzero(np.diff(first // _PORTION, prepend=-1))]
+    return [
+        rows[np.lexsort((boxes.group[rows], rules.gaussian[rows]))] for rows in np.split(order, edges[1:])
+    ]
+
+
+def _decay(boxes: _Boxes, rules: _Rules, rows: Indices, wanted: int | None) -> tuple[Indices, Floats]:
+    """What stays of these rows, and the scores.
+
+    No score ever rises. So once an image has as many boxes as are wanted, what has fallen below the least of them can
+    neither come among them nor change one that does.
+    """
+    bar = np.zeros(boxes.image[rows].max() + 1, dtype=np.float32)
+    keep, found = rows[:0], boxes.left[:0]
+    while len(rows := rows[boxes.left[rows] >= np.maximum(rules.floor[rows], bar[boxes.image[rows]])]):
+        lanes = _lanes(rows, boxes.group)
+        current = boxes.left[lanes]
+        steps = max(_MIN_STEPS, lanes.shape[1] // (_SHARE_OF_ALL if wanted is None else _SHARE_OF_FEW))
+        picks, values = _advance(np.take(boxes.fields, lanes, axis=1), current, rules.of(lanes[:, :1]), steps)
+        boxes.left[lanes] = current
+        keep, found = np.concatenate([keep, lanes.ravel()[picks]]), np.concatenate([found, values])
+        if wanted is not None:
+            order, rank = _ranked(boxes.image[keep], found, keep)
+            least, order = order[rank == wanted - 1], order[rank < wanted]
+            bar[boxes.image[keep[least]]] = found[least]
+            keep, found = keep[order], found[order]
+    return keep, found
+
+
+def _ranked(images: Indices, scores: Floats, rows: Indices) -> tuple[Indices, Indices]:
+    """Positions image by image, best first, ties by lower row, and the rank of each in its image, from 0."""
+    order = np.lexsort((rows, -scores, images))
+    first = np.flatnonzero(np.diff(images[order], prepend=-1))
+    return order, np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
 
 
 def _lanes(rows: Indices, group_of: Indices) -> Indices:
-    """(G, n) the rows of one group per lane, in order; -1, the padding's row, where a group has fewer than n."""
+    """(G, n) the rows of one group per lane, in order; -1, the padding's row, where a group has fewer than n.
+
+    Groups much smaller than the largest are left for later, when it has shrunk: little of a lane is padding.
+    """
     group = group_of[rows]
-    first = np.flatnonzero(np.diff(group, prepend=group[0] - 1))
+    first = np.flatnonzero(np.diff(group, prepend=-1))
     counts = np.diff(first, append=len(rows))
+    large = counts * _MAX_PADDED >= counts.max()
+    rows, counts = rows[np.repeat(large, counts)], counts[large]
     lanes = np.full((len(counts), counts.max()), -1, dtype=np.int64)
     lanes[np.arange(counts.max()) < counts[:, None]] = rows
     return lanes
 
 
-def _advance(fields: Floats, left: Floats, rules: _Rules) -> tuple[Indices, Floats]:
-    """Take the next boxes of every lane, until enough are gone to make the lanes worth packing again.
+def _advance(fields: Floats, left: Floats, rules: _Rules, steps: int) -> tuple[Indices, Floats]:
+    """Take the next boxes of every lane, one in each step, as long as there are some.
 
     Args:
         fields: (5, G, n) of each lane's boxes.
         left: (G, n) scores as they stand; lowered in place, `_USED` for what is taken.
         rules: (G, 1) settings of each lane.
+        steps: How many, at most.
 
     Returns:
         What was taken, as indices into the flattened lanes, and the scores.
     """
     lanes, size = left.shape
-    low, high, area = fields[:2].copy(), fields[2:4].copy(), fields[4]
     table, current, floor = fields.reshape(5, -1), left.reshape(-1), rules.floor[:, 0]
     linear = int(np.count_nonzero(~rules.gaussian))
     limit, sigma = rules.limit[:linear], rules.sigma[linear:]
+    starts = np.arange(0, lanes * size, size)
     picks, reached, taken = [], [], []
-    for _ in range(max(_MIN_STEPS, size // 8)):
-        pick = left.argmax(axis=1) + np.arange(0, lanes * size, size)
+    for _ in range(steps):
+        pick = left.argmax(axis=1) + starts
         value = current[pick]
         counts = value >= floor
         if not counts.any():
@@ -149,23 +215,47 @@ def _advance(fields: Floats, left: Floats, rules: _Rules) -> tuple[Indices, Floa
         picks.append(pick)
         reached.append(value)
         taken.append(counts)
-        iou = _iou_with(table[:, pick, None], low, high, area)
-        np.multiply(left[:linear], 1 - iou[:linear], out=left[:linear], where=iou[:linear] > limit)
+        factor = _iou_with(table[:, pick, None], fields)
+        if linear > 0:
+            _linear_factor(factor[:linear], limit)
         if linear < lanes:
-            left[linear:] *= np.exp(iou[linear:] * iou[linear:] / -sigma)
+            _gaussian_factor(factor[linear:], sigma)
+        left *= factor
         current[pick] = _USED
     among = np.concatenate(taken)
     return np.concatenate(picks)[among], np.concatenate(reached)[among]
 
 
-def _iou_with(best: Floats, low: Floats, high: Floats, area: Floats) -> Floats:
-    """(G, n) overlap of each lane's boxes with its best one, (5, G, 1): `boxes.pairwise_iou`, bit for bit."""
-    sides = np.minimum(high, best[2:4])
-    sides -= np.maximum(low, best[:2])
-    np.maximum(sides, np.float32(0), out=sides)
-    inter: Floats = sides[0] * sides[1]
-    union = area + best[4]
+def _linear_factor(iou: Floats, limit: Floats) -> None:
+    """Overlaps (G, n) -> what they make of a score, in place: 1 - IoU above the limit, else 1."""
+    above = (iou > limit).view(np.int8)  # as a factor: far faster than a masked operation
+    iou *= above
+    np.subtract(np.float32(1), iou, out=iou)
+
+
+def _gaussian_factor(iou: Floats, sigma: Floats) -> None:
+    """Overlaps (G, n) -> what they make of a score, in place: exp(-IoU² / sigma)."""
+    np.maximum(iou, np.float32(0), out=iou)
+    iou *= iou
+    iou /= -sigma
+    np.exp(iou, out=iou)
+
+
+def _iou_with(best: Floats, fields: Floats) -> Floats:
+    """Overlap of each lane's boxes with its best one, where there is any: `boxes.pairwise_iou`, bit for bit.
+
+    Args:
+        best: (5, G, 1).
+        fields: (5, G, n), with areas above 0.
+
+    Returns:
+        (G, n); 0 or less for boxes that lie apart, which spares an operation.
+    """
+    sides = np.minimum(fields[2:4], best[2:4])
+    sides -= np.maximum(fields[:2], best[:2])
+    inter: Floats = np.maximum(sides[0], np.float32(0), out=sides[0])
+    inter *= sides[1]
+    union = np.add(fields[4], best[4], out=sides[1])
     union -= inter
-    np.maximum(union, np.float32(MIN_UNION), out=union)
     inter /= union
     return inter

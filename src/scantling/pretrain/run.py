@@ -127,7 +127,7 @@ def pretrain(
     device = resolve_device(run.device)
     require_precision(config.precision, device)
     processes = join_processes(device)
-    config, reasons = settle(config, _measure(plan, config, run.seed, device, processes))
+    config, reasons = settle(config, measure_crops(plan, config, run.seed, device, processes))
     work = _Work(config=config, out=out, run=run, device=device, processes=processes)
     begun = processes.on_main(lambda: (out / SETTINGS).is_file() and not run.overwrite)
     claim = claim_folder(out, resume=begun, overwrite=run.overwrite, known=FILES)
@@ -147,7 +147,7 @@ def initial_moco(config: PretrainConfig, seed: int) -> MoCo:
         return MoCo(config)
 
 
-def _measure(
+def measure_crops(
     plan: CropPlan, config: PretrainConfig, seed: int, device: torch.device, processes: Processes
 ) -> CropFacts:
     """Facts for the rules; no image is read.
@@ -223,7 +223,7 @@ def _open(work: _Work, plan: CropPlan) -> CropStore:
 def _train(work: _Work, store: CropStore, *, left_out: int) -> dict[str, Any]:
     """Train, export the backbone, and say what came out."""
     config, processes = work.config, work.processes
-    model = initial_moco(config, work.run.seed)
+    model = initial_moco(config, work.run.seed).to(work.device)
     split = knn_split(store, share=config.held_out, seed=work.run.seed, most=config.max_judged)
     untrained = processes.on_main(partial(_untrained_score, work, store, split, model))
     result = _fit(work, store, split, model)
@@ -326,7 +326,7 @@ def _untrained_score(
     """The score of random weights, measured once for a folder."""
     path = work.out / UNTRAINED
     if not path.is_file():
-        score = _score(work, store, split, model.to(work.device))
+        score = _score(work, store, split, model)
         write_json(path, asdict(score) if score else None)
     return cast("dict[str, float] | None", read_json(path))
 

@@ -36,7 +36,7 @@ class PageLimits:
 
     suspects: int = 300
     picture_side: int = 420
-    picture_bytes: int = 10_000_000
+    picture_bytes: int = 8_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from scantling.data.coco import CocoDataset, read_results
 from scantling.data.io import read_json
 from scantling.evaluate.breakdown import break_down
 from scantling.evaluate.coco_eval import Evaluation, evaluate_results
 from scantling.evaluate.problem import IouType, Result
-from scantling.report.content import History, ReportContent, StageResult
+from scantling.report.content import History, Ingredient, ReportContent, StageResult
 from scantling.report.dataset_facts import describe_dataset
 from scantling.report.gallery import GalleryLimits, error_galleries, sample_pictures
 from scantling.report.history import read_history
@@ -27,7 +27,8 @@ class RunFacts:
 
     Attributes:
         stages: Results by stage name, in the order of the run; the last is what the report is about.
-        histories: Learning curves by member.
+        histories: Learning curves by member, or by member and fold.
+        ingredients: What each step gave.
         recipe: Resolved recipe as YAML.
         environment: Versions, device, seed and so on.
         commands: Shell commands that repeat the run.
@@ -35,6 +36,7 @@ class RunFacts:
 
     stages: Mapping[str, Sequence[Result]]
     histories: tuple[History, ...] = ()
+    ingredients: tuple[Ingredient, ...] = ()
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
@@ -58,7 +60,8 @@ def read_run(run_dir: Path, dataset: CocoDataset, *, commands: Sequence[str] = (
     recipe, environment = run_dir / "recipe.yaml", run_dir / "env.json"
     return RunFacts(
         stages={path.parent.name: read_results(path, dataset) for path in paths if path.is_file()},
-        histories=tuple(read_history(folder / "metrics.jsonl", folder.name) for folder in members),
+        histories=tuple(history for folder in members for history in _histories(folder)),
+        ingredients=read_ingredients(run_dir / "evaluate" / "ingredients.json"),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
         environment=flatten(read_json(environment)) if environment.is_file() else {},
         commands=tuple(commands),
@@ -100,6 +103,7 @@ def build_content(
         created=created.strftime("%d %B %Y, %H:%M") if created else "",
         split=split,
         stages=stages,
+        ingredients=run.ingredients,
         points=breakdown.points if stages else (),
         scores=describe_scores(stages[-1].evaluations[-1], breakdown) if stages else None,
         histories=run.histories,
@@ -109,6 +113,42 @@ def build_content(
         environment=run.environment,
         commands=run.commands,
     )
+
+
+def _histories(folder: Path) -> list[History]:
+    """Learning curves of a member, one for each fold; a member whose predictions come from a file has none."""
+    folds = sorted(path for path in folder.glob("fold-*") if path.is_dir())
+    if not folds:
+        return [read_history(folder / "metrics.jsonl", folder.name)]
+    return [read_history(fold / "metrics.jsonl", f"{folder.name}, {fold.name}") for fold in folds]
+
+
+def read_ingredients(path: Path) -> tuple[Ingredient, ...]:
+    """The rows that `evaluate.variants` wrote as JSON; none where the file is missing.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    if not path.is_file():
+        return ()
+    table = cast("dict[str, Any]", read_json(path))
+    return tuple(_ingredient(row) for row in table["rows"])
+
+
+def _ingredient(row: Mapping[str, Any]) -> Ingredient:
+    difference = row["difference"] or {}
+    return Ingredient(
+        name=row["name"],
+        metrics=row["metrics"],
+        interval=_pair(row["interval"]),
+        base=row["base"],
+        difference=difference.get("difference"),
+        difference_interval=_pair(difference.get("interval")),
+    )
+
+
+def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if values is None else (values[0], values[1])
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:

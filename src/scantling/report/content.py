@@ -26,6 +26,27 @@ class StageResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ingredient:
+    """What one step of a run gave.
+
+    Attributes:
+        name: Of the step.
+        metrics: AP, AP50, AP75, APs, APm, APl; None where undefined.
+        interval: 95 % interval of AP.
+        base: Step it is compared with, or None.
+        difference: AP minus the base's.
+        difference_interval: Its paired 95 % interval.
+    """
+
+    name: str
+    metrics: Mapping[str, float | None]
+    interval: tuple[float, float] | None = None
+    base: str | None = None
+    difference: float | None = None
+    difference_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
     """A named line; points are (x, y), x increasing, y finite."""
 
@@ -169,6 +190,7 @@ class ReportContent:
         created: When, as it shall be read.
         split: Split the numbers are about (`val`).
         stages: In the order of the run; the last one is the headline. None: a report on a data set only.
+        ingredients: What each step of the run gave, boxes only.
         points: Operating point of each category for the last stage.
         scores: What the last stage's scores are worth.
         histories: Learning curves by member.
@@ -183,6 +205,7 @@ class ReportContent:
     created: str = ""
     split: str = "val"
     stages: tuple[StageResult, ...] = ()
+    ingredients: tuple[Ingredient, ...] = ()
     points: tuple[OperatingPoint, ...] = ()
     scores: ScoreFacts | None = None
     histories: tuple[History, ...] = ()

@@ -19,8 +19,8 @@ from scantling.report.draw import Rectangle
 from scantling.report.gallery import window_around
 from scantling.report.overlays import Window, score_text
 
-MAX_DETECTIONS = 12
-"""Detections drawn on one picture, the best."""
+MAX_DETECTIONS, MAX_OTHERS = 12, 40
+"""Detections drawn on one picture, the best; and further labels, the nearest."""
 
 _LEAST_SCORE = 0.1
 _REMOVED = ("spurious", "duplicate")
@@ -102,10 +102,13 @@ class Camera:
 
     def _others(self, suspect: Suspect, window: Window) -> Iterator[Mark]:
         """Further labels that the window shows."""
-        for row in np.flatnonzero(self.labels.images == suspect.image):
-            box, name = self.labels.boxes[row], self.dataset.class_names[self.labels.labels[row]]
-            if self.labels.ids[row] != suspect.annotation_id and _reaches_into(box, window):
-                yield Mark(role="other", box_xywh=_relative(box, window), caption=name)
+        rows = np.flatnonzero(self.labels.images == suspect.image)
+        rows = rows[np.argsort(_distances(self.labels.boxes[rows], window), kind="stable")]
+        others = [row for row in rows if self.labels.ids[row] != suspect.annotation_id]
+        shown = [row for row in others if _reaches_into(self.labels.boxes[row], window)]
+        for row in shown[:MAX_OTHERS]:
+            name = self.dataset.class_names[self.labels.labels[row]]
+            yield Mark(role="other", box_xywh=_relative(self.labels.boxes[row], window), caption=name)
 
     def _detected(self, suspect: Suspect, window: Window) -> Iterator[Mark]:
         """The best detections that the window shows."""
@@ -149,6 +152,12 @@ def _relative(
 ) -> tuple[float, float, float, float]:
     x1, y1, x2, y2 = (float(edge) for edge in box)
     return (round(x1 - window.left, 1), round(y1 - window.top, 1), round(x2 - x1, 1), round(y2 - y1, 1))
+
+
+def _distances(boxes: NDArray[np.float64], window: Window) -> NDArray[np.float64]:
+    """(N,) how far the middle of each box is from that of the window."""
+    middle = np.array([window.left + window.width / 2, window.top + window.height / 2])
+    return np.asarray(np.hypot(*((boxes[:, :2] + boxes[:, 2:]) / 2 - middle).T), dtype=np.float64)
 
 
 def _reaches_into(box: NDArray[np.float64], window: Window) -> bool:

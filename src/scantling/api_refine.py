@@ -1,0 +1,181 @@
+"""The verbs that refine boxes as functions; `api` has them too.
+
+Importing this module loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scantling.given_paths import folder_of, require_existing, require_folder
+
+if TYPE_CHECKING:
+    from scantling.refine.apply import ApplyConfig
+    from scantling.refine.bbrefinement import Refiner
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefinerSummary:
+    """A trained refiner.
+
+    Attributes:
+        checkpoint: Its best weights.
+        metrics: Mean IoU of jittered validation boxes after (`iou`) and before (`iou_before`) refining, and the shares
+            with IoU >= 0.75 (`good`, `good_before`).
+        epochs: Epochs trained.
+    """
+
+    checkpoint: Path
+    metrics: Mapping[str, float | None]
+    epochs: int
+
+    def to_text(self) -> str:
+        """For people."""
+        iou, before = self.metrics["iou"], self.metrics["iou_before"]
+        return (
+            f"jittered validation boxes: mean IoU {before:.3f} before, {iou:.3f} after refining "
+            f"({self.epochs} epochs)\nrefiner: {self.checkpoint}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {"checkpoint": str(self.checkpoint), "metrics": dict(self.metrics), "epochs": self.epochs}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refined:
+    """Refined results.
+
+    Attributes:
+        results: COCO results in their old order.
+        counts: How many were `refined`, and why the others were not.
+        out: Results file, if one was written.
+    """
+
+    results: list[dict[str, Any]]
+    counts: Mapping[str, int]
+    out: Path | None
+
+    def to_text(self) -> str:
+        """For people."""
+        others = [f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items() if count]
+        where = f" in {self.out}" if self.out else ""
+        return f"{len(self.results)} results{where}: {', '.join(others) or 'nothing to refine'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs, where the results themselves are in a file."""
+        return {
+            "out": str(self.out) if self.out else None,
+            "num_results": len(self.results),
+            "counts": dict(self.counts),
+        }
+
+
+def refine_train(
+    data: str | Path,
+    out: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> RefinerSummary:
+    """Train a refiner from the labels of a data set; a training begun in `out` goes on.
+
+    Args:
+        data: Folder with the splits train and val, in any known format.
+        out: Folder for its checkpoints and history.
+        overrides: `KEY.PATH=VALUE` texts that replace settings, such as `model.backbone=efficientnet_b2`.
+        seed: Of all randomness.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        overwrite: Start over.
+
+    Raises:
+        ScantlingError: The data, a setting, the device or the folder cannot be used.
+    """
+    require_folder(Path(data), "data set")
+    from scantling.config import DataConfig
+    from scantling.draft import Draft
+    from scantling.refine.train import RefineConfig, RefinerRun, train_refiner
+    from scantling.run_data import log_run_data, read_run_data
+
+    config = Draft.of(RefineConfig, overrides).check()
+    splits = read_run_data(DataConfig(root=str(data)), "val")
+    log_run_data(splits)
+    run = RefinerRun(
+        out=Path(out), seed=seed, device=device, overwrite=overwrite, data_hash=splits.hashes["train"]
+    )
+    result = train_refiner(splits.train, splits.val, config, run)
+    return RefinerSummary(checkpoint=result.best, metrics=result.metrics, epochs=result.epochs)
+
+
+def refine_apply(
+    results: str | Path,
+    data: str | Path,
+    refiner: str | Path,
+    *,
+    out: str | Path | None = None,
+    gate: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    device: str = "auto",
+) -> Refined:
+    """Refine the boxes of a results file of any detector.
+
+    Args:
+        results: COCO results file.
+        data: What was predicted: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
+            Its categories are matched with the refiner's by name.
+        refiner: Checkpoint of `refine train`.
+        out: COCO results file to write.
+        gate: File of `refine tune`, which says where to refine; None refines everywhere.
+        overrides: `KEY=VALUE` texts that replace settings of refining, such as `iterations=2`.
+        device: As in `refine_train`.
+
+    Raises:
+        ScantlingError: One of the files, an image or a setting cannot be used.
+    """
+    for path, what in ((results, "results file"), (refiner, "refiner"), (gate, "gate file")):
+        if path is not None:
+            require_existing(Path(path), what)
+    require_existing(folder_of(data), "data set")
+    from scantling.data.coco import read_results, write_results
+    from scantling.data.formats.locations import read_location
+    from scantling.refine.apply import refine_results
+
+    dataset = read_location(data)
+    found = read_results(results, dataset)
+    model, config = _load(Path(refiner), overrides, device)
+    refined, counts = refine_results(found, dataset, model, config)
+    _log_unknown(model, dataset.class_names, counts)
+    if out is not None:
+        write_results(refined, out)
+    return Refined(results=refined, counts=counts, out=Path(out) if out else None)
+
+
+def _load(path: Path, overrides: Iterable[str], device: str) -> tuple[Refiner, ApplyConfig]:
+    """A refiner with the settings of refining in its checkpoint, some of them replaced."""
+    from scantling.draft import Draft
+    from scantling.refine.apply import ApplyConfig, load_refiner
+    from scantling.train.checkpoint import load_checkpoint
+
+    refiner = load_refiner(path, device)
+    draft = Draft(ApplyConfig, load_checkpoint(path).meta.predict, {}, "checkpoint")
+    for override in overrides:
+        draft = draft.with_override(override)
+    return refiner, draft.check()
+
+
+def _log_unknown(refiner: Refiner, class_names: Iterable[str], counts: Mapping[str, int]) -> None:
+    if counts["unknown_category"]:
+        names = [name for name in class_names if name not in refiner.class_names]
+        log.warning(
+            "%d results stay as they are: the refiner was trained without the categories %s",
+            counts["unknown_category"],
+            ", ".join(names[:10]),
+        )

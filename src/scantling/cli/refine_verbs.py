@@ -1,0 +1,69 @@
+"""Verbs that refine boxes: refine train, refine apply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scantling.cli.shell import DeviceOption, JsonOption, show, verb
+
+refine = typer.Typer(
+    help="Train a network that sharpens boxes, and sharpen those of any detector.", no_args_is_help=True
+)
+
+DataArgument = Annotated[Path, typer.Argument(help="Folder of a data set with the splits train and val.")]
+PredictedArgument = Annotated[
+    Path, typer.Argument(help="What was predicted: a COCO file, a split file, or FOLDER:SPLIT.")
+]
+ResultsArgument = Annotated[Path, typer.Argument(help="COCO results file of any detector.")]
+RefinerOption = Annotated[Path, typer.Option(help="Checkpoint of refine train.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a setting; may be repeated."),
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
+
+
+@refine.command("train")
+@verb
+def refine_train(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the refiner; a training begun there goes on.")],
+    overrides: SetOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Train a refiner from labelled boxes alone; what was interrupted goes on."""
+    from scantling import api
+
+    made = api.refine_train(
+        data, out, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite
+    )
+    show(made.to_text(), made.to_dict(), as_json=json)
+
+
+@refine.command("apply")
+@verb
+def refine_apply(
+    results: ResultsArgument,
+    data: PredictedArgument,
+    refiner: RefinerOption,
+    out: Annotated[Path, typer.Option(help="COCO results file to write.")],
+    gate: Annotated[
+        Path | None, typer.Option(help="File of refine tune: refine only where it helps.")
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Refine the boxes of a results file; everything else in it stays as it is."""
+    from scantling import api
+
+    done = api.refine_apply(
+        results, data, refiner, out=out, gate=gate, overrides=overrides or (), device=device
+    )
+    show(done.to_text(), done.to_dict(), as_json=json)

@@ -1,0 +1,372 @@
+"""Refining boxes: those of any detector's COCO results, those of the labels, or plain ones.
+
+    results ─┐                    ┌─ one decoded image after the other ─► crops of many images ─► network ─┐
+    truth   ─┼─► boxes (N, 4) ────┤                    ▲                                                  ├─► boxes
+    boxes   ─┘                    └────────────────────┴─── again, `iterations` times ────────────────────┘
+
+Boxes that are not refined stay exactly as they are: of a category that the refiner does not know, with a side below
+its `min_side`, with a score below `min_score`, or where a gate says that refining was not shown to help.
+N: boxes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from scantling.data.coco import CocoDataset
+from scantling.data.coco_records import clipped_xyxy
+from scantling.data.coco_results import Result
+from scantling.data.detections import Detections, detections_of
+from scantling.data.geometry import Pixels
+from scantling.data.images import open_image
+from scantling.errors import CheckpointError
+from scantling.refine.bbrefinement import CropBatch, Refiner, RefinerConfig
+from scantling.refine.crops import Boxes, crop_windows, cut, cut_on_device, from_crop, to_crop
+from scantling.structures.masks import ImageMasks
+from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
+from scantling.train.devices import resolve_device
+
+log = logging.getLogger(__name__)
+
+KIND = "refiner"
+NOT_KNOWN = -1
+"""Label of a category that the refiner has never seen."""
+
+_MAX_PIXELS = 1 << 26  # decoded pixels held at once, unless a single image has more
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ApplyConfig(BaseModel):
+    """How boxes are refined.
+
+    Attributes:
+        iterations: How often; each time the crop is cut anew around the box of the time before.
+        batch_size: Crops that go through the network together, of one or of many images.
+        min_score: Results that score less stay as they are, which saves time where a detector reports hundreds.
+        masks: What happens to the mask of a result: `keep` leaves it alone, `refit` moves and stretches it as its box.
+        precision: Number format of the network.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iterations: Annotated[int, Field(ge=1, le=10)] = 1
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
+    masks: Literal["keep", "refit"] = "keep"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+class Gate(Protocol):
+    """Where refining is allowed."""
+
+    def allows(self, detections: Detections, class_names: Sequence[str]) -> NDArray[np.bool_]:
+        """For each detection (N,) whether its box is to be refined."""
+
+
+def load_refiner(path: Path | str, device: str = "auto") -> Refiner:
+    """The refiner of a checkpoint, ready to refine.
+
+    Args:
+        path: Checkpoint of `refine train`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or none of a refiner.
+    """
+    chosen = resolve_device(device)
+    tensors, meta = load_checkpoint(path)
+    if meta.kind != KIND:
+        raise CheckpointError(
+            f"{path}: expected a refiner's checkpoint, found that of a {meta.kind}",
+            hint="Train one with `scantling refine train`.",
+        )
+    try:
+        config = RefinerConfig.model_validate({**meta.model, "pretrained": False, "weights": None})
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: describes a refiner that this version does not know") from error
+    refiner = Refiner(config, meta.class_names)
+    load_weights(refiner, weights_in(tensors), source=path)
+    return refiner.to(chosen).eval()
+
+
+def refine_results(
+    results: Sequence[Result],
+    dataset: CocoDataset,
+    refiner: Refiner,
+    config: ApplyConfig,
+    *,
+    gate: Gate | None = None,
+) -> tuple[list[Result], dict[str, int]]:
+    """Refine the boxes of checked COCO results (see `read_results`) of any detector.
+
+    Args:
+        results: Of any tool, with the data set's own ids; not changed.
+        dataset: What was predicted; its categories are matched with the refiner's by name.
+        refiner: In evaluation mode.
+        config: How.
+        gate: Where; None everywhere.
+
+    Returns:
+        The results in their order with all their keys, boxes clipped to the image; and how many were `refined` and
+        why the others were not: `unknown_category`, `too_small`, `below_score`, `no_box`, `gated`.
+
+    Raises:
+        DataError: An image that has results cannot be read.
+    """
+    detections = detections_of(results, dataset)
+    labels = labels_for(refiner, dataset)[detections.labels]
+    why = _why_not(results, detections, labels, dataset, refiner.config.min_side, config)
+    if gate is not None:
+        why = np.where((why == "") & ~gate.allows(detections, dataset.class_names), "gated", why)
+    rows = np.flatnonzero(why == "")
+    refined = refine_rows(
+        dataset, detections.images[rows], labels[rows], detections.boxes[rows], refiner, config
+    )
+    changed = list(results)
+    for row, box in zip(rows.tolist(), refined, strict=True):
+        changed[row] = _with_box(results[row], detections, row, box, config)
+    reasons = ("unknown_category", "too_small", "below_score", "no_box", "gated")
+    return changed, {"refined": len(rows), **{reason: int((why == reason).sum()) for reason in reasons}}
+
+
+def refine_truth(dataset: CocoDataset, refiner: Refiner, config: ApplyConfig) -> Boxes:
+    """Refine the labelled boxes themselves.
+
+    Args:
+        dataset: Its categories are matched with the refiner's by name.
+        refiner: In evaluation mode.
+        config: How; `min_score` and `masks` do not matter.
+
+    Returns:
+        (N, 4) xyxy of every annotation, image by image in the data set's order. Crowd regions, boxes of unknown
+        categories and boxes with a side below `min_side` as they are labelled, all clipped to their image.
+
+    Raises:
+        DataError: An image that has annotations cannot be read.
+    """
+    boxes, images, labels, crowd = truth_columns(dataset)
+    known = labels_for(refiner, dataset)[labels]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    rows = np.flatnonzero((known != NOT_KNOWN) & ~crowd & (sides >= refiner.config.min_side).all(axis=1))
+    boxes[rows] = refine_rows(dataset, images[rows], known[rows], boxes[rows], refiner, config)
+    return boxes
+
+
+def truth_columns(
+    dataset: CocoDataset,
+) -> tuple[Boxes, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Every annotation, image by image: clipped box (N, 4) xyxy, image (N,), label (N,), whether it is a crowd (N,)."""
+    pairs = [(index, a) for index, annotations in enumerate(dataset.annotations) for a in annotations]
+    boxes = [
+        clipped_xyxy([a.box_xywh for a in annotations], record.size_hw)
+        for record, annotations in zip(dataset.images, dataset.annotations, strict=True)
+    ]
+    return (
+        np.concatenate([np.zeros((0, 4)), *boxes]),
+        np.array([index for index, _ in pairs], dtype=np.int64),
+        np.array([a.label for _, a in pairs], dtype=np.int64),
+        np.array([a.is_crowd for _, a in pairs], dtype=bool),
+    )
+
+
+def labels_for(refiner: Refiner, dataset: CocoDataset) -> NDArray[np.int64]:
+    """For each label of a data set the refiner's label of the same name, or NOT_KNOWN."""
+    known = {name: label for label, name in enumerate(refiner.class_names)}
+    return np.array([known.get(name, NOT_KNOWN) for name in dataset.class_names], dtype=np.int64)
+
+
+def refine_rows(
+    dataset: CocoDataset,
+    images: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    boxes: Boxes,
+    refiner: Refiner,
+    config: ApplyConfig,
+) -> Boxes:
+    """Refine boxes of a data set's images, each image read once.
+
+    Args:
+        dataset: Where the images are.
+        images: (N,) position of each box's image, in any order.
+        labels: (N,) the refiner's label of each box.
+        boxes: (N, 4) xyxy in image pixels.
+        refiner: In evaluation mode.
+        config: How.
+
+    Returns:
+        (N, 4) xyxy, clipped to the images, in the order given.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    refined = boxes.copy()
+    for chunk in _chunks(dataset, images, config.batch_size):
+        decoded = {
+            int(image): open_image(record.path, size_hw=record.size_hw)
+            for image in np.unique(images[chunk])
+            for record in (dataset.images[image],)
+        }
+        refined[chunk] = _refine(decoded, images[chunk], labels[chunk], boxes[chunk], refiner, config)
+    return refined
+
+
+def refine_boxes(
+    pixels: Pixels, boxes: Boxes, labels: NDArray[np.int64], refiner: Refiner, config: ApplyConfig
+) -> Boxes:
+    """Refine boxes of one image.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        boxes: (N, 4) xyxy in pixels; may be empty.
+        labels: (N,) the refiner's labels.
+        refiner: In evaluation mode.
+        config: How.
+
+    Returns:
+        (N, 4) xyxy, clipped to the image. A box that lies outside the image, or would lose its area, stays.
+    """
+    return _refine({0: pixels}, np.zeros(len(boxes), dtype=np.int64), labels, boxes, refiner, config)
+
+
+def _refine(
+    decoded: dict[int, Pixels],
+    images: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    boxes: Boxes,
+    refiner: Refiner,
+    config: ApplyConfig,
+) -> Boxes:
+    """Refine boxes of some decoded images, by their keys in `decoded`."""
+    limits = np.array([decoded[image].shape[1::-1] * 2 for image in images.tolist()]).reshape(-1, 4)
+    current = np.clip(boxes, 0, limits)
+    has_area = _has_area(current)
+    for _ in range(config.iterations):
+        windows = crop_windows(current, refiner.config.padding)
+        centres = to_crop((current[:, :2] + current[:, 2:]) / 2, windows)
+        crops = _cut_all(decoded, images, windows, refiner)
+        found = np.clip(from_crop(_predict(crops, labels, centres, refiner, config), windows), 0, limits)
+        has_area &= _has_area(found)
+        current = np.where(has_area[:, None], found, current)
+    return np.where(has_area[:, None], current, np.clip(boxes, 0, limits))
+
+
+def _has_area(boxes: Boxes) -> NDArray[np.bool_]:
+    return np.logical_and(boxes[:, 2] > boxes[:, 0], boxes[:, 3] > boxes[:, 1])
+
+
+def _cut_all(
+    decoded: dict[int, Pixels], images: NDArray[np.int64], windows: NDArray[np.int64], refiner: Refiner
+) -> Tensor:
+    """The crops (N, 3, S, S) of all boxes, on the refiner's device, in the order of the boxes."""
+    side, device = refiner.config.crop_side, refiner.mean.device
+    parts, order = [], []
+    for image in np.unique(images).tolist():
+        rows = np.flatnonzero(images == image)
+        pixels = decoded[image]
+        if device.type == "cpu":
+            parts.append(cut(pixels, windows[rows], side))
+        else:
+            on_device = torch.from_numpy(pixels).to(device, non_blocking=True).permute(2, 0, 1)
+            parts.append(cut_on_device(on_device, windows[rows], side))
+        order.append(rows)
+    if len(parts) == 1:
+        return parts[0]
+    places = np.argsort(np.concatenate([np.zeros(0, dtype=np.int64), *order]))
+    empty = torch.zeros(0, 3, side, side, dtype=torch.uint8, device=device)
+    return torch.cat([empty, *parts])[torch.from_numpy(places).to(device)]
+
+
+@torch.inference_mode()
+def _predict(
+    crops: Tensor,
+    labels: NDArray[np.int64],
+    centres: NDArray[np.float64],
+    refiner: Refiner,
+    config: ApplyConfig,
+) -> Boxes:
+    """Refined boxes (N, 4) float64 in crop coordinates."""
+    device, dtype = refiner.mean.device, _AUTOCAST[config.precision]
+    told = torch.from_numpy(labels).to(device), torch.from_numpy(centres.astype(np.float32)).to(device)
+    parts = []
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        for start in range(0, len(crops), config.batch_size):
+            rows = slice(start, start + config.batch_size)
+            parts.append(
+                refiner.predict(CropBatch(crops=crops[rows], labels=told[0][rows], centres=told[1][rows]))
+            )
+    boxes: Boxes = torch.cat([torch.zeros(0, 4, device=device), *parts]).double().cpu().numpy()
+    return boxes
+
+
+def _chunks(dataset: CocoDataset, images: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Rows of as many whole images as make a batch, or as many decoded pixels as may be held."""
+    order = np.argsort(images, kind="stable")
+    chunk: list[NDArray[np.int64]] = []
+    pixels = 0
+    for rows in np.split(order, np.flatnonzero(np.diff(images[order])) + 1):
+        if not len(rows):
+            continue
+        height, width = dataset.images[images[rows[0]]].size_hw
+        if chunk and (sum(map(len, chunk)) >= batch_size or pixels + height * width > _MAX_PIXELS):
+            yield np.concatenate(chunk)
+            chunk, pixels = [], 0
+        chunk.append(rows)
+        pixels += height * width
+    if chunk:
+        yield np.concatenate(chunk)
+
+
+def _why_not(
+    results: Sequence[Result],
+    detections: Detections,
+    labels: NDArray[np.int64],
+    dataset: CocoDataset,
+    min_side: float,
+    config: ApplyConfig,
+) -> NDArray[np.str_]:
+    """For each result why it is not refined; "" if it is."""
+    sizes = np.array([image.size_hw[::-1] * 2 for image in dataset.images]).reshape(-1, 4)
+    clipped = np.clip(detections.boxes, 0, sizes[detections.images])
+    is_small = (clipped[:, 2:] - clipped[:, :2] < min_side).any(axis=1)
+    useless = np.array(["bbox" not in r for r in results], dtype=bool) & (config.masks == "keep")
+    conditions = [labels == NOT_KNOWN, useless, is_small, detections.scores < config.min_score]
+    return np.select(conditions, ["unknown_category", "no_box", "too_small", "below_score"], "")
+
+
+def _with_box(result: Result, detections: Detections, row: int, box: Boxes, config: ApplyConfig) -> Result:
+    """The result with another box, and its mask refitted if that is asked for."""
+    changes: dict[str, Any] = {}
+    if "bbox" in result:
+        x1, y1, x2, y2 = box.tolist()
+        changes["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+    if config.masks == "refit" and "segmentation" in result:
+        changes["segmentation"] = refit_mask(result["segmentation"], detections.boxes[row], box)
+    return {**result, **changes}
+
+
+def refit_mask(rle: dict[str, Any], old: NDArray[np.float64], new: NDArray[np.float64]) -> dict[str, Any]:
+    """A mask moved and stretched as its box was.
+
+    Args:
+        rle: Compressed RLE in the frame of the image.
+        old: (4,) xyxy of the box before; with an area.
+        new: (4,) xyxy of the box after.
+
+    Returns:
+        Compressed RLE of the same frame.
+    """
+    height, width = (int(side) for side in rle["size"])
+    scale = (new[2:] - new[:2]) / (old[2:] - old[:2])
+    matrix = np.column_stack([np.diag(scale), new[:2] - scale * old[:2]])
+    masks = ImageMasks.from_rles([rle], size_hw=(height, width))  # type: ignore[list-item] # RLE is a TypedDict
+    moved = masks.warp(matrix, (height, width)).to_rles()[0]
+    return dict(moved)

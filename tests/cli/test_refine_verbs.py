@@ -1,0 +1,81 @@
+"""The verbs that refine boxes, from labels to refined results."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from scantling.cli.app import app
+from scantling.data.synth import SynthConfig, write_synth
+
+TINY = (
+    "model.backbone=test_resnet",
+    "model.side=32",
+    "model.hidden=8",
+    "train.epochs=1",
+    "train.repeats=1",
+    "train.batch_size=2",
+)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Generated scenes in `parts`, a refiner in `refiner`, and results with string-free ids in `results.json`."""
+    root = tmp_path_factory.mktemp("refine")
+    write_synth(root / "parts", SynthConfig(size_hw=(96, 128)), splits={"train": 4, "val": 3}, seed=0)
+    settings = [part for value in TINY for part in ("--set", value)]
+    done = run("refine", "train", root / "parts", "--out", root / "refiner", *settings, "--json")
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert summary["checkpoint"] == str(root / "refiner" / "best.safetensors")
+    assert set(summary["metrics"]) == {"iou", "iou_before", "good", "good_before"}
+    labels = json.loads((root / "parts/annotations/val.json").read_text())
+    results = [
+        {key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.1 + 0.02 * (i % 40)}
+        for i, a in enumerate(labels["annotations"])
+    ]
+    (root / "results.json").write_text(json.dumps(results))
+    return root
+
+
+def apply(world, *more: object):
+    return run(
+        "refine", "apply", world / "results.json", f"{world / 'parts'}:val", "--refiner",
+        world / "refiner/best.safetensors", "--out", world / "refined.json", *more,
+    )  # fmt: skip
+
+
+def test_results_are_refined_into_another_file(world):
+    before = (world / "results.json").read_bytes()
+    done = apply(world, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    given, found = (json.loads((world / name).read_text()) for name in ("results.json", "refined.json"))
+    assert told["counts"]["refined"] > 0
+    assert told["num_results"] == len(found) == sum(told["counts"].values())
+    assert [{**r, "bbox": 0} for r in found] == [{**r, "bbox": 0} for r in given]
+    moved = sum(a["bbox"] != b["bbox"] for a, b in zip(given, found, strict=True))
+    assert moved == told["counts"]["refined"]
+    assert (world / "results.json").read_bytes() == before
+    assert "refined" in apply(world).stdout
+
+
+def test_mistakes_are_told_with_exit_code_2(world):
+    wrong = apply(world, "--set", "iteration=2")
+    assert wrong.exit_code == 2
+    assert "iterations" in wrong.stderr
+    missing = run(
+        "refine", "apply", world / "results.json", f"{world / 'parts'}:val",
+        "--refiner", world / "none.safetensors", "--out", world / "x.json",
+    )  # fmt: skip
+    assert missing.exit_code == 2
+    assert "there is no such refiner" in missing.stderr
+    other = run("refine", "train", world / "parts", "--out", world / "refiner", "--set", "train.epochs=2")
+    assert other.exit_code == 2
+    assert "belongs to another run" in other.stderr
