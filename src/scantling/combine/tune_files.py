@@ -16,13 +16,12 @@ from pydantic import BaseModel, ConfigDict
 
 from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.members import read_members
-from scantling.combine.suppress_grid import Option, suppress_in_every_way
 from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
 from scantling.combine.tuned import Tuned, write_tuned
 from scantling.data.coco_dataset import CocoDataset
 from scantling.data.detections import Detections, compare_detections
 from scantling.errors import UsageError
-from scantling.models.suppression import SuppressConfig
+from scantling.models.suppression import SuppressConfig, suppress_detections
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +120,6 @@ def tune_files(
 
 def is_suppressed(candidates: Detections) -> bool:
     """Whether hard NMS at 0.5 has nothing to remove in the first images; no candidates: no."""
-    some = candidates[candidates.images <= candidates.images.min(initial=0) + _LOOKED_AT]
-    (kept,) = suppress_in_every_way(some, [Option("hard", 0.5)], limit=len(some))
-    return 0 < len(some) == len(kept.rows)
+    some = candidates[(candidates.images < _LOOKED_AT) & (candidates.scores > 0)]
+    rows, _ = suppress_detections(some, SuppressConfig(score_threshold=0.0, max_per_image=None), ())
+    return 0 < len(some) == len(rows)
