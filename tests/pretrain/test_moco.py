@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 
 import pytest
 import torch
@@ -162,7 +163,7 @@ def test_shuffling_gives_each_view_its_own_key_back_and_mixes_the_statistics():
 
 
 def test_two_processes_shuffle_over_both_and_share_a_queue(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     answers = context.Queue()
     children = [context.Process(target=two_process_child, args=(rank, tmp_path, answers)) for rank in (0, 1)]
     for child in children:
