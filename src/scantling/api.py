@@ -30,6 +30,7 @@ from scantling.api_data import synth as synth  # noqa: PLC0414 - part of this mo
 from scantling.api_pretrain import pretrain as pretrain  # noqa: PLC0414 - part of this module too
 from scantling.api_refine import refine_apply as refine_apply  # noqa: PLC0414 - part of this module too
 from scantling.api_refine import refine_train as refine_train  # noqa: PLC0414 - part of this module too
+from scantling.api_refine import refine_tune as refine_tune  # noqa: PLC0414 - part of this module too
 from scantling.api_run import ablate as ablate  # noqa: PLC0414 - part of this module too
 from scantling.api_run import demo as demo  # noqa: PLC0414 - part of this module too
 from scantling.api_run import report as report  # noqa: PLC0414 - part of this module too

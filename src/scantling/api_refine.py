@@ -16,6 +16,7 @@ from scantling.given_paths import folder_of, require_existing, require_folder
 if TYPE_CHECKING:
     from scantling.refine.apply import ApplyConfig
     from scantling.refine.bbrefinement import Refiner
+    from scantling.refine.gate import RefineGate
 
 log = logging.getLogger(__name__)
 
@@ -151,11 +152,84 @@ def refine_apply(
     dataset = read_location(data)
     found = read_results(results, dataset)
     model, config = _load(Path(refiner), overrides, device)
-    refined, counts = refine_results(found, dataset, model, config)
+    opened = read_gate(Path(gate), Path(refiner), config) if gate is not None else None
+    refined, counts = refine_results(found, dataset, model, config, gate=opened)
     _log_unknown(model, dataset.class_names, counts)
     if out is not None:
         write_results(refined, out)
     return Refined(results=refined, counts=counts, out=Path(out) if out else None)
+
+
+def refine_tune(
+    results: str | Path,
+    data: str | Path,
+    refiner: str | Path,
+    *,
+    out: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    device: str = "auto",
+) -> RefineGate:
+    """Measure on labelled predictions where refining helps, and write a gate that refines only there.
+
+    Args:
+        results: COCO results file of the detector, on images that neither it nor the refiner was trained on.
+        data: Their labels, as in `refine_apply`.
+        refiner: Checkpoint of `refine train`.
+        out: Gate file to write.
+        overrides: `KEY=VALUE` texts that replace settings, such as `bands=[0.5]` or `apply.iterations=2`.
+        device: As in `refine_train`.
+
+    Raises:
+        ScantlingError: One of the files, an image or a setting cannot be used.
+    """
+    for path, what in ((results, "results file"), (refiner, "refiner")):
+        require_existing(Path(path), what)
+    require_existing(folder_of(data), "data set")
+    from scantling.data.coco import read_results
+    from scantling.data.formats.locations import read_location
+    from scantling.data.io import atomic_write
+    from scantling.draft import Draft
+    from scantling.refine.gate import GateConfig, tune_gate
+    from scantling.train.checkpoint import load_checkpoint
+
+    dataset = read_location(data)
+    found = read_results(results, dataset)
+    model, apply_config = _load(Path(refiner), (), device)
+    draft = Draft(GateConfig, {"apply": apply_config.model_dump(mode="json")}, {}, "checkpoint")
+    for override in overrides:
+        draft = draft.with_override(override)
+    sha = load_checkpoint(refiner).meta.sha256
+    gate = tune_gate(found, dataset, model, draft.check(), refiner_sha=sha)
+    if out is not None:
+        atomic_write(Path(out), gate.to_yaml())
+    return gate
+
+
+def read_gate(path: Path, refiner: Path, config: ApplyConfig) -> RefineGate:
+    """A gate, provided that it was measured with this refiner and these settings.
+
+    Args:
+        path: File of `refine_tune`.
+        refiner: Checkpoint that is going to refine.
+        config: How.
+
+    Raises:
+        ConfigError: It is no such file, or belongs to another refiner or other settings.
+    """
+    from scantling.draft import Draft
+    from scantling.errors import ConfigError
+    from scantling.refine.gate import RefineGate
+    from scantling.train.checkpoint import load_checkpoint
+
+    gate = Draft.parse(RefineGate, path.read_text(encoding="utf-8-sig"), file=str(path)).check()
+    hint = "Measure one with `scantling refine tune`."
+    if gate.refiner != load_checkpoint(refiner).meta.sha256:
+        raise ConfigError(f"{path}: measured with another refiner than {refiner}", hint=hint)
+    for name in ("iterations", "min_score"):
+        measured, wanted = getattr(gate.apply, name), getattr(config, name)
+        if measured != wanted:
+            raise ConfigError(f"{path}: measured with {name} {measured}, not {wanted}", hint=hint)
+    return gate
 
 
 def _load(path: Path, overrides: Iterable[str], device: str) -> tuple[Refiner, ApplyConfig]:

@@ -66,6 +66,31 @@ def test_results_are_refined_into_another_file(world):
     assert "refined" in apply(world).stdout
 
 
+def test_a_gate_is_measured_and_obeyed(world):
+    done = run(
+        "refine", "tune", world / "results.json", f"{world / 'parts'}:val", "--refiner",
+        world / "refiner/best.safetensors", "--out", world / "gate.yaml", "--set", "bands=[0.5]", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["cells"]
+    assert set(told["ap"]) == {"before", "refined", "gated"}
+    obeyed = apply(world, "--gate", world / "gate.yaml", "--json")
+    counts = json.loads(obeyed.stdout)["counts"]
+    closed = sum(not cell["open"] for cell in told["cells"])
+    assert (counts["gated"] > 0) == (closed > 0)
+    other = apply(world, "--gate", world / "gate.yaml", "--set", "iterations=2")
+    assert other.exit_code == 2
+    assert "measured with iterations 1, not 2" in other.stderr
+    text = (world / "gate.yaml").read_text().replace("refiner: ", "refiner: x")
+    (world / "foreign.yaml").write_text(text)
+    foreign = apply(world, "--gate", world / "foreign.yaml")
+    assert foreign.exit_code == 2
+    assert "measured with another refiner" in foreign.stderr
+    (world / "wrong.yaml").write_text("cells: 3")
+    assert apply(world, "--gate", world / "wrong.yaml").exit_code == 2
+
+
 def test_mistakes_are_told_with_exit_code_2(world):
     wrong = apply(world, "--set", "iteration=2")
     assert wrong.exit_code == 2

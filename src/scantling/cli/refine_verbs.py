@@ -1,4 +1,4 @@
-"""Verbs that refine boxes: refine train, refine apply."""
+"""Verbs that refine boxes: refine train, refine tune, refine apply."""
 
 from __future__ import annotations
 
@@ -44,6 +44,24 @@ def refine_train(
         data, out, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite
     )
     show(made.to_text(), made.to_dict(), as_json=json)
+
+
+@refine.command("tune")
+@verb
+def refine_tune(
+    results: ResultsArgument,
+    data: PredictedArgument,
+    refiner: RefinerOption,
+    out: Annotated[Path, typer.Option(help="Gate file to write, for refine apply.")],
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Measure where refining helps, by category, size and score; elsewhere boxes are to stay as they are."""
+    from scantling import api
+
+    gate = api.refine_tune(results, data, refiner, out=out, overrides=overrides or (), device=device)
+    show(gate.to_text(), gate.model_dump(mode="json"), as_json=json)
 
 
 @refine.command("apply")

@@ -1,0 +1,193 @@
+"""The gate: opens where refining was shown to help, and nowhere else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from refine.conftest import SIZE_HW, TINY
+from scantling import strict_yaml
+from scantling.data.detections import Detections, detections_of
+from scantling.evaluate.coco_eval import evaluate_results
+from scantling.refine import gate as gate_module
+from scantling.refine.apply import ApplyConfig, refine_results
+from scantling.refine.bbrefinement import Refiner, RefinerConfig
+from scantling.refine.gate import (
+    GateCell,
+    GateConfig,
+    RefineGate,
+    meant_for,
+    size_of,
+    tune_gate,
+)
+
+CONFIG = GateConfig(apply=ApplyConfig(), min_matches=6, min_images=3, bootstrap=200, bands=(0.5,))
+
+
+@pytest.fixture(scope="module")
+def many(painted):
+    return painted(12, per_image=3, seed=4)
+
+
+@pytest.fixture(scope="module")
+def refiner():
+    return Refiner(RefinerConfig.model_validate(TINY), ("slab", "plate")).eval()
+
+
+def grown(dataset, by: float, score: float = 0.9) -> list[dict]:
+    """Every label as a detection whose sides are longer by a share."""
+    ids = dataset.category_ids
+    results = []
+    for image, labelled in zip(dataset.images, dataset.annotations, strict=True):
+        for a in labelled:
+            x, y, w, h = a.box_xywh
+            box = [x - w * by / 2, y - h * by / 2, w * (1 + by), h * (1 + by)]
+            results.append({"image_id": image.id, "category_id": ids[a.label], "bbox": box, "score": score})
+    return results
+
+
+def pretend(monkeypatch, shrink_by: dict[int, float]) -> None:
+    """Replace refining: the sides of a category's boxes are divided by a factor."""
+
+    def refine(results, dataset, refiner, config, *, gate=None):
+        changed = []
+        for result in results:
+            factor = shrink_by.get(result["category_id"])
+            if factor is None:
+                changed.append(result)
+                continue
+            x, y, w, h = result["bbox"]
+            cx, cy, w, h = x + w / 2, y + h / 2, w / factor, h / factor
+            changed.append({**result, "bbox": [cx - w / 2, cy - h / 2, w, h]})
+        return changed, {}
+
+    monkeypatch.setattr(gate_module, "refine_results", refine)
+
+
+def measured(results, dataset, refiner, config=CONFIG) -> RefineGate:
+    return tune_gate(results, dataset, refiner, config, refiner_sha="abc")
+
+
+def open_cells(gate: RefineGate) -> set[tuple[str, float]]:
+    return {(cell.category, cell.band[0]) for cell in gate.cells if cell.open}
+
+
+def test_it_opens_where_boxes_get_better_and_stays_closed_where_they_get_worse(many, refiner, monkeypatch):
+    pretend(monkeypatch, {3: 1.4, 9: 0.8})  # slabs come back exact, plates grow further
+    gate = measured(grown(many, 0.4), many, refiner)
+    assert open_cells(gate) == {("slab", 0.5)}
+    assert {cell.category for cell in gate.cells} == {"slab", "plate"}
+    slab = next(cell for cell in gate.cells if cell.open)
+    assert slab.gain == pytest.approx((1 - 1 / 1.96,) * 3, abs=0.01)
+    assert slab.ap_gain[1] > 0
+    assert gate.ap["gated"] > gate.ap["before"] + 0.2
+
+
+def test_exact_boxes_keep_it_closed(many, refiner, monkeypatch):
+    pretend(monkeypatch, {3: 1.02, 9: 0.98})
+    gate = measured(grown(many, 0.0), many, refiner)
+    assert open_cells(gate) == set()
+    assert gate.ap["gated"] == gate.ap["before"] == 1.0
+
+
+def test_too_little_evidence_keeps_it_closed(many, refiner, monkeypatch):
+    pretend(monkeypatch, {3: 1.4, 9: 1.4})
+    results = grown(many, 0.4)
+    few = [result for result in results if result["image_id"] <= 2]
+    assert open_cells(measured(few, many, refiner)) == set()
+    strict = CONFIG.model_copy(update={"min_matches": 1000})
+    assert open_cells(measured(results, many, refiner, strict)) == set()
+    assert len(open_cells(measured(results, many, refiner))) == 2
+
+
+def test_a_gain_of_overlap_without_a_gain_of_ap_is_not_enough(many, refiner, monkeypatch):
+    """IoU rises from 0.961 to 1, past no threshold of AP."""
+    pretend(monkeypatch, {3: 1.02, 9: 1.02})
+    gate = measured(grown(many, 0.02), many, refiner)
+    assert all(cell.gain[1] > 0 for cell in gate.cells if cell.matches > 6)
+    assert open_cells(gate) == set()
+
+
+def test_a_mixture_of_gains_and_losses_is_beyond_doubt_neither(many, refiner, monkeypatch):
+    """Every second image gets as much worse as the others get better."""
+    results = grown(many, 0.3)
+
+    def refine(results, dataset, refiner, config, *, gate=None):
+        changed = []
+        for result in results:
+            x, y, w, h = result["bbox"]
+            shift = 0.1 if result["image_id"] % 2 else -0.13
+            changed.append(
+                {**result, "bbox": [x + w * shift / 2, y + h * shift / 2, w * (1 - shift), h * (1 - shift)]}
+            )
+        return changed, {}
+
+    monkeypatch.setattr(gate_module, "refine_results", refine)
+    gate = measured(results, many, refiner)
+    assert open_cells(gate) == set()
+    assert any(cell.gain[1] < 0 < cell.gain[2] for cell in gate.cells)
+
+
+def test_allowed_rows_are_those_of_open_cells():
+    cells = (
+        GateCell(category="slab", size="small", band=(0.5, 1), open=True, matches=9, images=9),
+        GateCell(category="slab", size="medium", band=(0, 0.5), open=True, matches=9, images=9),
+        GateCell(category="plate", size="small", band=(0.5, 1), open=False, matches=9, images=9),
+    )
+    gate = RefineGate(refiner="", apply=ApplyConfig(), cells=cells)
+    small, medium = [0, 0, 32, 32], [0, 0, 32, 33]
+    rows = [  # label, score, box, allowed
+        (1, 0.5, small, True),
+        (1, 1.0, small, True),
+        (1, 0.49, small, False),
+        (1, 0.49, medium, True),
+        (1, 0.5, medium, False),
+        (0, 0.9, small, False),
+    ]
+    labels, scores, boxes, allowed = zip(*rows, strict=True)
+    detections = Detections(
+        images=np.zeros(6, np.int64),
+        labels=np.array(labels),
+        scores=np.array(scores),
+        boxes=np.array(boxes, float),
+    )
+    assert gate.allows(detections, ("plate", "slab")).tolist() == list(allowed)
+    assert not gate.allows(detections, ("a", "b")).any()
+    assert size_of(np.array([[0, 0, 96.0, 96], [0, 0, 96, 97]])).tolist() == [1, 2]
+
+
+def test_results_are_meant_for_the_label_of_their_category_that_they_overlap_most(many):
+    detections = detections_of(grown(many, 0.1), many)
+    assert meant_for(detections, many, 0.5).tolist() == list(range(len(detections)))
+    swapped = Detections(
+        images=detections.images,
+        labels=1 - detections.labels,
+        scores=detections.scores,
+        boxes=detections.boxes,
+    )
+    assert (meant_for(swapped, many, 0.5) == -1).all()
+    assert (meant_for(detections, many, 0.9) == -1).all()  # 1 / 1.21
+
+
+def test_it_is_written_and_read_as_an_equal_object_and_obeyed(many, monkeypatch):
+    refiner = Refiner(RefinerConfig.model_validate({**TINY, "padding": 0.5}), ("slab", "plate")).eval()
+    edge = torch.full((2,), (1 - 0.5 / 1.4) / 2)  # always 1 / 1.4 of the box it is given
+    refiner.output.bias.data = torch.logit(torch.cat([edge, 1 - edge]))
+    results = grown(many, 0.4)
+    gate = measured(results, many, refiner, CONFIG.model_copy(update={"min_matches": 3}))
+    again = RefineGate.model_validate(strict_yaml.parse(gate.to_yaml(), file="gate.yaml").value)
+    assert again == gate
+    assert open_cells(gate)
+    found, counts = refine_results(results, many, refiner, ApplyConfig(), gate=again)
+    assert counts["refined"] > 0
+    assert evaluate_results(many, found).metrics["AP"] == pytest.approx(gate.ap["gated"], abs=1e-9)
+    text = gate.to_text()
+    assert text.splitlines()[0] == f"{sum(c.open for c in gate.cells)} of {len(gate.cells)} cells are open"
+    assert SIZE_HW[0] > 0
+
+
+def test_bands_must_rise():
+    with pytest.raises(ValidationError, match="must rise"):
+        GateConfig(bands=(0.6, 0.3))
