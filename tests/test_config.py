@@ -95,7 +95,10 @@ def test_a_recipe_is_found_by_name_or_as_a_file(tmp_path):
         (None, "there is no such file"),
         ("folder", "cannot be read"),
         (b"\xff\xd8\xff\xe0\x00", "not a text file"),
-        (b"- a\n- b", "expected a mapping with the keys about, seed, data, pretrain, members, combine, evaluate"),
+        (
+            b"- a\n- b",
+            "expected a mapping with the keys about, seed, data, pretrain, members, combine, evaluate",
+        ),
         (b"", "expected a mapping"),
         (b"members: {a: {model: {name: x}}}\nmembers: {}", "line 2: key 'members' is given twice"),
         (b"members:\n\ta: 1", "line 2"),
