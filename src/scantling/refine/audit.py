@@ -208,11 +208,12 @@ def fault_odds(evidence: Evidence, config: AuditConfig) -> dict[Reason, Floats]:
 
 def hash_of(dataset: CocoDataset) -> str:
     """SHA-256 of what the labels say, whatever the order of the records or the format of the file."""
-    content = dataset.to_coco()
     said = {
         "images": [[image.id, image.file_name, *image.size_hw] for image in dataset.images],
         "annotations": [
-            [a["id"], a["image_id"], a["category_id"], a["bbox"]] for a in content["annotations"]
+            [a.id, image.id, a.label, *a.box_xywh, a.is_crowd]
+            for image, annotations in zip(dataset.images, dataset.annotations, strict=True)
+            for a in annotations
         ],
         "categories": [[category.id, category.name] for category in dataset.categories],
     }
