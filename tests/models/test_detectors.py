@@ -14,7 +14,7 @@ from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame, Sample
 
 SIZE_HW = (128, 160)
-STEPS = 120
+STEPS = 160
 SMALL = {
     "backbone": "resnet10t",
     "fpn_channels": 32,
