@@ -28,6 +28,7 @@ from scantling.api_data import convert as convert  # noqa: PLC0414 - part of thi
 from scantling.api_data import split as split  # noqa: PLC0414 - part of this module too
 from scantling.api_data import synth as synth  # noqa: PLC0414 - part of this module too
 from scantling.api_pretrain import pretrain as pretrain  # noqa: PLC0414 - part of this module too
+from scantling.api_refine import refine_ablate as refine_ablate  # noqa: PLC0414 - part of this module too
 from scantling.api_refine import refine_apply as refine_apply  # noqa: PLC0414 - part of this module too
 from scantling.api_refine import refine_train as refine_train  # noqa: PLC0414 - part of this module too
 from scantling.api_refine import refine_tune as refine_tune  # noqa: PLC0414 - part of this module too

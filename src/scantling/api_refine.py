@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from scantling.given_paths import folder_of, require_existing, require_folder
 
 if TYPE_CHECKING:
+    from scantling.refine.ablate import RefineAblation
     from scantling.refine.apply import ApplyConfig
     from scantling.refine.bbrefinement import Refiner
     from scantling.refine.gate import RefineGate
@@ -203,6 +204,48 @@ def refine_tune(
     if out is not None:
         atomic_write(Path(out), gate.to_yaml())
     return gate
+
+
+def refine_ablate(
+    data: str | Path,
+    out: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    seed: int = 0,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> RefineAblation:
+    """Train a refiner with and without what it is told and at other sides, and see how much wrong things matter.
+
+    Args:
+        data: Folder with the splits train and val, in any known format.
+        out: Folder for `ablation.md`, `ablation.json`, plots and a folder for each refiner; what is trained there goes
+            on or is kept.
+        overrides: `KEY.PATH=VALUE` texts that replace settings, such as `sides=[64,96]` or `refine.train.epochs=3`.
+        seed: The first of the configured number of seeds.
+        device: As in `refine_train`.
+        overwrite: Train everything anew.
+
+    Raises:
+        ScantlingError: The data, a setting, the device or the folder cannot be used.
+    """
+    require_folder(Path(data), "data set")
+    from scantling.config import DataConfig
+    from scantling.draft import Draft
+    from scantling.refine.ablate import RefineAblateConfig, ablate_refiner
+    from scantling.refine.train import RefinerRun
+    from scantling.report.refine_curves import write_curves
+    from scantling.run_data import log_run_data, read_run_data
+
+    config = Draft.of(RefineAblateConfig, overrides).check()
+    splits = read_run_data(DataConfig(root=str(data)), "val")
+    log_run_data(splits)
+    run = RefinerRun(
+        out=Path(out), seed=seed, device=device, overwrite=overwrite, data_hash=splits.hashes["train"]
+    )
+    found = ablate_refiner(splits.train, splits.val, config, run)
+    write_curves(found)
+    return found
 
 
 def read_gate(path: Path, refiner: Path, config: ApplyConfig) -> RefineGate:

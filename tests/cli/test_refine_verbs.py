@@ -91,6 +91,33 @@ def test_a_gate_is_measured_and_obeyed(world):
     assert apply(world, "--gate", world / "wrong.yaml").exit_code == 2
 
 
+@pytest.mark.slow
+def test_an_ablation_writes_tables_and_plots_and_is_kept(world):
+    changes = [f"refine.{value}" for value in TINY] + ["mixtures=[none,both]", "sides=[40]", "shifts=[0,8]"]
+    changes += ["wrong_classes=[0,1]", "refine.train.lr=0.01"]
+    settings = [part for value in changes for part in ("--set", value)]
+    arguments = ("refine", "ablate", world / "parts", "--out", world / "ablation", *settings, "--json")
+    done = run(*arguments)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    rows = {(row["kind"], row["value"]): row["iou"] for row in found["rows"]}
+    assert list(rows) == [
+        ("mixture", "none"), ("mixture", "both"), ("side", 32), ("side", 40),
+        ("shift", 0), ("shift", 8), ("wrong_classes", 0), ("wrong_classes", 1),
+    ]  # fmt: skip
+    assert rows["side", 32] == rows["mixture", "both"]
+    assert rows["shift", 0] == rows["wrong_classes", 0]
+    assert rows["shift", 8] != rows["shift", 0]
+    assert rows["wrong_classes", 1] != rows["wrong_classes", 0]
+    assert json.loads((world / "ablation/ablation.json").read_text()) == found
+    assert "| both |" in (world / "ablation/ablation.md").read_text()
+    assert (world / "ablation/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (world / "ablation/curves.svg").read_text()
+    before = (world / "ablation/both-40-0/best.safetensors").stat().st_mtime_ns
+    assert json.loads(run(*arguments).stdout) == found
+    assert (world / "ablation/both-40-0/best.safetensors").stat().st_mtime_ns == before
+
+
 def test_mistakes_are_told_with_exit_code_2(world):
     wrong = apply(world, "--set", "iteration=2")
     assert wrong.exit_code == 2

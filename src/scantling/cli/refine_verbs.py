@@ -1,4 +1,4 @@
-"""Verbs that refine boxes: refine train, refine tune, refine apply."""
+"""Verbs that refine boxes: refine train, refine tune, refine apply, refine ablate."""
 
 from __future__ import annotations
 
@@ -85,3 +85,23 @@ def refine_apply(
         results, data, refiner, out=out, gate=gate, overrides=overrides or (), device=device
     )
     show(done.to_text(), done.to_dict(), as_json=json)
+
+
+@refine.command("ablate")
+@verb
+def refine_ablate(
+    data: DataArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the tables, the plots and every refiner.")],
+    overrides: SetOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Train everything anew.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Compare refiners that are told more or less, at several sides, and see how much wrong things matter."""
+    from scantling import api
+
+    found = api.refine_ablate(
+        data, out, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite
+    )
+    show(found.to_text(), found.to_dict(), as_json=json)

@@ -191,6 +191,8 @@ def refine_rows(
     boxes: Boxes,
     refiner: Refiner,
     config: ApplyConfig,
+    *,
+    shifts: NDArray[np.float64] | None = None,
 ) -> Boxes:
     """Refine boxes of a data set's images, each image read once.
 
@@ -201,6 +203,7 @@ def refine_rows(
         boxes: (N, 4) xyxy in image pixels.
         refiner: In evaluation mode.
         config: How.
+        shifts: (N, 2) error of the centres that are told, in crop coordinates, to see how much it matters.
 
     Returns:
         (N, 4) xyxy, clipped to the images, in the order given.
@@ -215,7 +218,8 @@ def refine_rows(
             for image in np.unique(images[chunk])
             for record in (dataset.images[image],)
         }
-        refined[chunk] = _refine(decoded, images[chunk], labels[chunk], boxes[chunk], refiner, config)
+        told = labels[chunk], None if shifts is None else shifts[chunk]
+        refined[chunk] = _refine(decoded, images[chunk], boxes[chunk], told, refiner, config)
     return refined
 
 
@@ -234,24 +238,27 @@ def refine_boxes(
     Returns:
         (N, 4) xyxy, clipped to the image. A box that lies outside the image, or would lose its area, stays.
     """
-    return _refine({0: pixels}, np.zeros(len(boxes), dtype=np.int64), labels, boxes, refiner, config)
+    images = np.zeros(len(boxes), dtype=np.int64)
+    return _refine({0: pixels}, images, boxes, (labels, None), refiner, config)
 
 
 def _refine(
     decoded: dict[int, Pixels],
     images: NDArray[np.int64],
-    labels: NDArray[np.int64],
     boxes: Boxes,
+    told: tuple[NDArray[np.int64], NDArray[np.float64] | None],
     refiner: Refiner,
     config: ApplyConfig,
 ) -> Boxes:
-    """Refine boxes of some decoded images, by their keys in `decoded`."""
+    """Refine boxes of some decoded images, by their keys in `decoded`; `told` are labels and errors of the centres."""
+    labels, shifts = told
     limits = np.array([decoded[image].shape[1::-1] * 2 for image in images.tolist()]).reshape(-1, 4)
     current = np.clip(boxes, 0, limits)
     has_area = _has_area(current)
     for _ in range(config.iterations):
         windows = crop_windows(current, refiner.config.padding)
         centres = to_crop((current[:, :2] + current[:, 2:]) / 2, windows)
+        centres = centres if shifts is None else centres + shifts
         crops = _cut_all(decoded, images, windows, refiner)
         found = np.clip(from_crop(_predict(crops, labels, centres, refiner, config), windows), 0, limits)
         has_area &= _has_area(found)

@@ -41,11 +41,13 @@ def crop_windows(boxes: Boxes, padding: float | NDArray[np.float64]) -> Windows:
     Returns:
         (N, 4) xyxy, rounded outwards, at least one pixel wide and high; they may leave the image.
     """
-    sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-    outer = boxes + sides * padding * [-1, -1, 1, 1]
-    low = np.floor(outer[:, :2])
-    high = np.maximum(np.ceil(outer[:, 2:]), low + 1)
-    return np.concatenate([low, high], axis=1).astype(np.int64)
+    margins = np.broadcast_to(padding, boxes.shape)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    windows = np.empty(boxes.shape, dtype=np.int64)
+    windows[:, :2] = np.floor(boxes[:, :2] - sides * margins[:, :2])
+    windows[:, 2:] = np.ceil(boxes[:, 2:] + sides * margins[:, 2:])
+    np.maximum(windows[:, 2:], windows[:, :2] + 1, out=windows[:, 2:])
+    return windows
 
 
 def crop_frame(window: NDArray[np.int64], image_hw: tuple[int, int], side: int) -> Frame:
@@ -98,8 +100,18 @@ def cut(pixels: Pixels, windows: Windows, side: int) -> Tensor:
     """
     crops = np.empty((len(windows), side, side, 3), dtype=np.uint8)
     for crop, window in zip(crops, windows.tolist(), strict=True):
-        crop[:] = resize_pixels(_shown(pixels, window), (side, side))
+        shown = _halved(_shown(pixels, window), side)
+        cv2.resize(shown, (side, side), dst=crop, interpolation=cv2.INTER_LINEAR)
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
+
+
+def _halved(pixels: Pixels, side: int) -> Pixels:
+    """Halved until a last bilinear step to the side does not skip pixels, as `geometry.resize_pixels` does."""
+    height, width = pixels.shape[:2]
+    while max(height, width) > 2 * side:
+        height, width = max(side, (height + 1) // 2), max(side, (width + 1) // 2)
+        pixels = resize_pixels(pixels, (height, width))
+    return pixels
 
 
 def _shown(pixels: Pixels, window: list[int]) -> Pixels:
