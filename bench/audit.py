@@ -206,7 +206,9 @@ def refine_labels(folder: Path, scenes: Scenes, epochs: int) -> Floats:
     schedule = RefinerTrainConfig(epochs=epochs, optimizer="adamw", lr=1e-3, schedule="cosine", batch_size=32)
     config = RefineConfig(model=model, train=schedule)
     trained = train_refiner(scenes.given, scenes.given, config, RefinerRun(out=folder / "refiner"))
-    boxes = refine_truth(scenes.given, load_refiner(trained.best), ApplyConfig())
+    boxes = refine_truth(
+        scenes.given, load_refiner(trained.best), ApplyConfig(iterations=EVERYTHING.iterations)
+    )
     save_file({"boxes": boxes}, folder / "refined.safetensors")
     return boxes
 

@@ -110,12 +110,12 @@ def test_a_refiner_is_asked_for_the_boxes_of_all_labels(faulty, tmp_path, monkey
     checkpoint.write_bytes(b"x")
     asked = []
 
-    def refined(path, dataset, device):
-        asked.append((path, dataset.num_annotations, device))
+    def refined(path, dataset, device, iterations):
+        asked.append((path, dataset.num_annotations, device, iterations))
         return faulty.refined
 
     monkeypatch.setattr(api_audit, "_refined", refined)
     made = api.audit(faulty.dataset.file, tmp_path / "out", refiner=checkpoint, device="cpu")
-    assert asked == [(checkpoint, 145, "cpu")]
+    assert asked == [(checkpoint, 145, "cpu", 3)]
     assert made.audit.used == ("refiner",)
     assert made.audit.counts["loose"] >= 1
