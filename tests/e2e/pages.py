@@ -82,13 +82,16 @@ class Command:
     def whole(self) -> str:
         """The command as it is run."""
         trains = re.match(r"(torchrun\s.*)?\bscantling (train|run|ablate)\b", self.line)
-        return " ".join([self.line, *shorter(self.shortened)]) if self.shortened and trains else self.line
+        if not (self.shortened and trains):
+            return self.line
+        pretrains = self.shortened != ("detector",) and "pretrain=null" not in self.line
+        return " ".join([self.line, *shorter(self.shortened, pretrains=pretrains)])
 
 
-def shorter(members: tuple[str, ...]) -> list[str]:
+def shorter(members: tuple[str, ...], *, pretrains: bool) -> list[str]:
     """Options that make a training short."""
     settings = [f"members.{member}.{setting}" for member in members for setting in _SHORTER_MEMBER]
-    settings += _SHORTER_PRETRAINING if members != ("detector",) else ()
+    settings += _SHORTER_PRETRAINING if pretrains else ()
     return [f"--set {setting}" for setting in settings]
 
 
