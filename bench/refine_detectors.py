@@ -3,11 +3,10 @@
     python bench/refine_detectors.py DATA [--steps 300] [--refiner-epochs 20] [--seeds 3]
     python bench/refine_detectors.py DATA --results VAL.json TEST.json
 
-DATA is a COCO data set (annotations/train.json, val.json, test.json, images/). For every seed a small Faster R-CNN
-and a refiner (small CPU settings of `refine_gain.py`) are trained on train; a gate is measured on val; AP and AP75 are
-those of test. With --results those files are used instead of a detector of our own. `coarse`: the same boxes with
-every edge rounded to a grid of 16 px. Mean and 95 % interval (Student's t) over the seeds, of AP and of what refining
-changes.
+DATA is a COCO data set (annotations/train.json, val.json, test.json, images/). For every seed a small Faster R-CNN and
+a refiner (small CPU settings of `refine_gain.py`) are trained on train; a gate is measured on val; AP and AP75 are of
+test. With --results those files are used instead of a detector of our own. `coarse`: the same boxes with every edge
+rounded to a grid of 16 px. Mean and 95 % interval (Student's t) over the seeds, of AP and of what refining changes.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scantling.refine.apply import ApplyConfig
     from scantling.refine.bbrefinement import Refiner
     from scantling.refine.gate import RefineGate
+    from scantling.refine.train import RefineConfig
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def refine_train(
     data: str | Path,
     out: str | Path,
     *,
+    config: str | Path | None = None,
     overrides: Iterable[str] = (),
     seed: int = 0,
     device: str = "auto",
@@ -93,6 +95,7 @@ def refine_train(
     Args:
         data: Folder with the splits train and val, in any known format.
         out: Folder for its checkpoints and history.
+        config: YAML file with the sections model, crops, train and apply; None takes the published settings.
         overrides: `KEY.PATH=VALUE` texts that replace settings, such as `model.backbone=efficientnet_b2`.
         seed: Of all randomness.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
@@ -102,18 +105,19 @@ def refine_train(
         ScantlingError: The data, a setting, the device or the folder cannot be used.
     """
     require_folder(Path(data), "data set")
+    if config is not None:
+        require_existing(Path(config), "file of settings")
     from scantling.config import DataConfig
-    from scantling.draft import Draft
-    from scantling.refine.train import RefineConfig, RefinerRun, train_refiner
+    from scantling.refine.train import RefinerRun, train_refiner
     from scantling.run_data import log_run_data, read_run_data
 
-    config = Draft.of(RefineConfig, overrides).check()
+    settings = _settings(config, overrides)
     splits = read_run_data(DataConfig(root=str(data)), "val")
     log_run_data(splits)
     run = RefinerRun(
         out=Path(out), seed=seed, device=device, overwrite=overwrite, data_hash=splits.hashes["train"]
     )
-    result = train_refiner(splits.train, splits.val, config, run)
+    result = train_refiner(splits.train, splits.val, settings, run)
     return RefinerSummary(checkpoint=result.best, metrics=result.metrics, epochs=result.epochs)
 
 
@@ -273,6 +277,19 @@ def read_gate(path: Path, refiner: Path, config: ApplyConfig) -> RefineGate:
         if measured != wanted:
             raise ConfigError(f"{path}: measured with {name} {measured}, not {wanted}", hint=hint)
     return gate
+
+
+def _settings(config: str | Path | None, overrides: Iterable[str]) -> RefineConfig:
+    """The settings of a file, some of them replaced."""
+    from scantling.draft import Draft
+    from scantling.refine.train import RefineConfig
+
+    if config is None:
+        return Draft.of(RefineConfig, overrides).check()
+    draft = Draft.parse(RefineConfig, Path(config).read_text(encoding="utf-8-sig"), file=str(config))
+    for override in overrides:
+        draft = draft.with_override(override)
+    return draft.check()
 
 
 def _load(path: Path, overrides: Iterable[str], device: str) -> tuple[Refiner, ApplyConfig]:

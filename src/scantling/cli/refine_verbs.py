@@ -31,6 +31,9 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
 def refine_train(
     data: DataArgument,
     out: Annotated[Path, typer.Option(help="Folder for the refiner; a training begun there goes on.")],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings; the published ones if left out.")
+    ] = None,
     overrides: SetOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -41,7 +44,7 @@ def refine_train(
     from scantling import api
 
     made = api.refine_train(
-        data, out, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite
+        data, out, config=config, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite
     )
     show(made.to_text(), made.to_dict(), as_json=json)
 
