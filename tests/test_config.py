@@ -121,7 +121,7 @@ def test_a_recipe_is_found_by_name_or_as_a_file(tmp_path):
         (b"\xff\xd8\xff\xe0\x00", "not a text file"),
         (
             b"- a\n- b",
-            "expected a mapping with the keys about, seed, data, pretrain, members, combine, evaluate",
+            "expected a mapping with the keys about, seed, data, pretrain, members, combine, refine, audit, evaluate",
         ),
         (b"", "expected a mapping"),
         (b"members: {a: {model: {name: x}}}\nmembers: {}", "line 2: key 'members' is given twice"),

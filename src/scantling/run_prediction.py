@@ -1,6 +1,6 @@
-"""New images go the whole way of a run: every member that is combined, tuned suppression, ensemble, elimination.
+"""New images go the whole way of a run: every member that is combined, suppression, ensemble, elimination, refiner.
 
-    records ── each member (and fold) ──► Detections ── fuse ──► eliminate ──► (record, Instances)
+    records ── each member (and fold) ──► Detections ── fuse ──► eliminate ──► refine ──► (record, Instances)
 
 A run that combines nothing predicts with its best member alone.
 """
@@ -22,8 +22,8 @@ from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.relations import Relations
 from scantling.combine.tuned import read_tuned
 from scantling.config import Recipe, load_recipe
-from scantling.data.coco import Category, ImageRecord
-from scantling.data.detections import Detections
+from scantling.data.coco import Category, CocoDataset, ImageRecord
+from scantling.data.detections import Detections, detections_of, results_of
 from scantling.data.io import read_json
 from scantling.errors import Finding
 from scantling.prediction import Finder, LoadedDetector, load_detector
@@ -31,6 +31,7 @@ from scantling.run_folder import METRICS, RECIPE
 from scantling.stages.combining import ENSEMBLE, RELATIONS
 from scantling.stages.context import Unit
 from scantling.stages.detecting import tuned_file
+from scantling.stages.refining import refined_results
 from scantling.structures.instances import Instances
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def load_run(root: Path, overrides: Iterable[str] = (), *, device: str = "auto")
         for name in _members(root, recipe)
     }
     first = next(iter(members.values()))
-    if len(members) == 1 and len(first) == 1 and recipe.combining.eliminate is None:
+    if len(members) == 1 and len(first) == 1 and recipe.combining.eliminate is None and recipe.refine is None:
         return first[0]
     return RunDetectors(root=root, recipe=recipe, members=members)
 
@@ -129,7 +130,7 @@ class RunDetectors:
             found[name] = self._one_voice(folds, detectors)
         first = next(iter(self.members.values()))[0]
         self.findings.extend(first.findings)
-        everything = self._combined(found)
+        everything = self._refined(self._combined(found), records)
         for position in sorted(readable):
             record = records[position]
             yield record, _instances(everything[everything.images == position], record.size_hw)
@@ -156,6 +157,21 @@ class RunDetectors:
             return detections
         relations = Relations.from_dict(cast("dict[str, Any]", read_json(self.root / RELATIONS)))
         return detections[eliminate(detections, relations, combining.eliminate).keep]
+
+    def _refined(self, detections: Detections, records: Sequence[ImageRecord]) -> Detections:
+        if self.recipe.refine is None:
+            return detections
+        dataset = CocoDataset(
+            file=self.root,
+            image_root=self.root,
+            images=tuple(records),
+            annotations=((),) * len(records),
+            categories=self.categories,
+        )
+        device = str(next(iter(self.members.values()))[0].predictor.device)
+        results = results_of(detections, dataset)
+        refined, _ = refined_results(self.root, self.recipe.refine, dataset, results, device)
+        return detections_of(refined, dataset)
 
     @property
     def _names(self) -> tuple[str, ...]:

@@ -149,6 +149,44 @@ def test_a_results_file_of_another_tool_is_a_member(whole_way, parts, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+REFINING = (
+    "members:\n  only:"
+    + MEMBER.format(name="cascade_rcnn_r18_small", init="random", scales="48")
+    + "refine: {model: {backbone: test_resnet, side: 32}, train: {epochs: 1, repeats: 1}}\naudit: {}\n"
+    + "evaluate: {bootstrap: 0}\n"
+)
+
+
+def test_a_run_refines_what_comes_out_and_audits_its_labels(parts, command, tmp_path):
+    """Without a gate, as nothing is found yet where refining would surely help."""
+    recipe = parse_recipe(REFINING, file="r.yaml", overrides=["refine.gate=null"]).on(data=parts)
+    out = run_recipe(recipe, tmp_path / "run").out
+    assert list(read(out / "status.json")["stages"])[-5:] == [
+        "refine/refiner/train", "refine", "audit", "evaluate", "report",
+    ]  # fmt: skip
+    before, after = (
+        read(out / file) for file in ("members/only/predictions.json", "refine/predictions.json")
+    )
+    assert [r["score"] for r in before] == [r["score"] for r in after]
+    assert sum(one["bbox"] != other["bbox"] for one, other in zip(before, after, strict=True)) > 0
+    assert read(out / "metrics.json")["stage"] == "refine"
+    assert read(out / "audit/suspects.json")["suspects"]
+    done = command("predict", f"{parts}:val", "--run", out, "--out", tmp_path / "found.json")
+    assert done.exit_code == 0, done.output
+    for one, other in zip(read(tmp_path / "found.json"), after, strict=True):
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.05)
+
+
+def test_a_gate_is_measured_on_val_and_closed_where_nothing_was_shown(parts, tmp_path):
+    changes = ["refine.gate={min_matches: 2, min_images: 2}", "audit=null", "evaluate.split=train"]
+    recipe = parse_recipe(REFINING, file="r.yaml", overrides=changes).on(data=parts)
+    out = run_recipe(recipe, tmp_path / "run").out
+    assert (out / "members/only/predictions-val.json").is_file()
+    gate, counts = (out / "refine/gate.yaml").read_text(), read(out / "refine/counts.json")
+    assert counts["gated"] > 0
+    assert (counts["refined"] > 0) == ("open: true" in gate)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -161,6 +199,7 @@ def test_a_results_file_of_another_tool_is_a_member(whole_way, parts, tmp_path):
         ("combine.members=[cascade, casacde]", "combine.members: unknown casacde"),
         ("combine.ensemble=null", "there are several members and no ensemble"),
         ("combine.ensemble.weights={yolo: 2}", "weights: there is no member 'yolo'"),
+        ("audit={}", "audit: neither refined boxes nor out-of-fold predictions"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_before_anything_is_written(parts, tmp_path, change, message):
