@@ -20,22 +20,18 @@ import cv2
 import torch
 from rich.console import Console
 
-from scantling.data.coco import CocoDataset, read_coco, to_results
+from scantling.data.coco import CocoDataset, read_coco
 from scantling.data.crop_store import open_store
 from scantling.data.crops import CropConfig, stored_pixels
-from scantling.data.dataset import DetectionDataset
-from scantling.data.loader import LoaderConfig, TrainLoader
-from scantling.data.transforms import AugmentConfig, build_transforms
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.backbone import Backbone, BackboneConfig, read_weights
-from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD, Detector, Normalise, total_loss
+from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD, Normalise
 from scantling.models.zoo import ModelConfig, build_model
-from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.pretrain.config import PretrainConfig
 from scantling.pretrain.knn import KnnScore, KnnSplit, knn_score
 from scantling.pretrain.run import PretrainRun, pretrain
 from scantling.pretrain.source import plan_crops
-from vs_torchvision import BATCH, LONG, LR, SHORT, SUPPRESS, interval
+from vs_torchvision import BATCH, detect, fit_steps, interval
 
 BACKBONE = {"backbone": "resnet10t", "norm": "bn"}
 CPU = torch.device("cpu")
@@ -75,39 +71,9 @@ def detector_ap(splits: dict[str, CocoDataset], init: str, seed: int, options: a
     torch.manual_seed(seed)
     config = ModelConfig(name=f"{options.model}_rcnn_r18_small", num_rois=128, init=init, **BACKBONE)
     model = build_model(config, len(train.categories)).train()
-    fit_detector(model, train, seed, options.steps)
-    model.suppression = SUPPRESS
-    predict = PredictConfig(scales=SHORT, long_side=LONG, batch_size=4, tile=None, suppress=SUPPRESS)
-    predictor = Predictor(model, predict, val.class_names, CPU)
-    results = [
-        result
-        for record, found in predictor.predict_records(val.images)
-        for result in to_results(record.id, found, val.categories)
-    ]
-    return float(evaluate_results(val, results).metrics["AP"] or 0)
-
-
-def fit_detector(model: Detector, train: CocoDataset, seed: int, steps: int) -> None:
-    """Train as bench/vs_torchvision.py does; the batches depend on the seed only."""
-    torch.manual_seed(seed + 1000)
-    augment = AugmentConfig(
-        short_side={"min": 224, "max": 288}, long_side=LONG, vertical_flip=0.5, brightness=0.2
-    )
-    dataset = DetectionDataset(train, build_transforms(augment), seed=seed)
-    loader = TrainLoader(dataset, LoaderConfig(batch_size=BATCH))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LR, total_steps=max(2, steps), pct_start=0.1, cycle_momentum=False
-    )
-    for step in range(steps):
-        epoch, place = divmod(step, loader.steps_per_epoch)
-        if place == 0:
-            batches = loader.epoch(epoch)
-        optimizer.zero_grad()
-        total_loss(model.losses(next(batches))).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        schedule.step()
+    torch.manual_seed(seed + 1000)  # the same sampling of anchors and RoIs, whatever the initialisation drew
+    fit_steps(model, train, seed, options.steps)
+    return float(evaluate_results(val, detect(model, val)).metrics["AP"] or 0)
 
 
 def main() -> None:

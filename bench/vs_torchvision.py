@@ -121,6 +121,13 @@ def run(name: str, seed: int, steps: int, train: CocoDataset, val: CocoDataset) 
     """AP, AP75 and seconds of training."""
     torch.manual_seed(seed)
     model = build(name, len(train.categories)).train()
+    seconds = fit_steps(model, train, seed, steps)
+    metrics = evaluate_results(val, detect(model, val)).metrics
+    return float(metrics["AP"] or 0), float(metrics["AP75"] or 0), seconds
+
+
+def fit_steps(model: Detector, train: CocoDataset, seed: int, steps: int) -> float:
+    """Train a detector; the batches depend on the seed only. Returns seconds."""
     augment = AugmentConfig(
         short_side={"min": 224, "max": 288}, long_side=LONG, vertical_flip=0.5, brightness=0.2
     )
@@ -128,7 +135,7 @@ def run(name: str, seed: int, steps: int, train: CocoDataset, val: CocoDataset) 
     loader = TrainLoader(dataset, LoaderConfig(batch_size=BATCH))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LR, total_steps=steps, pct_start=0.1, cycle_momentum=False
+        optimizer, LR, total_steps=max(2, steps), pct_start=0.1, cycle_momentum=False
     )
     start = time.perf_counter()
     for step in range(steps):
@@ -140,17 +147,19 @@ def run(name: str, seed: int, steps: int, train: CocoDataset, val: CocoDataset) 
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
         schedule.step()
-    seconds = time.perf_counter() - start
+    return time.perf_counter() - start
+
+
+def detect(model: Detector, dataset: CocoDataset) -> list[dict[str, object]]:
+    """COCO results of all images."""
     model.suppression = SUPPRESS
     config = PredictConfig(scales=SHORT, long_side=LONG, batch_size=4, tile=None, suppress=SUPPRESS)
-    predictor = Predictor(model, config, val.class_names, torch.device("cpu"))
-    results = [
+    predictor = Predictor(model, config, dataset.class_names, torch.device("cpu"))
+    return [
         result
-        for record, found in predictor.predict_records(val.images)
-        for result in to_results(record.id, found, val.categories)
+        for record, found in predictor.predict_records(dataset.images)
+        for result in to_results(record.id, found, dataset.categories)
     ]
-    metrics = evaluate_results(val, results).metrics
-    return float(metrics["AP"] or 0), float(metrics["AP75"] or 0), seconds
 
 
 def report(rows: dict[str, list[tuple[float, float, float]]], steps: int) -> None:

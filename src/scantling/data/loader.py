@@ -11,9 +11,10 @@ files, and the number of workers cannot matter.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, Generic, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
@@ -24,6 +25,8 @@ from scantling.data.workers import TaskStream
 from scantling.errors import DataError
 from scantling.structures.sample import Batch
 
+Plan = TypeVar("Plan")
+Made = TypeVar("Made")
 Count = Annotated[int, Field(strict=True, ge=1)]
 Index = Annotated[int, Field(strict=True, ge=0)]
 
@@ -154,7 +157,39 @@ class _BuildBatch:
         return replace(batch, is_spare=True) if step.is_spare else batch
 
 
-class TrainLoader:
+class PlannedBatches(ABC, Generic[Plan, Made]):
+    """Batches of epochs that are planned before anything is read; what detectors, refiners and pretraining learn from.
+
+    Args:
+        stream: Makes a batch of each step of a plan.
+    """
+
+    def __init__(self, stream: TaskStream[Plan, Made]) -> None:
+        self._stream = stream
+
+    @abstractmethod
+    def plan(self, epoch: int) -> list[Plan]:
+        """The batches of this process in an epoch, as entries."""
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Made]:
+        """Batches of an epoch from a step on.
+
+        Args:
+            epoch: Counted from 0.
+            start_step: Steps already done; they are skipped without reading anything.
+
+        Raises:
+            DataError: An image cannot be read.
+            TrainingError: A worker died.
+        """
+        return self._stream.run(self.plan(epoch)[start_step:])
+
+    def close(self) -> None:
+        """End the workers, if any."""
+        self._stream.close()
+
+
+class TrainLoader(PlannedBatches[Step, Batch]):
     """Augmented batches, epoch by epoch.
 
     Args:
@@ -171,7 +206,7 @@ class TrainLoader:
         self._ids = [record.id for record in dataset.coco.images]
         wide = [record.size_hw[1] >= record.size_hw[0] for record in dataset.coco.images]
         self._groups = wide if config.group_aspect else [False] * len(wide)
-        self._stream = TaskStream(_BuildBatch(dataset, config.size_divisor), config.workers)
+        super().__init__(TaskStream(_BuildBatch(dataset, config.size_divisor), config.workers))
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"{dataset.coco.file}: {len(dataset)} images make no batch of {self._global_size}",
@@ -197,23 +232,6 @@ class TrainLoader:
             )
             for batch in batches
         ]
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch from a step on.
-
-        Args:
-            epoch: Counted from 0.
-            start_step: Steps already done; they are skipped without reading anything.
-
-        Raises:
-            DataError: An image cannot be read.
-            TrainingError: A worker died.
-        """
-        return self._stream.run(self.plan(epoch)[start_step:])
-
-    def close(self) -> None:
-        """End the workers, if any."""
-        self._stream.close()
 
     @property
     def _global_size(self) -> int:

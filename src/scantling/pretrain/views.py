@@ -13,7 +13,6 @@ the side, so that it is as strong in views smaller than the published 224.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple, Self
 
@@ -27,7 +26,7 @@ from torch import Tensor
 from scantling.data.crop_store import CropStore
 from scantling.data.crops import Pixels
 from scantling.data.dataset import rng_for
-from scantling.data.loader import epoch_order
+from scantling.data.loader import PlannedBatches, epoch_order
 from scantling.data.photometric import LUMA, Photometric, colour_matrix
 from scantling.data.workers import TaskStream
 
@@ -193,7 +192,7 @@ class BuildViews:
         return make_view(crop, self.side, self.config, rng)
 
 
-class CropLoader:
+class CropLoader(PlannedBatches[ViewTask, CropBatch]):
     """Batches of two views, epoch by epoch; the last crops of an epoch that fill no batch are left out.
 
     Args:
@@ -218,7 +217,7 @@ class CropLoader:
         self._build = build
         self._crops = [int(index) for index in crops]
         self._batch_size, self._rank, self._world = batch_size, rank, world
-        self._stream = TaskStream(build, workers)
+        super().__init__(TaskStream(build, workers))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -232,11 +231,3 @@ class CropLoader:
         size = self._batch_size
         starts = ((step * self._world + self._rank) * size for step in range(self.steps_per_epoch))
         return [ViewTask(epoch, tuple(order[start : start + size])) for start in starts]
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[CropBatch]:
-        """Batches of an epoch from a step on."""
-        return self._stream.run(self.plan(epoch)[start_step:])
-
-    def close(self) -> None:
-        """End the workers, if any."""
-        self._stream.close()

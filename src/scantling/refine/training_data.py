@@ -11,7 +11,7 @@ Crowd regions and boxes with a side below `RefinerConfig.min_side` are left out 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, NamedTuple, Self
@@ -26,7 +26,7 @@ from scantling.data.coco import CocoDataset, ImageId
 from scantling.data.dataset import rng_for
 from scantling.data.geometry import Pixels
 from scantling.data.images import open_image
-from scantling.data.loader import Entry, LoaderConfig, epoch_order, shard
+from scantling.data.loader import Entry, LoaderConfig, PlannedBatches, epoch_order, shard
 from scantling.data.workers import TaskStream
 from scantling.errors import DataError
 from scantling.refine.bbrefinement import CropBatch
@@ -307,7 +307,7 @@ def collate(shown: Sequence[Shown], *, is_spare: bool = False) -> CropBatch:
     )
 
 
-class CropLoader:
+class CropLoader(PlannedBatches[CropStep, CropBatch]):
     """Batches of crops, epoch by epoch.
 
     An incomplete last batch is left out, unless it is the only one: other boxes are left out in every epoch.
@@ -323,7 +323,7 @@ class CropLoader:
     def __init__(self, maker: CropMaker, config: LoaderConfig) -> None:
         self.maker = maker
         self.config = config
-        self._stream = TaskStream(maker, config.workers)
+        super().__init__(TaskStream(maker, config.workers))
         if not maker.places:
             raise DataError(
                 f"{maker.labelled.coco.file}: no box to learn from "
@@ -349,23 +349,6 @@ class CropLoader:
             )
             for batch in batches
         ]
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[CropBatch]:
-        """Batches of an epoch from a step on.
-
-        Args:
-            epoch: Counted from 0.
-            start_step: Steps already done; they are skipped without reading anything.
-
-        Raises:
-            DataError: An image cannot be read.
-            TrainingError: A worker died.
-        """
-        return self._stream.run(self.plan(epoch)[start_step:])
-
-    def close(self) -> None:
-        """End the workers, if any."""
-        self._stream.close()
 
     @property
     def _global_size(self) -> int:
