@@ -2,7 +2,7 @@
 
 python bench/audit.py                       simulated refiner and detector, several seeds
 python bench/audit.py --refined F --predictions F --data FOLDER     a real refiner's and detector's output
-python bench/audit.py --real                trains a small refiner and detectors of three folds first (see real())
+python bench/audit.py --real --seeds 1      trains a small refiner and the demo's detector on two folds first
 
 What is ranked: every label (by its likeliest reason) and every detection that no label explains (`missing`). Faulty
 are the labels that were changed or added, and the objects whose label was removed; a removed label that nothing
@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from scantling.data.coco import CocoDataset, read_coco, read_results
+from scantling import api
+from scantling.data.coco import CocoDataset, read_coco, read_results, write_results
 from scantling.data.detections import Detections, detections_of
 from scantling.data.synth import LabelNoise, SynthConfig, write_synth
 from scantling.refine.audit import AuditConfig, find_suspects
@@ -177,6 +178,52 @@ def auc(positives: Floats, negatives: Floats) -> float:
     return float(below.mean() / (2 * len(negatives)))
 
 
+# ---------------------------------------------------------------- a real refiner and detectors
+
+
+def detect_out_of_fold(folder: Path, scenes: Scenes, epochs: int, folds: int = 2) -> Detections:
+    """Train the demo's detector on all folds but one and predict that one, for every fold."""
+    lists, results = folder / "folds", []
+    if not lists.is_dir():
+        api.split(scenes.given.file, lists, folds=folds)
+    for fold in range(folds):
+        out = folder / f"fold{fold}"
+        parts = [f"data.{role}={(lists / f'fold{fold}-{role}.json').resolve()}" for role in ("train", "val")]
+        settings = [f"members.cascade.train.epochs={epochs}", "evaluate.bootstrap=0"]
+        api.train(folder, "demo", out, overrides=[*parts, *settings])
+        results += read_results(out / "members" / "cascade" / "predictions.json", scenes.given)
+    write_results(results, folder / "out-of-fold.json")
+    return detections_of(results, scenes.given)
+
+
+def refine_labels(folder: Path, scenes: Scenes, epochs: int) -> Floats:
+    """Train a small refiner on the faulty labels themselves and refine these."""
+    from scantling.refine.apply import ApplyConfig, load_refiner, refine_truth
+    from scantling.refine.bbrefinement import RefinerConfig
+    from scantling.refine.train import RefineConfig, RefinerRun, RefinerTrainConfig, train_refiner
+
+    model = RefinerConfig(backbone="resnet10t", side=64, pooling="flatten")
+    schedule = RefinerTrainConfig(epochs=epochs, optimizer="adamw", lr=1e-3, schedule="cosine", batch_size=32)
+    config = RefineConfig(model=model, train=schedule)
+    trained = train_refiner(scenes.given, scenes.given, config, RefinerRun(out=folder / "refiner"))
+    boxes = refine_truth(
+        scenes.given, load_refiner(trained.best), ApplyConfig(iterations=EVERYTHING.iterations)
+    )
+    save_file({"boxes": boxes}, folder / "refined.safetensors")
+    return boxes
+
+
+def evidence(given: argparse.Namespace, folder: Path, scenes: Scenes, seed: int) -> tuple[Floats, Detections]:
+    """Refined boxes and detections: of files, of trainings, or simulated."""
+    rng = np.random.default_rng(seed)
+    if given.real:
+        return refine_labels(folder, scenes, given.epochs), detect_out_of_fold(folder, scenes, given.epochs)
+    refined = load_file(given.refined)["boxes"] if given.refined else simulate_refiner(scenes, rng)
+    if given.predictions is None:
+        return refined, simulate_detector(scenes, rng)
+    return refined, detections_of(read_results(given.predictions, scenes.given), scenes.given)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -191,6 +238,8 @@ def main() -> None:
         "--refined", type=Path, help="safetensors with `boxes` (N, 4): refine_truth of the labels"
     )
     parser.add_argument("--predictions", type=Path, help="COCO results on the labelled images, out of fold")
+    parser.add_argument("--real", action="store_true", help="train a refiner and detectors")
+    parser.add_argument("--epochs", type=int, default=8, help="of these trainings")
     given = parser.parse_args()
     columns = ("overall", *REASON_OF, "precision at k", "faults", "labels")
     print(f"| evidence | seed | {' | '.join(columns)} |")  # noqa: T201 - a script
@@ -198,13 +247,7 @@ def main() -> None:
     for seed in range(given.seeds):
         folder = given.data or Path(tempfile.mkdtemp()) / "scenes"
         scenes = make_scenes(folder, given.images, seed)
-        rng = np.random.default_rng(seed)
-        refined = load_file(given.refined)["boxes"] if given.refined else simulate_refiner(scenes, rng)
-        found = (
-            detections_of(read_results(given.predictions, scenes.given), scenes.given)
-            if given.predictions
-            else simulate_detector(scenes, rng)
-        )
+        refined, found = evidence(given, folder, scenes, seed)
         for name, pair in {
             "both": (refined, found),
             "refiner": (refined, None),

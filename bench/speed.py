@@ -1,12 +1,13 @@
 """Step and inference time of our detectors against torchvision's Faster R-CNN, taken in turns in one run.
 
-    python bench/speed.py [--rounds 8] [--device cuda --bf16 --channels-last --compile]
+    python bench/speed.py [--rounds 8] [--threads 1] [--job step] [--device cuda --bf16 --channels-last --compile]
 
 Same widths (ResNet-50 + FPN, 256 channels, 1024-wide heads), FrozenBatchNorm, 512 x 512 pixels, batch 2, 22
 classes, 1000 proposals, 512 RoIs, two RoIAlign samples per cell and direction, everything trainable. Our models get
 torchvision's random weights in backbone, pyramid and RPN, so that all see the same features and proposals. Each round
 times every entry once; the table gives medians and the median of the rounds' ratios, which noise of the machine
-reaches least.
+reaches least. On the CPU the ratios are those of processor time, so that what else the machine does counts little; with
+one thread (`--threads 1`) no thread burns it while it waits for another.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -31,26 +33,41 @@ from scantling.structures.sample import Batch, Frame
 
 SIDE, BATCH, CLASSES = 512, 2, 22
 PEER = "torchvision Faster R-CNN"
+TRUNK = "our backbone + FPN"
+WARM_UP = 1  # rounds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Seconds that one call took: by the clock, and of processor time in all of this process's threads."""
+
+    wall: float
+    processor: float
 
 
 def main() -> None:
     arguments = parse()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     device = torch.device(arguments.device)
-    entries = make_entries(arguments, device)
+    entries = {k: v for k, v in make_entries(arguments, device).items() if arguments.job in k}
     with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
-        times = measure(entries, arguments.rounds, device)
+        readings = measure(entries, arguments.rounds, device)
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
+        else f"CPU, threads: {torch.get_num_threads()}"
     )
-    report(times, f"{name}, torch {torch.__version__}, {'bf16' if arguments.bf16 else 'fp32'}")
+    machine = f"{name}, torch {torch.__version__}, {'bf16' if arguments.bf16 else 'fp32'}"
+    report(readings, machine, by="wall" if device.type == "cuda" else "processor")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--job", choices=("step", "inference"), default="", help="time only this")
     parser.add_argument("--device", default="cpu")
     for flag in ("--bf16", "--channels-last", "--compile"):
         parser.add_argument(flag, action="store_true")
@@ -78,10 +95,10 @@ def make_entries(arguments: argparse.Namespace, device: torch.device) -> dict[st
         entries[f"our {name} | inference"] = lambda m=model: infer(m, lambda: m.predict(batch))
     features = ours["faster"]
     pixels = features.normalise(batch.images, batch.sizes_hw)
-    entries["our backbone + FPN | step"] = lambda: train_step(
+    entries[f"{TRUNK} | step"] = lambda: train_step(
         features, lambda: {str(i): f.square().mean() for i, f in enumerate(features.features(pixels))}
     )
-    entries["our backbone + FPN | inference"] = lambda: infer(features, lambda: features.features(pixels))
+    entries[f"{TRUNK} | inference"] = lambda: infer(features, lambda: features.features(pixels))
     return entries
 
 
@@ -154,41 +171,50 @@ def infer(model: nn.Module, run: Callable[[], object]) -> None:
 
 def measure(
     entries: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in entries}
-    for turn in range(rounds + 2):  # two rounds of warm-up
+) -> dict[str, list[Reading]]:
+    readings: dict[str, list[Reading]] = {name: [] for name in entries}
+    for turn in range(rounds + WARM_UP):
         for name, run in entries.items():
-            with stopwatch(device) as elapsed:
+            with stopwatch(device) as taken:
                 run()
-            if turn >= 2:
-                times[name].append(elapsed[0])
-    return times
+            if turn >= WARM_UP:
+                readings[name] += taken
+    return readings
 
 
 @contextmanager
-def stopwatch(device: torch.device) -> Iterator[list[float]]:
-    def now() -> float:
+def stopwatch(device: torch.device) -> Iterator[list[Reading]]:
+    def now() -> tuple[float, float]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter()
+        return time.perf_counter(), time.process_time()
 
-    start, elapsed = now(), []
-    yield elapsed
-    elapsed.append(now() - start)
+    taken: list[Reading] = []
+    wall, processor = now()
+    yield taken
+    wall_end, processor_end = now()
+    taken.append(Reading(wall=wall_end - wall, processor=processor_end - processor))
 
 
-def report(times: Mapping[str, list[float]], machine: str) -> None:
-    lines = [f"{machine}, {len(next(iter(times.values())))} rounds", ""]
-    lines += ["| | | median ms | ratio to torchvision | ratio to our Faster | beyond backbone + FPN |"]
-    lines += ["|---|---|---:|---:|---:|---:|"]
+def report(readings: Mapping[str, list[Reading]], machine: str, by: str) -> None:
+    """Print the table; ratios are of the time called `by`."""
+    lines = [f"{machine}, {len(next(iter(readings.values())))} rounds, ratios of {by} time", ""]
+    lines += [
+        "| | | wall ms | processor ms | ratio to torchvision | ratio to our Faster | beyond backbone + FPN |"
+    ]
+    lines += ["|---|---|---:|---:|---:|---:|---:|"]
+    times = {name: [getattr(reading, by) for reading in taken] for name, taken in readings.items()}
     for name, taken in times.items():
         job = name.split(" | ")[1]
         peer, faster, trunk = (
-            ratio(taken, times[f"{other} | {job}"]) for other in (PEER, "our faster", "our backbone + FPN")
+            ratio(taken, times[f"{other} | {job}"]) for other in (PEER, "our faster", TRUNK)
         )
-        beyond = f"{1 - 1 / trunk:.0%}"
+        wall, processor = (
+            statistics.median(getattr(reading, kind) for reading in readings[name]) * 1000
+            for kind in ("wall", "processor")
+        )
         lines.append(
-            f"| {name} | {statistics.median(taken) * 1000:.0f} | {peer:.2f} | {faster:.2f} | {beyond} |"
+            f"| {name} | {wall:.0f} | {processor:.0f} | {peer:.2f} | {faster:.2f} | {1 - 1 / trunk:.0%} |"
         )
     print("\n".join(lines))
 

@@ -125,5 +125,5 @@ def test_wrong_overrides_are_told_before_any_data_is_read():
 
 
 def test_a_written_recipe_is_resolved_as_ever():
-    recipe = load_recipe("demo")
+    recipe = load_recipe("parts-cpu")
     assert settle(recipe, facts()) == resolve(recipe, facts())

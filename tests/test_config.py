@@ -46,10 +46,34 @@ def test_shipped_recipes_load_resolve_and_read_back_equal(name):
     recipe = resolve(load_recipe(name), facts()).recipe
     assert parse_recipe(recipe.to_yaml(), file="again") == recipe
     assert recipe.about.endswith(".")
-    assert all(member.model.name in MODELS for member in recipe.members.values())
+    assert all(member.detector.name in MODELS for member in recipe.members.values())
 
 
-def test_the_delftbikes_recipe_is_the_published_one():
+def test_the_whole_delftbikes_recipe_is_the_published_one():
+    whole, base = load_recipe("delftbikes-cs21"), load_recipe("delftbikes-cs21-base").members["cascade"]
+    names = {name: member.detector.name for name, member in whole.members.items()}
+    assert names == {"cascade": "cascade_rcnn_r50_dcn_gn", "double_head": "double_head_rcnn_r50_dcn_gn"}
+    for member in whole.members.values():
+        assert member.detector.init == "pretrain"
+        assert (member.augment, member.train, member.predict) == (base.augment, base.train, base.predict)
+    pretrain = whole.pretrain
+    assert pretrain is not None
+    assert (pretrain.epochs, pretrain.batch_size, pretrain.queue, pretrain.lr) == (200, 256, 65_536, 0.03)
+    assert (pretrain.momentum, pretrain.temperature, pretrain.embedding, pretrain.head) == (
+        0.999,
+        0.2,
+        128,
+        "plain",
+    )
+    assert (whole.combining.ensemble.method, whole.tunes_suppression, whole.tunes_weights) == (
+        "wbf",
+        True,
+        True,
+    )
+    assert whole.combining.eliminate is not None
+
+
+def test_the_delftbikes_detector_is_the_published_one():
     member = load_recipe("delftbikes-cs21-base").members["cascade"]
     assert member.model == ModelConfig(name="cascade_rcnn_r50_dcn_gn")
     assert member.augment.short_side == SideRange(min=800, max=1600)
@@ -81,12 +105,12 @@ def test_every_value_survives_writing_and_reading():
 
 
 def test_a_recipe_is_found_by_name_or_as_a_file(tmp_path):
-    assert find_recipe("demo").name == "demo.yaml"
+    assert find_recipe("parts-cpu").name == "parts-cpu.yaml"
     own = tmp_path / "own.yaml"
     own.write_bytes(b"\xef\xbb\xbfmembers: {a: {model: {name: cascade_rcnn_r50}, train: {lr: 1e-4}}}")
     assert load_recipe(own).members["a"].train.lr == 1e-4
-    with pytest.raises(ConfigError, match=r"no recipe is called 'dmo'; did you mean 'demo'\?"):
-        find_recipe("dmo")
+    with pytest.raises(ConfigError, match=r"no recipe is called 'parts-cp'; did you mean 'parts-cpu'\?"):
+        find_recipe("parts-cp")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +121,7 @@ def test_a_recipe_is_found_by_name_or_as_a_file(tmp_path):
         (b"\xff\xd8\xff\xe0\x00", "not a text file"),
         (
             b"- a\n- b",
-            "expected a mapping with the keys about, seed, data, pretrain, members, combine, evaluate",
+            "expected a mapping with the keys about, seed, data, pretrain, members, combine, refine, audit, evaluate",
         ),
         (b"", "expected a mapping"),
         (b"members: {a: {model: {name: x}}}\nmembers: {}", "line 2: key 'members' is given twice"),
@@ -123,7 +147,7 @@ def test_wrong_files_are_refused_with_their_name(tmp_path, content, message):
 
 def test_a_data_set_and_a_seed_are_put_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = load_recipe("demo")
+    recipe = load_recipe("parts-cpu")
     assert recipe.on() == recipe
     assert recipe.on(data="d", seed=3).seed == 3
     assert recipe.on(data="d").data.root == str(Path.cwd() / "d")

@@ -15,11 +15,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from scantling.api_audit import audit as audit  # noqa: PLC0414 - part of this module too
 from scantling.api_audit import repair as repair  # noqa: PLC0414 - part of this module too
+from scantling.api_combine import eliminate as eliminate  # noqa: PLC0414 - part of this module too
 from scantling.api_combine import ensemble as ensemble  # noqa: PLC0414 - part of this module too
+from scantling.api_combine import tune as tune  # noqa: PLC0414 - part of this module too
+from scantling.api_combine import tuned_overrides as tuned_overrides  # noqa: PLC0414 - part of this module too
 from scantling.api_data import check as check  # noqa: PLC0414 - part of this module too
 from scantling.api_data import convert as convert  # noqa: PLC0414 - part of this module too
 from scantling.api_data import split as split  # noqa: PLC0414 - part of this module too
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
     from scantling.evaluate.coco_eval import Evaluation
     from scantling.evaluate.compare import Comparison
     from scantling.evaluate.problem import IouType
-    from scantling.prediction import Predictions
+    from scantling.prediction import Finder, Predictions
     from scantling.weights_import import ImportSummary
 
 log = logging.getLogger(__name__)
@@ -64,11 +67,12 @@ def predict(
 
     Args:
         source: What to look at.
-        run: Run folder whose best member predicts.
+        run: Run folder, whose members predict and are combined as the run does; the best one where it combines none.
         checkpoint: Checkpoint file, instead of `run`.
         out: COCO results file to write.
         overlays: Folder for copies of the images with what was found drawn on them.
-        overrides: `KEY=VALUE` texts that replace settings of prediction, such as `scales=[480,640]`.
+        overrides: `KEY=VALUE` texts that replace settings of prediction, such as `scales=[480,640]`, or those of
+            `tuned_overrides`.
         device: As in `run`.
 
     Raises:
@@ -78,9 +82,13 @@ def predict(
     if (run is None) == (checkpoint is None):
         raise UsageError("give either --run DIR or --checkpoint FILE")
     from scantling.prediction import load_detector, predict_source
+    from scantling.run_prediction import load_run
 
-    path = Path(checkpoint) if checkpoint is not None else _best_checkpoint(Path(run or ""))
-    detector = load_detector(path, overrides, device=device)
+    detector: Finder
+    if checkpoint is not None:
+        detector = load_detector(Path(checkpoint), overrides, device=device)
+    else:
+        detector = load_run(require_run(Path(run or "")), overrides, device=device)
     return predict_source(
         Path(source), detector, out=Path(out) if out else None, overlays=Path(overlays) if overlays else None
     )
@@ -236,11 +244,3 @@ def doctor() -> Diagnosis:
     from scantling.doctor import examine
 
     return examine(Path.cwd())
-
-
-def _best_checkpoint(run: Path) -> Path:
-    """Weights of the member that did best in a run."""
-    from scantling.data.io import read_json
-
-    metrics: Any = read_json(require_run(run) / "metrics.json")
-    return run / "members" / str(metrics["member"]) / "best.safetensors"

@@ -62,7 +62,7 @@ def audit(
     config = Draft.of(AuditConfig, overrides).check()
     dataset = read_location(data)
     found = detections_of(read_results(predictions, dataset), dataset) if predictions is not None else None
-    refined = _refined(Path(refiner), dataset, device) if refiner is not None else None
+    refined = _refined(Path(refiner), dataset, device, config.iterations) if refiner is not None else None
     return write_audit(folder, find_suspects(dataset, refined, found, config), dataset, found)
 
 
@@ -105,8 +105,8 @@ def repair(
     return repair_labels(dataset, chosen, Path(out), masks=masks)
 
 
-def _refined(path: Path, dataset: CocoDataset, device: str) -> NDArray[np.float64]:
-    """The labelled boxes after refinement."""
+def _refined(path: Path, dataset: CocoDataset, device: str, iterations: int) -> NDArray[np.float64]:
+    """The labelled boxes after so many refinements."""
     from scantling.refine.apply import ApplyConfig, load_refiner, refine_truth
 
-    return refine_truth(dataset, load_refiner(path, device), ApplyConfig())
+    return refine_truth(dataset, load_refiner(path, device), ApplyConfig(iterations=iterations))

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scantling.errors import ConfigError, UsageError
 from scantling.given_paths import folder_of, require_existing
 
 if TYPE_CHECKING:
+    from scantling.combine.eliminate_files import EliminateSummary
     from scantling.combine.ensemble import EnsembleConfig
     from scantling.combine.members import EnsembleSummary
+    from scantling.combine.tune_files import TuneSummary
     from scantling.strict_yaml import KeyPath
 
 
@@ -55,6 +57,93 @@ def ensemble(
 
     config = _ensemble_config(member_names(paths), weights, Path(tuned) if tuned else None, overrides)
     return ensemble_files(paths, read_location(data), config, Path(out))
+
+
+def tune(
+    predictions: Iterable[str | Path],
+    data: str | Path,
+    out: str | Path,
+    *,
+    what: Literal["auto", "suppress", "weights"] = "auto",
+    overrides: Iterable[str] = (),
+) -> TuneSummary:
+    """Find settings of suppression, or weights of an ensemble, by category where that is surely better.
+
+    Args:
+        predictions: One COCO results file of candidates before suppression, or those of an ensemble's members; of
+            images that the detectors were not trained on.
+        data: Their truth: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
+        out: YAML file to write, which `predict` and `ensemble` take.
+        what: `suppress`, `weights`, or `auto`: by the number of files.
+        overrides: `KEY=VALUE` texts: how to search, such as `search.folds=10`, and the settings in use, such as
+            `suppress.min_score=1e-5` or `ensemble.method=nms`.
+
+    Raises:
+        ScantlingError: Files, data or settings cannot be used; then nothing was written.
+    """
+    paths = [Path(file) for file in predictions]
+    for path in paths:
+        require_existing(path, "results file")
+    require_existing(folder_of(data), "data set")
+    from scantling.combine.tune_files import TuneRequest, tune_files
+    from scantling.data.formats.locations import read_location
+    from scantling.draft import Draft
+
+    request = Draft.of(TuneRequest, overrides).check()
+    chosen: Literal["suppress", "weights"] = "suppress" if len(paths) == 1 else "weights"
+    return tune_files(paths, read_location(data), request, Path(out), chosen if what == "auto" else what)
+
+
+def tuned_overrides(file: str | Path) -> list[str]:
+    """Tuned settings of suppression as overrides for `predict`.
+
+    Args:
+        file: YAML file with a section `suppress`, as `tune` writes it.
+
+    Raises:
+        ScantlingError: There is no such file, or it holds something else.
+    """
+    require_existing(Path(file), "file of tuned settings")
+    from scantling.combine.tuned import read_tuned
+
+    return read_tuned(file).suppression_overrides(str(file))
+
+
+def eliminate(
+    results: str | Path,
+    train: str | Path,
+    data: str | Path,
+    out: str | Path | None = None,
+    *,
+    only_list: bool = False,
+    overrides: Iterable[str] = (),
+) -> EliminateSummary:
+    """Remove the weaker of two predictions that lie to each other as objects never do, and surplus ones.
+
+    Args:
+        results: COCO results file of any detector.
+        train: Training annotations, from which is learned what occurs; as `data`.
+        data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
+        out: COCO results file to write.
+        only_list: Say what contradicts and write nothing.
+        overrides: `KEY=VALUE` texts that replace settings, such as `min_ratio=3`.
+
+    Raises:
+        ScantlingError: Files, data or settings cannot be used; then nothing was written.
+    """
+    if (out is None) != only_list:
+        raise UsageError("give either --out FILE or --list")
+    require_existing(Path(results), "results file")
+    require_existing(folder_of(train), "data set")
+    require_existing(folder_of(data), "data set")
+    from scantling.combine.eliminate import EliminateConfig
+    from scantling.combine.eliminate_files import eliminate_file
+    from scantling.data.formats.locations import read_location
+    from scantling.draft import Draft
+
+    config = Draft.of(EliminateConfig, overrides).check()
+    sets = read_location(train), read_location(data)
+    return eliminate_file(Path(results), *sets, config, Path(out) if out is not None else None)
 
 
 def _ensemble_config(

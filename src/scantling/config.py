@@ -6,6 +6,8 @@
     pretrain: {epochs: auto}                     backbones learn from the objects' crops first
     members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE}}
     combine:  {tune: {...}, ensemble: {...}, eliminate: {...}}
+    refine:   {model: {...}, train: {...}, gate: {...}}      sharpen the boxes that come out
+    audit:    {}                                             rank the training labels by how likely they are wrong
     evaluate: {split: val}
 
 Every section is the pydantic model of the component it configures and lives beside that component, with its
@@ -33,6 +35,9 @@ from scantling.models.zoo import ModelConfig
 from scantling.predict.predictor import PredictConfig
 from scantling.pretrain.config import PretrainConfig
 from scantling.recipes import find_recipe, read_recipe
+from scantling.refine.audit import AuditConfig
+from scantling.refine.gate import GateConfig
+from scantling.refine.train import RefineConfig
 from scantling.train.config import TrainConfig
 
 MemberName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -140,6 +145,21 @@ class CombineConfig(_Section):
         return self.eliminate or EliminateConfig()
 
 
+class RefineSection(RefineConfig):
+    """A refiner trained on the training boxes, and where it may change the run's detections.
+
+    Attributes:
+        gate: Refine only where it was measured on `val` to help; null refines everywhere.
+    """
+
+    gate: GateConfig | None = GateConfig()
+
+    @property
+    def gating(self) -> GateConfig:
+        """How the gate is measured."""
+        return self.gate or GateConfig()
+
+
 class EvaluateConfig(_Section):
     """What the run's metrics are computed from.
 
@@ -163,6 +183,8 @@ class Recipe(_Section):
     pretrain: PretrainConfig | None = None
     members: Annotated[dict[MemberName, MemberConfig], Field(min_length=1)]
     combine: CombineConfig | None = None
+    refine: RefineSection | None = None
+    audit: AuditConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def on(self, *, data: str | Path | None = None, seed: int | None = None) -> Recipe:
@@ -188,6 +210,16 @@ class Recipe(_Section):
     def combining(self) -> CombineConfig:
         """What is combined; nothing where the recipe says nothing about it."""
         return self.combine or CombineConfig()
+
+    @property
+    def auditing(self) -> AuditConfig:
+        """How labels are judged."""
+        return self.audit or AuditConfig()
+
+    @property
+    def gates_refinement(self) -> bool:
+        """Whether it is measured on `val` where refining helps."""
+        return self.refine is not None and self.refine.gate is not None
 
     @property
     def tunes_suppression(self) -> bool:

@@ -1,7 +1,8 @@
 """A recipe becomes a run: stages in order, each done once.
 
     check data ─► resolve `auto` ─► pretrain ─► for each member (and fold): train ─► predict
-       ─► tune suppression ─► detect ─► tune weights ─► ensemble ─► eliminate ─► evaluate ─► report
+       ─► tune suppression ─► detect ─► tune weights ─► ensemble ─► eliminate ─► refine ─► audit labels
+       ─► evaluate ─► report
 
 Nothing is written before all of the data has been checked. Further methods are further stages: a function that
 returns a `Stage`, in `stages/`, and a line here.
@@ -36,7 +37,13 @@ from scantling.run_folder import (
     open_run,
     write_environment,
 )
-from scantling.stages.combining import check_combination, eliminate_stage, ensemble_stage, weights_stage
+from scantling.stages.combining import (
+    check_combination,
+    eliminate_stage,
+    ensemble_stage,
+    outcome_file,
+    weights_stage,
+)
 from scantling.stages.context import RunContext
 from scantling.stages.detecting import detect_stage, import_stage, tune_stage
 from scantling.stages.judging import (
@@ -47,6 +54,14 @@ from scantling.stages.judging import (
     report_stage,
 )
 from scantling.stages.pretraining import pretrain_stage, settle_pretraining
+from scantling.stages.refining import (
+    audit_stage,
+    check_refining,
+    gate_stage,
+    refine_stage,
+    refiner_stage,
+    settle_refining,
+)
 from scantling.stages.training import check_detectors, predict_stage, train_stage
 from scantling.train.devices import Processes, join_processes, resolve_device
 
@@ -119,6 +134,7 @@ def prepared_run(
     )
     with processes.together():
         check_combination(context)
+        check_refining(context)
         check_detectors(context, begun=not overwrite)
     with open_run(out, overwrite=overwrite, processes=processes) as run:
         processes.on_main(partial(_write_facts, context, reasons))
@@ -141,6 +157,10 @@ def do_stages(context: RunContext, run: RunFolder) -> None:
             run.do(tune_stage(context, name), alone=True)
         run.do(detect_stage(context, name), alone=True)
     _combine(context, run)
+    if recipe.refine is not None:
+        _refine(context, run)
+    if recipe.audit is not None:
+        run.do(audit_stage(context), alone=True)
     run.do(evaluate_stage(context), alone=True)
     run.do(report_stage(context), alone=True)
 
@@ -155,6 +175,13 @@ def _combine(context: RunContext, run: RunFolder) -> None:
         run.do(eliminate_stage(context), alone=True)
 
 
+def _refine(context: RunContext, run: RunFolder) -> None:
+    run.do(refiner_stage(context))
+    if context.recipe.gates_refinement:
+        run.do(gate_stage(context), alone=True)
+    run.do(refine_stage(context, outcome_file(context)), alone=True)
+
+
 def _prepare(
     recipe: Recipe | OpenRecipe, out: Path, device: torch.device, processes: Processes
 ) -> tuple[RunData, Resolution]:
@@ -162,7 +189,8 @@ def _prepare(
     check_run_folder(out)
     data = read_run_data(recipe.data, recipe.evaluate.split)
     settled = settle(recipe, measure(data.train, device, processes))
-    return data, settle_pretraining(settled, data, device, processes)
+    settled = settle_pretraining(settled, data, device, processes)
+    return data, settle_refining(settled, data, device, processes)
 
 
 def summarise(out: Path) -> RunSummary:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 from pydantic import ValidationError
@@ -30,6 +30,25 @@ log = logging.getLogger(__name__)
 DRAWN_SCORE = 0.3
 
 
+class Finder(Protocol):
+    """What finds objects in images: one detector, or all that a run has."""
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """With the ids of the data set it was trained on, in label order."""
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """Warnings about images left out so far."""
+
+    def find(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
+        """Detections of each readable image in original pixels; those that cannot be read become findings.
+
+        Raises:
+            DataError: None of the images can be read.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedDetector:
     """A detector out of its checkpoint.
@@ -41,6 +60,15 @@ class LoadedDetector:
 
     predictor: Predictor
     categories: tuple[Category, ...]
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """Warnings about images left out so far."""
+        return self.predictor.findings
+
+    def find(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
+        """Detections of each readable image; see `Finder`."""
+        return self.predictor.predict_records(records, skip_invalid=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +130,14 @@ def load_detector(path: Path, overrides: Iterable[str] = (), *, device: str = "a
 
 
 def predict_source(
-    source: Path, detector: LoadedDetector, *, out: Path | None = None, overlays: Path | None = None
+    source: Path, finder: Finder, *, out: Path | None = None, overlays: Path | None = None
 ) -> Predictions:
     """Look at every image of a source; those that cannot be read are left out and counted.
 
     Args:
         source: An image, a folder, a COCO file, or a split of a data set in any format (`FOLDER:SPLIT`), whose own
             category ids are then written.
-        detector: See `load_detector`.
+        finder: A detector (`load_detector`), or a run's (`run_prediction.load_run`).
         out: COCO results file to write.
         overlays: Folder for copies of the images with what scores at least 0.3 drawn on them.
 
@@ -121,15 +149,14 @@ def predict_source(
     if overlays is not None:
         _refuse_overwriting(overlays, records)
     log.info("%s: %d images", source, len(records))
-    predictor = detector.predictor
-    categories = _categories_for(source, own, detector)
+    categories, names = _categories_for(source, own, finder), [c.name for c in finder.categories]
     results: dict[ImageId, Sequence[Result]] = {}
-    for record, instances in predictor.predict_records(records, skip_invalid=True):
+    for record, instances in finder.find(records):
         results[record.id] = to_results(record.id, instances, categories)
         if overlays is not None:
-            _write_overlay(overlay_path(overlays, record), record, instances, predictor.class_names)
+            _write_overlay(overlay_path(overlays, record), record, instances, names)
     found = [result for record in records for result in results.get(record.id, ())]
-    findings = (*findings, *predictor.findings)
+    findings = (*findings, *finder.findings)
     for finding in findings:
         log.warning("%s", str(finding).removeprefix("warning "))
     if out is not None:
@@ -150,9 +177,7 @@ def _predict_config(saved: dict[str, Any], overrides: Iterable[str]) -> PredictC
     return draft.check()
 
 
-def _categories_for(
-    source: Path, declared: Iterable[Category], detector: LoadedDetector
-) -> tuple[Category, ...]:
+def _categories_for(source: Path, declared: Iterable[Category], detector: Finder) -> tuple[Category, ...]:
     """The detector's categories, with the ids that the data set uses for these names."""
     own = {category.name: category for category in declared}
     unknown = [category.name for category in detector.categories if category.name not in own]

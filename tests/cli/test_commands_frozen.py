@@ -21,6 +21,7 @@ TRANSLATED = {
     "folds",
     "tile",
     "overlap",
+    "tuned",
     "method",
     "iou",
     "backbone",

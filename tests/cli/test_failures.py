@@ -95,8 +95,8 @@ def test_all_findings_are_shown(monkeypatch):
     [
         (["trian"], "No such command 'trian'"),
         (["train"], "Missing argument"),
-        (["train", "data", "--recipe", "demo", "--epochs", "3"], "No such option"),
-        (["train", "data", "--recipe", "demo", "--seed", "-1"], "--seed"),
+        (["train", "data", "--recipe", "parts-cpu", "--epochs", "3"], "No such option"),
+        (["train", "data", "--recipe", "parts-cpu", "--seed", "-1"], "--seed"),
         (["evaluate", "r.json", "--data", "d.json", "--iou-type", "mask"], "mask"),
         (["predict", "photos"], "photos: there is no such source"),
         (["predict", ".", "--run", "a", "--checkpoint", "b"], "give either --run DIR or --checkpoint FILE"),
@@ -104,12 +104,12 @@ def test_all_findings_are_shown(monkeypatch):
         (["predict", ".", "--run", "."], "not a finished run"),
         (["report", "."], "not a finished run"),
         (["evaluate", "nowhere.json", "--data", "x.json"], "nowhere.json: there is no such results file"),
-        (["train", "nowhere", "--recipe", "demo"], "nowhere: there is no such data set"),
-        (["train", ".", "--recipe", "dmo"], "no recipe is called 'dmo'; did you mean 'demo'?"),
+        (["train", "nowhere", "--recipe", "parts-cpu"], "nowhere: there is no such data set"),
+        (["train", ".", "--recipe", "bccd-cp"], "no recipe is called 'bccd-cp'; did you mean 'bccd-cpu'?"),
         (["train", ".", "--recipe", "nowhere/r.yaml"], "nowhere/r.yaml: there is no such file"),
-        (["run", "demo"], "no data set is given"),
-        (["run", "demo", "--data", ".", "--set", "members.cascade.train.lrr=1"], "did you mean 'lr'?"),
-        (["recipes", "show", "dmo"], "did you mean 'demo'?"),
+        (["run", "parts-cpu"], "no data set is given"),
+        (["run", "parts-cpu", "--data", ".", "--set", "members.cascade.train.lrr=1"], "did you mean 'lr'?"),
+        (["recipes", "show", "bccd-cp"], "did you mean 'bccd-cpu'?"),
         (["synth", "out", "--split", "train"], "write it as NAME=COUNT"),
         (
             ["synth", "out", "--set", "noise.missing=2"],
@@ -131,10 +131,10 @@ def test_mistakes_end_with_code_2_and_create_nothing(monkeypatch, tmp_path, argu
 def test_a_data_set_given_as_a_file_is_explained(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.json").write_text("{}")
-    done = CliRunner().invoke(app, ["train", "train.json", "--recipe", "demo"])
+    done = CliRunner().invoke(app, ["train", "train.json", "--recipe", "parts-cpu"])
     assert done.exit_code == 2
     assert "a data set is a folder, this is a file" in done.stderr
-    done = CliRunner().invoke(app, ["train", "trian.json", "--recipe", "demo"])
+    done = CliRunner().invoke(app, ["train", "trian.json", "--recipe", "parts-cpu"])
     assert "did you mean 'train.json'?" in done.stderr
 
 
@@ -151,7 +151,7 @@ def test_a_wrong_path_is_told_before_anything_heavy_is_loaded():
 def test_a_closed_pipe_is_no_traceback():
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "scantling", "recipes", "show", "demo"]
+    command = [sys.executable, "-m", "scantling", "recipes", "show", "parts-cpu"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     os.close(writer)
     assert done.returncode == 2

@@ -55,7 +55,7 @@ def detections_from(rows: Iterable[tuple[int, int, float, Box]]) -> Detections:
 def planted(num_images: int = 40, seed: int = 0) -> tuple[CocoDataset, Detections]:
     """Truth and candidates before suppression, of three categories.
 
-    `tooth`: two objects of IoU 0.6, each found twice by boxes of IoU 0.9: best kept apart by a threshold above 0.6.
+    `tooth`: two objects of IoU 0.61, each found twice by boxes of IoU 0.9: best kept apart by a threshold above 0.61.
     `disc`: one object, found well once and badly (IoU 0.45 with the good one) three times by scores that are hardly
     lower, some of them higher in the next image: best cleared by a threshold below 0.45.
     `dirt`: objects and boxes anywhere, so nothing about it is sure.
@@ -63,7 +63,7 @@ def planted(num_images: int = 40, seed: int = 0) -> tuple[CocoDataset, Detection
     generator = np.random.default_rng(seed)
     truths, rows = [], []
     for image in range(num_images):
-        for left in (20.0, 45.0):  # of width 100: IoU (100 - 25) / (100 + 25) = 0.6
+        for left in (20.0, 44.0):  # of width 100: IoU (100 - 24) / (100 + 24) = 0.61
             box = np.array([left, 20, left + 100, 120])
             truths.append((image, 0, box))
             score = generator.uniform(0.6, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -180,6 +182,28 @@ def test_every_removal_is_counted_by_pair(relations):
         {"weaker": "saddle", "stronger": "wheel", "reason": "overlap", "count": 2}
     ]
     assert found.to_dict()["removed"][0] == {"row": 3, "by": 0, "reason": "overlap"}
+
+
+def test_people_are_shown_the_most_frequent_pairs(relations):
+    names = tuple(f"part{label}" for label in range(25))
+    many = dataclasses.replace(
+        relations,
+        class_names=names,
+        iou=np.zeros((25, 25)),
+        inside=np.zeros((25, 25)),
+        support=np.full((25, 25), 99),
+        most=np.ones(25, dtype=np.int64),
+        seen=np.full(25, 99),
+    )
+    rows = [
+        (0, 0, 1.0, WHEEL),
+        *((0, label, 0.3, WHEEL) for label in range(1, 25)),
+        (1, 0, 1.0, WHEEL),
+        (1, 1, 0.3, WHEEL),
+    ]
+    lines = eliminate(detections_from(rows), many, CONFIG).to_text().splitlines()
+    assert lines[0].split(maxsplit=1) == ["2", "part1 overlaps a stronger part0"]
+    assert lines[-2:] == ["      4  of 4 more kinds", "25 of 27 predictions contradict"]
 
 
 def test_nothing_to_remove_and_nothing_learned(relations):

@@ -193,6 +193,14 @@ def test_relative_paths_find_the_images_too(tmp_path, monkeypatch):
     assert read_coco("train.json").image_root.resolve() == (tmp_path / "images").resolve()
 
 
+def test_a_set_that_was_never_divided_is_told_how_to(tmp_path):
+    make(tmp_path, "annotations/train.json", "images")
+    for split, told in (("val", True), ("test", False)):
+        with pytest.raises(DataError) as error:
+            find_split(tmp_path, split)
+        assert (f"`scantling split {tmp_path}:train --out splits`" in error.value.findings[0].hint) == told
+
+
 def test_splits_that_cannot_be_found(tmp_path):
     make(tmp_path, "annotations/instances_val2014.json", "images")
     make(tmp_path, "annotations/instances_val2017.json", "images")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,28 @@ def test_a_missing_folder_is_said_once(dataset, pictures):
     (finding,) = check_images(dataset)
     assert finding.code == "file-missing"
     assert str(pictures) in finding.message
+
+
+def test_images_that_are_all_missing_are_said_once(dataset, pictures):
+    (pictures / "a.png").unlink()
+    (pictures / "sub" / "b.png").unlink()
+    for options in ({}, {"skip_invalid": True}):
+        (finding,) = check_images(dataset, **options)
+        assert (finding.code, finding.severity) == ("file-missing", Severity.ERROR)
+        assert finding.message == f"none of the 2 images is in {pictures}, beginning with sub/b.png"
+        assert finding.hint == "Put them there, or give the folder that `file_name` is relative to."
+
+
+def test_images_in_another_folder_are_pointed_to(content, write, pictures):
+    dataset = read_coco(write(content), pictures)
+    pictures.rename(pictures.parent / "photos")
+    lost = replace(
+        dataset, images=tuple(replace(i, path=pictures.parent / i.file_name) for i in dataset.images)
+    )
+    (finding,) = check_images(replace(lost, image_root=pictures.parent))
+    assert (
+        finding.hint == f"{pictures.parent / 'photos'} has it: rename it to images, or set data.images to it."
+    )
 
 
 @pytest.mark.parametrize(

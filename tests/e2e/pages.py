@@ -9,7 +9,8 @@ A page's blocks are of these kinds, and of no other:
     text, yaml, json, html    are shown only
 
 `<!-- shortened -->` in the line before a console block: its trainings are of one epoch, on small images, so that the
-page can show the command as a user needs it.
+page can show the command as a user needs it. `<!-- shortened: cascade, double_head -->` says which members a recipe has
+that pretrains and combines; without names it is `detector` alone.
 """
 
 from __future__ import annotations
@@ -21,19 +22,18 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUN, SHOWN = {"console", "python"}, {"text", "yaml", "json", "html"}
-SHORTER = tuple(
-    f"--set members.detector.{setting}"
-    for setting in (
-        "train.epochs=1",
-        "train.repeats=1",
-        "augment.short_side=64",
-        "predict.scales=64",
-        "model.fpn_channels=16",
-        "model.fc_channels=16",
-        "model.num_train_proposals=50",
-        "model.num_rois=16",
-    )
+_SHORTER_MEMBER = (
+    "train.epochs=1",
+    "train.repeats=1",
+    "augment.short_side=64",
+    "predict.scales=64",
+    "model.fpn_channels=16",
+    "model.fc_channels=16",
+    "model.num_train_proposals=50",
+    "model.num_rois=16",
 )
+_SHORTER_PRETRAINING = ("pretrain.epochs=1", "pretrain.side=32")
+_MARK = re.compile(r"<!-- shortened(?:: ([\w, -]+))? -->")
 _FENCE = re.compile(r"^ {0,3}```([^`\n]*)$")
 _EXIT = re.compile(r"\s+# exit (\d+)$")
 _LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)[^)]*\)")
@@ -47,13 +47,13 @@ class Block:
         kind: The word after the fence.
         text: What is between the fences.
         line: Of the first line of the text.
-        shortened: Its trainings are cut short.
+        shortened: Members whose training is cut short; none if nothing is.
     """
 
     kind: str
     text: str
     line: int
-    shortened: bool
+    shortened: tuple[str, ...]
 
     def commands(self) -> Iterator[Command]:
         """The commands of a console block."""
@@ -71,7 +71,7 @@ class Command:
 
     line: str
     code: int = 0
-    shortened: bool = False
+    shortened: tuple[str, ...] = ()
 
     @property
     def needs_shell(self) -> bool:
@@ -81,8 +81,18 @@ class Command:
     @property
     def whole(self) -> str:
         """The command as it is run."""
-        trains = re.match(r"(torchrun\s.*)?\bscantling (train|run|demo)\b", self.line)
-        return " ".join([self.line, *SHORTER]) if self.shortened and trains else self.line
+        trains = re.match(r"(torchrun\s.*)?\bscantling (train|run|ablate)\b", self.line)
+        if not (self.shortened and trains):
+            return self.line
+        pretrains = self.shortened != ("detector",) and "pretrain=null" not in self.line
+        return " ".join([self.line, *shorter(self.shortened, pretrains=pretrains)])
+
+
+def shorter(members: tuple[str, ...], *, pretrains: bool) -> list[str]:
+    """Options that make a training short."""
+    settings = [f"members.{member}.{setting}" for member in members for setting in _SHORTER_MEMBER]
+    settings += _SHORTER_PRETRAINING if pretrains else ()
+    return [f"--set {setting}" for setting in settings]
 
 
 def pages() -> list[Path]:
@@ -96,12 +106,12 @@ def blocks(text: str) -> list[Block]:
     Raises:
         ValueError: A block is not closed.
     """
-    found, kind, begun, shortened, before = [], None, 0, False, ""
+    found, kind, begun, shortened, before = [], None, 0, (), ""
     lines = text.splitlines()
     for number, line in enumerate(lines, 1):
         fence = _FENCE.match(line)
         if kind is None and fence:
-            kind, begun, shortened = fence[1].strip(), number, before.strip() == "<!-- shortened -->"
+            kind, begun, shortened = fence[1].strip(), number, _shortened(before)
         elif kind is not None and fence and not fence[1].strip():
             body = "".join(f"{inner}\n" for inner in lines[begun : number - 1])
             found.append(Block(kind, body, begun + 1, shortened))
@@ -110,6 +120,12 @@ def blocks(text: str) -> list[Block]:
     if kind is not None:
         raise ValueError(f"line {begun}: the block is not closed")
     return found
+
+
+def _shortened(line: str) -> tuple[str, ...]:
+    """Members named by the mark before a block."""
+    mark = _MARK.fullmatch(line.strip())
+    return tuple(re.split(r",\s*", mark[1] or "detector")) if mark else ()
 
 
 def links(text: str) -> list[str]:

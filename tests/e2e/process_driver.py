@@ -1,4 +1,6 @@
-"""The command line with a sampling that does not draw; leaves its exit code in the file `code-RANK`.
+"""The command line with a sampling that does not draw.
+
+Leaves its process id in the file `pid-RANK`, and its exit code in `code-RANK`.
 
 Anchors and RoIs are drawn from a random state of each process and step, so two processes draw others than one does.
 Here the first ones are taken, which makes the losses of the same images comparable.
@@ -23,6 +25,7 @@ def take_first(positions: Tensor, num: int) -> Tensor:
 
 
 assign._draw = take_first
+Path(f"pid-{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))
 code: object = 1
 try:
     main()

@@ -137,7 +137,7 @@ def test_a_page_is_read_as_it_is_meant():
     )
     console, yaml = blocks(page)
     first, second, third = console.commands()
-    assert (yaml.kind, yaml.text, yaml.line, yaml.shortened) == ("yaml", "a: 1\n", 12, False)
+    assert (yaml.kind, yaml.text, yaml.line, yaml.shortened) == ("yaml", "a: 1\n", 12, ())
     assert shlex.split(first.whole)[:5] == ["scantling", "train", "parts", "--seed", "1"]
     assert "members.detector.train.epochs=1" in first.whole
     assert (second.line, second.code, second.whole) == (

@@ -267,12 +267,17 @@ class TestManyImagesAndCategories:
             assert keep[mine].tolist() == rows[alone].tolist()
             assert values[mine].tolist() == expected.tolist()
 
-    @pytest.mark.parametrize("portion", [1, 64, 200])
-    def test_the_portions_in_which_images_are_treated_do_not_show(self, portion, monkeypatch):
+    @pytest.mark.parametrize(("portion", "steps"), [(1, 8), (64, 1), (200, 3)])
+    @pytest.mark.parametrize("max_per_image", [None, 2, 11])
+    def test_the_pace_at_which_images_are_treated_does_not_show(
+        self, portion, steps, max_per_image, monkeypatch
+    ):
         monkeypatch.setattr("scantling.ops.soft_nms._PORTION", portion)
-        boxes, scores, labels = scene(11, count=300, groups=6, grid=8)
+        monkeypatch.setattr("scantling.ops.soft_nms._MIN_STEPS", steps)
+        boxes, scores, labels = scene(11, count=300, groups=4, grid=2)
         images = torch.arange(300) * 7 % 9
-        assert_as_the_reference(boxes, scores, labels, images, SETTINGS, 7)
+        settings = [given for given in SETTINGS if given["method"].startswith("soft")]
+        assert_as_the_reference(boxes, scores, labels, images, settings, max_per_image)
 
     @pytest.mark.parametrize("method", METHODS)
     def test_many_lanes_of_one_box_and_one_long_lane(self, method):

@@ -206,8 +206,8 @@ def test_a_badly_placed_label_still_belongs_to_its_detection(faulty):
 def test_odds_multiply():
     """Odds 1 to 9 times 9 are even."""
     assert with_odds(0.1, np.log(np.array([9.0])))[0] == pytest.approx(0.5)
-    assert surprise(np.array([2.0]))[0] == pytest.approx(1 + 0.02)
-    assert surprise(np.array([np.nan, -3.0])).tolist() == [-1, -1]
+    assert surprise(np.array([2.0]))[0] == pytest.approx(1.5 + 0.02)
+    assert surprise(np.array([np.nan, -3.0])).tolist() == [-0.5, -0.5]
 
 
 def test_a_deviation_is_measured_in_the_spread_of_its_group():
@@ -224,9 +224,10 @@ def test_what_half_of_the_group_shares_is_usual():
 
 
 def test_precision_grows_with_the_score_and_leaves_room_for_missing_labels():
-    """Of the surest detections 1 in 10 has no label: that is the missing rate, and precision there is (almost) 1."""
+    """Of the surest detections 2 in 10 have no label: half of that is missing labels, if the detector finds all."""
     scores = np.concatenate([np.full(10, 0.9), np.full(10, 0.2)])
-    is_right = np.array([True] * 9 + [False] + [True] * 3 + [False] * 7)
-    precision, missing = precision_of(scores, is_right, 0.03)
+    is_right = np.array([True] * 8 + [False] * 2 + [True] * 3 + [False] * 7)
+    precision, missing = precision_of(scores, is_right, 0.03, 1.0)
     assert missing == pytest.approx(0.1)
-    assert precision[[0, 10]].tolist() == pytest.approx([0.99, 0.3 / 0.9])
+    assert precision[[0, 10]].tolist() == pytest.approx([0.8 / 0.9, 0.3 / 0.9])
+    assert precision_of(scores, is_right, 0.03, 0.7)[1] == pytest.approx(0.1 * 0.49)

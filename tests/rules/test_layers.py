@@ -35,6 +35,7 @@ ORDER = (
     "stages",
     "pipeline",
     "prediction",
+    "run_prediction",
     "weights_import",
     "doctor",
     "ablation",

@@ -19,6 +19,7 @@ from scantling.cli import (
     refine_verbs,
     result_verbs,
     run_verbs,
+    tune_verbs,
 )
 
 app = typer.Typer(
@@ -54,6 +55,8 @@ app.command("predict")(result_verbs.predict)
 app.command("evaluate")(result_verbs.evaluate)
 app.command("compare")(compare_verb.compare)
 app.command("ensemble")(ensemble_verb.ensemble)
+app.command("tune")(tune_verbs.tune)
+app.command("eliminate")(tune_verbs.eliminate)
 app.command("report")(result_verbs.report)
 app.command("check")(dataset_verbs.check)
 app.command("convert")(dataset_verbs.convert)

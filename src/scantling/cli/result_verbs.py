@@ -25,6 +25,10 @@ def predict(
     overlap: Annotated[
         float | None, typer.Option(metavar="F", help="Share of a tile's side that the next tile shows too.")
     ] = None,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(help="YAML file with settings of suppression in a section suppress, as tune writes it."),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of prediction; may be repeated."),
@@ -35,6 +39,7 @@ def predict(
     """Detect objects in images; the result is a COCO results list with the data set's own category ids."""
     from scantling import api
 
+    settings = api.tuned_overrides(tuned) if tuned is not None else []
     tiling = [f"{key}={value}" for key, value in (("tile", tile), ("overlap", overlap)) if value is not None]
     found = api.predict(
         source,
@@ -42,7 +47,7 @@ def predict(
         checkpoint=checkpoint,
         out=out,
         overlays=overlays,
-        overrides=[*(overrides or ()), *tiling],
+        overrides=[*settings, *(overrides or ()), *tiling],
         device=device,
     )
     show(found.to_text(), found.results if out is None else found.to_dict(), as_json=json or out is None)

@@ -28,6 +28,7 @@ from scantling.data.coco_dataset import CocoDataset
 from scantling.data.detections import Detections
 
 _MAX_PAIRS = 1_000_000  # compared at once
+_MAX_LINES = 20  # shown to people
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Floats = NDArray[np.float64]
@@ -123,11 +124,14 @@ class Elimination:
         return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
     def to_text(self) -> str:
-        """Removals by pair, for people."""
+        """Removals by pair, for people; the most frequent ones."""
         lines = [
             f"{count:>7}  {weaker} {_WORDS[reason].format(stronger)}"
             for (weaker, stronger, reason), count in self.counts.items()
         ]
+        if len(lines) > _MAX_LINES:
+            rest = sum(list(self.counts.values())[_MAX_LINES:])
+            lines[_MAX_LINES:] = [f"{rest:>7}  of {len(lines) - _MAX_LINES} more kinds"]
         return "\n".join([*lines, f"{len(self.removed)} of {len(self.keep)} predictions contradict"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,7 +153,7 @@ _WORDS = {
     Reason.OVERLAP: "overlaps a stronger {}",
     Reason.INSIDE: "is inside a stronger {}",
     Reason.AROUND: "is around a stronger {}",
-    Reason.SURPLUS: "beyond the most that one image has ({})",
+    Reason.SURPLUS: "is one too many of {}",
 }
 
 

@@ -9,8 +9,9 @@ number of images behind it. K: categories, N: objects, P: pairs of objects, Q: p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,30 @@ class Relations:
             most=self.most[order],
             seen=self.seen[order],
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a file."""
+        lists = {key: getattr(self, key).tolist() for key in ("iou", "inside", "support", "most", "seen")}
+        return {"class_names": list(self.class_names), **lists}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_dict` gave.
+
+        Raises:
+            DataError: These are no relations.
+        """
+        try:
+            return cls(
+                class_names=tuple(values["class_names"]),
+                iou=np.array(values["iou"], dtype=np.float64),
+                inside=np.array(values["inside"], dtype=np.float64),
+                support=np.array(values["support"], dtype=np.int64),
+                most=np.array(values["most"], dtype=np.int64),
+                seen=np.array(values["seen"], dtype=np.int64),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"not the relations of categories ({error})") from error
 
 
 def relations_of(dataset: CocoDataset, *, quantile: float = 1.0) -> Relations:

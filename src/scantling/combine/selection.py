@@ -267,7 +267,7 @@ def _verdict(
         after=_defined(averages[setting]),
         gain=gain,
         interval=found,
-        kept=holds and setting != common and count >= needed,
+        kept=holds and setting != common and bool(count >= needed),
         reason=reason,
     )
 

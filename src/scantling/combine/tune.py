@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from pydantic import Field
 
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.selection import Selection, SelectionConfig, average_precisions, select, stitch
-from scantling.combine.suppress_grid import Option, suppress_in_every_way
 from scantling.combine.tuned import Tuned, rows_of
 from scantling.data.coco_dataset import CocoDataset
 from scantling.data.detections import Detections
@@ -29,6 +28,7 @@ from scantling.evaluate.outcomes import MatchableBoxes, Outcomes
 from scantling.models.suppression import DEFAULT, SuppressConfig, by_category, suppress_detections
 from scantling.ops.suppress_options import SuppressMethod
 
+_FIELDS = ("method", "iou_threshold", "sigma")
 MAX_DETECTIONS = 100  # per image and category, as COCO evaluates them
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -36,6 +36,21 @@ Width = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Floats = NDArray[np.float64]
 T = TypeVar("T")
+
+
+class Option(NamedTuple):
+    """One way to suppress.
+
+    Attributes:
+        method: As in `SuppressConfig`.
+        value: The IoU threshold; for `soft_gaussian` sigma; for `none` nothing.
+    """
+
+    method: SuppressMethod
+    value: float = 0.0
+
+    def __str__(self) -> str:
+        return self.method if self.method == "none" else f"{self.method} {self.value:g}"
 
 
 class TuneConfig(SelectionConfig):
@@ -96,8 +111,12 @@ def tune_suppression(
     in_use, grid = _options_of(base, names), config.options()
     limit = min(MAX_DETECTIONS, base.max_per_image or MAX_DETECTIONS)
     ways = list(dict.fromkeys([*in_use, *grid]))
-    kept = suppress_in_every_way(considered, ways, min_score=base.min_score, limit=limit)
-    outcomes = dict(zip(ways, [boxes.outcomes(*each) for each in kept], strict=True))
+    outcomes = {
+        option: boxes.outcomes(
+            *suppress_detections(considered, _alone(base, option), names), max_detections=limit
+        )
+        for option in ways
+    }
     selection = select([_by_label(outcomes, in_use), *(outcomes[option] for option in grid)], config)
     found = _suppression(base, selection, (in_use, grid), names)
     before, after = (
@@ -128,11 +147,17 @@ def _considered(candidates: Detections, base: SuppressConfig, names: Sequence[st
 
 def _options_of(base: SuppressConfig, names: Sequence[str]) -> list[Option]:
     """What each category has now."""
-    columns = [_each(getattr(base, field), field, names) for field in ("method", "iou_threshold", "sigma")]
+    columns = [_each(getattr(base, field), field, names) for field in _FIELDS]
     return [
         Option(method, {"none": 0.0, "soft_gaussian": sigma}.get(method, threshold))
         for method, threshold, sigma in zip(*columns, strict=True)
     ]
+
+
+def _alone(base: SuppressConfig, option: Option) -> SuppressConfig:
+    """An option for all categories, which do not compete for the places of an image."""
+    given = {field: value for field in _FIELDS if (value := _value_of(option, field)) is not None}
+    return base.model_copy(update={**given, "max_per_image": None})
 
 
 def _each(value: T | dict[str, T], field: str, names: Sequence[str]) -> list[T]:
@@ -161,8 +186,7 @@ def _suppression(
     common = grid[selection.common - 1] if selection.common else None
     return base.model_copy(
         update={
-            field: _compressed(chosen, _common_value(base, common, field), field, names)
-            for field in ("method", "iou_threshold", "sigma")
+            field: _compressed(chosen, _common_value(base, common, field), field, names) for field in _FIELDS
         }
     )
 

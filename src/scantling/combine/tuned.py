@@ -9,6 +9,7 @@ the number of candidates stay those of the detector.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -175,6 +176,23 @@ class TunedSettings(BaseModel):
             return base
         given = {name: getattr(self.suppress, name) for name in self.suppress.model_fields_set}
         return base.model_copy(update=given)
+
+    def suppression_overrides(self, file: str) -> list[str]:
+        """The same as `KEY=VALUE` texts for settings of prediction.
+
+        Args:
+            file: Name for the message.
+
+        Raises:
+            ConfigError: The file has no section `suppress`.
+        """
+        if self.suppress is None:
+            raise ConfigError(
+                f"{file}: expected a section 'suppress'",
+                hint="`scantling tune` with one file of candidates writes it.",
+            )
+        given = self.suppress.model_dump(mode="json", exclude_unset=True)
+        return [f"suppress.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
 
 
 _KEYS = {

@@ -54,6 +54,11 @@ def find_split(data_dir: Path | str, split: str) -> tuple[Path, Path]:
         f"{split}/_annotations.coco.json",
     )
     hint = f"Known layouts: {', '.join(layouts)}."
+    if split in _ALIASES["val"] and any(_annotations_of(folder, name) for name in _ALIASES["train"]):
+        hint += (
+            f" Or divide what is there with `scantling split {folder}:train --out splits` and add"
+            " `--set data.train=splits/train.json --set data.val=splits/val.json`."
+        )
     return refuse("split-missing", str(folder), message, hint=hint)
 
 

@@ -63,11 +63,10 @@ def check_images(
         Findings, errors first; the id of each is that of its image.
     """
     log = FindingLog(str(dataset.file), Policy(skip_invalid=skip_invalid, strict=strict))
-    if dataset.images and not dataset.image_root.is_dir():
-        message = f"there is no image folder {dataset.image_root}"
-        log.add("file-missing", message, hint="Give the folder that `file_name` is relative to.")
-        return log.findings
     folders = _Folders(dataset.image_root)
+    if nowhere := _explain_nowhere(dataset, folders):
+        log.add(nowhere.code, nowhere.message, hint=nowhere.hint)
+        return log.findings
 
     def look(record: ImageRecord) -> list[Problem]:
         missing = folders.explain_missing(record)
@@ -164,6 +163,28 @@ def problems_of(path: Path, size_hw: tuple[int, int] | None, *, decode: bool) ->
     return _remarks(data, header, has_record=size_hw is not None)
 
 
+def _explain_nowhere(dataset: CocoDataset, folders: _Folders) -> Problem | None:
+    """One problem for the whole data set where none of its images is there; None where at least one is."""
+    root, images = dataset.image_root, dataset.images
+    if images and not root.is_dir():
+        hint = "Give the folder that `file_name` is relative to."
+        return Problem("file-missing", f"there is no image folder {root}", hint)
+    if len(images) < 2 or any(folders.have(record) for record in images):  # noqa: PLR2004 - one is told by itself
+        return None
+    first = images[0]
+    message = f"none of the {len(images)} images is in {root}, beginning with {first.file_name}"
+    named, folder = folders.explain_missing(first), folders.elsewhere(first)
+    if named is not None and named.hint:
+        return Problem("file-missing", message, named.hint)
+    if folder is not None:
+        return Problem(
+            "file-missing", message, f"{folder} has it: rename it to images, or set data.images to it."
+        )
+    return Problem(
+        "file-missing", message, "Put them there, or give the folder that `file_name` is relative to."
+    )
+
+
 def _remarks(data: bytes, header: ImageHeader, *, has_record: bool) -> list[Problem]:
     """Warnings about an image that can be used."""
     remarks = []
@@ -193,13 +214,25 @@ class _Folders:
         self._root = root
         self._names: dict[Path, frozenset[str]] = {}
 
+    def have(self, record: ImageRecord) -> bool:
+        """Whether the file is there under exactly this name."""
+        return record.path.name in self._listed(record.path.parent)
+
     def explain_missing(self, record: ImageRecord) -> Problem | None:
         """None if the file is there under exactly this name."""
-        if record.path.name in self._listed(record.path.parent):
+        if self.have(record):
             return None
         meant = self._similar(record)
         hint = f"Did you mean {meant!r}?" if meant else None
         return Problem("image-missing", f"there is no file {record.path}", hint)
+
+    def elsewhere(self, record: ImageRecord) -> Path | None:
+        """A folder inside the image folder under which the file is there."""
+        for name in sorted(self._listed(self._root)):
+            path = self._root / name / record.file_name
+            if path.name in self._listed(path.parent):
+                return self._root / name
+        return None
 
     def _listed(self, folder: Path) -> frozenset[str]:
         if folder not in self._names:

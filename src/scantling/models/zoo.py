@@ -208,7 +208,8 @@ def double_head_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detecto
 DOUBLE = Numbers(box_loss_weight=2.0, rpn_beta=0.0)
 
 # BatchNorm, also with two images a step: two painted images are learned to AP 0.89 (Faster) and 0.97 (Cascade) in 100
-# steps, with GroupNorm and all else equal to 0.57 and 0.72 (2026-11-21).
+# steps, with GroupNorm and all else equal to 0.57 and 0.72 (2026-11-21). The 32 groups have but two channels each in a
+# pyramid this narrow; wider groups helped in one run, residual branches that start at 1 did not (bench/README.md).
 SMALL = Numbers(
     backbone="resnet18",
     norm="bn",

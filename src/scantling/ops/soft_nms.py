@@ -80,7 +80,7 @@ class _Boxes(NamedTuple):
     """All boxes, and after them one without area, for places of a lane that hold none.
 
     fields: (5, N + 1) x1, y1, x2, y2 and area, which is above 0.
-    left: (N + 1,) scores as they stand, lowered in place; `_USED` for what is taken.
+    left: (N + 1,) scores as they stand, lowered in place; below 0 for what is taken.
     image: (N + 1,) image of each.
     group: (N + 1,) image and category of each.
     """
@@ -156,7 +156,7 @@ def _decay(boxes: _Boxes, rules: _Rules, rows: Indices, wanted: int | None) -> t
         current = boxes.left[lanes]
         steps = max(_MIN_STEPS, lanes.shape[1] // (_SHARE_OF_ALL if wanted is None else _SHARE_OF_FEW))
         picks, values = _advance(np.take(boxes.fields, lanes, axis=1), current, rules.of(lanes[:, :1]), steps)
-        boxes.left[lanes], boxes.left[-1] = current, _USED
+        boxes.left[lanes] = current
         keep, found = np.concatenate([keep, lanes.ravel()[picks]]), np.concatenate([found, values])
         if wanted is not None:
             order, rank = _ranked(boxes.image[keep], found, keep)

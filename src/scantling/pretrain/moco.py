@@ -7,7 +7,7 @@
              queue (Q, D) of the last Q keys ──────────────────┘
     after the loss:   queue ◄─ k        before the next keys:   f_k ◄─ m f_k + (1 - m) f_q
 
-    f = Backbone ─► mean of the last stage's cells (B, C_5) ─► Linear ─► ReLU ─► Linear ─► unit length (B, D)
+    f = Backbone ─► mean of the last stage's cells (B, C_5) ─► Linear ─► BN ─► ReLU ─► Linear ─► BN ─► length 1 (B, D)
 
 B: crops of a batch. C_5: width of the last stage. D: 128. Q: length of the queue. G: processes.
 
@@ -16,9 +16,15 @@ Source: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representatio
 
 * Older keys of a crop are no negatives of it. With 1.3 million images they hardly occur in the queue, with a few
   thousand crops they are there at every step.
+* Places of the queue without a key do not count. The published queue starts with random vectors, from which all
+  crops get away together, onto one point; a short training does not come back from there.
+* The head standardises over the batch after each of its layers, as MoCo v3's does (Chen et al. 2021); `head: plain` is
+  the published one. Without BatchNorm a fresh network describes all crops almost alike: a pretraining of a
+  GroupNorm network with the plain head moved all crops together, away from the older keys, and learned nothing else.
 * Shuffled batch statistics on one process: the published code hides which statistics a query shares with its key by
   shuffling over eight GPUs. Here the batch of a lone process is cut into parts of about 32, at least two, each with
-  its own statistics, as if each part were on a GPU. Encoders without trained BatchNorm need and do nothing of this.
+  its own statistics, as if each part were on a GPU. Encoders without trained BatchNorm (`head: plain` with `norm: gn`)
+  need and do nothing of this.
 """
 
 from __future__ import annotations
@@ -52,6 +58,7 @@ class MocoConfig(BaseModel):
         norm: As in a detector's model; `gn` and the fixed kinds need no shuffling of batch statistics.
         deform: Stages whose 3x3 convolutions are deformable.
         deform_version: 1 or 2.
+        head: `bn` standardises in the head, `plain` is two linear layers and a ReLU.
         embedding: Numbers that describe a crop (D).
         temperature: Of the softmax over similarities.
         momentum: Share of itself that the key encoder keeps in each step; `auto` goes by the number of steps.
@@ -64,6 +71,7 @@ class MocoConfig(BaseModel):
     norm: Literal["default", "bn", "bn_eval", "frozen_bn", "gn"] = "gn"
     deform: tuple[Stage, ...] = ()
     deform_version: Literal[1, 2] = 1
+    head: Literal["bn", "plain"] = "bn"
     embedding: Annotated[int, Field(ge=1, le=4096)] = 128
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.2
     momentum: Annotated[float, Field(ge=0, le=1)] | Auto = "auto"
@@ -83,9 +91,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = Backbone(config.backbone_config())
         width = self.backbone.channels[-1]
-        self.head = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, config.embedding)
-        )
+        self.head = make_head(width, config.embedding, config.head)
 
     def forward(self, views: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, D) of length 1."""
@@ -97,6 +103,19 @@ class Encoder(nn.Module):
         return pooled
 
 
+def make_head(width: int, embedding: int, kind: Literal["bn", "plain"]) -> nn.Sequential:
+    """Two layers: (B, width) -> (B, embedding)."""
+    if kind == "plain":
+        return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, embedding))
+    return nn.Sequential(
+        nn.Linear(width, width, bias=False),
+        nn.BatchNorm1d(width),
+        nn.ReLU(inplace=True),
+        nn.Linear(width, embedding, bias=False),
+        nn.BatchNorm1d(embedding, affine=False),
+    )
+
+
 class MoCo(nn.Module):
     """Both encoders and the queue.
 
@@ -104,8 +123,8 @@ class MoCo(nn.Module):
         config: Without `auto`.
 
     Attributes:
-        queue: (Q, D) unit vectors; random ones before there are keys.
-        queue_crops: (Q,) positions of the crops they are of; -1 for the random ones.
+        queue: (Q, D) unit vectors; 0 where there is no key yet.
+        queue_crops: (Q,) positions of the crops they are of; -1 where there is no key yet.
         place: Where the next key goes.
         hits: Queries whose own key was the most similar, since they were last counted.
         seen: Queries since then.
@@ -126,9 +145,8 @@ class MoCo(nn.Module):
         self.temperature, self.momentum = config.temperature, config.momentum
         self.query = Encoder(config)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
-        self.shuffles = config.norm in ("bn", "default") and _has_batch_norm(self.query)
-        random = functional.normalize(torch.randn(config.queue, config.embedding), dim=1)
-        self.register_buffer("queue", random)
+        self.shuffles = _uses_batch_statistics(self.query)
+        self.register_buffer("queue", torch.zeros(config.queue, config.embedding))
         self.register_buffer("queue_crops", torch.full((config.queue,), _NOBODY))
         for name in ("place", "hits", "seen"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
@@ -145,8 +163,8 @@ class MoCo(nn.Module):
         with torch.no_grad():
             follow(self.key, self.query, self.momentum)
             keys = self._keys(self.normalise(batch.keys))
-        own = batch.crops[:, None] == self.queue_crops
-        logits = contrast(queries, keys, self.queue.clone(), own) / self.temperature
+        ignored = (batch.crops[:, None] == self.queue_crops) | (self.queue_crops == _NOBODY)
+        logits = contrast(queries, keys, self.queue.clone(), ignored) / self.temperature
         self._count(logits)
         self._remember(gathered(keys), gathered(batch.crops))
         return {"info_nce": functional.cross_entropy(logits, torch.zeros_like(batch.crops))}
@@ -202,20 +220,20 @@ class MoCo(nn.Module):
         self.place.copy_((self.place + len(keys)) % length)
 
 
-def contrast(queries: Tensor, keys: Tensor, queue: Tensor, own: Tensor) -> Tensor:
+def contrast(queries: Tensor, keys: Tensor, queue: Tensor, ignored: Tensor) -> Tensor:
     """Similarities of each query: first with its own key, then with every key of the queue.
 
     Args:
         queries: (B, D) unit vectors.
         keys: (B, D) of the same crops.
-        queue: (Q, D) of other crops, and older ones of the same.
-        own: (B, Q) where the queue's key is of the query's crop; that similarity becomes -inf.
+        queue: (Q, D) unit vectors.
+        ignored: (B, Q) where the queue's key is no negative of the query; that similarity becomes -inf.
 
     Returns:
         (B, 1 + Q) in [-1, 1] or -inf.
     """
     positive = (queries * keys).sum(dim=1, keepdim=True)
-    return torch.cat([positive, (queries @ queue.T).masked_fill(own, -torch.inf)], dim=1)
+    return torch.cat([positive, (queries @ queue.T).masked_fill(ignored, -torch.inf)], dim=1)
 
 
 @torch.no_grad()
@@ -266,5 +284,7 @@ def _rank() -> int:
     return dist.get_rank() if _world() > 1 else 0
 
 
-def _has_batch_norm(encoder: nn.Module) -> bool:
-    return any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
+def _uses_batch_statistics(encoder: nn.Module) -> bool:
+    """Whether a BatchNorm is left in training mode when the encoder trains; its mode is training afterwards."""
+    encoder.train()
+    return any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) and m.training for m in encoder.modules())

@@ -33,6 +33,7 @@ from scantling.data.crop_store import DATA_NAME, INDEX_NAME, CropStore, open_sto
 from scantling.data.crops import CropPlan, stored_pixels
 from scantling.data.io import atomic_write, read_json, write_json
 from scantling.errors import ConfigError, DataError
+from scantling.models.backbone import Backbone
 from scantling.pretrain.config import CropFacts, PretrainConfig, decided, settle
 from scantling.pretrain.knn import KnnScore, KnnSplit, held_out_mask, is_held_out, knn_score, knn_split
 from scantling.pretrain.moco import MoCo
@@ -119,7 +120,7 @@ def pretrain(
     Raises:
         DataError: There are fewer than two crops, or an image cannot be read.
         UsageError: The folder holds other files or is in use, or the device is not there.
-        ConfigError: The folder holds a pretraining with other settings.
+        ConfigError: The backbone cannot be built, or the folder holds a pretraining with other settings.
         CheckpointError: It was begun with other crops, or its state is damaged.
         Interrupted: SIGINT or SIGTERM arrived; everything is saved.
     """
@@ -127,6 +128,8 @@ def pretrain(
     device = resolve_device(run.device)
     require_precision(config.precision, device)
     processes = join_processes(device)
+    with torch.device("meta"):  # refuses what cannot be built; nothing is allocated
+        Backbone(config.backbone_config())
     config, reasons = settle(config, measure_crops(plan, config, run.seed, device, processes))
     work = _Work(config=config, out=out, run=run, device=device, processes=processes)
     begun = processes.on_main(lambda: (out / SETTINGS).is_file() and not run.overwrite)
@@ -223,7 +226,7 @@ def _open(work: _Work, plan: CropPlan) -> CropStore:
 def _train(work: _Work, store: CropStore, *, left_out: int) -> dict[str, Any]:
     """Train, export the backbone, and say what came out."""
     config, processes = work.config, work.processes
-    model = initial_moco(config, work.run.seed)
+    model = initial_moco(config, work.run.seed).to(work.device)
     split = knn_split(store, share=config.held_out, seed=work.run.seed, most=config.max_judged)
     untrained = processes.on_main(partial(_untrained_score, work, store, split, model))
     result = _fit(work, store, split, model)
@@ -326,7 +329,7 @@ def _untrained_score(
     """The score of random weights, measured once for a folder."""
     path = work.out / UNTRAINED
     if not path.is_file():
-        score = _score(work, store, split, model.to(work.device))
+        score = _score(work, store, split, model)
         write_json(path, asdict(score) if score else None)
     return cast("dict[str, float] | None", read_json(path))
 

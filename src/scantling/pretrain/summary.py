@@ -31,7 +31,7 @@ class PretrainSummary:
         """For people: what was learned, and how to use it."""
         m = self.metrics
         lines = [
-            f"{m['crops']} crops, {m['epochs']} epochs: InfoNCE {_shown(m['info_nce'])}, "
+            f"{m['crops']} crops, {m['epochs']} epoch(s): InfoNCE {_shown(m['info_nce'])}, "
             f"own key first in {_shown(m['queue_accuracy'])}"
         ]
         if m["knn"] is not None:

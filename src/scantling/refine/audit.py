@@ -63,6 +63,8 @@ class AuditConfig(BaseModel):
         min_detection_score: Detections below are ignored.
         iou_threshold: Overlap from which a detection has found a label.
         near_iou: Overlap from which a label and a detection that found nothing better belong together.
+        iterations: How often the labels are refined, each time from where they are: a refiner moves a box part of the
+            way, and one around nothing ever further.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +74,7 @@ class AuditConfig(BaseModel):
     min_detection_score: Annotated[float, Field(ge=0, lt=1)] = 0.05
     iou_threshold: Share = 0.5
     near_iou: Share = 0.2
+    iterations: Annotated[int, Field(ge=1, le=10)] = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +174,7 @@ def gather(
     kept = detections if detections is not None else Detections.empty()
     kept = kept[kept.scores >= config.min_detection_score]
     association = associate(labels, kept, iou_threshold=config.iou_threshold, near_iou=config.near_iou)
-    precision, missing_rate = calibrate(kept, association, config.fault_rate)
+    precision, missing_rate = calibrate(labels, kept, association, config.fault_rate)
     return Evidence(
         labels=labels,
         refined=None if refined is None else _moved(np.asarray(refined, dtype=np.float64), labels),
@@ -208,11 +211,12 @@ def fault_odds(evidence: Evidence, config: AuditConfig) -> dict[Reason, Floats]:
 
 def hash_of(dataset: CocoDataset) -> str:
     """SHA-256 of what the labels say, whatever the order of the records or the format of the file."""
-    content = dataset.to_coco()
     said = {
         "images": [[image.id, image.file_name, *image.size_hw] for image in dataset.images],
         "annotations": [
-            [a["id"], a["image_id"], a["category_id"], a["bbox"]] for a in content["annotations"]
+            [a.id, image.id, a.label, *a.box_xywh, a.is_crowd]
+            for image, annotations in zip(dataset.images, dataset.annotations, strict=True)
+            for a in annotations
         ],
         "categories": [[category.id, category.name] for category in dataset.categories],
     }

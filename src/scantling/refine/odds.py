@@ -20,8 +20,8 @@ BORROWED = 20.0
 
 MAX_PRECISION = 0.99
 _NORMAL_SPREAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
-_MAX_RATE = 0.2  # a detector that is wrong more often than that is not believed
-_MAX_SURPRISE, _TIE_BREAK = 6.0, 0.01
+_MAX_RATE = 0.2
+_FLAT, _MAX_SURPRISE, _TIE_BREAK = 0.5, 6.0, 0.01
 _SURE_QUANTILE = 0.75
 
 
@@ -67,11 +67,11 @@ def robust_z(values: Floats, groups: Rows, min_spread: float) -> Floats:
 def surprise(z: Floats) -> Floats:
     """(N,) log of how much likelier a deviation is of a wrong label than of a right one.
 
-    Right labels deviate normally, wrong ones by anything; so z^2 / 2 - 1, from -1 on for what is usual or less, and
-    no more than 6, since right labels have stragglers too. NaN, where nothing is known, gives -1.
+    Right labels deviate normally, wrong ones by anything; so z^2 / 2 - 0.5, from -0.5 on for what is usual or less,
+    and no more than 6, since right labels have stragglers too. NaN, where nothing is known, gives -0.5.
     """
     usual = np.clip(np.nan_to_num(z), 0, None)
-    return np.minimum(usual**2 / 2 - 1, _MAX_SURPRISE) + _TIE_BREAK * usual
+    return np.minimum(usual**2 / 2 - _FLAT, _MAX_SURPRISE) + _TIE_BREAK * usual
 
 
 def share_at_most(values: Floats, groups: Rows) -> Floats:
@@ -94,16 +94,18 @@ def share_at_most(values: Floats, groups: Rows) -> Floats:
     return result
 
 
-def precision_of(scores: Floats, is_right: Flags, rate: float) -> tuple[Floats, float]:
+def precision_of(scores: Floats, is_right: Flags, rate: float, recall: float) -> tuple[Floats, float]:
     """Probability that a detection is a real object, by its score, and the share of objects without a label.
 
     The share of detections that found a label grows with the score (isotonic regression). What the surest detections
-    lack of 1 is put down to labels that are missing, not to the detector.
+    lack of 1 is put down half to the detector and half to labels that are missing; the latter the less, the more
+    labels the detector overlooks (by the square of its recall), since a weak detector errs at high scores too.
 
     Args:
         scores: (M,) of one category, or of all.
         is_right: (M,) which of them found a label.
         rate: Share of missing labels that is assumed at least.
+        recall: Share of the labels that were found.
 
     Returns:
         (M,) probabilities in [0, 0.99], which grow with the score; and the share of missing labels, from `rate` to
@@ -112,7 +114,8 @@ def precision_of(scores: Floats, is_right: Flags, rate: float) -> tuple[Floats, 
     if not is_right.any():
         return np.zeros(len(scores)), rate
     sure = scores >= np.quantile(scores[is_right], _SURE_QUANTILE)
-    missing = float(np.clip(1 - is_right[sure].mean(), rate, _MAX_RATE))
+    lacking = float(1 - is_right[sure].mean())
+    missing = float(np.clip(lacking * recall**2 / 2, rate, _MAX_RATE))
     order = np.lexsort((~is_right, scores))  # right ones first among equals, which then share one value
     fitted = isotonic_regression(is_right[order].astype(np.float64))
     blocks = fitted.blocks

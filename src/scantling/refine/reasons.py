@@ -82,23 +82,30 @@ def size_groups(labels: Labels) -> Rows:
     return labels.labels * _OCTAVES + octave
 
 
-def calibrate(detections: Detections, association: Association, rate: float) -> tuple[Floats, Floats]:
+def calibrate(
+    labels: Labels, detections: Detections, association: Association, rate: float
+) -> tuple[Floats, Floats]:
     """Precision of every detection and the rate of missing labels of its category, both (M,).
 
     Args:
+        labels: Of the data set.
         detections: Out-of-fold detections.
         association: With the labels.
         rate: Share of missing labels that is assumed at least.
     """
     precision, missing = np.zeros(len(detections)), np.full(len(detections), rate)
     is_right = association.found != NONE
-    pooled = precision_of(detections.scores[association.counts], is_right[association.counts], rate)
+    is_found = (association.found_by != NONE)[~labels.is_crowd]
+    of_found = labels.labels[~labels.is_crowd]
+    everything = (detections.scores[association.counts], is_right[association.counts])
+    pooled = precision_of(*everything, rate, float(is_found.mean()) if len(is_found) else 0.0)
     for label in np.unique(detections.labels):
         rows = detections.labels == label
         counted = rows & association.counts
         enough = counted.sum() >= MIN_CALIBRATED and bool(is_right[counted].any())
         chosen = counted if enough else association.counts
-        fitted = precision_of(detections.scores[chosen], is_right[chosen], rate) if enough else pooled
+        recall = float(is_found[of_found == label].mean()) if enough else 0.0
+        fitted = precision_of(detections.scores[chosen], is_right[chosen], rate, recall) if enough else pooled
         precision[rows] = _carried(detections.scores, fitted[0], (chosen, rows))
         missing[rows] = fitted[1]
     return precision, missing
@@ -168,7 +175,7 @@ def spurious(evidence: Evidence) -> Floats:
     support = evidence.support(evidence.association.seen_by)
     log_ratio = np.log1p(-support) - np.log(share_at_most(support, evidence.groups))
     if evidence.refined is not None:
-        log_ratio += surprise(disagreement(evidence, evidence.refined))
+        log_ratio += _HALF * surprise(disagreement(evidence, evidence.refined))
     return log_ratio
 
 

@@ -20,6 +20,7 @@ from scantling.stages.context import PREDICTIONS, RunContext
 from scantling.stages.detecting import TUNED, foreign_files, read_member, tuned_file
 
 ENSEMBLE, ELIMINATE = "ensemble", "eliminate"
+RELATIONS = f"{ELIMINATE}/relations.json"
 
 
 def combined_members(context: RunContext) -> list[str]:
@@ -45,6 +46,7 @@ def check_combination(context: RunContext) -> None:
     if combining.ensemble is not None:
         combining.ensemble.weight_table(combined_members(context), context.data.train.class_names)
     needed = [context.data.evaluated, *([context.tuning_split] if recipe.tunes_weights else [])]
+    needed += ["val"] if recipe.gates_refinement else []
     for name in recipe.foreign_members:
         missing = [split for split in needed if split not in foreign_files(context, name)]
         if missing:
@@ -85,7 +87,7 @@ def eliminate_stage(context: RunContext) -> Stage:
         "train": context.data.hashes["train"],
         "eliminate": combining.eliminate.model_dump(mode="json") if combining.eliminate else None,
     }
-    outputs = (f"{ELIMINATE}/{PREDICTIONS}", f"{ELIMINATE}/removed.json")
+    outputs = (f"{ELIMINATE}/{PREDICTIONS}", f"{ELIMINATE}/removed.json", RELATIONS)
     action = partial(_eliminate, context, before)
     return Stage(folder=ELIMINATE, name=ELIMINATE, inputs=inputs, outputs=outputs, action=action)
 
@@ -97,9 +99,9 @@ def ensemble_config(context: RunContext) -> EnsembleConfig:
     return own if tuned is None else tuned
 
 
-def fused(context: RunContext, members: list[str]) -> Detections:
-    """Some members' detections of the evaluated split as one set."""
-    found = {name: read_member(context, name, context.data.evaluated) for name in members}
+def fused(context: RunContext, members: list[str], split: str | None = None) -> Detections:
+    """Some members' detections of a split (the evaluated one if left out) as one set."""
+    found = {name: read_member(context, name, split or context.data.evaluated) for name in members}
     config = ensemble_config(context)
     weights = {name: weight for name, weight in config.weights.items() if name in found}
     chosen = config.model_copy(update={"weights": weights})
@@ -107,14 +109,20 @@ def fused(context: RunContext, members: list[str]) -> Detections:
 
 
 def cleaned(context: RunContext, detections: Detections) -> Detections:
-    """Detections of the evaluated split without those that the elimination removes."""
+    """Detections without those that the elimination removes."""
     config = context.recipe.combining.elimination
     relations = learn_relations(context.data.train, config)
     return detections[eliminate(detections, relations, config).keep]
 
 
+def outcome_file(context: RunContext) -> str:
+    """Results file that the combination, or the only member, leaves, relative to the run folder."""
+    if context.recipe.combining.eliminate is not None:
+        return f"{ELIMINATE}/{PREDICTIONS}"
+    return _before_elimination(context)
+
+
 def _before_elimination(context: RunContext) -> str:
-    """Results file that is cleaned, relative to the run folder."""
     if context.recipe.combining.ensemble is not None:
         return f"{ENSEMBLE}/{PREDICTIONS}"
     (name,) = combined_members(context)
@@ -147,7 +155,9 @@ def _fuse(context: RunContext) -> None:
 def _eliminate(context: RunContext, before: str) -> None:
     target, config = context.data.target, context.recipe.combining.elimination
     results = read_results(context.root / before, target)
-    found = eliminate(detections_of(results, target), learn_relations(context.data.train, config), config)
+    relations = learn_relations(context.data.train, config)
+    found = eliminate(detections_of(results, target), relations, config)
     kept = [result for result, keep in zip(results, found.keep, strict=True) if keep]
     write_results(kept, context.root / ELIMINATE / PREDICTIONS)
     write_json(context.root / ELIMINATE / "removed.json", found.to_dict(), indent=2)
+    write_json(context.root / RELATIONS, relations.to_dict())

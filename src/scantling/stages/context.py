@@ -123,11 +123,12 @@ class RunContext:
             yield from self.units_of(name)
 
     def splits_of(self, unit: Unit) -> dict[str, CocoDataset]:
-        """What a unit predicts: the evaluated split, and what its member is tuned on."""
+        """What a unit predicts: the evaluated split, what its member is tuned on, and what refining is judged on."""
         wanted = {self.data.evaluated: self.data.target}
         if unit.fold is not None:
             wanted[HELD_OUT] = self.folds[unit.fold].held_out
-        elif self.recipe.combine is not None and self.recipe.combine.tune is not None:
+        tunes_on_val = self.recipe.combining.tune is not None and unit.fold is None
+        if tunes_on_val or self.recipe.gates_refinement:
             wanted["val"] = self.data.val
         return wanted
 

@@ -27,6 +27,7 @@ from scantling.stage import Stage
 from scantling.stages.combining import ELIMINATE, ENSEMBLE
 from scantling.stages.context import PREDICTIONS, RunContext
 from scantling.stages.detecting import detections_with, num_views, suppression_of
+from scantling.stages.refining import REFINE
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ def result_files(context: RunContext) -> dict[str, str]:
         files[ENSEMBLE] = f"{ENSEMBLE}/{PREDICTIONS}"
     if combining.eliminate is not None:
         files[ELIMINATE] = f"{ELIMINATE}/{PREDICTIONS}"
+    if context.recipe.refine is not None:
+        files[REFINE] = f"{REFINE}/{PREDICTIONS}"
     return files
 
 
@@ -136,7 +139,7 @@ def ingredients(context: RunContext, found: dict[str, list[Result]], best: str) 
     """
     rows = [row for name in context.recipe.members for row in _member_steps(context, name, found[name])]
     base = best
-    for name in (ENSEMBLE, ELIMINATE):
+    for name in (ENSEMBLE, ELIMINATE, REFINE):
         if name in found:
             rows.append(Variant(name=name, results=found[name], base=base))
             base = name

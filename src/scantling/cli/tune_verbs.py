@@ -1,0 +1,63 @@
+"""Verbs that make predictions better by what is known of the data: tune, eliminate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from scantling.cli.shell import JsonOption, show, verb
+
+
+@verb
+def tune(
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(help="One results file of candidates before suppression, or those of the members."),
+    ],
+    data: Annotated[Path, typer.Option(help="The truth: a COCO file, a split file, or FOLDER:SPLIT.")],
+    out: Annotated[Path, typer.Option(help="YAML file to write, for predict and ensemble.")],
+    what: Annotated[
+        Literal["auto", "suppress", "weights"],
+        typer.Option(help="Settings of suppression or weights of members; auto goes by the number of files."),
+    ] = "auto",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Such as search.folds=10 or suppress.min_score=1e-5; repeatable.",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Find settings of suppression or weights of an ensemble, by category where that is surely better."""
+    from scantling import api
+
+    summary = api.tune(predictions, data, out, what=what, overrides=overrides or ())
+    show(summary.to_text(), summary.to_dict(), as_json=json)
+
+
+@verb
+def eliminate(
+    results: Annotated[Path, typer.Argument(help="COCO results file of any detector.")],
+    train: Annotated[Path, typer.Option(help="Training annotations, to learn what occurs; as --data.")],
+    data: Annotated[Path, typer.Option(help="The data set that was predicted, as for evaluate.")],
+    out: Annotated[Path | None, typer.Option(help="COCO results file to write.")] = None,
+    only_list: Annotated[
+        bool, typer.Option("--list", help="Only say what contradicts, instead of --out.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Replace a setting, such as min_ratio=3; repeatable."
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Remove the weaker of two predictions that lie to each other as objects never do, and surplus ones."""
+    from scantling import api
+
+    summary = api.eliminate(results, train, data, out, only_list=only_list, overrides=overrides or ())
+    show(summary.to_text(), summary.to_dict(), as_json=json)

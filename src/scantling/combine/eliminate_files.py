@@ -1,0 +1,61 @@
+"""A result file of any tool without the predictions that contradict what occurs; all else in it stays as it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scantling.combine.eliminate import EliminateConfig, Elimination, eliminate, learn_relations
+from scantling.data.coco_dataset import CocoDataset
+from scantling.data.coco_results import read_results, write_results
+from scantling.data.detections import detections_of
+from scantling.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EliminateSummary:
+    """What was removed and where the rest is.
+
+    Attributes:
+        elimination: What to keep and why not the others.
+        out: Results file; None where it was only asked what contradicts.
+    """
+
+    elimination: Elimination
+    out: Path | None
+
+    def to_text(self) -> str:
+        """For people: removals by pair."""
+        end = "; nothing was removed" if self.out is None else f"; the others are in {self.out}"
+        return self.elimination.to_text() + end
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {"out": str(self.out) if self.out else None, **self.elimination.to_dict()}
+
+
+def eliminate_file(
+    file: Path, train: CocoDataset, dataset: CocoDataset, config: EliminateConfig, out: Path | None
+) -> EliminateSummary:
+    """Remove what contradicts from a result file.
+
+    Args:
+        file: COCO results of any tool; keys and masks of what stays are written back.
+        train: Where to learn what occurs; categories are matched by name.
+        dataset: The data set that was predicted.
+        config: What is judged.
+        out: Results file to write; None only lists.
+
+    Raises:
+        UsageError: The output would replace the results, or cannot be written.
+        DataError: The results cannot be used, or `train` lacks a category.
+    """
+    if out is not None and out.resolve() == file.resolve():
+        raise UsageError(f"{out}: would replace the results themselves", hint="Choose another --out.")
+    relations = learn_relations(train, config).ordered(dataset.class_names)
+    results = read_results(file, dataset)
+    found = eliminate(detections_of(results, dataset), relations, config)
+    if out is not None:
+        write_results([result for result, stays in zip(results, found.keep, strict=True) if stays], out)
+    return EliminateSummary(elimination=found, out=out)

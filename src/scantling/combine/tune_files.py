@@ -1,0 +1,125 @@
+"""Result files of any tools tuned: one file of candidates, or the members of an ensemble, to a file of settings.
+
+candidates.json ─ tune_suppression ─┐
+A.json, B.json ... ─ tune_weights ──┴─► tuned.yaml, which prediction and ensembles take
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from scantling.combine.ensemble import EnsembleConfig
+from scantling.combine.members import read_members
+from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
+from scantling.combine.tuned import Tuned, write_tuned
+from scantling.data.coco_dataset import CocoDataset
+from scantling.data.detections import Detections, compare_detections
+from scantling.errors import UsageError
+from scantling.models.suppression import SuppressConfig, suppress_detections
+
+log = logging.getLogger(__name__)
+
+What = Literal["suppress", "weights"]
+
+_LOOKED_AT = 50  # images
+
+
+class TuneRequest(BaseModel):
+    """What is tuned from where.
+
+    Attributes:
+        search: What is tried, and how sure a choice has to be.
+        suppress: Settings of suppression in use. Its score threshold is 0 unless said otherwise: all candidates of
+            the file count.
+        ensemble: Settings of the ensemble in use.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    search: TuneConfig = TuneConfig()
+    suppress: SuppressConfig = SuppressConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
+
+    def suppression(self) -> SuppressConfig:
+        """Settings of suppression in use, for candidates of a file."""
+        if "score_threshold" in self.suppress.model_fields_set:
+            return self.suppress
+        return self.suppress.model_copy(update={"score_threshold": 0.0})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneSummary:
+    """What was found and where it is.
+
+    Attributes:
+        what: What was tuned.
+        tuned: Settings and table.
+        out: The file of settings.
+    """
+
+    what: What
+    tuned: Tuned[Any]
+    out: Path
+
+    def to_text(self) -> str:
+        """For people."""
+        return f"{self.tuned.to_text()}, in {self.out}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {"what": self.what, "out": str(self.out), **self.tuned.to_dict()}
+
+
+def tune_files(
+    files: Sequence[Path], dataset: CocoDataset, request: TuneRequest, out: Path, what: What
+) -> TuneSummary:
+    """Tune and write the settings found.
+
+    Args:
+        files: One of candidates for `suppress`; two or more for `weights`, by the `member_names` of the files.
+        dataset: The truth.
+        request: Search and settings in use.
+        out: YAML file to write.
+        what: What to tune.
+
+    Raises:
+        UsageError: The number of files is another one, the data set has no objects, or `out` cannot be written.
+        ConfigError: The settings in use name members or categories that do not exist.
+        DataError: A file cannot be used.
+    """
+    if (what == "suppress") != (len(files) == 1):
+        raise UsageError(
+            f"{len(files)} results files: suppression is tuned from one, of candidates; weights from two or more"
+        )
+    members = read_members(files, dataset)
+    for finding in compare_detections([(m.file, m.detections) for m in members], dataset.class_names):
+        log.warning("%s", str(finding).removeprefix("warning "))
+    tuned: Tuned[Any]
+    if what == "suppress":
+        candidates = members[0].detections
+        if is_suppressed(candidates):
+            log.warning(
+                "%s: no box overlaps another of its category by more than half, so there is nothing to suppress; "
+                "give candidates before suppression (predict --set suppress.method=none)",
+                members[0].file,
+            )
+        tuned = tune_suppression(candidates, dataset, request.suppression(), request.search)
+        write_tuned(out, suppress=tuned.config, comment=tuned.to_text())
+    else:
+        detections = {member.name: member.detections for member in members}
+        tuned = tune_weights(detections, dataset, request.ensemble, request.search)
+        write_tuned(out, ensemble=tuned.config, comment=tuned.to_text())
+    return TuneSummary(what=what, tuned=tuned, out=out)
+
+
+def is_suppressed(candidates: Detections) -> bool:
+    """Whether hard NMS at 0.5 has nothing to remove in the first images; no candidates: no."""
+    some = candidates[(candidates.images < _LOOKED_AT) & (candidates.scores > 0)]
+    rows, _ = suppress_detections(some, SuppressConfig(score_threshold=0.0, max_per_image=None), ())
+    return 0 < len(some) == len(rows)

@@ -1,0 +1,45 @@
+"""The rules for `auto`."""
+
+from __future__ import annotations
+
+import pytest
+
+from scantling.errors import ConfigError
+from scantling.pretrain.config import CropFacts, PretrainConfig, settle
+
+DELFTBIKES = CropFacts(num_crops=133_245, usual_side=180.0, device="cuda", cpu_count=16)
+FEW = CropFacts(num_crops=300, usual_side=61.0, device="cpu", cpu_count=2)
+
+
+def test_published_settings_come_out_for_the_published_crops():
+    config = settle(PretrainConfig(), DELFTBIKES).config
+    assert (config.epochs, config.batch_size, config.side, config.lr) == (200, 256, 224, 0.03)
+    assert (config.momentum, config.temperature, config.embedding) == (0.999, 0.2, 128)
+    assert config.queue == 65_536
+    assert config.train_config().schedule == "cosine"
+
+
+def test_several_processes_share_the_batch():
+    facts = CropFacts(num_crops=133_245, usual_side=180.0, device="cuda", cpu_count=16, processes=8)
+    config = settle(PretrainConfig(), facts).config
+    assert (config.batch_size, config.lr, config.queue) == (32, 0.03, 65_536)
+
+
+def test_few_crops_get_small_batches_and_a_short_queue():
+    settled = settle(PretrainConfig(), FEW)
+    config = settled.config
+    assert (config.batch_size, config.side) == (37, 64)
+    assert config.queue == 148  # four batches, at most half of the crops
+    assert config.lr == pytest.approx(0.03 * 37 / 256, rel=1e-3)
+    assert 0.9 <= config.momentum < 0.999
+    assert len(settled.reasons) == 8
+    assert settle(config, FEW) == (config, ())
+
+
+@pytest.mark.parametrize("num_crops", [2, 3, 17])
+def test_the_queue_is_never_longer_than_the_crops(num_crops):
+    facts = CropFacts(num_crops=num_crops, usual_side=61.0, device="cpu", cpu_count=2)
+    config = settle(PretrainConfig(), facts).config
+    assert config.batch_size <= config.queue <= num_crops
+    with pytest.raises(ConfigError, match=f"only {num_crops} crops"):
+        settle(PretrainConfig(queue=num_crops + 1), facts)
