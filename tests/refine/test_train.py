@@ -40,12 +40,12 @@ def test_a_refiner_undoes_a_known_jitter(painted, tmp_path):
     train, val = painted(40, seed=10), painted(15, seed=11)
     config = RefineConfig.model_validate(
         {
-            "model": {"backbone": "resnet10t", "side": 32, "hidden": 32},
+            "model": {"backbone": "test_resnet", "side": 64, "pooling": "flatten", "hidden": 32},
             "train": {
                 "epochs": 2,
-                "repeats": 16,
+                "repeats": 20,
                 "optimizer": "adamw",
-                "lr": 1e-3,
+                "lr": 3e-3,
                 "schedule": "cosine",
                 "warmup_steps": 10,
             },
