@@ -1,9 +1,9 @@
 """What pretraining on a data set's own crops gives: k-NN accuracy of its crops, and AP of a detector from there.
 
-    python bench/pretraining_gain.py DATA [--seeds 3] [--steps 300] [--crops-shown 40000] [--model faster]
+    python bench/pretraining_gain.py DATA [--seeds 3] [--steps 300] [--crops-shown 40000 | --weights FILE]
 
 DATA is a COCO data set (annotations/train.json, val.json, images/). A ResNet-10-T with BatchNorm is pretrained once on
-the crops of train. k-NN accuracy is that of the crops of val, told by those of train, before and after. The detector is
+the crops of train (or its weights are given). k-NN accuracy is that of the crops of val, told by those of train, before and after. The detector is
 trained on train from these weights and from random ones: same seeds, batches, steps and learning rate; AP on val, mean
 and 95 % interval (Student's t) over the seeds, and of the paired difference.
 """
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--crops-shown", type=int, default=40_000)
     parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--weights", type=Path, help="a backbone.safetensors to take instead of pretraining")
     parser.add_argument("--model", choices=("faster", "cascade"), default="faster")
     parser.add_argument("--images", type=int, help="use only the first images of each split")
     options = parser.parse_args()
@@ -98,7 +99,7 @@ def main() -> None:
         }
     with tempfile.TemporaryDirectory() as scratch:
         started = time.process_time()
-        weights = pretrained(splits["train"], Path(scratch) / "pretrained", options)
+        weights = options.weights or pretrained(splits["train"], Path(scratch) / "pretrained", options)
         seconds = time.process_time() - started
         scores = [crop_score(splits, file, Path(scratch) / "crops", options.side) for file in (None, weights)]
         aps: dict[str, list[float]] = {"random": [], str(weights): []}
@@ -113,9 +114,12 @@ def report(
     scores: list[KnnScore], aps: list[list[float]], seconds: float, options: argparse.Namespace
 ) -> None:
     gains = [after - before for before, after in zip(*aps, strict=True)]
+    learned = f"{options.crops_shown} crops of {options.side} px shown in {seconds:.0f} processor seconds"
+    if options.weights:
+        learned = f"weights {options.weights.name}"
     lines = [
-        f"{options.data.name}: {options.crops_shown} crops of {options.side} px shown in {seconds:.0f} processor "
-        f"seconds; {options.model}, {options.steps} steps of {BATCH} images, {options.seeds} seeds\n",
+        f"{options.data.name}: {learned}; {options.model}, {options.steps} steps of {BATCH} images, "
+        f"{options.seeds} seeds\n",
         "| backbone | k-NN accuracy | balanced | AP | gain |\n|---|---:|---:|---:|---:|",
         f"| random | {scores[0].accuracy:.3f} | {scores[0].balanced:.3f} | {interval(aps[0])} | |",
         f"| own crops | {scores[1].accuracy:.3f} | {scores[1].balanced:.3f} | {interval(aps[1])} | {interval(gains)} |",

@@ -138,7 +138,7 @@ def ingredients(context: RunContext, found: dict[str, list[Result]], best: str) 
         best: The member that the ensemble is compared with.
     """
     rows = [row for name in context.recipe.members for row in _member_steps(context, name, found[name])]
-    base = best
+    base = _outcome_title(context, best)
     for name in (ENSEMBLE, ELIMINATE, REFINE):
         if name in found:
             rows.append(Variant(name=name, results=found[name], base=base))
@@ -161,8 +161,14 @@ def _member_steps(context: RunContext, name: str, results: list[Result]) -> list
     if context.recipe.tunes_suppression and suppression_of(context, name) != own:
         steps.append((f"{name}, {_method(own)}", own, None))
     rows = [Variant(name=step, results=_results(context, name, config, seen)) for step, config, seen in steps]
-    rows.append(Variant(name=name, results=results))
+    rows.append(Variant(name=_outcome_title(context, name), results=results))
     return [rows[0], *(replace(row, base=before.name) for before, row in zip(rows, rows[1:], strict=False))]
+
+
+def _outcome_title(context: RunContext, name: str) -> str:
+    """What a member's own outcome is called in the table."""
+    tuned = context.recipe.tunes_suppression and name not in context.recipe.foreign_members
+    return f"{name}, tuned" if tuned else name
 
 
 def _method(config: SuppressConfig) -> str:
