@@ -3,9 +3,9 @@
     python bench/pretraining_gain.py DATA [--seeds 3] [--steps 300] [--crops-shown 40000 | --weights FILE]
 
 DATA is a COCO data set (annotations/train.json, val.json, images/). A ResNet-10-T with BatchNorm is pretrained once on
-the crops of train (or its weights are given). k-NN accuracy is that of the crops of val, told by those of train, before and after. The detector is
-trained on train from these weights and from random ones: same seeds, batches, steps and learning rate; AP on val, mean
-and 95 % interval (Student's t) over the seeds, and of the paired difference.
+the crops of train, or its weights are given. k-NN accuracy is that of the crops of val, told by those of train, before
+and after. The detector is trained on train from these weights and from random ones: same seeds, batches, steps and
+learning rate; AP on val, mean and 95 % interval (Student's t) over the seeds, and of the paired difference.
 """
 
 from __future__ import annotations
