@@ -164,8 +164,11 @@ def faster_rcnn_swin_t(config: ModelConfig, num_classes: int) -> Detector:
 
 
 def faster_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
-    """Faster R-CNN for CPUs and few images: ResNet-18 with BatchNorm, narrow pyramid and heads, few RoIs."""
-    return _faster_rcnn(config, num_classes, SMALL)
+    """Faster R-CNN for CPUs and few images: ResNet-18 with BatchNorm, narrow pyramid and heads, few RoIs.
+
+    One box for all classes: on bccd, 300 steps, three seeds, that reached AP 0.482, a box per class 0.474 (2026-11-26).
+    """
+    return _faster_rcnn(config, num_classes, SMALL.model_copy(update={"class_agnostic": True}))
 
 
 def cascade_rcnn_r50(config: ModelConfig, num_classes: int) -> Detector:
