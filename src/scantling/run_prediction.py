@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from scantling.combine.eliminate import eliminate
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
+from scantling.combine.ensemble import EnsembleConfig, ensemble_detections, without_own_duplicates
 from scantling.combine.relations import Relations
 from scantling.combine.tuned import read_tuned
 from scantling.config import Recipe, load_recipe
@@ -139,7 +139,8 @@ class RunDetectors:
         if len(folds) == 1:
             return next(iter(folds.values()))
         limit = detectors[0].predictor.config.suppress.max_per_image
-        return ensemble_detections(folds, EnsembleConfig(max_per_image=limit), self._names)
+        fusion = EnsembleConfig(max_per_image=limit)
+        return ensemble_detections(without_own_duplicates(folds, fusion, self._names), fusion, self._names)
 
     def _combined(self, found: Mapping[str, Detections]) -> Detections:
         combining = self.recipe.combining
@@ -150,9 +151,9 @@ class RunDetectors:
             if self.recipe.tunes_weights:
                 config = read_tuned(self.root / tuned_file(ENSEMBLE)).ensemble or config
             weights = {name: weight for name, weight in config.weights.items() if name in found}
-            detections = ensemble_detections(
-                found, config.model_copy(update={"weights": weights}), self._names
-            )
+            chosen = config.model_copy(update={"weights": weights})
+            members = without_own_duplicates(found, chosen, self._names)
+            detections = ensemble_detections(members, chosen, self._names)
         if combining.eliminate is None:
             return detections
         relations = Relations.from_dict(cast("dict[str, Any]", read_json(self.root / RELATIONS)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reference import slow_ensemble, slow_nms
 from scantling.combine import clusters, pool
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
+from scantling.combine.ensemble import EnsembleConfig, ensemble_detections, without_own_duplicates
 from scantling.data.detections import Detections
 from scantling.errors import ConfigError, DataError
 
@@ -419,3 +419,23 @@ class TestSettingsThatCannotBe:
             ensemble_detections({"yolo": percent}, EnsembleConfig(), NAMES)
         rounded = detections((0, 0, 1 + 1e-7, (0.0, 0, 1, 1)))
         assert ensemble_detections({"yolo": rounded}, EnsembleConfig(), NAMES).scores.tolist() == [1.0]
+
+
+def test_a_members_own_duplicates_do_not_enter_weighted_fusion():
+    """Alone, a member then passes through the fusion as it is; other methods take all boxes."""
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [8, 0, 18, 10], [0, 0, 10, 10]], dtype=np.float64)
+    member = Detections(
+        images=np.zeros(4, dtype=np.int64),
+        labels=np.array([0, 0, 0, 1]),
+        scores=np.array([0.9, 0.4, 0.8, 0.3]),
+        boxes=boxes,
+    )
+    config = EnsembleConfig(method="wbf", iou_threshold=0.55)
+    kept = without_own_duplicates({"one": member}, config, ("a", "b"))["one"]
+    assert kept.scores.tolist() == [0.9, 0.8, 0.3]
+    fused = ensemble_detections({"one": kept}, config, ("a", "b")).by_score()
+    assert fused.scores.tolist() == pytest.approx([0.9, 0.8, 0.3])
+    assert fused.boxes.tolist() == [boxes[0].tolist(), boxes[2].tolist(), boxes[3].tolist()]
+    for method in ("nmw", "nms", "soft_linear"):
+        same = without_own_duplicates({"one": member}, EnsembleConfig(method=method), ("a", "b"))
+        assert same["one"] is member

@@ -126,6 +126,29 @@ class EnsembleConfig(BaseModel):
         return table
 
 
+def without_own_duplicates(
+    members: Mapping[str, Detections], config: EnsembleConfig, class_names: Sequence[str]
+) -> dict[str, Detections]:
+    """Members as weighted boxes fusion expects them: none says twice where an object is.
+
+    A member's own overlapping boxes, which soft-NMS leaves, would be averaged with its better ones and count as
+    votes. On bccd, with soft-NMS, fusing a good and a bad detector reached AP 0.469 as they were and 0.501 so; the
+    good one alone fell from 0.520 to 0.472 by passing through the fusion (2026-11-26).
+
+    Args:
+        members: Detections of each.
+        config: `wbf` makes a member's boxes of one cluster one box, the best; other methods get all as they are.
+        class_names: Category names in label order.
+    """
+    if config.method != "wbf":
+        return dict(members)
+    suppression = SuppressConfig(
+        method="hard", iou_threshold=config.iou_threshold, score_threshold=0.0, max_per_image=None
+    )
+    rows = {name: suppress_detections(found, suppression, class_names)[0] for name, found in members.items()}
+    return {name: found[rows[name]] for name, found in members.items()}
+
+
 def ensemble_detections(
     members: Mapping[str, Detections], config: EnsembleConfig, class_names: Sequence[str]
 ) -> Detections:

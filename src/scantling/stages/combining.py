@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from scantling.combine.eliminate import eliminate, learn_relations
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
+from scantling.combine.ensemble import EnsembleConfig, ensemble_detections, without_own_duplicates
 from scantling.combine.tune import tune_weights
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.coco import read_results, write_results
@@ -104,8 +104,8 @@ def fused(context: RunContext, members: list[str], split: str | None = None) -> 
     found = {name: read_member(context, name, split or context.data.evaluated) for name in members}
     config = ensemble_config(context)
     weights = {name: weight for name, weight in config.weights.items() if name in found}
-    chosen = config.model_copy(update={"weights": weights})
-    return ensemble_detections(found, chosen, context.data.target.class_names)
+    chosen, names = config.model_copy(update={"weights": weights}), context.data.target.class_names
+    return ensemble_detections(without_own_duplicates(found, chosen, names), chosen, names)
 
 
 def cleaned(context: RunContext, detections: Detections) -> Detections:
@@ -140,9 +140,9 @@ def _member_hashes(context: RunContext, split: str) -> dict[str, str]:
 
 def _weigh(context: RunContext) -> None:
     members = {name: read_member(context, name, context.tuning_split) for name in combined_members(context)}
-    found = tune_weights(
-        members, context.tuning_data, _ensemble_config(context), context.recipe.combining.tuning
-    )
+    config = _ensemble_config(context)
+    members = without_own_duplicates(members, config, context.tuning_data.class_names)
+    found = tune_weights(members, context.tuning_data, config, context.recipe.combining.tuning)
     write_tuned(context.root / tuned_file(ENSEMBLE), ensemble=found.config)
     atomic_write(context.root / TUNED / f"{ENSEMBLE}.txt", found.to_text() + "\n")
 
