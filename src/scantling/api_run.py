@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEMO_RECIPE = "parts-cpu"
-DEMO_SPLITS: Mapping[str, int] = {"train": 120, "val": 32, "test": 50}
+DEMO_SPLITS: Mapping[str, int] = {"train": 140, "val": 32, "test": 50}
 
 
 def run(
