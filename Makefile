@@ -10,7 +10,7 @@ WORKERS ?= 2
 help: ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1	/'
 
-demo: $(STAMP) ## Train a small detector on generated scenes and write runs/demo/report.html (about 5 minutes).
+demo: $(STAMP) ## Run the whole solution on generated scenes and write runs/demo/report.html (about 6 minutes).
 	$(BIN)/scantling demo --out runs/demo
 
 test: $(STAMP) ## Run the whole test suite.

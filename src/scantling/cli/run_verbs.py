@@ -72,7 +72,7 @@ def demo(
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Generate inspection scenes, train a small detector on them, and write its report."""
+    """Generate inspection scenes, run the whole solution on them at small size, and write its report."""
     from scantling import api
 
     summary = api.demo(out, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite)
