@@ -2,7 +2,7 @@
 
 python bench/audit.py                       simulated refiner and detector, several seeds
 python bench/audit.py --refined F --predictions F --data FOLDER     a real refiner's and detector's output
-python bench/audit.py --real --seeds 1      trains a small refiner and the demo's detector on two folds first
+python bench/audit.py --real --seeds 1      trains a small refiner and small cascades on three folds first
 
 What is ranked: every label (by its likeliest reason) and every detection that no label explains (`missing`). Faulty
 are the labels that were changed or added, and the objects whose label was removed; a removed label that nothing
@@ -20,18 +20,57 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from scantling import api
-from scantling.data.coco import CocoDataset, read_coco, read_results, write_results
+from refine_gain import SMALL
+from scantling import api, strict_yaml
+from scantling.data.coco import CocoDataset, read_coco, read_results
 from scantling.data.detections import Detections, detections_of
 from scantling.data.synth import LabelNoise, SynthConfig, write_synth
+from scantling.refine.apply import ApplyConfig, load_refiner, refine_truth
 from scantling.refine.audit import AuditConfig, find_suspects
 from scantling.refine.labels import labels_of, overlaps
 
-NOISE = LabelNoise(box_jitter=0.04, wrong_class=0.02, missing=0.02, spurious=0.02)
+NOISE = LabelNoise(box_jitter=0.04, wrong_class=0.02, missing=0.02, spurious=0.02, splits=("train", "val"))
 REASON_OF = {"box_jitter": "loose", "wrong_class": "class", "missing": "missing", "spurious": "spurious"}
 EVERYTHING = AuditConfig(min_score=0.0)
+MEMBER = "cascade"
+RECIPE = {
+    "about": "A small cascade on three folds and a small refiner, for the audit of generated scenes.",
+    "members": {
+        MEMBER: {
+            "model": {
+                "name": "cascade_rcnn_r18_small",
+                "backbone": "resnet10t",
+                "anchor_scales": [2.5, 5.0],
+                "num_rois": 128,
+            },
+            "augment": {
+                "short_side": {"min": 208, "max": 272},
+                "long_side": 360,
+                "flip": 0.0,
+                "brightness": 0.2,
+            },
+            "train": {
+                "epochs": 10,
+                "batch_size": 2,
+                "optimizer": "adamw",
+                "lr": 1e-3,
+                "weight_decay": 0.05,
+                "schedule": "cosine",
+                "warmup_steps": 30,
+                "validate_every": 10,
+                "workers": 0,
+            },
+            "predict": {"scales": 240, "long_side": 360, "batch_size": 4},
+        }
+    },
+    "refine": {**SMALL, "gate": None},
+    "audit": {},
+    "evaluate": {"bootstrap": 0},
+}
+"""What `--real` runs: everything from random weights."""
+
 Floats = NDArray[np.float64]
 
 
@@ -48,7 +87,7 @@ def make_scenes(folder: Path, count: int, seed: int, noise: LabelNoise = NOISE) 
     """Write scenes with faulty labels, and read them."""
     file = folder / "annotations" / "train.json"
     if not file.is_file():
-        write_synth(folder, SynthConfig(noise=noise), splits={"train": count}, seed=seed)
+        write_synth(folder, SynthConfig(noise=noise), splits={"train": count, "val": 30}, seed=seed)
     return Scenes(
         given=read_coco(file, folder / "images"),
         clean=read_coco(file.with_name("train_clean.json"), folder / "images"),
@@ -181,43 +220,29 @@ def auc(positives: Floats, negatives: Floats) -> float:
 # ---------------------------------------------------------------- a real refiner and detectors
 
 
-def detect_out_of_fold(folder: Path, scenes: Scenes, epochs: int, folds: int = 2) -> Detections:
-    """Train the demo's detector on all folds but one and predict that one, for every fold."""
-    lists, results = folder / "folds", []
-    if not lists.is_dir():
-        api.split(scenes.given.file, lists, folds=folds)
-    for fold in range(folds):
-        out = folder / f"fold{fold}"
-        parts = [f"data.{role}={(lists / f'fold{fold}-{role}.json').resolve()}" for role in ("train", "val")]
-        settings = [f"members.cascade.train.epochs={epochs}", "evaluate.bootstrap=0"]
-        api.train(folder, "demo", out, overrides=[*parts, *settings])
-        results += read_results(out / "members" / "cascade" / "predictions.json", scenes.given)
-    write_results(results, folder / "out-of-fold.json")
-    return detections_of(results, scenes.given)
-
-
-def refine_labels(folder: Path, scenes: Scenes, epochs: int) -> Floats:
-    """Train a small refiner on the faulty labels themselves and refine these."""
-    from scantling.refine.apply import ApplyConfig, load_refiner, refine_truth
-    from scantling.refine.bbrefinement import RefinerConfig
-    from scantling.refine.train import RefineConfig, RefinerRun, RefinerTrainConfig, train_refiner
-
-    model = RefinerConfig(backbone="resnet10t", side=64, pooling="flatten")
-    schedule = RefinerTrainConfig(epochs=epochs, optimizer="adamw", lr=1e-3, schedule="cosine", batch_size=32)
-    config = RefineConfig(model=model, train=schedule)
-    trained = train_refiner(scenes.given, scenes.given, config, RefinerRun(out=folder / "refiner"))
-    boxes = refine_truth(
-        scenes.given, load_refiner(trained.best), ApplyConfig(iterations=EVERYTHING.iterations)
-    )
-    save_file({"boxes": boxes}, folder / "refined.safetensors")
-    return boxes
+def run_recipe(folder: Path, given: argparse.Namespace, seed: int) -> tuple[Floats, Detections]:
+    """What a run with folds and a refiner says of its own faulty training labels."""
+    out, train = folder / "run", f"members.{MEMBER}.train"
+    settings = [
+        f"{train}.epochs={given.epochs}",
+        f"refine.train.epochs={given.refiner_epochs}",
+        f"seed={seed}",
+    ]
+    recipe = folder / "audit.yaml"
+    recipe.write_text(strict_yaml.dump(RECIPE), encoding="utf-8")
+    api.run(recipe, folder, out, overrides=[*settings, f"data.folds={given.folds}"])
+    scenes = make_scenes(folder, given.images, seed)
+    refiner = load_refiner(out / "refine" / "refiner" / "best.safetensors")
+    refined = refine_truth(scenes.given, refiner, ApplyConfig(iterations=EVERYTHING.iterations))
+    found = read_results(out / "members" / MEMBER / "out-of-fold.json", scenes.given)
+    return refined, detections_of(found, scenes.given)
 
 
 def evidence(given: argparse.Namespace, folder: Path, scenes: Scenes, seed: int) -> tuple[Floats, Detections]:
     """Refined boxes and detections: of files, of trainings, or simulated."""
     rng = np.random.default_rng(seed)
     if given.real:
-        return refine_labels(folder, scenes, given.epochs), detect_out_of_fold(folder, scenes, given.epochs)
+        return run_recipe(folder, given, seed)
     refined = load_file(given.refined)["boxes"] if given.refined else simulate_refiner(scenes, rng)
     if given.predictions is None:
         return refined, simulate_detector(scenes, rng)
@@ -239,7 +264,9 @@ def main() -> None:
     )
     parser.add_argument("--predictions", type=Path, help="COCO results on the labelled images, out of fold")
     parser.add_argument("--real", action="store_true", help="train a refiner and detectors")
-    parser.add_argument("--epochs", type=int, default=8, help="of these trainings")
+    parser.add_argument("--epochs", type=int, default=10, help="of the detectors")
+    parser.add_argument("--refiner-epochs", type=int, default=60)
+    parser.add_argument("--folds", type=int, default=3)
     given = parser.parse_args()
     columns = ("overall", *REASON_OF, "precision at k", "faults", "labels")
     print(f"| evidence | seed | {' | '.join(columns)} |")  # noqa: T201 - a script

@@ -12,35 +12,26 @@ rounded to a grid of 16 px. Mean and 95 % interval (Student's t) over the seeds,
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
 import torch
-from scipy import stats
 
-from scantling.data.coco import CocoDataset, read_coco, read_results, to_results
+from refine_gain import SMALL
+from scantling.data.coco import CocoDataset, read_coco, read_results
 from scantling.data.coco_results import Result
-from scantling.data.dataset import DetectionDataset
-from scantling.data.loader import LoaderConfig, TrainLoader
-from scantling.data.transforms import AugmentConfig, build_transforms
 from scantling.draft import Draft
 from scantling.evaluate.coco_eval import evaluate_results
-from scantling.models.two_stage import total_loss
-from scantling.models.zoo import ModelConfig, build_model
-from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.refine.apply import ApplyConfig, load_refiner, refine_results
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.gate import GateConfig, RefineGate, tune_gate
 from scantling.refine.train import RefineConfig, RefinerRun, train_refiner
+from vs_torchvision import build, detect, fit_steps, interval
 
-SHORT, LONG, BATCH, LR, GRID = 256, 384, 2, 1e-3, 16
-SUPPRESS = {"score_threshold": 0.01, "iou_threshold": 0.5, "max_per_image": 100}
-MODEL = {"name": "faster_rcnn_r18_small", "backbone": "resnet10t", "norm": "bn", "num_rois": 128}
+GRID = 16
 APPLY = ApplyConfig(min_score=0.05)
 
 Rows = dict[tuple[str, str], list[tuple[float, float]]]
@@ -68,7 +59,7 @@ def main() -> None:
                 read_results(p, splits[s]) for p, s in zip(options.results, ("val", "test"), strict=True)
             )
         else:
-            val, test = detect(splits, options.steps, seed)
+            val, test = detections_of_own(splits, options.steps, seed)
         refiner = trained_refiner(splits, options.refiner_epochs, seed)
         for name, change in (("own", list), ("coarse", coarse)):
             measure(rows, name, splits, (change(val), change(test)), refiner)
@@ -76,47 +67,19 @@ def main() -> None:
     report(rows)
 
 
-def detect(splits: dict[str, CocoDataset], steps: int, seed: int) -> tuple[list[Result], list[Result]]:
-    """Train a small detector; its results on val and test."""
+def detections_of_own(
+    splits: dict[str, CocoDataset], steps: int, seed: int
+) -> tuple[list[Result], list[Result]]:
+    """Train a small Faster R-CNN; its results on val and test."""
     torch.manual_seed(seed)
-    train = splits["train"]
-    model = build_model(ModelConfig.model_validate(MODEL), len(train.categories)).train()
-    augment = AugmentConfig(
-        short_side={"min": 224, "max": 288}, long_side=LONG, vertical_flip=0.5, brightness=0.2
-    )
-    loader = TrainLoader(
-        DetectionDataset(train, build_transforms(augment), seed=seed), LoaderConfig(batch_size=BATCH)
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LR, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    )
-    batches = iter(())
-    for step in range(steps):
-        if step % loader.steps_per_epoch == 0:
-            batches = loader.epoch(step // loader.steps_per_epoch)
-        optimizer.zero_grad()
-        total_loss(model.losses(next(batches))).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        schedule.step()
-    config = PredictConfig.model_validate(
-        {"scales": SHORT, "long_side": LONG, "batch_size": 4, "tile": None, "suppress": SUPPRESS}
-    )
-    predictor = Predictor(model, config, train.class_names, torch.device("cpu"))
-    val, test = (
-        [
-            result
-            for record, found in predictor.predict_records(splits[split].images)
-            for result in to_results(record.id, found, splits[split].categories)
-        ]
-        for split in ("val", "test")
-    )
+    model = build("faster", len(splits["train"].categories)).train()
+    fit_steps(model, splits["train"], seed, steps)
+    val, test = (detect(model, splits[split]) for split in ("val", "test"))
     return val, test
 
 
 def trained_refiner(splits: dict[str, CocoDataset], epochs: int, seed: int) -> Refiner:
-    small = {**small_settings().SMALL}
+    small = {**SMALL}
     small["train"] = {**small["train"], "epochs": epochs, "repeats": "auto"}
     config = Draft(RefineConfig, small, {}, "small CPU settings").check()
     with tempfile.TemporaryDirectory() as folder:
@@ -124,16 +87,6 @@ def trained_refiner(splits: dict[str, CocoDataset], epochs: int, seed: int) -> R
         result = train_refiner(splits["train"], splits["val"], config, run)
         print(f"seed {seed}: jittered boxes of val {result.metrics}", flush=True)
         return load_refiner(result.best, "cpu")
-
-
-def small_settings() -> ModuleType:
-    """The bench script beside this one."""
-    spec = importlib.util.spec_from_file_location("refine_gain", Path(__file__).with_name("refine_gain.py"))
-    if spec is None or spec.loader is None:
-        raise ImportError("refine_gain.py is not beside this script")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def coarse(results: list[Result]) -> list[Result]:
@@ -174,15 +127,6 @@ def report(rows: Rows) -> None:
         before = np.array(rows[name, "before"])
         columns = [*np.array(values).T, *(np.array(values) - before).T]
         print(f"| {name} | {label} | " + " | ".join(interval(column.tolist()) for column in columns) + " |")
-
-
-def interval(values: list[float]) -> str:
-    """Mean and, of several seeds, half the width of its interval."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{mean:.3f} ± {half:.3f}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import pytest
 
 from scantling.errors import DataError
 from scantling.evaluate.variants import Variant, compare_variants
+from scantling.refine.apply import ApplyConfig
+from scantling.refine.gate import GateCell, RefineGate
 from scantling.report.build import RunFacts, build_content, flatten, read_run
 from scantling.report.dataset_facts import describe_dataset
 from scantling.report.html import render
@@ -71,6 +73,72 @@ def test_what_each_step_gave_and_the_curves_of_folds_are_read(run_dir, dataset, 
     assert {history.name for history in run.histories} == {"alpha, fold-0", "unfinished", "zeta"}
     page = render(build_content("t", {"val": dataset}, run))
     assert "What each step gave" in page
+
+
+def write_refinement(run_dir, *, gate):
+    cell = GateCell(
+        category="crack",
+        size="large",
+        band=(0.3, 0.6),
+        open=True,
+        matches=31,
+        images=9,
+        gain=(0.05, 0.01, 0.09),
+    )
+    shut = cell.model_copy(update={"category": "dent", "open": False, "gain": None})
+    measured = RefineGate(
+        refiner="0" * 64,
+        apply=ApplyConfig(),
+        ap={"before": 0.4, "refined": 0.41, "gated": 0.45},
+        cells=(cell, shut),
+    )
+    folder = run_dir / "refine"
+    (folder / "refiner").mkdir(parents=True)
+    (folder / "counts.json").write_text('{"refined": 1234, "gated": 5, "too_small": 0}', encoding="utf-8")
+    (folder / "refiner" / "metrics.jsonl").write_text('{"step": 3, "val/iou": 0.8}\n', encoding="utf-8")
+    if gate:
+        (folder / "gate.yaml").write_text(measured.to_yaml(), encoding="utf-8")
+    return measured
+
+
+def test_the_gate_of_a_run_and_what_it_let_through_are_shown(run_dir, dataset):
+    measured = write_refinement(run_dir, gate=True)
+    run = read_run(run_dir, dataset)
+    assert run.refinement.gate == measured
+    refiner = next(history for history in run.histories if history.name == "refiner")
+    assert refiner.metrics[0].points == ((3, 0.8),)
+    page = " ".join(render(build_content("t", {"val": dataset}, run)).split())
+    assert "1 234 refined, 5 kept by the gate." in page
+    assert "too small" not in page
+    assert "0.400 before, 0.410 with every box refined, and 0.450 with this gate" in page
+    rows = [row.split("</tr>")[0] for row in page.split("<tr>") if '<th scope="row">crack' in row]
+    assert any("refined" in row and "+0.050" in row and "+0.010 – +0.090" in row for row in rows)
+    assert any('<th scope="row">dent' in row and "kept" in row for row in page.split("<tr>"))
+
+
+def test_a_run_without_a_gate_says_so(run_dir, dataset):
+    write_refinement(run_dir, gate=False)
+    page = render(build_content("t", {"val": dataset}, read_run(run_dir, dataset)))
+    assert "there is no gate" in page
+
+
+def test_a_damaged_gate_is_named(run_dir, dataset):
+    write_refinement(run_dir, gate=False)
+    (run_dir / "refine" / "gate.yaml").write_text("cells: 3\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"gate\.yaml"):
+        read_run(run_dir, dataset)
+
+
+def test_the_audit_of_a_run_is_counted_and_linked(run_dir, dataset):
+    assert 'href="#refinement"' not in render(
+        build_content("t", {"val": dataset}, read_run(run_dir, dataset))
+    )
+    (run_dir / "audit").mkdir()
+    found = {"data": {"num_labels": 60}, "counts": {"loose": 3, "class": 1}, "suspects": []}
+    (run_dir / "audit" / "suspects.json").write_text(json.dumps(found), encoding="utf-8")
+    page = render(build_content("t", {"val": dataset}, read_run(run_dir, dataset)))
+    assert "4 of 60 training labels are suspicious: 3 loose, 1 class." in page
+    assert '<a href="audit/audit.html">' in page
 
 
 def test_an_empty_folder_is_a_run_without_results(tmp_path, dataset):

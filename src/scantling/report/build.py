@@ -9,16 +9,30 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import ValidationError
+
+from scantling import strict_yaml
 from scantling.data.coco import CocoDataset, read_results
 from scantling.data.io import read_json
+from scantling.errors import DataError
 from scantling.evaluate.breakdown import break_down
 from scantling.evaluate.coco_eval import Evaluation, evaluate_results
 from scantling.evaluate.problem import IouType, Result
-from scantling.report.content import History, Ingredient, ReportContent, StageResult
+from scantling.refine.gate import RefineGate
+from scantling.report.content import (
+    AuditFacts,
+    History,
+    Ingredient,
+    RefinementFacts,
+    ReportContent,
+    StageResult,
+)
 from scantling.report.dataset_facts import describe_dataset
 from scantling.report.gallery import GalleryLimits, error_galleries, sample_pictures
 from scantling.report.history import read_history
 from scantling.report.score_facts import describe_scores
+
+HISTORY = "metrics.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +41,10 @@ class RunFacts:
 
     Attributes:
         stages: Results by stage name, in the order of the run; the last is what the report is about.
-        histories: Learning curves by member, or by member and fold.
+        histories: Learning curves by member, or by member and fold; of the pretraining, of the refiner.
         ingredients: What each step gave.
+        refinement: What refining did, if there was any.
+        audit: What the audit of the labels found, if there was one.
         recipe: Resolved recipe as YAML.
         environment: Versions, device, seed and so on.
         commands: Shell commands that repeat the run.
@@ -37,6 +53,8 @@ class RunFacts:
     stages: Mapping[str, Sequence[Result]]
     histories: tuple[History, ...] = ()
     ingredients: tuple[Ingredient, ...] = ()
+    refinement: RefinementFacts | None = None
+    audit: AuditFacts | None = None
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
@@ -60,8 +78,10 @@ def read_run(run_dir: Path, dataset: CocoDataset, *, commands: Sequence[str] = (
     recipe, environment = run_dir / "recipe.yaml", run_dir / "env.json"
     return RunFacts(
         stages={path.parent.name: read_results(path, dataset) for path in paths if path.is_file()},
-        histories=tuple(history for folder in members for history in _histories(folder)),
+        histories=tuple(_all_histories(run_dir, members)),
         ingredients=read_ingredients(run_dir / "evaluate" / "ingredients.json"),
+        refinement=read_refinement(run_dir / "refine"),
+        audit=read_audit(run_dir / "audit"),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
         environment=flatten(read_json(environment)) if environment.is_file() else {},
         commands=tuple(commands),
@@ -106,6 +126,8 @@ def build_content(
         ingredients=run.ingredients,
         points=breakdown.points if stages else (),
         scores=describe_scores(stages[-1].evaluations[-1], breakdown) if stages else None,
+        refinement=run.refinement,
+        audit=run.audit,
         histories=run.histories,
         galleries=error_galleries(dataset, breakdown, limits) if stages else (),
         dataset=describe_dataset(splits, samples=samples),
@@ -115,12 +137,62 @@ def build_content(
     )
 
 
+def read_refinement(folder: Path) -> RefinementFacts | None:
+    """What a run's refiner did, from its folder `refine`; None where it refined nothing.
+
+    Raises:
+        ConfigError: The gate's file is no YAML.
+        DataError: Gate or counts are damaged.
+    """
+    counts, gate = folder / "counts.json", folder / "gate.yaml"
+    if not counts.is_file():
+        return None
+    measured = _read_gate(gate) if gate.is_file() else None
+    return RefinementFacts(gate=measured, counts=cast("dict[str, int]", read_json(counts)))
+
+
+def _read_gate(path: Path) -> RefineGate:
+    try:
+        return RefineGate.model_validate(
+            strict_yaml.parse(path.read_text(encoding="utf-8"), file=str(path)).value
+        )
+    except ValidationError as error:
+        raise DataError(
+            f"{path}: not a gate that scantling has written ({error.error_count()} faults)"
+        ) from error
+
+
+def read_audit(folder: Path) -> AuditFacts | None:
+    """What the audit of a run's labels found, from its folder `audit`; None where there was none.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    path = folder / "suspects.json"
+    if not path.is_file():
+        return None
+    found = cast("dict[str, Any]", read_json(path))
+    page = f"{folder.name}/audit.html"
+    return AuditFacts(num_labels=found["data"]["num_labels"], counts=found["counts"], page=page)
+
+
+def _all_histories(run_dir: Path, members: Sequence[Path]) -> list[History]:
+    """Learning curves of everything that was trained, in the order of the run."""
+    trained = {"pretraining": run_dir / "pretrain" / "train", "refiner": run_dir / "refine" / "refiner"}
+    others = {
+        name: [read_history(folder / HISTORY, name)] if (folder / HISTORY).is_file() else []
+        for name, folder in trained.items()
+    }
+    own = [history for folder in members for history in _histories(folder)]
+    return [*others["pretraining"], *own, *others["refiner"]]
+
+
 def _histories(folder: Path) -> list[History]:
     """Learning curves of a member, one for each fold; a member whose predictions come from a file has none."""
     folds = sorted(path for path in folder.glob("fold-*") if path.is_dir())
     if not folds:
-        return [read_history(folder / "metrics.jsonl", folder.name)]
-    return [read_history(fold / "metrics.jsonl", f"{folder.name}, {fold.name}") for fold in folds]
+        return [read_history(folder / HISTORY, folder.name)]
+    return [read_history(fold / HISTORY, f"{folder.name}, {fold.name}") for fold in folds]
 
 
 def read_ingredients(path: Path) -> tuple[Ingredient, ...]:

@@ -10,6 +10,7 @@ from scantling.evaluate.breakdown import OperatingPoint
 from scantling.evaluate.calibration import Calibration
 from scantling.evaluate.coco_eval import Evaluation
 from scantling.evaluate.confusion import Confusion
+from scantling.refine.gate import RefineGate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +182,34 @@ class DatasetFacts:
     samples: tuple[GalleryItem, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RefinementFacts:
+    """What a run's refiner did to its detections.
+
+    Attributes:
+        gate: Where it may; None if it may everywhere.
+        counts: Boxes by what happened to them (`refined`, `not_allowed`, ...).
+    """
+
+    gate: RefineGate | None
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFacts:
+    """What the audit of a run's training labels found.
+
+    Attributes:
+        num_labels: Labels that were looked at.
+        counts: Suspects by reason.
+        page: Where they can be looked at, relative to the report.
+    """
+
+    num_labels: int
+    counts: Mapping[str, int]
+    page: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportContent:
     """Everything on the page.
@@ -193,7 +222,9 @@ class ReportContent:
         ingredients: What each step of the run gave, boxes only.
         points: Operating point of each category for the last stage.
         scores: What the last stage's scores are worth.
-        histories: Learning curves by member.
+        refinement: What refining did; None without a refiner.
+        audit: What the audit of the training labels found; None without one.
+        histories: Learning curves by member, of the pretraining and of the refiner.
         galleries: Errors of the last stage.
         dataset: Data set page.
         recipe: Resolved recipe as YAML.
@@ -208,6 +239,8 @@ class ReportContent:
     ingredients: tuple[Ingredient, ...] = ()
     points: tuple[OperatingPoint, ...] = ()
     scores: ScoreFacts | None = None
+    refinement: RefinementFacts | None = None
+    audit: AuditFacts | None = None
     histories: tuple[History, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     dataset: DatasetFacts | None = None

@@ -1,4 +1,4 @@
-"""Learning curves out of a member's `metrics.jsonl`."""
+"""Learning curves out of a training's `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from scantling.report.content import History, Series
 
 _VALIDATION = "val/"
-_SHOWN_METRICS = ("AP", "AP50", "AP75")
+_SHOWN_METRICS = ("AP", "AP50", "AP75", "iou", "iou_before", "knn_accuracy", "queue_accuracy")
 
 
 def read_history(path: Path, name: str) -> History:
