@@ -21,8 +21,12 @@ check: $(STAMP) ## Lint, formatting, types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## Run the benchmarks; each prints one table.
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(STAMP) ## Run the benchmarks; each prints one table. DATA=FOLDER is a COCO data set for those that need one.
+	@for script in bench/*.py; do \
+	  data=; if grep -q '"data", type=Path' $$script; then \
+	    data="$(DATA)"; [ -n "$$data" ] || { echo "== $$script: left out, needs DATA=FOLDER"; continue; }; fi; \
+	  echo "== $$script"; $(BIN)/python $$script $$data || exit 1; \
+	done
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv

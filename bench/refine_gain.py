@@ -21,12 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scantling import strict_yaml
 from scantling.data.coco import CocoDataset, read_coco
 from scantling.data.coco_results import Result
 from scantling.data.synth import SynthConfig, write_synth
 from scantling.draft import Draft
 from scantling.evaluate.bootstrap import draw_weights, interval
 from scantling.evaluate.coco_eval import evaluate_results
+from scantling.recipes import find_refiner, read_recipe
 from scantling.refine.apply import ApplyConfig, labels_for, load_refiner, refine_results, refine_rows
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.gate import GateConfig, tune_gate
@@ -35,22 +37,7 @@ from scantling.refine.training_data import LabelledBoxes
 from scantling.refine.validation import JitteredBoxes, jittered_boxes, overlaps
 
 SPLITS = {"train": 300, "val": 40, "test": 60}
-SMALL = {
-    "model": {"backbone": "test_resnet", "side": 64, "pooling": "flatten", "hidden": 64},
-    "crops": {"hsv": 0.3, "hsv_gamma": 0.1, "clahe": 0.05},
-    "train": {
-        "epochs": 60,
-        "batch_size": 16,
-        "repeats": 8,
-        "optimizer": "adamw",
-        "lr": 2e-3,
-        "weight_decay": 0.02,
-        "schedule": "cosine",
-        "warmup_steps": 100,
-        "validate_every": 10,
-        "early_stopping": None,
-    },
-}
+SMALL = strict_yaml.parse(read_recipe(find_refiner("small-cpu")), file="small-cpu").value
 """The small CPU settings: 9000 steps of 16 crops of 64 px."""
 
 

@@ -95,7 +95,8 @@ def refine_train(
     Args:
         data: Folder with the splits train and val, in any known format.
         out: Folder for its checkpoints and history.
-        config: YAML file with the sections model, crops, train and apply; None takes the published settings.
+        config: Name of shipped settings (`small-cpu`), or a YAML file with the sections model, crops, train and apply;
+            None takes the published settings.
         overrides: `KEY.PATH=VALUE` texts that replace settings, such as `model.backbone=efficientnet_b2`.
         seed: Of all randomness.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
@@ -105,8 +106,6 @@ def refine_train(
         ScantlingError: The data, a setting, the device or the folder cannot be used.
     """
     require_folder(Path(data), "data set")
-    if config is not None:
-        require_existing(Path(config), "file of settings")
     from scantling.config import DataConfig
     from scantling.refine.train import RefinerRun, train_refiner
     from scantling.run_data import log_run_data, read_run_data
@@ -282,11 +281,13 @@ def read_gate(path: Path, refiner: Path, config: ApplyConfig) -> RefineGate:
 def _settings(config: str | Path | None, overrides: Iterable[str]) -> RefineConfig:
     """The settings of a file, some of them replaced."""
     from scantling.draft import Draft
+    from scantling.recipes import find_refiner, read_recipe
     from scantling.refine.train import RefineConfig
 
     if config is None:
         return Draft.of(RefineConfig, overrides).check()
-    draft = Draft.parse(RefineConfig, Path(config).read_text(encoding="utf-8-sig"), file=str(config))
+    path = find_refiner(config)
+    draft = Draft.parse(RefineConfig, read_recipe(path), file=str(path))
     for override in overrides:
         draft = draft.with_override(override)
     return draft.check()

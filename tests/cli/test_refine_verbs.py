@@ -7,8 +7,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from scantling import strict_yaml
 from scantling.cli.app import app
 from scantling.data.synth import SynthConfig, write_synth
+from scantling.recipes import find_refiner, read_recipe
+from scantling.train.checkpoint import load_checkpoint
 
 TINY = (
     "model.backbone=test_resnet",
@@ -116,6 +119,29 @@ def test_an_ablation_writes_tables_and_plots_and_is_kept(world):
     before = (world / "ablation/both-40-0/best.safetensors").stat().st_mtime_ns
     assert json.loads(run(*arguments).stdout) == found
     assert (world / "ablation/both-40-0/best.safetensors").stat().st_mtime_ns == before
+
+
+def test_shipped_settings_are_taken_by_name(world, tmp_path):
+    smaller = [part for value in (*TINY, "train.repeats=2") for part in ("--set", value)]
+    done = run(
+        "refine",
+        "train",
+        world / "parts",
+        "--out",
+        tmp_path / "r",
+        "--config",
+        "small-cpu",
+        *smaller,
+        "--json",
+    )
+    assert done.exit_code == 0, done.output
+    shipped = strict_yaml.parse(read_recipe(find_refiner("small-cpu")), file="small-cpu").value
+    model = load_checkpoint(tmp_path / "r/best.safetensors").meta.model
+    assert (model["pooling"], model["side"]) == (shipped["model"]["pooling"], 32)
+    unknown = run("refine", "train", world / "parts", "--out", tmp_path / "s", "--config", "small-cp")
+    assert unknown.exit_code == 2
+    assert "did you mean 'small-cpu'?" in unknown.stderr
+    assert not (tmp_path / "s").exists()
 
 
 def test_mistakes_are_told_with_exit_code_2(world):

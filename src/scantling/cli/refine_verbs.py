@@ -32,7 +32,11 @@ def refine_train(
     data: DataArgument,
     out: Annotated[Path, typer.Option(help="Folder for the refiner; a training begun there goes on.")],
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; the published ones if left out.")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Shipped settings (small-cpu) or a YAML file of settings; the published ones if left out.",
+        ),
     ] = None,
     overrides: SetOption = None,
     seed: SeedOption = 0,

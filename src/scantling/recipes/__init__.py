@@ -1,4 +1,7 @@
-"""The recipes that ship with scantling: one YAML file each, complete and readable on its own."""
+"""What ships with scantling: recipes, and settings of refiners (`refiners/`).
+
+One YAML file each, complete and readable on its own.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,38 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 
 
+def shipped_refiners() -> dict[str, Path]:
+    """File of every shipped set of settings of a refiner by name, in alphabetical order."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "refiners").glob("*.yaml"))}
+
+
 def find_recipe(source: str | Path) -> Path:
     """Path of a recipe given as a file or by a shipped name.
 
     Raises:
         ConfigError: There is neither such a file nor such a recipe.
     """
-    path, shipped = Path(source), shipped_recipes()
+    return _find(source, "recipe", shipped_recipes())
+
+
+def find_refiner(source: str | Path) -> Path:
+    """Path of the settings of a refiner given as a file or by a shipped name.
+
+    Raises:
+        ConfigError: There is neither such a file nor such a name.
+    """
+    return _find(source, "set of refiner settings", shipped_refiners())
+
+
+def _find(source: str | Path, what: str, shipped: dict[str, Path]) -> Path:
+    path = Path(source)
     if str(source) in shipped:
         return shipped[str(source)]
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1 or path.exists():
         return path
     raise ConfigError(
-        f"no recipe is called {str(source)!r}{did_you_mean(str(source), shipped)}",
-        hint=f"Shipped recipes: {', '.join(shipped)}. A file of your own must end in .yaml.",
+        f"no {what} is called {str(source)!r}{did_you_mean(str(source), shipped)}",
+        hint=f"Shipped ones: {', '.join(shipped)}. A file of your own must end in .yaml.",
     )
 
 
