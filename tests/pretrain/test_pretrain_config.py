@@ -16,7 +16,7 @@ def test_published_settings_come_out_for_the_published_crops():
     assert (config.epochs, config.batch_size, config.side, config.lr) == (200, 256, 224, 0.03)
     assert (config.momentum, config.temperature, config.embedding) == (0.999, 0.2, 128)
     assert config.queue == 65_536
-    assert config.train_config().schedule == "cosine"
+    assert (config.train_config().schedule, config.train_config().optimizer) == ("cosine", "sgd")
 
 
 def test_several_processes_share_the_batch():
@@ -30,10 +30,15 @@ def test_few_crops_get_small_batches_and_a_short_queue():
     config = settled.config
     assert (config.batch_size, config.side) == (37, 64)
     assert config.queue == 148  # four batches, at most half of the crops
-    assert config.lr == pytest.approx(0.03 * 37 / 256, rel=1e-3)
+    assert (config.optimizer, config.lr, config.train_config().optimizer) == ("adamw", 1e-3, "adamw")
     assert 0.9 <= config.momentum < 0.999
-    assert len(settled.reasons) == 8
+    assert len(settled.reasons) == 9
     assert settle(config, FEW) == (config, ())
+
+
+def test_sgd_on_a_cpu_takes_the_published_rate_for_its_batch():
+    config = settle(PretrainConfig(optimizer="sgd"), FEW).config
+    assert config.lr == pytest.approx(0.03 * 37 / 256, rel=1e-3)
 
 
 @pytest.mark.parametrize("num_crops", [2, 3, 17])

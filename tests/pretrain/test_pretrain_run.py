@@ -8,18 +8,21 @@ import signal
 import numpy as np
 import pytest
 import torch
-from painted import TINY, painted_plan, write_painted
+from painted import SIDE, TINY, painted_plan, painted_store, write_painted
 from PIL import Image
 from rich.console import Console
 
 from scantling import api
+from scantling.data.crop_store import CropStore
 from scantling.errors import CheckpointError, ConfigError, DataError, Interrupted, UsageError
 from scantling.models.backbone import Backbone, BackboneConfig, read_weights
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.pretrain import run as module
 from scantling.pretrain.config import PretrainConfig
-from scantling.pretrain.run import PretrainRun, pretrain
+from scantling.pretrain.moco import MoCo
+from scantling.pretrain.run import PretrainRun, initial_moco, pretrain
 from scantling.pretrain.source import read_crops
+from scantling.pretrain.views import BuildViews, ViewConfig, ViewTask
 from scantling.train.checkpoint import load_checkpoint
 
 SETS = [f"{key}={value}" for key, value in TINY.items()]
@@ -184,3 +187,32 @@ def test_splits_are_found_in_any_naming(painted, tmp_path):
     assert len(read_crops(both, PretrainConfig(splits=("train",), source="images"))) == 2
     with pytest.raises(DataError, match="test"):
         read_crops(both, PretrainConfig(splits=("train", "test")))
+
+
+def told_apart(moco: MoCo, store: CropStore, augment: ViewConfig) -> tuple[float, float]:
+    """How often the nearest of all keys is a query's own, and one of its own category."""
+    views = BuildViews(store=store, side=SIDE, config=augment, seed=9)(ViewTask(0, tuple(range(len(store)))))
+    with torch.no_grad():
+        queries, keys = (moco.eval().query(moco.normalise(v)) for v in (views.queries, views.keys))
+    nearest, labels = (queries @ keys.T).argmax(dim=1), torch.from_numpy(store.labels)
+    own = nearest == torch.arange(len(store))
+    return float(own.double().mean()), float((labels[nearest] == labels).double().mean())
+
+
+def test_views_of_crops_it_has_never_seen_are_told_apart_better(tmp_path, quiet):
+    learned = painted_plan(write_painted(tmp_path / "learned", images=12, categories=24))
+    unseen = painted_store(
+        write_painted(tmp_path / "unseen", images=8, categories=24, seed=5), tmp_path / "store"
+    )
+    augment = ViewConfig(jitter=0.5, gray=0.0, blur=0.0, min_scale=0.4)
+    settings = {**TINY, "batch_size": 32, "epochs": 10, "queue": 64, "embedding": 32, "knn_every": 10}
+    config = PretrainConfig(**settings, augment=augment, lr=1e-3, momentum=0.9)
+    done = pretrain(learned, config, tmp_path / "out", run=quiet)
+    moco = initial_moco(config, quiet.seed)
+    own, category = told_apart(moco, unseen, augment)
+    tensors = load_checkpoint(done.out / "train" / "last.safetensors").tensors
+    parts = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    moco.load_state_dict(parts, strict=False)
+    own_after, category_after = told_apart(moco, unseen, augment)
+    assert own_after >= own + 0.1, (own, own_after)
+    assert category_after >= category + 0.2, (category, category_after)

@@ -7,10 +7,12 @@ momentum 0.999. What few crops change:
   256, Goyal et al. 2017).
 * Queue: at most half of the crops. A longer one holds keys of crops that this very epoch has shown already.
 * Epochs: the published 200, more for fewer crops (with the square root, through 200 at the 133,245 crops of
-  DelftBikes), at most 800; on a CPU as many as show 150,000 crops in all, which takes minutes, not days.
+  DelftBikes), at most 800; on a CPU as many as show 60,000 crops in all, which takes minutes, not days.
+* Optimiser: SGD as published; AdamW on a CPU, where only some hundred steps are affordable, in which SGD hardly leaves
+  its start (`bench/README.md`, pretraining_gain.py).
 * Momentum: the key encoder averages over 1 / (1 - m) steps. That is 1000 as published where training has at least
   50,000 steps, and else a fiftieth of the steps, so that the keys can follow at all.
-* Side: 224 on a GPU. On a CPU the usual crop's side, 96 at most.
+* Side: 224 on a GPU. On a CPU the usual crop's side, 64 at most.
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ from scantling.train.config import Count, Fraction, TrainConfig
 PUBLISHED_CROPS, PUBLISHED_EPOCHS, MAX_EPOCHS = 133_245, 200, 800
 PUBLISHED_BATCH, CPU_BATCH, MIN_STEPS_PER_EPOCH = 256, 64, 8
 PUBLISHED_LR, PUBLISHED_QUEUE = 0.03, 65_536
-CPU_CROPS_SHOWN = 150_000
+ADAMW_LR = 1e-3
+CPU_CROPS_SHOWN = 60_000
 LONGEST_MEMORY, MEMORIES_PER_TRAINING = 1000, 50
-CPU_SIDE, SIDE_STEP, SMALLEST_SIDE = 96, 32, 32
+CPU_SIDE, SIDE_STEP, SMALLEST_SIDE = 64, 32, 32
 MAX_WORKERS = 8
 
 
@@ -56,8 +59,9 @@ class PretrainConfig(MocoConfig):
         side: Side of the views in pixels.
         epochs: Passes over the crops.
         batch_size: Crops per step and process.
+        optimizer: `sgd` as published, or `adamw`.
         lr: Learning rate at the start of the cosine.
-        weight_decay: Of SGD.
+        weight_decay: Of either; AdamW's is decoupled, and multiplied by the learning rate.
         warmup_steps: Steps over which the learning rate rises; the published schedule has none.
         precision: Number format of the forward pass.
         workers: Processes that make views; never changes the result.
@@ -83,6 +87,7 @@ class PretrainConfig(MocoConfig):
     side: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] | Auto = "auto"
     epochs: Count | Auto = "auto"
     batch_size: Annotated[int, Field(ge=2, le=65_536)] | Auto = "auto"
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     lr: Annotated[float, Field(gt=0, le=100)] | Auto = "auto"
     weight_decay: Fraction = 1e-4
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
@@ -107,7 +112,7 @@ class PretrainConfig(MocoConfig):
             workers=self.workers,
             precision=self.precision,
             clip_norm=None,
-            optimizer="sgd",
+            optimizer="adamw" if self.optimizer == "adamw" else "sgd",
             lr=decided(self.lr),
             momentum=0.9,
             weight_decay=self.weight_decay,
@@ -218,7 +223,15 @@ def _queue(config: PretrainConfig, facts: CropFacts) -> Choice:
     return Choice(min(length, facts.num_crops), f"whole batches, at most half of the {facts.num_crops} crops")
 
 
+def _optimizer(config: PretrainConfig, facts: CropFacts) -> Choice:  # noqa: ARG001 - a rule's signature
+    if facts.device == "cpu":
+        return Choice("adamw", "in the steps that a CPU affords SGD hardly leaves its start")
+    return Choice("sgd", "as published")
+
+
 def _lr(config: PretrainConfig, facts: CropFacts) -> Choice:
+    if config.optimizer == "adamw":
+        return Choice(ADAMW_LR, "for AdamW")
     batch = int(decided(config.batch_size)) * facts.processes
     rate = float(f"{PUBLISHED_LR * batch / PUBLISHED_BATCH:.4g}")
     return Choice(rate, f"{PUBLISHED_LR} per {PUBLISHED_BATCH} crops")
@@ -247,6 +260,7 @@ RULES: Mapping[str, Callable[[PretrainConfig, CropFacts], Choice]] = {
     "batch_size": _batch_size,
     "epochs": _epochs,
     "queue": _queue,
+    "optimizer": _optimizer,
     "lr": _lr,
     "momentum": _momentum,
     "knn_every": _knn_every,
