@@ -102,6 +102,41 @@ def test_too_little_evidence_keeps_it_closed(many, refiner, monkeypatch):
     assert len(open_cells(measured(results, many, refiner))) == 2
 
 
+def too_few_each(results, dataset) -> GateConfig:
+    """A configuration under which no category has enough results, and both together do."""
+    size = size_of(detections_of(results, dataset).boxes)
+    largest = max(np.bincount(size))
+    per_category = max(
+        np.bincount(size[detections_of(results, dataset).labels == label]).max() for label in (0, 1)
+    )
+    assert per_category < largest
+    return CONFIG.model_copy(update={"min_matches": int(per_category) + 1})
+
+
+def test_categories_that_hold_too_little_are_judged_together(many, refiner, monkeypatch):
+    pretend(monkeypatch, {3: 1.4, 9: 1.4})
+    results = grown(many, 0.4)
+    config = too_few_each(results, many)
+    gate = measured(results, many, refiner, config)
+    opened = [cell for cell in gate.cells if cell.open]
+    assert {cell.category for cell in opened} == {"slab", "plate"}
+    assert all(cell.pooled for cell in opened)
+    assert "with all categories" in gate.to_text()
+    assert gate.ap["gated"] > gate.ap["before"]
+    alone = measured(results, many, refiner, config.model_copy(update={"pool": False}))
+    assert open_cells(alone) == set()
+    assert not any(cell.pooled for cell in measured(results, many, refiner).cells)
+
+
+def test_a_category_that_gets_worse_does_not_go_with_the_others(painted, refiner, monkeypatch):
+    pretend(monkeypatch, {3: 1.4, 9: 0.97})  # the gain of all is sure, but plates lose a little
+    more = painted(40, per_image=3, seed=4)
+    results = grown(more, 0.4)
+    gate = measured(results, more, refiner, too_few_each(results, more))
+    assert {cell.category for cell in gate.cells if cell.open} == {"slab"}
+    assert all(cell.gain[0] < 0 for cell in gate.cells if cell.category == "plate")
+
+
 def test_a_gain_of_overlap_without_a_gain_of_ap_is_not_enough(many, refiner, monkeypatch):
     """IoU rises from 0.961 to 1, past no threshold of AP."""
     pretend(monkeypatch, {3: 1.02, 9: 1.02})

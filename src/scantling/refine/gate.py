@@ -4,8 +4,10 @@
                                     └── AP with the cells that gained refined ──► gain per category and size
     cell = category x size (small, medium, large) x score band
 
-A cell is open if both gains are above 0 beyond doubt: if the lower ends of their intervals over the images are. A cell
-with too few results to say so stays closed, so refining never happens where it was not shown to help. (The paper finds
+A cell is open if both gains are above 0 beyond doubt: if the lower ends of their intervals over the images are; it is
+closed if one is below 0 beyond doubt. A cell that holds too little to say either, as most do with few images or many
+categories, goes with all categories of its size and score band together, unless its own boxes became worse on average.
+Where they cannot say either, it stays closed: refining never happens where it was not shown to help. (The paper finds
 that small objects and precise detectors can lose.) Sizes are COCO's, by the area of the box before refining.
 
 C: categories, S: sizes, Q: score bands, I: images, N: results.
@@ -39,6 +41,8 @@ LIMITS = (32.0**2, 96.0**2)
 _SIZE_METRICS = {"small": "APs", "medium": "APm", "large": "APl"}
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Measured = tuple[float, float, float]
+"""A value and the ends of its 95 % interval."""
 
 
 class GateConfig(BaseModel):
@@ -47,8 +51,9 @@ class GateConfig(BaseModel):
     Attributes:
         bands: Scores at which a new band begins, rising.
         min_overlap: A result is meant for the label of its category that it overlaps most, if by at least this IoU.
-        min_matches: A cell with fewer results that are meant for a label stays closed.
+        min_matches: A cell with fewer results that are meant for a label says nothing on its own.
         min_images: The same for the number of images they come from.
+        pool: Such cells, and undecided ones, go with all categories of their size and score band. False closes them.
         bootstrap: Resamples of the images.
         seed: Of the resamples.
         apply: How boxes are refined; null takes the settings in the refiner's checkpoint.
@@ -60,6 +65,7 @@ class GateConfig(BaseModel):
     min_overlap: Share = 0.3
     min_matches: Annotated[int, Field(ge=2)] = 20
     min_images: Annotated[int, Field(ge=2)] = 8
+    pool: bool = True
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1000
     seed: Annotated[int, Field(ge=0)] = 0
     apply: ApplyConfig | None = None
@@ -84,6 +90,7 @@ class GateCell(BaseModel):
         images: Number of images they come from.
         gain: Mean change of their IoU with it, and its 95 % interval over the images; null where undefined.
         ap_gain: Change of the category's AP at this size when all cells that gained IoU are refined, likewise.
+        pooled: Open because of all categories of its size and band together.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,6 +103,7 @@ class GateCell(BaseModel):
     images: int
     gain: Annotated[tuple[float, float, float] | None, Field(strict=False)] = None
     ap_gain: Annotated[tuple[float, float, float] | None, Field(strict=False)] = None
+    pooled: bool = False
 
 
 class RefineGate(BaseModel):
@@ -189,15 +197,18 @@ def tune_gate(
     gains = measure_gains(before, after, touched, dataset, config)
     weights = _weights(len(dataset), config)
     cells = _judge_overlap(gains, before, dataset, config, weights)
-    rows = _rows_in(gains, cells)
+    rows = _rows_in(gains, {number: judged.cell for number, judged in cells.items()})
     gained = [refined[i] if i in rows else result for i, result in enumerate(results)]
-    cells = _judge_ap(cells, dataset, (results, gained), weights)
-    opened = _rows_in(gains, cells)
+    decided = _judge_ap(cells, dataset, (results, gained), weights)
+    opened = _rows_in(gains, decided)
     gated = [refined[i] if i in opened else result for i, result in enumerate(results)]
     lists = {"before": results, "refined": refined, "gated": gated}
     ap = {name: _ap(dataset, found) for name, found in lists.items()}
     return RefineGate(
-        refiner=refiner_sha, apply=config.apply, ap=ap, cells=tuple(cells[number] for number in sorted(cells))
+        refiner=refiner_sha,
+        apply=config.apply,
+        ap=ap,
+        cells=tuple(decided[number] for number in sorted(decided)),
     )
 
 
@@ -247,38 +258,71 @@ def _weights(num_images: int, config: GateConfig) -> NDArray[np.float32]:
     return np.concatenate([measured, draw_weights(num_images, config.bootstrap, config.seed)], axis=1)
 
 
+class _Judged(NamedTuple):
+    """A cell, and what overlaps say of it: 1 refining helps, -1 it harms, 0 undecided."""
+
+    cell: GateCell
+    own: int
+    pool: int
+
+
 def _judge_overlap(
     gains: Gains,
     before: Detections,
     dataset: CocoDataset,
     config: GateConfig,
     weights: NDArray[np.float32],
-) -> dict[int, GateCell]:
-    """Every cell that holds refined results, open where their IoU rose."""
+) -> dict[int, _Judged]:
+    """Every cell that holds refined results, open where their IoU rose or, if they are few, where that of all did."""
     edges = (0.0, *config.bands, 1.0)
-    cells = {}
+    places = len(SIZES) * (len(config.bands) + 1)
+    pools = np.where(gains.cells >= 0, gains.cells % places, -1)
+    pooled: dict[int, int] = {}
+    for number in np.unique(pools[pools >= 0]).tolist():
+        rows = np.flatnonzero((pools == number) & ~np.isnan(gains.gains))
+        pooled[number] = _verdict(*_evidence(gains.gains[rows], before.images[rows], config, weights))
+    judged = {}
     for number in np.unique(gains.cells[gains.cells >= 0]).tolist():
         group, band = divmod(number, len(config.bands) + 1)
         label, size = divmod(group, len(SIZES))
         rows = np.flatnonzero((gains.cells == number) & ~np.isnan(gains.gains))
         images = before.images[rows]
-        gain = _mean_with_interval(gains.gains[rows], images, weights)
-        enough = len(rows) >= config.min_matches and len(np.unique(images)) >= config.min_images
-        cells[number] = GateCell(
+        gain, enough = _evidence(gains.gains[rows], images, config, weights)
+        own, pool = _verdict(gain, enough), pooled[number % places] if config.pool else 0
+        cell = GateCell(
             category=dataset.class_names[label],
             size=SIZES[size],
             band=(edges[band], edges[band + 1]),
-            open=enough and gain is not None and gain[1] > 0,
+            open=own > 0 or (own == 0 and pool > 0 and (gain is None or gain[0] >= 0)),
             matches=len(rows),
             images=len(np.unique(images)),
             gain=gain,
         )
-    return cells
+        judged[number] = _Judged(cell, own, pool)
+    return judged
+
+
+def _evidence(
+    values: NDArray[np.float64],
+    images: NDArray[np.int64],
+    config: GateConfig,
+    weights: NDArray[np.float32],
+) -> tuple[Measured | None, bool]:
+    """Mean of some results' gains with its interval, and whether they are enough to judge by."""
+    enough = len(values) >= config.min_matches and len(np.unique(images)) >= config.min_images
+    return _mean_with_interval(values, images, weights), enough
+
+
+def _verdict(gain: Measured | None, enough: bool = True) -> int:  # noqa: FBT001, FBT002 - read as words
+    """1 if a gain is above 0 beyond doubt, -1 if it is below, else 0."""
+    if gain is None or not enough:
+        return 0
+    return int(gain[1] > 0) - int(gain[2] < 0)
 
 
 def _mean_with_interval(
     values: NDArray[np.float64], images: NDArray[np.int64], weights: NDArray[np.float32]
-) -> tuple[float, float, float] | None:
+) -> Measured | None:
     """Mean of values (N,) and its interval when their images are drawn anew; None for no values."""
     if not len(values):
         return None
@@ -291,27 +335,36 @@ def _mean_with_interval(
 
 
 def _judge_ap(
-    cells: Mapping[int, GateCell],
+    cells: Mapping[int, _Judged],
     dataset: CocoDataset,
     pair: tuple[Sequence[Result], Sequence[Result]],
     weights: NDArray[np.float32],
 ) -> dict[int, GateCell]:
-    """The cells, closed where the AP of their category and size did not rise."""
-    if not any(cell.open for cell in cells.values()):
-        return dict(cells)
+    """The cells, closed where neither the AP of their category and size nor that of all at this size rose for sure."""
+    if not any(judged.cell.open for judged in cells.values()):
+        return {number: judged.cell for number, judged in cells.items()}
     first, second = (resampled_metrics(dataset, list(results), "bbox", weights) for results in pair)
-    judged = {}
-    for number, cell in cells.items():
+
+    def gain_of(label: int | None, size: Size) -> Measured | None:
+        metric = _SIZE_METRICS[size]
+        found = difference_of(None, metric, first.of(label)[metric], second.of(label)[metric])
+        if found.difference is None or found.interval is None:
+            return None
+        return (found.difference, *found.interval)
+
+    of_all = {size: _verdict(gain_of(None, size)) for size in SIZES}
+    decided = {}
+    for number, (cell, own, pool) in cells.items():
         if not cell.open:
-            judged[number] = cell
+            decided[number] = cell
             continue
-        metric, label = _SIZE_METRICS[cell.size], dataset.class_names.index(cell.category)
-        found = difference_of(cell.category, metric, first.of(label)[metric], second.of(label)[metric])
-        gain = None
-        if found.difference is not None and found.interval is not None:
-            gain = (found.difference, *found.interval)
-        judged[number] = cell.model_copy(update={"ap_gain": gain, "open": gain is not None and gain[1] > 0})
-    return judged
+        gain = gain_of(dataset.class_names.index(cell.category), cell.size)
+        ap = _verdict(gain)
+        alone = own > 0 and ap > 0
+        together = not alone and ap >= 0 and pool > 0 and of_all[cell.size] > 0
+        changes = {"ap_gain": gain, "open": alone or together, "pooled": together}
+        decided[number] = cell.model_copy(update=changes)
+    return decided
 
 
 def _rows_in(gains: Gains, cells: Mapping[int, GateCell]) -> frozenset[int]:
@@ -329,7 +382,8 @@ def _ap(dataset: CocoDataset, results: Sequence[Result]) -> float | None:
 def _line(cell: GateCell) -> str:
     state = "refine" if cell.open else "keep"
     place = f"{cell.category}, {cell.size}, score {cell.band[0]:g} to {cell.band[1]:g}"
-    return f"{state:<7} {place}: IoU {_shown(cell.gain)}, AP {_shown(cell.ap_gain)} ({cell.matches} results)"
+    results = f"{cell.matches} results" + (", with all categories" if cell.pooled else "")
+    return f"{state:<7} {place}: IoU {_shown(cell.gain)}, AP {_shown(cell.ap_gain)} ({results})"
 
 
 def _shown(gain: tuple[float, float, float] | None) -> str:
