@@ -213,6 +213,7 @@ def refine_ablate(
     data: str | Path,
     out: str | Path,
     *,
+    config: str | Path | None = None,
     overrides: Iterable[str] = (),
     seed: int = 0,
     device: str = "auto",
@@ -224,6 +225,7 @@ def refine_ablate(
         data: Folder with the splits train and val, in any known format.
         out: Folder for `ablation.md`, `ablation.json`, plots and a folder for each refiner; what is trained there goes
             on or is kept.
+        config: Settings of the refiner as in `refine_train`; they become the section `refine`.
         overrides: `KEY.PATH=VALUE` texts that replace settings, such as `sides=[64,96]` or `refine.train.epochs=3`.
         seed: The first of the configured number of seeds.
         device: As in `refine_train`.
@@ -240,13 +242,17 @@ def refine_ablate(
     from scantling.report.refine_curves import write_curves
     from scantling.run_data import log_run_data, read_run_data
 
-    config = Draft.of(RefineAblateConfig, overrides).check()
+    refiner = _settings(config, ()).model_dump(mode="json")
+    draft = Draft(RefineAblateConfig, {"refine": refiner}, {}, str(config or "defaults"))
+    for override in overrides:
+        draft = draft.with_override(override)
+    compared = draft.check()
     splits = read_run_data(DataConfig(root=str(data)), "val")
     log_run_data(splits)
     run = RefinerRun(
         out=Path(out), seed=seed, device=device, overwrite=overwrite, data_hash=splits.hashes["train"]
     )
-    found = ablate_refiner(splits.train, splits.val, config, run)
+    found = ablate_refiner(splits.train, splits.val, compared, run)
     write_curves(found)
     return found
 

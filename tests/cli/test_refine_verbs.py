@@ -99,7 +99,8 @@ def test_an_ablation_writes_tables_and_plots_and_is_kept(world):
     changes = [f"refine.{value}" for value in TINY] + ["mixtures=[none,both]", "sides=[40]", "shifts=[0,8]"]
     changes += ["wrong_classes=[0,1]", "refine.train.lr=0.01"]
     settings = [part for value in changes for part in ("--set", value)]
-    arguments = ("refine", "ablate", world / "parts", "--out", world / "ablation", *settings, "--json")
+    settings += ["--config", "small-cpu", "--json"]
+    arguments = ("refine", "ablate", world / "parts", "--out", world / "ablation", *settings)
     done = run(*arguments)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -116,6 +117,7 @@ def test_an_ablation_writes_tables_and_plots_and_is_kept(world):
     assert "| both |" in (world / "ablation/ablation.md").read_text()
     assert (world / "ablation/curves.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (world / "ablation/curves.svg").read_text()
+    assert load_checkpoint(world / "ablation/both-40-0/best.safetensors").meta.model["pooling"] == "flatten"
     before = (world / "ablation/both-40-0/best.safetensors").stat().st_mtime_ns
     assert json.loads(run(*arguments).stdout) == found
     assert (world / "ablation/both-40-0/best.safetensors").stat().st_mtime_ns == before

@@ -24,6 +24,13 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a setting; may be repeated."),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Shipped settings (small-cpu) or a YAML file of settings; the published ones if left out.",
+    ),
+]
 
 
 @refine.command("train")
@@ -31,13 +38,7 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
 def refine_train(
     data: DataArgument,
     out: Annotated[Path, typer.Option(help="Folder for the refiner; a training begun there goes on.")],
-    config: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="Shipped settings (small-cpu) or a YAML file of settings; the published ones if left out.",
-        ),
-    ] = None,
+    config: ConfigOption = None,
     overrides: SetOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -99,6 +100,7 @@ def refine_apply(
 def refine_ablate(
     data: DataArgument,
     out: Annotated[Path, typer.Option(help="Folder for the tables, the plots and every refiner.")],
+    config: ConfigOption = None,
     overrides: SetOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -109,6 +111,6 @@ def refine_ablate(
     from scantling import api
 
     found = api.refine_ablate(
-        data, out, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite
+        data, out, config=config, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite
     )
     show(found.to_text(), found.to_dict(), as_json=json)
