@@ -75,6 +75,22 @@ def test_what_each_step_gave_and_the_curves_of_folds_are_read(run_dir, dataset, 
     assert "What each step gave" in page
 
 
+def test_what_tuning_chose_and_elimination_removed_is_shown(run_dir, dataset):
+    (run_dir / "tune").mkdir()
+    (run_dir / "tune" / "alpha.txt").write_text("crack 0.5 -> 0.7 <sure>", encoding="utf-8")
+    removed = {
+        "num_results": 5000,
+        "num_removed": 54,
+        "pairs": [{"weaker": "dent", "stronger": "crack", "reason": "overlap", "count": 54}],
+    }
+    (run_dir / "eliminate" / "removed.json").write_text(json.dumps(removed), encoding="utf-8")
+    page = " ".join(render(build_content("t", {"val": dataset}, read_run(run_dir, dataset))).split())
+    assert "What tuning chose for alpha" in page
+    assert "crack 0.5 -&gt; 0.7 &lt;sure&gt;" in page
+    assert "Contradictions: 54 of 5 000 predictions removed" in page
+    assert '<th scope="row">dent</th><td>crack</td><td>overlap</td>' in page
+
+
 def write_refinement(run_dir, *, gate):
     cell = GateCell(
         category="crack",

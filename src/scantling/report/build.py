@@ -24,6 +24,8 @@ from scantling.report.content import (
     History,
     Ingredient,
     RefinementFacts,
+    RemovalFacts,
+    RemovedPair,
     ReportContent,
     StageResult,
 )
@@ -43,6 +45,8 @@ class RunFacts:
         stages: Results by stage name, in the order of the run; the last is what the report is about.
         histories: Learning curves by member, or by member and fold; of the pretraining, of the refiner.
         ingredients: What each step gave.
+        tuned: What tuning chose, as text.
+        removals: What the elimination removed, if there was one.
         refinement: What refining did, if there was any.
         audit: What the audit of the labels found, if there was one.
         recipe: Resolved recipe as YAML.
@@ -53,6 +57,8 @@ class RunFacts:
     stages: Mapping[str, Sequence[Result]]
     histories: tuple[History, ...] = ()
     ingredients: tuple[Ingredient, ...] = ()
+    tuned: Mapping[str, str] = field(default_factory=dict)
+    removals: RemovalFacts | None = None
     refinement: RefinementFacts | None = None
     audit: AuditFacts | None = None
     recipe: str = ""
@@ -80,6 +86,8 @@ def read_run(run_dir: Path, dataset: CocoDataset, *, commands: Sequence[str] = (
         stages={path.parent.name: read_results(path, dataset) for path in paths if path.is_file()},
         histories=tuple(_all_histories(run_dir, members)),
         ingredients=read_ingredients(run_dir / "evaluate" / "ingredients.json"),
+        tuned={path.stem: path.read_text("utf-8") for path in sorted((run_dir / "tune").glob("*.txt"))},
+        removals=read_removals(run_dir / "eliminate" / "removed.json"),
         refinement=read_refinement(run_dir / "refine"),
         audit=read_audit(run_dir / "audit"),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
@@ -126,6 +134,8 @@ def build_content(
         ingredients=run.ingredients,
         points=breakdown.points if stages else (),
         scores=describe_scores(stages[-1].evaluations[-1], breakdown) if stages else None,
+        tuned=run.tuned,
+        removals=run.removals,
         refinement=run.refinement,
         audit=run.audit,
         histories=run.histories,
@@ -135,6 +145,19 @@ def build_content(
         environment=run.environment,
         commands=run.commands,
     )
+
+
+def read_removals(path: Path) -> RemovalFacts | None:
+    """What a run's elimination removed; None where the file is missing.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    if not path.is_file():
+        return None
+    found = cast("dict[str, Any]", read_json(path))
+    pairs = tuple(RemovedPair(**pair) for pair in found["pairs"])
+    return RemovalFacts(num_results=found["num_results"], num_removed=found["num_removed"], pairs=pairs)
 
 
 def read_refinement(folder: Path) -> RefinementFacts | None:

@@ -182,6 +182,32 @@ class DatasetFacts:
     samples: tuple[GalleryItem, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovedPair:
+    """How often a prediction of one category gave way to one of another.
+
+    Attributes:
+        weaker: Category of the removed predictions.
+        stronger: Category of those that stayed.
+        reason: `overlap`, `inside` or `surplus`.
+        count: Of removals.
+    """
+
+    weaker: str
+    stronger: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovalFacts:
+    """What the elimination of contradictions removed from `num_results` predictions, the most frequent pair first."""
+
+    num_results: int
+    num_removed: int
+    pairs: tuple[RemovedPair, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RefinementFacts:
     """What a run's refiner did to its detections.
@@ -222,6 +248,8 @@ class ReportContent:
         ingredients: What each step of the run gave, boxes only.
         points: Operating point of each category for the last stage.
         scores: What the last stage's scores are worth.
+        tuned: What tuning chose and why, as text, by what was tuned: a member, or the ensemble.
+        removals: What the elimination removed; None without one.
         refinement: What refining did; None without a refiner.
         audit: What the audit of the training labels found; None without one.
         histories: Learning curves by member, of the pretraining and of the refiner.
@@ -239,6 +267,8 @@ class ReportContent:
     ingredients: tuple[Ingredient, ...] = ()
     points: tuple[OperatingPoint, ...] = ()
     scores: ScoreFacts | None = None
+    tuned: Mapping[str, str] = field(default_factory=dict)
+    removals: RemovalFacts | None = None
     refinement: RefinementFacts | None = None
     audit: AuditFacts | None = None
     histories: tuple[History, ...] = ()
