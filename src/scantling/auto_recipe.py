@@ -23,8 +23,9 @@ from typing import Any
 from scantling import strict_yaml
 from scantling.config import DataConfig, EvaluateConfig, MemberConfig, Recipe, parse_recipe
 from scantling.errors import UsageError
-from scantling.resolve import DataFacts, Resolution, decided, resolve
+from scantling.resolve import DataFacts, Resolution, resolve
 from scantling.run_data import measure, read_run_data
+from scantling.train.auto import decided
 from scantling.train.devices import resolve_device
 
 MEMBER = "detector"

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from scantling.config import MemberConfig, Recipe
+from scantling.train.auto import Choice, decided
 
 PUBLISHED_IMAGES, PUBLISHED_EPOCHS = 7000, 24
 MIN_EPOCHS, MAX_EPOCHS = 12, 150
@@ -66,13 +67,6 @@ class DataFacts:
     max_objects: int = 0
     bf16: bool = False
     processes: int = 1
-
-
-class Choice(NamedTuple):
-    """A value for a setting, and why."""
-
-    value: Any
-    reason: str
 
 
 Rule = Callable[[MemberConfig, DataFacts], Choice]
@@ -217,17 +211,6 @@ RULES: dict[tuple[str, str], Rule] = {
     ("predict", "tile"): _tile,
 }
 """Setting -> rule, in the order in which they are decided: later rules look at earlier choices."""
-
-
-def decided(value: int | str) -> int:
-    """A number that a rule has decided.
-
-    Raises:
-        TypeError: It is still `auto`: the recipe was not resolved.
-    """
-    if isinstance(value, str):
-        raise TypeError(f"{value!r} was to be decided by resolve()")
-    return value
 
 
 def _shown(value: Any) -> str:

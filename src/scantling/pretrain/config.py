@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ from scantling.data.formats.delftbikes import TARGETS, State
 from scantling.errors import ConfigError
 from scantling.pretrain.moco import Auto, MocoConfig
 from scantling.pretrain.views import PUBLISHED_SIDE, ViewConfig
+from scantling.train.auto import Choice, decided
 from scantling.train.config import Count, Fraction, TrainConfig
 
 PUBLISHED_CROPS, PUBLISHED_EPOCHS, MAX_EPOCHS = 133_245, 200, 800
@@ -145,13 +146,6 @@ class CropFacts:
     processes: int = 1
 
 
-class Choice(NamedTuple):
-    """A value for a setting, and why."""
-
-    value: Any
-    reason: str
-
-
 class Settled(NamedTuple):
     """Settings without `auto`, and a sentence for every choice made."""
 
@@ -181,17 +175,6 @@ def settle(config: PretrainConfig, facts: CropFacts) -> Settled:
             hint="Leave it at auto, or give at most half of the crops.",
         )
     return Settled(config, tuple(reasons))
-
-
-def decided(value: float | str) -> float:
-    """A number that a rule has decided.
-
-    Raises:
-        TypeError: It is still `auto`.
-    """
-    if isinstance(value, str):
-        raise TypeError(f"{value!r} was to be decided by settle()")
-    return value
 
 
 def _side(config: PretrainConfig, facts: CropFacts) -> Choice:  # noqa: ARG001 - a rule's signature

@@ -22,10 +22,10 @@ from scantling.models.two_stage import Detector
 from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model
 from scantling.predict.candidates import find_candidates
 from scantling.predict.whole_set import predict_dataset
-from scantling.resolve import decided
 from scantling.stage import Stage
 from scantling.stages.context import RunContext, Unit, seed_of
 from scantling.stages.pretraining import initial_weights
+from scantling.train.auto import decided
 from scantling.train.checkpoint import CheckpointMeta, load_checkpoint, load_weights, weights_in
 from scantling.train.devices import require_precision
 from scantling.train.history import CSV_NAME, JSONL_NAME
