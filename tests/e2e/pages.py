@@ -10,7 +10,7 @@ A page's blocks are of these kinds, and of no other:
 
 `<!-- shortened -->` in the line before a console block: its trainings are of one epoch, on small images, so that the
 page can show the command as a user needs it. `<!-- shortened: cascade, double_head -->` says which members a recipe has
-that pretrains and combines; without names it is `detector` alone.
+that pretrains, combines and refines; without names it is `detector` alone.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _SHORTER_MEMBER = (
     "model.num_rois=16",
 )
 _SHORTER_PRETRAINING = ("pretrain.epochs=1", "pretrain.side=32")
+_SHORTER_REFINER = ("refine.train.epochs=1", "refine.train.repeats=1")
 _MARK = re.compile(r"<!-- shortened(?:: ([\w, -]+))? -->")
 _FENCE = re.compile(r"^ {0,3}```([^`\n]*)$")
 _EXIT = re.compile(r"\s+# exit (\d+)$")
@@ -84,14 +85,16 @@ class Command:
         trains = re.match(r"(torchrun\s.*)?\bscantling (train|run|ablate)\b", self.line)
         if not (self.shortened and trains):
             return self.line
-        pretrains = self.shortened != ("detector",) and "pretrain=null" not in self.line
-        return " ".join([self.line, *shorter(self.shortened, pretrains=pretrains)])
+        whole = self.shortened != ("detector",)
+        pretrains, refines = (whole and f"{part}=null" not in self.line for part in ("pretrain", "refine"))
+        return " ".join([self.line, *shorter(self.shortened, pretrains=pretrains, refines=refines)])
 
 
-def shorter(members: tuple[str, ...], *, pretrains: bool) -> list[str]:
+def shorter(members: tuple[str, ...], *, pretrains: bool, refines: bool = False) -> list[str]:
     """Options that make a training short."""
     settings = [f"members.{member}.{setting}" for member in members for setting in _SHORTER_MEMBER]
     settings += _SHORTER_PRETRAINING if pretrains else ()
+    settings += _SHORTER_REFINER if refines else ()
     return [f"--set {setting}" for setting in settings]
 
 
