@@ -62,7 +62,12 @@ RECIPE = {
                 "validate_every": 10,
                 "workers": 0,
             },
-            "predict": {"scales": 240, "long_side": 360, "batch_size": 4},
+            "predict": {
+                "scales": [208, 240, 288],
+                "long_side": 360,
+                "batch_size": 4,
+                "suppress": {"score_threshold": 0.001},
+            },
         }
     },
     "refine": {**SMALL, "gate": None},
