@@ -27,7 +27,8 @@ from scantling.draft import Draft
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.refine.apply import ApplyConfig, load_refiner, refine_results
 from scantling.refine.bbrefinement import Refiner
-from scantling.refine.gate import GateConfig, RefineGate, tune_gate
+from scantling.refine.gate import GateConfig, RefineGate
+from scantling.refine.gate_tuning import tune_gate
 from scantling.refine.train import RefineConfig, RefinerRun, train_refiner
 from vs_torchvision import build, detect, fit_steps, interval
 

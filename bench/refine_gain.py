@@ -31,7 +31,8 @@ from scantling.evaluate.coco_eval import evaluate_results
 from scantling.recipes import find_refiner, read_recipe
 from scantling.refine.apply import ApplyConfig, labels_for, load_refiner, refine_results, refine_rows
 from scantling.refine.bbrefinement import Refiner
-from scantling.refine.gate import GateConfig, tune_gate
+from scantling.refine.gate import GateConfig
+from scantling.refine.gate_tuning import tune_gate
 from scantling.refine.train import RefineConfig, RefinerRun, train_refiner
 from scantling.refine.training_data import LabelledBoxes
 from scantling.refine.validation import JitteredBoxes, jittered_boxes, overlaps

@@ -193,7 +193,8 @@ def refine_tune(
     from scantling.data.formats.locations import read_location
     from scantling.data.io import atomic_write
     from scantling.draft import Draft
-    from scantling.refine.gate import GateConfig, tune_gate
+    from scantling.refine.gate import GateConfig
+    from scantling.refine.gate_tuning import tune_gate
     from scantling.train.checkpoint import load_checkpoint
 
     dataset = read_location(data)

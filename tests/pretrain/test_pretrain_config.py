@@ -41,6 +41,11 @@ def test_sgd_on_a_cpu_takes_the_published_rate_for_its_batch():
     assert config.lr == pytest.approx(0.03 * 37 / 256, rel=1e-3)
 
 
+def test_a_given_learning_rate_is_meant_for_the_published_optimiser():
+    config = settle(PretrainConfig(lr=0.0075), FEW).config
+    assert (config.optimizer, config.lr) == ("sgd", 0.0075)
+
+
 @pytest.mark.parametrize("num_crops", [2, 3, 17])
 def test_the_queue_is_never_longer_than_the_crops(num_crops):
     facts = CropFacts(num_crops=num_crops, usual_side=61.0, device="cpu", cpu_count=2)

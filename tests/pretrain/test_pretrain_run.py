@@ -206,7 +206,7 @@ def test_views_of_crops_it_has_never_seen_are_told_apart_better(tmp_path, quiet)
     )
     augment = ViewConfig(jitter=0.5, gray=0.0, blur=0.0, min_scale=0.4)
     settings = {**TINY, "batch_size": 32, "epochs": 10, "queue": 64, "embedding": 32, "knn_every": 10}
-    config = PretrainConfig(**settings, augment=augment, lr=1e-3, momentum=0.9)
+    config = PretrainConfig(**settings, augment=augment, optimizer="adamw", lr=1e-3, momentum=0.9)
     done = pretrain(learned, config, tmp_path / "out", run=quiet)
     moco = initial_moco(config, quiet.seed)
     own, category = told_apart(moco, unseen, augment)

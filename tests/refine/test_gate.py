@@ -11,17 +11,11 @@ from refine.conftest import SIZE_HW, TINY
 from scantling import strict_yaml
 from scantling.data.detections import Detections, detections_of
 from scantling.evaluate.coco_eval import evaluate_results
-from scantling.refine import gate as gate_module
+from scantling.refine import gate_tuning as gate_module
 from scantling.refine.apply import ApplyConfig, refine_results
 from scantling.refine.bbrefinement import Refiner, RefinerConfig
-from scantling.refine.gate import (
-    GateCell,
-    GateConfig,
-    RefineGate,
-    meant_for,
-    size_of,
-    tune_gate,
-)
+from scantling.refine.gate import GateCell, GateConfig, RefineGate, size_of
+from scantling.refine.gate_tuning import meant_for, tune_gate
 
 CONFIG = GateConfig(apply=ApplyConfig(), min_matches=6, min_images=3, bootstrap=200, bands=(0.5,))
 
@@ -121,7 +115,7 @@ def test_categories_that_hold_too_little_are_judged_together(many, refiner, monk
     opened = [cell for cell in gate.cells if cell.open]
     assert {cell.category for cell in opened} == {"slab", "plate"}
     assert all(cell.pooled for cell in opened)
-    assert "with all categories" in gate.to_text()
+    assert "together with others" in gate.to_text()
     assert gate.ap["gated"] > gate.ap["before"]
     alone = measured(results, many, refiner, config.model_copy(update={"pool": False}))
     assert open_cells(alone) == set()
@@ -135,6 +129,42 @@ def test_a_category_that_gets_worse_does_not_go_with_the_others(painted, refiner
     gate = measured(results, more, refiner, too_few_each(results, more))
     assert {cell.category for cell in gate.cells if cell.open} == {"slab"}
     assert all(cell.gain[0] < 0 for cell in gate.cells if cell.category == "plate")
+
+
+def test_a_cell_without_a_match_stays_closed(painted, refiner, monkeypatch):
+    pretend(monkeypatch, {3: 1.4, 9: 1.4})
+    more = painted(40, per_image=3, seed=4)
+    results = [
+        {**result, "bbox": [0, 0, 2, 2]} if result["category_id"] == 9 else result
+        for result in grown(more, 0.4)
+    ]
+    gate = measured(results, more, refiner, too_few_each(results, more))
+    unmatched = [cell for cell in gate.cells if not cell.matches]
+    assert {cell.category for cell in unmatched} == {"plate"}
+    assert not any(cell.open for cell in unmatched)
+
+
+def test_a_cell_that_holds_enough_and_is_undecided_is_not_opened_by_others(painted, refiner, monkeypatch):
+    """Slabs gain in any case; plates get better in every second image and as much worse in the others."""
+    more = painted(40, per_image=3, seed=4)
+
+    def refine(results, dataset, refiner, config, *, gate=None):
+        changed = []
+        for result in results:
+            x, y, w, h = result["bbox"]
+            worse = result["category_id"] == 9 and result["image_id"] % 2
+            shift = -0.24 if worse else 1 - 1 / 1.4
+            box = [x + w * shift / 2, y + h * shift / 2, w * (1 - shift), h * (1 - shift)]
+            changed.append({**result, "bbox": box})
+        return changed, {}
+
+    monkeypatch.setattr(gate_module, "refine_results", refine)
+    gate = measured(grown(more, 0.4), more, refiner)
+    plates = [cell for cell in gate.cells if cell.category == "plate" and cell.matches >= CONFIG.min_matches]
+    assert plates
+    assert any(cell.open for cell in gate.cells if cell.category == "slab")
+    for cell in plates:
+        assert cell.open == (cell.gain[1] > 0 and cell.ap_gain is not None and cell.ap_gain[1] > 0), cell
 
 
 def test_a_gain_of_overlap_without_a_gain_of_ap_is_not_enough(many, refiner, monkeypatch):

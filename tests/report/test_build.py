@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from datetime import datetime
 
@@ -121,6 +122,11 @@ def test_the_gate_of_a_run_and_what_it_let_through_are_shown(run_dir, dataset):
     measured = write_refinement(run_dir, gate=True)
     run = read_run(run_dir, dataset)
     assert run.refinement.gate == measured
+    moco = run_dir / "pretrain" / "moco" / "train"
+    moco.mkdir(parents=True)
+    (moco / "metrics.jsonl").write_text('{"step": 2, "val/knn_accuracy": 0.7}\n', encoding="utf-8")
+    first = read_run(run_dir, dataset).histories[0]
+    assert (first.name, first.metrics[0].points) == ("pretraining", ((2, 0.7),))
     refiner = next(history for history in run.histories if history.name == "refiner")
     assert refiner.metrics[0].points == ((3, 0.8),)
     page = " ".join(render(build_content("t", {"val": dataset}, run)).split())
@@ -135,13 +141,24 @@ def test_the_gate_of_a_run_and_what_it_let_through_are_shown(run_dir, dataset):
 def test_a_run_without_a_gate_says_so(run_dir, dataset):
     write_refinement(run_dir, gate=False)
     page = render(build_content("t", {"val": dataset}, read_run(run_dir, dataset)))
-    assert "there is no gate" in page
+    assert "There is no gate" in page
 
 
-def test_a_damaged_gate_is_named(run_dir, dataset):
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("refine/gate.yaml", "cells: 3\n"),
+        ("refine/counts.json", "[1]"),
+        ("eliminate/removed.json", "{}"),
+        ("eliminate/removed.json", '{"num_results": 1, "num_removed": 1, "pairs": [{"weak": 1}]}'),
+        ("audit/suspects.json", '{"counts": {}}'),
+    ],
+)
+def test_a_damaged_file_is_named(run_dir, dataset, file, content):
     write_refinement(run_dir, gate=False)
-    (run_dir / "refine" / "gate.yaml").write_text("cells: 3\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"gate\.yaml"):
+    (run_dir / file).parent.mkdir(exist_ok=True)
+    (run_dir / file).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(file)):
         read_run(run_dir, dataset)
 
 
@@ -150,10 +167,10 @@ def test_the_audit_of_a_run_is_counted_and_linked(run_dir, dataset):
         build_content("t", {"val": dataset}, read_run(run_dir, dataset))
     )
     (run_dir / "audit").mkdir()
-    found = {"data": {"num_labels": 60}, "counts": {"loose": 3, "class": 1}, "suspects": []}
+    found = {"data": {"num_labels": 60}, "counts": {"loose": 3, "missing": 0, "class": 1}, "suspects": []}
     (run_dir / "audit" / "suspects.json").write_text(json.dumps(found), encoding="utf-8")
     page = render(build_content("t", {"val": dataset}, read_run(run_dir, dataset)))
-    assert "4 of 60 training labels are suspicious: 3 loose, 1 class." in page
+    assert "4 suspects among 60 training labels: 3 loose, 1 class." in page
     assert '<a href="audit/audit.html">' in page
 
 

@@ -60,7 +60,7 @@ class PretrainConfig(MocoConfig):
         side: Side of the views in pixels.
         epochs: Passes over the crops.
         batch_size: Crops per step and process.
-        optimizer: `sgd` as published, or `adamw`.
+        optimizer: `sgd` as published, or `adamw`; `auto` is `sgd` wherever a learning rate is given.
         lr: Learning rate at the start of the cosine.
         weight_decay: Of either; AdamW's is decoupled, and multiplied by the learning rate.
         warmup_steps: Steps over which the learning rate rises; the published schedule has none.
@@ -206,7 +206,9 @@ def _queue(config: PretrainConfig, facts: CropFacts) -> Choice:
     return Choice(min(length, facts.num_crops), f"whole batches, at most half of the {facts.num_crops} crops")
 
 
-def _optimizer(config: PretrainConfig, facts: CropFacts) -> Choice:  # noqa: ARG001 - a rule's signature
+def _optimizer(config: PretrainConfig, facts: CropFacts) -> Choice:
+    if config.lr != "auto":
+        return Choice("sgd", "the published one, for the learning rate that was given")
     if facts.device == "cpu":
         return Choice("adamw", "in the steps that a CPU affords SGD hardly leaves its start")
     return Choice("sgd", "as published")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
@@ -155,9 +156,10 @@ def read_removals(path: Path) -> RemovalFacts | None:
     """
     if not path.is_file():
         return None
-    found = cast("dict[str, Any]", read_json(path))
-    pairs = tuple(RemovedPair(**pair) for pair in found["pairs"])
-    return RemovalFacts(num_results=found["num_results"], num_removed=found["num_removed"], pairs=pairs)
+    with _understood(path):
+        found = cast("dict[str, Any]", read_json(path))
+        pairs = tuple(RemovedPair(**pair) for pair in found["pairs"])
+        return RemovalFacts(num_results=found["num_results"], num_removed=found["num_removed"], pairs=pairs)
 
 
 def read_refinement(folder: Path) -> RefinementFacts | None:
@@ -170,19 +172,23 @@ def read_refinement(folder: Path) -> RefinementFacts | None:
     counts, gate = folder / "counts.json", folder / "gate.yaml"
     if not counts.is_file():
         return None
-    measured = _read_gate(gate) if gate.is_file() else None
-    return RefinementFacts(gate=measured, counts=cast("dict[str, int]", read_json(counts)))
+    measured = None
+    if gate.is_file():
+        with _understood(gate):
+            written = strict_yaml.parse(gate.read_text(encoding="utf-8"), file=str(gate)).value
+            measured = RefineGate.model_validate(written)
+    with _understood(counts):
+        counted = {str(what): int(number) for what, number in cast("Any", read_json(counts)).items()}
+    return RefinementFacts(gate=measured, counts=counted)
 
 
-def _read_gate(path: Path) -> RefineGate:
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """Name the file whose content is not what scantling writes."""
     try:
-        return RefineGate.model_validate(
-            strict_yaml.parse(path.read_text(encoding="utf-8"), file=str(path)).value
-        )
-    except ValidationError as error:
-        raise DataError(
-            f"{path}: not a gate that scantling has written ({error.error_count()} faults)"
-        ) from error
+        yield
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not written by scantling, or damaged: {error}") from error
 
 
 def read_audit(folder: Path) -> AuditFacts | None:
@@ -194,14 +200,19 @@ def read_audit(folder: Path) -> AuditFacts | None:
     path = folder / "suspects.json"
     if not path.is_file():
         return None
-    found = cast("dict[str, Any]", read_json(path))
-    page = f"{folder.name}/audit.html"
-    return AuditFacts(num_labels=found["data"]["num_labels"], counts=found["counts"], page=page)
+    with _understood(path):
+        found = cast("dict[str, Any]", read_json(path))
+        counts = {str(reason): int(number) for reason, number in found["counts"].items()}
+        page = f"{folder.name}/audit.html"
+        return AuditFacts(num_labels=int(found["data"]["num_labels"]), counts=counts, page=page)
 
 
 def _all_histories(run_dir: Path, members: Sequence[Path]) -> list[History]:
     """Learning curves of everything that was trained, in the order of the run."""
-    trained = {"pretraining": run_dir / "pretrain" / "train", "refiner": run_dir / "refine" / "refiner"}
+    trained = {
+        "pretraining": run_dir / "pretrain" / "moco" / "train",
+        "refiner": run_dir / "refine" / "refiner",
+    }
     others = {
         name: [read_history(folder / HISTORY, name)] if (folder / HISTORY).is_file() else []
         for name, folder in trained.items()

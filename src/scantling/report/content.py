@@ -189,7 +189,7 @@ class RemovedPair:
     Attributes:
         weaker: Category of the removed predictions.
         stronger: Category of those that stayed.
-        reason: `overlap`, `inside` or `surplus`.
+        reason: `overlap`, `inside`, `around` or `surplus`.
         count: Of removals.
     """
 
@@ -214,7 +214,7 @@ class RefinementFacts:
 
     Attributes:
         gate: Where it may; None if it may everywhere.
-        counts: Boxes by what happened to them (`refined`, `not_allowed`, ...).
+        counts: Boxes by what happened to them (`refined`, `gated`, `too_small`, ...).
     """
 
     gate: RefineGate | None

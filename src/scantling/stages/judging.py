@@ -70,12 +70,26 @@ def write_run_report(root: Path, recipe: Recipe, data: RunData) -> Path:
         recipe: Resolved recipe of the run.
         data: Its splits.
     """
-    last = cast("dict[str, Any]", read_json(root / METRICS))["stage"]
-    facts = read_run(root, data.target, commands=_commands(root, recipe))
-    stages = {name: results for name, results in facts.stages.items() if name != last}
-    facts = replace(facts, stages={**stages, last: facts.stages[last]})
+    metrics = cast("dict[str, Any]", read_json(root / METRICS))
+    facts = _of_recipe(read_run(root, data.target, commands=_commands(root, recipe)), recipe)
+    stages = {name: facts.stages[name] for name in metrics["members"] if name != metrics["stage"]}
+    facts = replace(facts, stages={**stages, metrics["stage"]: facts.stages[metrics["stage"]]})
     title = f"{Path(recipe.data.root or '').name}: {', '.join(recipe.members)}"
     return write_report(root / REPORT, _content(title, data, facts, recipe.evaluate.bootstrap))
+
+
+def _of_recipe(facts: RunFacts, recipe: Recipe) -> RunFacts:
+    """The facts without those of steps that an earlier recipe of the same folder had and this one has not."""
+    combining, refinement = recipe.combining, facts.refinement
+    if refinement is not None and not recipe.gates_refinement:
+        refinement = replace(refinement, gate=None)
+    return replace(
+        facts,
+        tuned=facts.tuned if combining.tune is not None else {},
+        removals=facts.removals if combining.eliminate is not None else None,
+        refinement=refinement if recipe.refine is not None else None,
+        audit=facts.audit if recipe.audit is not None else None,
+    )
 
 
 def _content(title: str, data: RunData, facts: RunFacts, bootstrap: int) -> ReportContent:

@@ -22,7 +22,8 @@ from scantling.draft import Draft
 from scantling.errors import ConfigError
 from scantling.refine.apply import load_refiner, refine_results, refine_truth
 from scantling.refine.audit import find_suspects
-from scantling.refine.gate import RefineGate, tune_gate
+from scantling.refine.gate import RefineGate
+from scantling.refine.gate_tuning import tune_gate
 from scantling.refine.train import RefinerRun, resolve_training, train_refiner
 from scantling.refine.training_data import LabelledBoxes
 from scantling.report.audit_report import write_audit
