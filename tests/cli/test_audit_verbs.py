@@ -12,6 +12,7 @@ from scantling import api, api_audit
 from scantling.cli.app import app
 from scantling.data.coco import write_results
 from scantling.data.detections import results_of
+from scantling.refine.audit import AuditConfig
 
 
 def run(*arguments: object):
@@ -116,6 +117,6 @@ def test_a_refiner_is_asked_for_the_boxes_of_all_labels(faulty, tmp_path, monkey
 
     monkeypatch.setattr(api_audit, "_refined", refined)
     made = api.audit(faulty.dataset.file, tmp_path / "out", refiner=checkpoint, device="cpu")
-    assert asked == [(checkpoint, 145, "cpu", 3)]
+    assert asked == [(checkpoint, 145, "cpu", AuditConfig().iterations)]
     assert made.audit.used == ("refiner",)
     assert made.audit.counts["loose"] >= 1

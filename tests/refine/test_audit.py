@@ -15,6 +15,7 @@ from scantling.errors import UsageError
 from scantling.refine.audit import AuditConfig, find_suspects, hash_of, suspects_json, table_text
 from scantling.refine.labels import associate, labels_of, overlaps
 from scantling.refine.odds import precision_of, robust_z, share_at_most, surprise, with_odds
+from scantling.refine.reasons import size_groups
 
 EVERYTHING = AuditConfig(min_score=0.0)
 PLANTED = {("loose", LOOSE), ("class", CLASS), ("spurious", SPURIOUS), ("duplicate", 1002), ("missing", None)}
@@ -102,7 +103,7 @@ def test_a_detection_that_agrees_with_the_refined_box_makes_a_loose_label_likeli
 def test_where_the_detector_is_blind_to_a_category_its_labels_are_not_spurious(faulty):
     seen = faulty.detections[faulty.detections.labels == 1]
     audit = find_suspects(faulty.dataset, None, seen, EVERYTHING)
-    unseen = [s.score for s in audit.suspects if s.reason == "spurious" and s.category == "bolt"]
+    unseen = [s.score for s in audit.suspects if s.reason in ("spurious", "loose") and s.category == "bolt"]
     assert len(unseen) > 60
     assert max(unseen) < 0.1
 
@@ -114,6 +115,44 @@ def test_an_unsure_detector_suggests_less(faulty):
     doubtful = Detections.cat([real, replace(real, boxes=away)])
     sure, unsure = (find_suspects(faulty.dataset, None, found, EVERYTHING) for found in (real, doubtful))
     assert of_reason(unsure, "missing").score < of_reason(sure, "missing").score
+
+
+def test_what_else_an_image_lacks_speaks_for_a_missing_label(faulty):
+    """The same object is likelier without a label where other detections of its image are unexplained, too."""
+    alone = of_reason(find_suspects(faulty.dataset, faulty.refined, faulty.detections, EVERYTHING), "missing")
+    here = faulty.detections.images == alone.image
+    unlabelled = faulty.detections[here]
+    away = replace(unlabelled, boxes=unlabelled.boxes * 0.3)
+    more = find_suspects(
+        faulty.dataset, faulty.refined, Detections.cat([faulty.detections, away]), EVERYTHING
+    )
+    spread = replace(away, images=(away.images + 1 + np.arange(len(away))) % len(faulty.dataset))
+    elsewhere = find_suspects(
+        faulty.dataset, faulty.refined, Detections.cat([faulty.detections, spread]), EVERYTHING
+    )
+    box = alone.suggested_box
+    together, apart = (
+        next(s.score for s in audit.suspects if s.image == alone.image and s.suggested_box == box)
+        for audit in (more, elsewhere)
+    )
+    assert together > apart
+
+
+def test_labels_that_the_border_cuts_are_compared_with_each_other(tmp_path):
+    boxes = [[0, 10, 20, 20], [30, 30, 20, 20], [79, 30, 20, 20], [30, 60, 20, 20], [60, 60, 20, 20]]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 80}],
+        "categories": [{"id": 1, "name": "bolt"}],
+        "annotations": [
+            {"id": number, "image_id": 1, "category_id": 1, "bbox": box} for number, box in enumerate(boxes)
+        ],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    labels = labels_of(read_coco(tmp_path / "labels.json", tmp_path))
+    assert labels.is_cut.tolist() == [True, False, True, True, True]
+    groups = size_groups(labels)
+    assert len(set(groups[labels.is_cut])) == 1
+    assert groups[1] not in groups[labels.is_cut]
 
 
 def test_the_order_of_records_changes_nothing(faulty, tmp_path, audit):
@@ -206,8 +245,8 @@ def test_a_badly_placed_label_still_belongs_to_its_detection(faulty):
 def test_odds_multiply():
     """Odds 1 to 9 times 9 are even."""
     assert with_odds(0.1, np.log(np.array([9.0])))[0] == pytest.approx(0.5)
-    assert surprise(np.array([2.0]))[0] == pytest.approx(1.5 + 0.02)
-    assert surprise(np.array([np.nan, -3.0])).tolist() == [-0.5, -0.5]
+    assert surprise(np.array([2.0]))[0] == pytest.approx(2 + 0.02)
+    assert surprise(np.array([np.nan, -3.0])).tolist() == [0, 0]
 
 
 def test_a_deviation_is_measured_in_the_spread_of_its_group():

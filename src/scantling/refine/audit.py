@@ -32,6 +32,7 @@ from scantling.refine.reasons import (
     duplicate,
     loose,
     missing,
+    silence,
     size_groups,
     spurious,
     wrong_class,
@@ -74,7 +75,7 @@ class AuditConfig(BaseModel):
     min_detection_score: Annotated[float, Field(ge=0, lt=1)] = 0.05
     iou_threshold: Share = 0.5
     near_iou: Share = 0.2
-    iterations: Annotated[int, Field(ge=1, le=10)] = 3
+    iterations: Annotated[int, Field(ge=1, le=10)] = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +197,8 @@ def _moved(refined: Floats, labels: Labels) -> Floats:
 def fault_odds(evidence: Evidence, config: AuditConfig) -> dict[Reason, Floats]:
     """For every reason but `missing` the odds (N,) against a right label; 0 for crowds.
 
-    The reasons exclude each other, so a label is wrong with probability s / (1 + s), s the sum of its odds.
+    The reasons exclude each other, so a label is wrong with probability s / (1 + s), s the sum of its odds. A refined
+    box far from a label speaks for `loose`; where the detector's silence says that nothing is there, for `spurious`.
     """
     log_ratios: dict[Reason, Floats] = {
         "loose": loose(evidence),
@@ -206,7 +208,11 @@ def fault_odds(evidence: Evidence, config: AuditConfig) -> dict[Reason, Floats]:
     }
     prior = config.fault_rate / (1 - config.fault_rate)
     counts = ~evidence.labels.is_crowd
-    return {reason: np.where(counts, prior * np.exp(ratio), 0.0) for reason, ratio in log_ratios.items()}
+    odds = {reason: np.where(counts, prior * np.exp(ratio), 0.0) for reason, ratio in log_ratios.items()}
+    empty = silence(evidence) > 0
+    odds["spurious"] += np.where(empty, odds["loose"], 0.0)
+    odds["loose"][empty] = 0.0
+    return odds
 
 
 def hash_of(dataset: CocoDataset) -> str:

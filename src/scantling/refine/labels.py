@@ -24,6 +24,7 @@ CROWD_SHARE = 0.5
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+_AT_BORDER = 1.5  # pixels: formats differ by one in where an image ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,6 +36,7 @@ class Labels:
         labels: (N,) int64, 0..K-1.
         boxes: (N, 4) float64, absolute xyxy clipped to the image.
         is_crowd: (N,) bool.
+        is_cut: (N,) bool, whether the box touches the border of its image, so that the object may go on beyond it.
         ids: N ids of the annotations.
     """
 
@@ -42,6 +44,7 @@ class Labels:
     labels: Rows
     boxes: Floats
     is_crowd: Flags
+    is_cut: Flags
     ids: tuple[AnnotationId, ...]
 
     def __len__(self) -> int:
@@ -77,10 +80,13 @@ def labels_of(dataset: CocoDataset) -> Labels:
     boxes = np.array([annotation.box_xywh for annotation in annotations], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     sizes_hw = np.array([image.size_hw for image in dataset.images], dtype=np.float64).reshape(-1, 2)
+    boxes = np.clip(boxes, 0, sizes_hw[images][:, [1, 0, 1, 0]])
+    is_cut = (boxes[:, :2] < _AT_BORDER) | (boxes[:, 2:] > sizes_hw[images][:, ::-1] - _AT_BORDER)
     return Labels(
         images=images,
         labels=np.array([annotation.label for annotation in annotations], dtype=np.int64),
-        boxes=np.clip(boxes, 0, sizes_hw[images][:, [1, 0, 1, 0]]),
+        boxes=boxes,
+        is_cut=np.asarray(is_cut.any(axis=1), dtype=bool),
         is_crowd=np.array([annotation.is_crowd for annotation in annotations], dtype=bool),
         ids=tuple(annotation.id for annotation in annotations),
     )

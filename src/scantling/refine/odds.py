@@ -17,11 +17,13 @@ Flags = NDArray[np.bool_]
 
 BORROWED = 20.0
 """How many values of all labels stand beside a group's own."""
+BORROWED_SPREAD = 50.0
+"""The same for median and spread, which few values tell badly."""
 
 MAX_PRECISION = 0.99
 _NORMAL_SPREAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 _MAX_RATE = 0.2
-_FLAT, _MAX_SURPRISE, _TIE_BREAK = 0.5, 6.0, 0.01
+_MAX_SURPRISE, _TIE_BREAK = 6.0, 0.01
 _SURE_QUANTILE = 0.75
 
 
@@ -45,7 +47,7 @@ def robust_z(values: Floats, groups: Rows, min_spread: float) -> Floats:
         min_spread: The deviation counts as this at least, so that differences nobody cares about do not stand out.
 
     Returns:
-        (N,) (value - median) / deviation, both of the group and, as if it had 20 more members, of all values.
+        (N,) (value - median) / deviation, both of the group and, as if it had 50 more members, of all values.
     """
     result = np.full(len(values), np.nan)
     known = np.isfinite(values)
@@ -54,7 +56,7 @@ def robust_z(values: Floats, groups: Rows, min_spread: float) -> Floats:
     median_all, spread_all = _middle(values[known])
     for group in np.unique(groups[known]):
         rows = known & (groups == group)
-        own = rows.sum() / (rows.sum() + BORROWED)
+        own = rows.sum() / (rows.sum() + BORROWED_SPREAD)
         median, spread = _middle(values[rows])
         median, spread = (
             own * median + (1 - own) * median_all,
@@ -67,11 +69,11 @@ def robust_z(values: Floats, groups: Rows, min_spread: float) -> Floats:
 def surprise(z: Floats) -> Floats:
     """(N,) log of how much likelier a deviation is of a wrong label than of a right one.
 
-    Right labels deviate normally, wrong ones by anything; so z^2 / 2 - 0.5, from -0.5 on for what is usual or less,
-    and no more than 6, since right labels have stragglers too. NaN, where nothing is known, gives -0.5.
+    Right labels deviate normally, wrong ones by anything; so z^2 / 2, 0 for what is usual or less, and no more than
+    6, since right labels have stragglers too. NaN, where nothing is known, gives 0.
     """
     usual = np.clip(np.nan_to_num(z), 0, None)
-    return np.minimum(usual**2 / 2 - _FLAT, _MAX_SURPRISE) + _TIE_BREAK * usual
+    return np.minimum(usual**2 / 2, _MAX_SURPRISE) + _TIE_BREAK * usual
 
 
 def share_at_most(values: Floats, groups: Rows) -> Floats:

@@ -33,7 +33,8 @@ _MIN_SPREAD = 0.25
 _CONFIDENT = 0.5  # precision from which a detection has a say in where an object is
 _AGREE = 0.5  # overlap of refined box and detection from which they are about the same object
 _MARGIN = 1.0  # by which the refiner may exceed what the detector says of a label
-_HALF = 0.5  # evidence that goes hand in hand with other evidence
+_HAND_IN_HAND = 0.25  # weight of evidence that goes hand in hand with other evidence
+_OVERLOOKED = 1.1  # log of how much oftener than its share an object is overlooked, because it is hard
 _USUAL_SUPPORT = 0.25
 _COINCIDE, _COINCIDE_WIDTH = 0.75, 0.05  # overlap of two labels at which one object is as likely as two
 _NEAR = 0.4
@@ -53,7 +54,7 @@ class Evidence:
         association: Which detections found which labels.
         precision: (M,) probability that a detection is a real object of its category.
         missing_rate: (M,) share of objects of its category that seem to have no label.
-        groups: (N,) number of category and size.
+        groups: (N,) number of category, size, and whether the border cuts it.
     """
 
     labels: Labels
@@ -76,10 +77,10 @@ class Evidence:
 
 
 def size_groups(labels: Labels) -> Rows:
-    """(N,) number of the category and of the octave of the size (root of the area)."""
+    """(N,) number of the category, of the octave of the size (root of the area), and of whether the border cuts it."""
     sides = np.maximum(labels.boxes[:, 2:] - labels.boxes[:, :2], 1.0)
     octave: Rows = np.log2(np.sqrt(sides.prod(axis=1))).astype(np.int64)
-    return labels.labels * _OCTAVES + octave
+    return (labels.labels * _OCTAVES + octave) * 2 + labels.is_cut
 
 
 def calibrate(
@@ -133,15 +134,23 @@ def confident(evidence: Evidence) -> Floats:
 def consensus(evidence: Evidence) -> Floats:
     """(N, 4) where refiner and detector see the object, NaN where neither does.
 
-    The mean of the refined box and the box of a confident detection where these agree; where they do not, or where
-    one is missing, the refined box, else the detection.
+    The mean of the refined box and the box of a confident detection where these agree, each weighted by the inverse
+    square of how far it usually lies from the labels; where they do not, or where one is missing, the refined box,
+    else the detection.
     """
     detected = confident(evidence)
     if evidence.refined is None:
         return detected
     agree = np.nan_to_num(row_overlaps(evidence.refined, detected)) >= _AGREE
     either = np.where(np.isfinite(evidence.refined), evidence.refined, detected)
-    return np.where(agree[:, None], (evidence.refined + detected) / 2, either)
+    if not agree.any():
+        return either
+    usual = [
+        float(np.median(1 - row_overlaps(evidence.labels.boxes[agree], boxes[agree]))) + _BLUR
+        for boxes in (evidence.refined, detected)
+    ]
+    share = usual[1] ** 2 / (usual[0] ** 2 + usual[1] ** 2)
+    return np.where(agree[:, None], share * evidence.refined + (1 - share) * detected, either)
 
 
 def disagreement(evidence: Evidence, boxes: Floats) -> Floats:
@@ -164,42 +173,66 @@ def loose(evidence: Evidence) -> Floats:
 # ---------------------------------------------------------------- spurious, class, missing
 
 
-def spurious(evidence: Evidence) -> Floats:
-    """(N,) log ratio for a label of nothing, where the detector sees other labels like it.
+def silence(evidence: Evidence) -> Floats:
+    """(N,) log ratio of the detector's silence about a label, where it sees other labels like it.
 
     A detection is there by its own mistake only. Divided by the share of labels of its category and size that the
-    detector supports as little; and a refined box finds nothing to hold on to. -inf without detections.
+    detector supports as little, and by 3, since most of what a detector overlooks is there and hard to see. -inf
+    without detections.
     """
     if not evidence.has_detections:
         return np.full(len(evidence.labels), -np.inf)
     support = evidence.support(evidence.association.seen_by)
-    log_ratio = np.log1p(-support) - np.log(share_at_most(support, evidence.groups))
+    ratio: Floats = np.log1p(-support) - np.log(share_at_most(support, evidence.groups)) - _OVERLOOKED
+    return ratio
+
+
+def spurious(evidence: Evidence) -> Floats:
+    """(N,) log ratio for a label of nothing: the detector is silent, and a refined box finds nothing to hold on to."""
+    log_ratio = silence(evidence)
     if evidence.refined is not None:
-        log_ratio += _HALF * surprise(disagreement(evidence, evidence.refined))
+        log_ratio = log_ratio + _HAND_IN_HAND * surprise(disagreement(evidence, evidence.refined))
     return log_ratio
 
 
 def wrong_class(evidence: Evidence) -> Floats:
     """(N,) log ratio for another category: the one of a detection on the label that no label explains.
 
-    The odds of that detection being right, times half of how unusual it is that the detector supports the label's own
-    category so little. -inf where there is no such detection.
+    The odds of that detection being right, times a little of how unusual it is that the detector supports the
+    label's own category so little. -inf where there is no such detection.
     """
     rival = evidence.association.rival
     right = log_odds_of(np.clip(evidence.support(rival), 1e-3, None))
     own = share_at_most(evidence.support(evidence.association.found_by), evidence.groups)
-    return np.where(rival != NONE, right + _HALF * np.log(_USUAL_SUPPORT / own), -np.inf)
+    return np.where(rival != NONE, right + _HAND_IN_HAND * np.log(_USUAL_SUPPORT / own), -np.inf)
 
 
 def missing(evidence: Evidence) -> Floats:
     """(M,) probability that a detection which no label explains is an object without a label.
 
     A detection is real with its precision; of the real ones, the share that has no label is the category's rate of
-    missing labels, while one that is not real never has a label.
+    missing labels, while one that is not real never has a label. Whoever leaves out one object of an image often leaves
+    out more, while a detector errs anywhere: the odds grow with the share of the image's confident detections that no
+    label explains, compared with that of all images.
     """
     precision = log_odds_of(np.clip(evidence.precision, 1e-3, None))
-    likely = with_odds(evidence.missing_rate, precision)
+    likely = with_odds(evidence.missing_rate, precision + neglect(evidence))
     return np.where(evidence.association.is_explained, 0.0, likely)
+
+
+def neglect(evidence: Evidence) -> Floats:
+    """(M,) log of how much more of a detection's image is left without labels than is usual."""
+    images, sure = evidence.detections.images, evidence.precision >= _CONFIDENT
+    if not sure.any():
+        return np.zeros(len(images))
+    unexplained = sure & ~evidence.association.is_explained
+    usual = (unexplained.sum() + 1) / (sure.sum() + 1)
+    length = int(images.max()) + 1
+    own = np.bincount(images[sure], minlength=length)
+    bare = np.bincount(images[unexplained], minlength=length)
+    share = (bare + BORROWED * usual) / (own + BORROWED)
+    ratio: Floats = np.log(share / usual)[images]
+    return ratio
 
 
 # ---------------------------------------------------------------- duplicate
