@@ -161,8 +161,13 @@ REFINING = (
 
 def test_a_run_refines_what_comes_out_and_audits_its_labels(parts, command, tmp_path):
     """Without a gate, as nothing is found yet where refining would surely help."""
-    recipe = parse_recipe(REFINING, file="r.yaml", overrides=["refine.gate=null"]).on(data=parts)
+    recipe = parse_recipe(REFINING, file="r.yaml", overrides=["refine.gate=null", "audit.min_score=0"]).on(
+        data=parts
+    )
     out = run_recipe(recipe, tmp_path / "run").out
+    page = (out / "report.html").read_text()
+    assert "There is no gate" in page
+    assert '<a href="audit/audit.html">' in page
     assert list(read(out / "status.json")["stages"])[-5:] == [
         "refine/refiner/train", "refine", "audit", "evaluate", "report",
     ]  # fmt: skip
