@@ -155,6 +155,13 @@ def test_labels_that_the_border_cuts_are_compared_with_each_other(tmp_path):
     assert groups[1] not in groups[labels.is_cut]
 
 
+def test_labels_of_which_nothing_is_known_are_not_listed(faulty):
+    untouched = labels_of(faulty.dataset).boxes
+    nothing = find_suspects(faulty.dataset, untouched, None, EVERYTHING)
+    assert {suspect.reason for suspect in nothing.suspects} <= {"duplicate"}
+    json.dumps(suspects_json(nothing, faulty.dataset), allow_nan=False)
+
+
 def test_the_order_of_records_changes_nothing(faulty, tmp_path, audit):
     content = json.loads(faulty.dataset.file.read_text())
     content["annotations"].reverse()

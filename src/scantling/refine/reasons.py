@@ -164,10 +164,12 @@ def loose(evidence: Evidence) -> Floats:
     """(N,) log ratio for a badly placed box, where refiner or detector says where the object is.
 
     Refiner and detector that agree with each other and not with the label weigh more than either: their mean is more
-    exact, so what is usual is less. A confident detection that confirms the label outweighs the refiner.
+    exact, so what is usual is less. A confident detection that confirms the label outweighs the refiner. -inf where
+    neither says anything.
     """
     z = disagreement(evidence, consensus(evidence))
-    return surprise(np.fmin(z, disagreement(evidence, confident(evidence)) + _MARGIN))
+    distance = np.fmin(z, disagreement(evidence, confident(evidence)) + _MARGIN)
+    return np.where(np.isnan(distance), -np.inf, surprise(distance))
 
 
 # ---------------------------------------------------------------- spurious, class, missing
