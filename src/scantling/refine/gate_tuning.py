@@ -169,7 +169,7 @@ def _judge_overlap(
     for numbers in scarce.values():
         rows = np.flatnonzero(np.isin(gains.cells, numbers) & meant)
         if _verdict(*_evidence(gains.gains[rows], before.images[rows], config, weights)) > 0:
-            helped |= {number for number in numbers if (found[number][0].gain or (-1,))[0] >= 0}
+            helped |= {number for number in numbers if _not_worse(found[number][0].gain)}
     return {number: _Judged(cell, own, number in helped) for number, (cell, own) in found.items()}
 
 
@@ -189,6 +189,10 @@ def _verdict(gain: Measured | None, enough: bool = True) -> int:  # noqa: FBT001
     if gain is None or not enough:
         return 0
     return int(gain[1] > 0) - int(gain[2] < 0)
+
+
+def _not_worse(gain: Measured | None) -> bool:
+    return gain is not None and gain[0] >= 0
 
 
 def _mean_with_interval(
@@ -233,7 +237,8 @@ def _judge_ap(cells: Mapping[int, _Judged], trial: _Trial, *, pool: bool) -> dic
     decided = {number: judged.cell for number, judged in cells.items()}
     if not sure and not together:
         return decided
-    first, alone = trial.metrics(set()), trial.metrics(sure)
+    first = trial.metrics(set())
+    alone = trial.metrics(sure) if sure else first
     label_of = {name: label for label, name in enumerate(trial.dataset.class_names)}
     for number in sure:
         cell = decided[number]
@@ -244,7 +249,8 @@ def _judge_ap(cells: Mapping[int, _Judged], trial: _Trial, *, pool: bool) -> dic
     if not together:
         return decided
     opened = {number for number, cell in decided.items() if cell.open}
-    base, joined = trial.metrics(opened), trial.metrics(opened | together)
+    base = alone if opened == sure else trial.metrics(opened)
+    joined = trial.metrics(opened | together)
     rose = {size for size in SIZES if _verdict(_ap_gain(base, joined, None, size)) > 0}
     for number in together:
         cell = decided[number]
