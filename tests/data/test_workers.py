@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 
@@ -42,6 +44,16 @@ def die_at_three(task):
 
 def process_id(task):
     return os.getpid()
+
+
+def wait_a_little(task):
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def asked_from_outside(process):
+    """SIGTERM as `timeout` or a scheduler sends it: not from the main process."""
+    subprocess.run(["kill", "-TERM", str(process)], check=True)
 
 
 @pytest.fixture
@@ -129,6 +141,41 @@ def test_a_killed_worker_is_an_error_with_cause_and_remedy_and_the_stream_recove
         list(stream.run(range(8)))
     assert "fewer workers" in str(caught.value)
     assert list(stream.run([0, 1])) == [0, 1]
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not tell who sent a signal")
+def test_workers_leave_sigterm_from_outside_to_the_main_process(stream_of):
+    stream = stream_of(wait_a_little, 2)
+    results = stream.run(range(12))
+    processes = {next(results), next(results)}
+    for process in processes:
+        asked_from_outside(process)
+    assert set(results) == processes
+
+
+def test_workers_end_when_the_main_process_says_so(stream_of):
+    with subprocess.Popen(
+        [sys.executable, "-c", HELD_OPEN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as main:
+        out, told = main.communicate(timeout=60)
+    assert (main.returncode, told) == (0, "")
+    worker = int(out)
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+
+
+HELD_OPEN = """
+import os, sys
+from scantling.data.workers import TaskStream
+
+def process_id(task):
+    return os.getpid()
+
+stream = TaskStream(process_id, 1)
+results = stream.run(range(100))
+print(next(results), flush=True)
+sys.held = stream, results  # still there when Python ends the processes
+"""
 
 
 def test_workers_leave_the_global_random_state_alone(stream_of):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -198,20 +199,25 @@ def test_with_skip_invalid_the_rest_is_used_and_the_loss_is_counted(scenes, reci
     assert "box-size" in (tmp_path / "run/report.html").read_text()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(
-    trained, scenes, recipe, start, command, tmp_path
+    trained, scenes, recipe, start, command, tmp_path, workers
 ):
+    """With workers, they are sent the signal, too, as `timeout` and schedulers do."""
     out = tmp_path / "run"
-    process = start("train", scenes, "--recipe", recipe, "--out", out)
+    loading = ("--set", f"members.tiny.train.workers={workers}")
+    process = start("train", scenes, "--recipe", recipe, "--out", out, *loading, start_new_session=True)
     lines = out / "members/tiny/metrics.jsonl"
     deadline = time.monotonic() + 100
     while process.poll() is None and time.monotonic() < deadline:
         if lines.is_file() and lines.read_text().count("\n") >= 3:
             break
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 143, told
+    saved = load_checkpoint(out / "members/tiny/last.safetensors").meta.step
+    assert f"stopped by SIGTERM after step {saved};" in told
     assert read(out / "status.json")["state"] == "interrupted"
     assert read(out / "status.json")["stages"] == {STAGES[0]: "interrupted"}
     done = command("train", scenes, "--recipe", recipe, "--out", out)

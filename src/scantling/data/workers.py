@@ -7,8 +7,10 @@ file descriptor. Faults of the input raised in a worker arrive unchanged; a work
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -195,9 +197,23 @@ def _as_is(packed: Any) -> Any:  # noqa: ANN401 - what torch asks of a collate f
 
 
 def _set_up_worker(_: int) -> None:
-    """One thread per process; an interrupt from the keyboard is the main process's business."""
+    """One thread per process; being stopped from outside is the main process's business."""
     cv2.setNumThreads(0)  # not 1, which would wait for threads that a fork does not copy
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_for(main_process: int) -> None:
+    """Obey the SIGTERM of the main process alone.
+
+    Schedulers and `timeout` send it to every process of a job: the main one then finishes its step, which still needs
+    what is being prepared, and ends this process itself.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+        pass
+    os._exit(0)
 
 
 class _Pickler(pickle.Pickler):
