@@ -3,6 +3,7 @@
 python bench/audit.py                       simulated refiner and detector, several seeds
 python bench/audit.py --refined F --predictions F --data FOLDER     a real refiner's and detector's output
 python bench/audit.py --real --seeds 1      trains a small refiner and small cascades on three folds first
+python bench/audit.py --real --device cuda --zoom 2 --batch 8 --workers 3 ...    the same, larger, on a GPU
 
 What is ranked: every label (by its likeliest reason) and every detection that no label explains (`missing`). Faulty
 are the labels that were changed or added, and the objects whose label was removed; a removed label that nothing
@@ -35,6 +36,8 @@ NOISE = LabelNoise(box_jitter=0.04, wrong_class=0.02, missing=0.02, spurious=0.0
 REASON_OF = {"box_jitter": "loose", "wrong_class": "class", "missing": "missing", "spurious": "spurious"}
 EVERYTHING = AuditConfig(min_score=0.0)
 MEMBER = "cascade"
+TRAIN_SIDES, TEST_SIDES, LONG_SIDE = (208, 272), (208, 240, 288), 360
+"""Short and long sides of what the detector is shown of images of 240 x 320, before `--zoom`."""
 RECIPE = {
     "about": "A small cascade on three folds and a small refiner, for the audit of generated scenes.",
     "members": {
@@ -45,26 +48,16 @@ RECIPE = {
                 "anchor_scales": [2.5, 5.0],
                 "num_rois": 128,
             },
-            "augment": {
-                "short_side": {"min": 208, "max": 272},
-                "long_side": 360,
-                "flip": 0.0,
-                "brightness": 0.2,
-            },
+            "augment": {"flip": 0.0, "brightness": 0.2},
             "train": {
-                "epochs": 10,
-                "batch_size": 2,
                 "optimizer": "adamw",
                 "lr": 1e-3,
                 "weight_decay": 0.05,
                 "schedule": "cosine",
                 "warmup_steps": 30,
-                "validate_every": 10,
-                "workers": 0,
+                "validate_every": 1000,
             },
             "predict": {
-                "scales": [208, 240, 288],
-                "long_side": 360,
                 "batch_size": 4,
                 "suppress": {"score_threshold": 0.001},
             },
@@ -225,19 +218,36 @@ def auc(positives: Floats, negatives: Floats) -> float:
 # ---------------------------------------------------------------- a real refiner and detectors
 
 
-def run_recipe(folder: Path, given: argparse.Namespace, seed: int) -> tuple[Floats, Detections]:
-    """What a run with folds and a refiner says of its own faulty training labels."""
-    out, train = folder / "run", f"members.{MEMBER}.train"
+def write_recipe(folder: Path, given: argparse.Namespace, seed: int) -> tuple[Path, list[str]]:
+    """The recipe of `--real`, and what is set in it."""
+    member = f"members.{MEMBER}"
+    low, high, *test_sides = (round(given.zoom * side) for side in (*TRAIN_SIDES, *TEST_SIDES))
+    long_side = round(given.zoom * LONG_SIDE)
     settings = [
-        f"{train}.epochs={given.epochs}",
+        f"{member}.train.epochs={given.epochs}",
+        f"{member}.train.batch_size={given.batch}",
+        f"{member}.train.workers={given.workers}",
+        f"{member}.augment.short_side={{min: {low}, max: {high}}}",
+        f"{member}.augment.long_side={long_side}",
+        f"{member}.predict.scales={test_sides}",
+        f"{member}.predict.long_side={long_side}",
         f"refine.train.epochs={given.refiner_epochs}",
+        f"refine.train.workers={given.workers}",
+        f"data.folds={given.folds}",
         f"seed={seed}",
     ]
     recipe = folder / "audit.yaml"
     recipe.write_text(strict_yaml.dump(RECIPE), encoding="utf-8")
-    api.run(recipe, folder, out, overrides=[*settings, f"data.folds={given.folds}"])
+    return recipe, [*settings, *given.overrides]
+
+
+def run_recipe(folder: Path, given: argparse.Namespace, seed: int) -> tuple[Floats, Detections]:
+    """What a run with folds and a refiner says of its own faulty training labels."""
+    out = folder / "run"
+    recipe, settings = write_recipe(folder, given, seed)
+    api.run(recipe, folder, out, overrides=settings, device=given.device)
     scenes = make_scenes(folder, given.images, seed)
-    refiner = load_refiner(out / "refine" / "refiner" / "best.safetensors")
+    refiner = load_refiner(out / "refine" / "refiner" / "best.safetensors", given.device)
     refined = refine_truth(scenes.given, refiner, ApplyConfig(iterations=EVERYTHING.iterations))
     found = read_results(out / "members" / MEMBER / "out-of-fold.json", scenes.given)
     return refined, detections_of(found, scenes.given)
@@ -254,13 +264,14 @@ def evidence(given: argparse.Namespace, folder: Path, scenes: Scenes, seed: int)
     return refined, detections_of(read_results(given.predictions, scenes.given), scenes.given)
 
 
-def main() -> None:
-    """Print the table."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument(
         "--data", type=Path, help="folder of the scenes, made if need be; else a temporary one"
     )
@@ -270,13 +281,25 @@ def main() -> None:
     parser.add_argument("--predictions", type=Path, help="COCO results on the labelled images, out of fold")
     parser.add_argument("--real", action="store_true", help="train a refiner and detectors")
     parser.add_argument("--epochs", type=int, default=10, help="of the detectors")
+    parser.add_argument("--batch", type=int, default=2, help="images of a step of the detectors")
+    parser.add_argument(
+        "--zoom", type=float, default=1.0, help="by how much the detectors see the images enlarged"
+    )
     parser.add_argument("--refiner-epochs", type=int, default=60)
     parser.add_argument("--folds", type=int, default=3)
-    given = parser.parse_args()
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY.PATH=VALUE")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the table."""
+    given = parse()
     columns = ("overall", *REASON_OF, "precision at k", "faults", "labels")
     print(f"| evidence | seed | {' | '.join(columns)} |")  # noqa: T201 - a script
     print("|---|---|" + "---:|" * len(columns))  # noqa: T201
-    for seed in range(given.seeds):
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
         folder = given.data or Path(tempfile.mkdtemp()) / "scenes"
         scenes = make_scenes(folder, given.images, seed)
         refined, found = evidence(given, folder, scenes, seed)

@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--scenes", type=Path, help="folder of the scenes; generated there if it is empty")
     parser.add_argument("--out", type=Path, help="folder for the refiner; one that is trained there is used")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY.PATH=VALUE")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -58,17 +59,19 @@ def main() -> None:
         if not (scenes / "annotations").is_dir():
             write_synth(scenes, SynthConfig(), splits=SPLITS, seed=0)
         train, val, test = (read_coco(scenes / f"annotations/{split}.json") for split in SPLITS)
-        measure(train, val, test, draft.check(), options.out or Path(scratch) / "refiner")
+        run = RefinerRun(out=options.out or Path(scratch) / "refiner", device=options.device)
+        measure(train, val, test, draft.check(), run)
 
 
-def measure(train: CocoDataset, val: CocoDataset, test: CocoDataset, config: RefineConfig, out: Path) -> None:
-    started = time.process_time()
-    result = train_refiner(train, val, config, RefinerRun(out=out, device="cpu"))
-    spent = (time.process_time() - started) / 60
-    refiner = load_refiner(result.best, "cpu")
-    say(
-        f"\n{config.model.backbone}, {config.model.crop_side} px, {len(train)} scenes, {spent:.1f} CPU minutes\n"
-    )
+def measure(
+    train: CocoDataset, val: CocoDataset, test: CocoDataset, config: RefineConfig, run: RefinerRun
+) -> None:
+    clock = time.process_time if run.device == "cpu" else time.perf_counter
+    started = clock()
+    result = train_refiner(train, val, config, run)
+    spent = f"{(clock() - started) / 60:.1f} {'CPU ' if run.device == 'cpu' else ''}minutes"
+    refiner = load_refiner(result.best, run.device)
+    say(f"\n{config.model.backbone}, {config.model.crop_side} px, {len(train)} scenes, {spent}\n")
     judged = jittered_boxes(LabelledBoxes(test, config.model.min_side), max_boxes=None, seed=7)
     rows = {"jittered": judged.boxes}
     for times in (1, 2):

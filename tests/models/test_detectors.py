@@ -254,13 +254,11 @@ def test_an_image_is_detected_alike_alone_and_beside_a_larger_one() -> None:
 @pytest.mark.parametrize(
     ("variant", "steps"),
     [
-        ("faster", STEPS),
+        ("faster", 2 * STEPS),  # with torch 2.11: 0.88 after 160, 0.91 after 240, 1.0 after 320
         ("cascade", STEPS),
         ("cascade conv_fc giou", STEPS),
-        (
-            "double head",
-            2 * STEPS,
-        ),  # boxes from means over a RoI's cells take longer: 0.76 after 120, 1.0 after 240
+        # boxes from means over a RoI's cells take longer: 0.76 after 120, 1.0 after 240
+        ("double head", 2 * STEPS),
     ],
 )
 def test_two_images_are_learned_by_heart(variant: str, steps: int) -> None:
