@@ -68,6 +68,44 @@ def test_what_is_cut_lies_where_the_frame_says():
     assert np.abs(crop[1] - expected_y[:, None])[inner].max() <= 0.51
 
 
+@given(
+    corner=st.tuples(st.floats(-50, 300), st.floats(-50, 300)),
+    size=st.tuples(st.floats(0, 900), st.floats(0, 900)),
+    side=st.sampled_from([32, 64, 224]),
+)
+def test_windows_that_are_halved_halve_exactly_and_hardly_grow(corner, size, side):
+    box = np.array([[*corner, corner[0] + size[0], corner[1] + size[1]]])
+    plain, aligned = crop_windows(box, 0.2)[0], crop_windows(box, 0.2, side)[0]
+    assert (aligned[:2] == plain[:2]).all()
+    longest, halvings = max(plain[2:] - plain[:2]), 0
+    while longest > 2 * side * 2**halvings:
+        halvings += 1
+    sizes, before = aligned[2:] - aligned[:2], plain[2:] - plain[:2]
+    assert (sizes % 2**halvings == 0).all()
+    assert ((sizes >= before) & (sizes < before + 2**halvings)).all()
+    assert max(sizes) <= 2 * side * 2**halvings  # no further halving becomes due
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [
+        [
+            [-9, -7, 110, 60],
+            [30, 20, 170, 140],
+            [40, 30, 60, 50],
+        ],  # large: cheaper in one frame around the image
+        [[-9, -7, 10, 6], [150, 90, 170, 140]],  # small: each is filled up alone
+        [[-90, -90, -10, -10], [5, 5, 165, 125], [-20, 0, 150, 130]],  # one shows nothing of the image
+    ],
+)
+def test_windows_that_leave_the_image_together_are_those_that_leave_it_alone(picture, windows):
+    height, width = picture.shape[:2]
+    assert (height, width) < (125, 165)
+    together = cut(picture, windows_of(*windows), 48)
+    alone = [cut(picture, windows_of(window), 48)[0] for window in windows]
+    assert torch.equal(together, torch.stack(alone))
+
+
 def test_outside_the_image_is_the_mean_colour():
     pixels = np.full((20, 20, 3), 200, dtype=np.uint8)
     crops = cut(pixels, windows_of([-10, 0, 10, 20], [30, 30, 40, 40], [5, 5, 15, 15]), 40).numpy()

@@ -67,7 +67,7 @@ def test_margins_and_the_wrong_centre_stay_within_their_limits():
     margins, shifts = [], []
     for number in range(200):
         _, centre, target = show_box(
-            white_on_black((30, 20, 80, 60)), box, config, 32, rng_for(0, 0, number, "x")
+            white_on_black((30, 20, 80, 60)), box, config, 64, rng_for(0, 0, number, "x")
         )
         sides = target[2:] - target[:2]
         margins += [*(target[:2] / sides), *((1 - target[2:]) / sides)]

@@ -256,7 +256,7 @@ def _refine(
     current = np.clip(boxes, 0, limits)
     has_area = _has_area(current)
     for _ in range(config.iterations):
-        windows = crop_windows(current, refiner.config.padding)
+        windows = crop_windows(current, refiner.config.padding, refiner.config.crop_side)
         centres = to_crop((current[:, :2] + current[:, 2:]) / 2, windows)
         centres = centres if shifts is None else centres + shifts
         crops = _cut_all(decoded, images, windows, refiner)

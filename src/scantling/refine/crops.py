@@ -30,13 +30,15 @@ OUTSIDE = tuple(round(level) for level in PIXEL_MEAN)
 """Colour of what lies outside the image."""
 
 
-def crop_windows(boxes: Boxes, padding: float | NDArray[np.float64]) -> Windows:
+def crop_windows(boxes: Boxes, padding: float | NDArray[np.float64], side: int | None = None) -> Windows:
     """The whole-pixel windows that show boxes with some margin.
 
     Args:
         boxes: (N, 4) xyxy in image pixels; sides >= 0.
         padding: Margin relative to the box's width (left, right) and height (top, bottom): one number, or (N, 4) for
             left, top, right, bottom of each. Negative values cut into the box.
+        side: S of the crops. A window so large that `cut` halves it grows by a pixel or a few to the right and
+            downwards, until its sides halve exactly, which takes half the time of a halving that does not.
 
     Returns:
         (N, 4) xyxy, rounded outwards, at least one pixel wide and high; they may leave the image.
@@ -47,6 +49,11 @@ def crop_windows(boxes: Boxes, padding: float | NDArray[np.float64]) -> Windows:
     windows[:, :2] = np.floor(boxes[:, :2] - sides * margins[:, :2])
     windows[:, 2:] = np.ceil(boxes[:, 2:] + sides * margins[:, 2:])
     np.maximum(windows[:, 2:], windows[:, :2] + 1, out=windows[:, 2:])
+    if side is not None:
+        sizes = windows[:, 2:] - windows[:, :2]
+        halvings = np.maximum(0, np.ceil(np.log2(sizes.max(axis=1, keepdims=True) / (2 * side))))
+        units = np.left_shift(1, halvings.astype(np.int64))
+        windows[:, 2:] = windows[:, :2] - (-sizes // units) * units
     return windows
 
 
@@ -99,10 +106,26 @@ def cut(pixels: Pixels, windows: Windows, side: int) -> Tensor:
         (N, 3, S, S) uint8 in channels-last memory, ready for a network on the CPU; (0, 3, S, S) for none.
     """
     crops = np.empty((len(windows), side, side, 3), dtype=np.uint8)
+    pixels, windows = _framed(pixels, windows)
     for crop, window in zip(crops, windows.tolist(), strict=True):
         shown = _halved(_shown(pixels, window), side)
         cv2.resize(shown, (side, side), dst=crop, interpolation=cv2.INTER_LINEAR)
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
+
+
+def _framed(pixels: Pixels, windows: Windows) -> tuple[Pixels, Windows]:
+    """The image in a frame of `OUTSIDE` and the windows moved with it, where that copies less than `_shown` would."""
+    height, width = pixels.shape[:2]
+    low, high = windows[:, :2], windows[:, 2:]
+    leaves = (low < 0).any(axis=1) | (high > (width, height)).any(axis=1)
+    if np.count_nonzero(leaves) < 2:
+        return pixels, windows
+    left, top = np.maximum(0, -low.min(axis=0)).tolist()
+    right, bottom = np.maximum(0, high.max(axis=0) - (width, height)).tolist()
+    if (left + width + right) * (top + height + bottom) > (high - low)[leaves].prod(axis=1).sum():
+        return pixels, windows
+    framed = cv2.copyMakeBorder(pixels, top, bottom, left, right, cv2.BORDER_CONSTANT, value=[*OUTSIDE, 0])
+    return framed, windows + (left, top, left, top)
 
 
 def _halved(pixels: Pixels, side: int) -> Pixels:

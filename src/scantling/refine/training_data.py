@@ -236,7 +236,7 @@ def show_box(
     """
     margins, shifts, chances = rng.uniform(*config.padding, 4), rng.uniform(-1, 1, 2), rng.random(2)
     colours = rng.random(8)
-    windows = crop_windows(box[None], margins[None])
+    windows = crop_windows(box[None], margins[None], side)
     crop = cut(pixels, windows, side)[0].permute(1, 2, 0).numpy()
     told = (box[:2] + box[2:]) / 2 + shifts * config.centre_shift * (box[2:] - box[:2])
     target = to_crop(box[None], windows)[0].clip(0, 1)
