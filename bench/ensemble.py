@@ -181,7 +181,7 @@ def against_peer(num_images: int, peer_images: int, rounds: int) -> None:
         run_peer(function, inputs[:1])
         measured = seconds(lambda f=function: run_peer(f, inputs), rounds)  # type: ignore[misc]
         theirs = measured * num_images / len(images)
-        config = EnsembleConfig(method=method, iou_threshold=IOU_THRESHOLD)
+        config = EnsembleConfig(method=method, iou_threshold=IOU_THRESHOLD, own_duplicates="keep")
         ours = seconds(lambda c=config: ensemble_detections(members, c, names), rounds)  # type: ignore[misc]
         shown = " | "  # the peer's soft-NMS gives scores before their decay
         if method != "soft_linear":
@@ -191,6 +191,10 @@ def against_peer(num_images: int, peer_images: int, rounds: int) -> None:
             shown = f"{(single > TOLERANCE).sum()} of {len(single)} | {double.max():.0e}"
         write(f"| {method}: ensemble-boxes, {len(images)} images scaled | {theirs:.2f} | 1 | | |")
         write(f"| {method}: scantling | {ours:.2f} | **{theirs / ours:.1f}** | {shown} |")
+        if method == "wbf":
+            config = EnsembleConfig(iou_threshold=IOU_THRESHOLD)
+            ours = seconds(lambda c=config: ensemble_detections(members, c, names), rounds)  # type: ignore[misc]
+            write(f"| wbf: scantling, own duplicates dropped | {ours:.2f} | **{theirs / ours:.1f}** | | |")
     whole = files_to_file(members, num_images, names)
     write(f"| wbf: scantling, files to file | {whole:.1f} | | | |")
 

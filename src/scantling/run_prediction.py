@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from scantling.combine.eliminate import eliminate
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections, without_own_duplicates
+from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.relations import Relations
 from scantling.combine.tuned import read_tuned
 from scantling.config import Recipe, load_recipe
@@ -140,7 +140,7 @@ class RunDetectors:
             return next(iter(folds.values()))
         limit = detectors[0].predictor.config.suppress.max_per_image
         fusion = EnsembleConfig(max_per_image=limit)
-        return ensemble_detections(without_own_duplicates(folds, fusion, self._names), fusion, self._names)
+        return ensemble_detections(folds, fusion, self._names)
 
     def _combined(self, found: Mapping[str, Detections]) -> Detections:
         combining = self.recipe.combining
@@ -152,8 +152,7 @@ class RunDetectors:
                 config = read_tuned(self.root / tuned_file(ENSEMBLE)).ensemble or config
             weights = {name: weight for name, weight in config.weights.items() if name in found}
             chosen = config.model_copy(update={"weights": weights})
-            members = without_own_duplicates(found, chosen, self._names)
-            detections = ensemble_detections(members, chosen, self._names)
+            detections = ensemble_detections(found, chosen, self._names)
         if combining.eliminate is None:
             return detections
         relations = Relations.from_dict(cast("dict[str, Any]", read_json(self.root / RELATIONS)))

@@ -76,6 +76,16 @@ def groups_of(members, table):
             yield image, label, boxes
 
 
+def best_of_each_member(boxes, limit):
+    """Without boxes that a better one of the same member overlaps beyond the limit."""
+    kept = []
+    for member in {box.member for box in boxes}:
+        own = slow_ensemble.in_order([box for box in boxes if box.member == member])
+        rows = slow_nms.hard_nms([b.xyxy for b in own], [b.score for b in own], [0] * len(own), [limit])
+        kept += [own[row] for row in rows]
+    return kept
+
+
 def columns(found):
     return found.images, found.labels, found.scores.tolist(), found.boxes
 
@@ -178,16 +188,30 @@ class TestByHand:
 class TestAgainstTheReference:
     """Ties of every kind: equal scores, equal boxes, overlaps equal to the threshold or to each other."""
 
-    @settings(max_examples=25)
-    @given(st.integers(0, 10_000), st.sampled_from(SCORES), st.sampled_from([0.25, 0.5, 0.6]), st.booleans())
-    def test_weighted_boxes_fusion(self, seed, score, limit, weighted):
+    @settings(max_examples=50)
+    @given(
+        st.integers(0, 10_000),
+        st.sampled_from(SCORES),
+        st.sampled_from([0.25, 0.5, 0.6]),
+        st.booleans(),
+        st.sampled_from(["drop", "keep"]),
+    )
+    def test_weighted_boxes_fusion(self, seed, score, limit, weighted, own_duplicates):
         members = scene(seed, grid=True, tied=True, count=40)
         table = TABLE if weighted else np.ones((4, 3)).tolist()
-        config = EnsembleConfig(iou_threshold=limit, score=score, weights=WEIGHTS if weighted else {})
+        config = EnsembleConfig(
+            iou_threshold=limit,
+            score=score,
+            weights=WEIGHTS if weighted else {},
+            own_duplicates=own_duplicates,
+        )
+        heard = best_of_each_member if own_duplicates == "drop" else lambda boxes, _: boxes
         expected = [
             (image, label, *row)
             for image, label, boxes in groups_of(members, table)
-            for row in slow_ensemble.weighted_boxes_fusion(boxes, limit, [w[label] for w in table], score)
+            for row in slow_ensemble.weighted_boxes_fusion(
+                heard(boxes, limit), limit, [w[label] for w in table], score
+            )
         ]
         assert_same(ensemble_detections(members, config, NAMES), expected, 1e-12)
 
@@ -239,7 +263,9 @@ class TestAgainstEnsembleBoxes:
     def test_weighted_boxes_fusion(self, tied, score, weights):
         for seed in range(4):
             members = scene(seed, tied=tied)
-            config = EnsembleConfig(score=score, weights=dict(zip(members, weights, strict=True)))
+            config = EnsembleConfig(
+                score=score, weights=dict(zip(members, weights, strict=True)), own_duplicates="keep"
+            )
             theirs = {"mean": "avg"}.get(score, score.replace("mean", "avg"))
             expected = per_image(
                 members, ensemble_boxes.weighted_boxes_fusion, weights=weights, iou_thr=0.55, conf_type=theirs
@@ -326,7 +352,9 @@ class TestWhatHoldsAlways:
         box = (0.0, 0.0, 10.0, 10.0)
         heavy = detections((0, 0, 1.0, box), (0, 0, 1.0, box))
         found = ensemble_detections(
-            {"h": heavy, "l": Detections.empty()}, EnsembleConfig(weights={"h": 2.0}), ["bolt"]
+            {"h": heavy, "l": Detections.empty()},
+            EnsembleConfig(weights={"h": 2.0}, own_duplicates="keep"),
+            ["bolt"],
         )
         assert found.scores.tolist() == [1.0]  # 2 * 2 / 3 by the formula
 
@@ -433,9 +461,18 @@ def test_a_members_own_duplicates_do_not_enter_weighted_fusion():
     config = EnsembleConfig(method="wbf", iou_threshold=0.55)
     kept = without_own_duplicates({"one": member}, config, ("a", "b"))["one"]
     assert kept.scores.tolist() == [0.9, 0.8, 0.3]
-    fused = ensemble_detections({"one": kept}, config, ("a", "b")).by_score()
+    fused = ensemble_detections({"one": member}, config, ("a", "b")).by_score()
     assert fused.scores.tolist() == pytest.approx([0.9, 0.8, 0.3])
     assert fused.boxes.tolist() == [boxes[0].tolist(), boxes[2].tolist(), boxes[3].tolist()]
-    for method in ("nmw", "nms", "soft_linear"):
-        same = without_own_duplicates({"one": member}, EnsembleConfig(method=method), ("a", "b"))
-        assert same["one"] is member
+    all_heard = ensemble_detections(
+        {"one": member}, config.model_copy(update={"own_duplicates": "keep"}), ("a", "b")
+    )
+    assert all_heard.by_score().scores.tolist() == pytest.approx([0.8, (0.9 + 0.4) / 2, 0.3])
+    for options in (
+        {"method": "nmw"},
+        {"method": "nms"},
+        {"method": "soft_linear"},
+        {"own_duplicates": "keep"},
+    ):
+        same = without_own_duplicates({"one": member}, EnsembleConfig(**options), ("a", "b"))["one"]
+        assert same.scores.tolist() == member.scores.tolist()

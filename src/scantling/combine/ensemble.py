@@ -10,12 +10,13 @@ falling weighted score, ties by box (x1, y1, x2, y2) and then by member. K: cate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from scantling.combine.clusters import Floats
+from scantling.combine.clusters import Floats, Ints
 from scantling.combine.fusion import FusedScore, fuse_non_maximum, fuse_weighted
 from scantling.combine.pool import pools
 from scantling.data.detections import Detections
@@ -66,6 +67,11 @@ class EnsembleConfig(BaseModel):
         weights: Weight of each member, or a mapping from category name to it. What is not named has weight 1, or that
             of `default` in the mapping.
         score: Score of a cluster; used by `wbf` only.
+        own_duplicates: Of a member's own boxes of a category that overlap beyond `iou_threshold`, `drop` lets only the
+            best take part, `keep` all, as `ensemble-boxes` does; used by `wbf` only. What soft-NMS leaves would be
+            averaged with better boxes and count as votes: on bccd, fusing a good and a bad detector after soft-NMS
+            reached AP 0.469 with all and 0.501 with the best, and the good one alone fell from 0.520 to 0.472 by
+            passing through the fusion (2026-11-26).
         score_threshold: Boxes at or below this score, unweighted, are not considered.
         sigma: Width of the gaussian decay.
         min_score: Soft-NMS drops boxes whose decayed score falls below this.
@@ -83,6 +89,7 @@ class EnsembleConfig(BaseModel):
     iou_threshold: PerCategory[Fraction] = 0.55
     weights: dict[str, PerCategory[Weight]] = {}
     score: FusedScore = "mean"
+    own_duplicates: Literal["drop", "keep"] = "drop"
     score_threshold: Fraction = 0.0
     sigma: Width = 0.5
     min_score: Fraction = 1e-3
@@ -129,24 +136,18 @@ class EnsembleConfig(BaseModel):
 def without_own_duplicates(
     members: Mapping[str, Detections], config: EnsembleConfig, class_names: Sequence[str]
 ) -> dict[str, Detections]:
-    """Members as weighted boxes fusion expects them: none says twice where an object is.
-
-    A member's own overlapping boxes, which soft-NMS leaves, would be averaged with its better ones and count as
-    votes. On bccd, with soft-NMS, fusing a good and a bad detector reached AP 0.469 as they were and 0.501 so; the
-    good one alone fell from 0.520 to 0.472 by passing through the fusion (2026-11-26).
+    """Members of which none says twice where an object is, if the settings want that (`own_duplicates`).
 
     Args:
         members: Detections of each.
-        config: `wbf` makes a member's boxes of one cluster one box, the best; other methods get all as they are.
+        config: How they are to be fused.
         class_names: Category names in label order.
     """
-    if config.method != "wbf":
-        return dict(members)
-    suppression = SuppressConfig(
-        method="hard", iou_threshold=config.iou_threshold, score_threshold=0.0, max_per_image=None
-    )
-    rows = {name: suppress_detections(found, suppression, class_names)[0] for name, found in members.items()}
-    return {name: found[rows[name]] for name, found in members.items()}
+    alone = {name: np.zeros(len(found), dtype=np.int64) for name, found in members.items()}
+    return {
+        name: found[_best_of_its_member(found, alone[name], config, class_names)]
+        for name, found in members.items()
+    }
 
 
 def ensemble_detections(
@@ -174,13 +175,27 @@ def ensemble_detections(
     parts = []
     for pool in pools(list(members.values()), weights, config.score_threshold):
         if config.method == "wbf":
-            fused = fuse_weighted(pool, limits, weights, config.score)
+            heard = _best_of_its_member(pool.rows, pool.members, config, class_names)
+            fused = fuse_weighted(pool[heard], limits, weights, config.score)
         elif config.method == "nmw":
             fused = fuse_non_maximum(pool, limits, weights)
         else:
             fused = _suppress(pool.scaled(weights), config, class_names)
         parts.append(_best(fused, config.max_per_image))
     return Detections.cat(parts)
+
+
+def _best_of_its_member(
+    rows: Detections, members: Ints, config: EnsembleConfig, class_names: Sequence[str]
+) -> Ints:
+    """Rows, ascending, that are to be fused: where duplicates drop, those that no better box of their member covers."""
+    if config.method != "wbf" or config.own_duplicates == "keep":
+        return np.arange(len(rows))
+    suppression = SuppressConfig(
+        method="hard", iou_threshold=config.iou_threshold, score_threshold=0.0, max_per_image=None
+    )
+    apart = replace(rows, images=rows.images * (members.max(initial=0) + 1) + members)
+    return np.sort(suppress_detections(apart, suppression, class_names)[0])
 
 
 def _suppress(rows: Detections, config: EnsembleConfig, class_names: Sequence[str]) -> Detections:

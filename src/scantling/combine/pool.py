@@ -34,6 +34,16 @@ class Pool:
     scores: Floats
     groups: Ints
 
+    def __getitem__(self, rows: Ints) -> Pool:
+        """Some of the boxes, in the order given."""
+        return Pool(
+            rows=self.rows[rows],
+            members=self.members[rows],
+            weights=self.weights[rows],
+            scores=self.scores[rows],
+            groups=self.groups[rows],
+        )
+
     def scaled(self, weights: Floats) -> Detections:
         """The boxes with weighted scores in [0, 1], given all weights (M, K)."""
         return self.rows.with_scores(self.scores / weights.max(axis=0)[self.rows.labels])
@@ -56,13 +66,7 @@ def pools(members: Sequence[Detections], weights: Floats, score_threshold: float
         scores = np.clip(rows.scores, 0, 1) * weight
         groups = rows.images * weights.shape[1] + rows.labels
         order = _order(groups, scores, rows.boxes, member)
-        yield Pool(
-            rows=rows[order],
-            members=member[order],
-            weights=weight[order],
-            scores=scores[order],
-            groups=groups[order],
-        )
+        yield Pool(rows=rows, members=member, weights=weight, scores=scores, groups=groups)[order]
 
 
 def _portions(members: Sequence[Detections]) -> Iterator[list[Detections]]:

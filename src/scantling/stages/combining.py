@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from scantling.combine.eliminate import eliminate, learn_relations
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections, without_own_duplicates
+from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.tune import tune_weights
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.coco import read_results, write_results
@@ -105,7 +105,7 @@ def fused(context: RunContext, members: list[str], split: str | None = None) -> 
     config = ensemble_config(context)
     weights = {name: weight for name, weight in config.weights.items() if name in found}
     chosen, names = config.model_copy(update={"weights": weights}), context.data.target.class_names
-    return ensemble_detections(without_own_duplicates(found, chosen, names), chosen, names)
+    return ensemble_detections(found, chosen, names)
 
 
 def cleaned(context: RunContext, detections: Detections) -> Detections:
@@ -141,7 +141,6 @@ def _member_hashes(context: RunContext, split: str) -> dict[str, str]:
 def _weigh(context: RunContext) -> None:
     members = {name: read_member(context, name, context.tuning_split) for name in combined_members(context)}
     config = _ensemble_config(context)
-    members = without_own_duplicates(members, config, context.tuning_data.class_names)
     found = tune_weights(members, context.tuning_data, config, context.recipe.combining.tuning)
     write_tuned(context.root / tuned_file(ENSEMBLE), ensemble=found.config)
     atomic_write(context.root / TUNED / f"{ENSEMBLE}.txt", found.to_text() + "\n")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections, without_own_duplicates
+from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.tune import tune_suppression
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.config import MemberConfig
@@ -113,7 +113,7 @@ def detections_with(
     if len(found) == 1:
         return next(iter(found.values()))
     fusion, names = EnsembleConfig(max_per_image=config.max_per_image), context.data.target.class_names
-    return ensemble_detections(without_own_duplicates(found, fusion, names), fusion, names)
+    return ensemble_detections(found, fusion, names)
 
 
 def dataset_of(context: RunContext, split: str) -> CocoDataset:
