@@ -153,9 +153,12 @@ def test_workers_leave_sigterm_from_outside_to_the_main_process(stream_of):
     assert set(results) == processes
 
 
-def test_workers_end_when_the_main_process_says_so(stream_of):
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_workers_end_when_the_main_process_says_so(start, tmp_path):
+    script = tmp_path / "held_open.py"
+    script.write_text(HELD_OPEN)
     with subprocess.Popen(
-        [sys.executable, "-c", HELD_OPEN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, script, start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as main:
         out, told = main.communicate(timeout=60)
     assert (main.returncode, told) == (0, "")
@@ -165,16 +168,18 @@ def test_workers_end_when_the_main_process_says_so(stream_of):
 
 
 HELD_OPEN = """
-import os, sys
+import multiprocessing, os, sys
 from scantling.data.workers import TaskStream
 
 def process_id(task):
     return os.getpid()
 
-stream = TaskStream(process_id, 1)
-results = stream.run(range(100))
-print(next(results), flush=True)
-sys.held = stream, results  # still there when Python ends the processes
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    stream = TaskStream(process_id, 1)
+    results = stream.run(range(100))
+    print(next(results), flush=True)
+    sys.held = stream, results  # still there when Python ends the processes
 """
 
 

@@ -7,6 +7,7 @@ file descriptor. Faults of the input raised in a worker arrive unchanged; a work
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import pickle
 import signal
@@ -200,9 +201,10 @@ def _set_up_worker(_: int) -> None:
     """One thread per process; being stopped from outside is the main process's business."""
     cv2.setNumThreads(0)  # not 1, which would wait for threads that a fork does not copy
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+    main_process = multiprocessing.parent_process()
+    if main_process and hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_for, args=(main_process.pid,), daemon=True).start()
 
 
 def _end_for(main_process: int) -> None:
