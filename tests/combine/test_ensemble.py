@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reference import slow_ensemble, slow_nms
 from scantling.combine import clusters, pool
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections, without_own_duplicates
+from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.data.detections import Detections
 from scantling.errors import ConfigError, DataError
 
@@ -450,7 +450,7 @@ class TestSettingsThatCannotBe:
 
 
 def test_a_members_own_duplicates_do_not_enter_weighted_fusion():
-    """Alone, a member then passes through the fusion as it is; other methods take all boxes."""
+    """Alone, a member then passes through the fusion as hard NMS leaves it."""
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [8, 0, 18, 10], [0, 0, 10, 10]], dtype=np.float64)
     member = Detections(
         images=np.zeros(4, dtype=np.int64),
@@ -459,8 +459,6 @@ def test_a_members_own_duplicates_do_not_enter_weighted_fusion():
         boxes=boxes,
     )
     config = EnsembleConfig(method="wbf", iou_threshold=0.55)
-    kept = without_own_duplicates({"one": member}, config, ("a", "b"))["one"]
-    assert kept.scores.tolist() == [0.9, 0.8, 0.3]
     fused = ensemble_detections({"one": member}, config, ("a", "b")).by_score()
     assert fused.scores.tolist() == pytest.approx([0.9, 0.8, 0.3])
     assert fused.boxes.tolist() == [boxes[0].tolist(), boxes[2].tolist(), boxes[3].tolist()]
@@ -468,11 +466,3 @@ def test_a_members_own_duplicates_do_not_enter_weighted_fusion():
         {"one": member}, config.model_copy(update={"own_duplicates": "keep"}), ("a", "b")
     )
     assert all_heard.by_score().scores.tolist() == pytest.approx([0.8, (0.9 + 0.4) / 2, 0.3])
-    for options in (
-        {"method": "nmw"},
-        {"method": "nms"},
-        {"method": "soft_linear"},
-        {"own_duplicates": "keep"},
-    ):
-        same = without_own_duplicates({"one": member}, EnsembleConfig(**options), ("a", "b"))["one"]
-        assert same.scores.tolist() == member.scores.tolist()

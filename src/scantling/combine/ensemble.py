@@ -10,14 +10,19 @@ falling weighted score, ties by box (x1, y1, x2, y2) and then by member. K: cate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from scantling.combine.clusters import Floats, Ints
-from scantling.combine.fusion import FusedScore, fuse_non_maximum, fuse_weighted
+from scantling.combine.clusters import Floats
+from scantling.combine.fusion import (
+    FusedScore,
+    fuse_non_maximum,
+    fuse_weighted,
+    suppress_pooled,
+    without_own_duplicates,
+)
 from scantling.combine.pool import pools
 from scantling.data.detections import Detections
 from scantling.errors import ConfigError, DataError, did_you_mean
@@ -35,11 +40,6 @@ from scantling.ops.suppress_options import SuppressMethod
 EnsembleMethod: TypeAlias = Literal["wbf", "nmw", "nms", "soft_linear", "soft_gaussian"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-_POOLED: Mapping[EnsembleMethod, SuppressMethod] = {
-    "nms": "hard",
-    "soft_linear": "soft_linear",
-    "soft_gaussian": "soft_gaussian",
-}
 _ROUNDING = 1e-6  # a score may lie outside 0..1 by so much
 
 
@@ -133,23 +133,6 @@ class EnsembleConfig(BaseModel):
         return table
 
 
-def without_own_duplicates(
-    members: Mapping[str, Detections], config: EnsembleConfig, class_names: Sequence[str]
-) -> dict[str, Detections]:
-    """Members of which none says twice where an object is, if the settings want that (`own_duplicates`).
-
-    Args:
-        members: Detections of each.
-        config: How they are to be fused.
-        class_names: Category names in label order.
-    """
-    alone = {name: np.zeros(len(found), dtype=np.int64) for name, found in members.items()}
-    return {
-        name: found[_best_of_its_member(found, alone[name], config, class_names)]
-        for name, found in members.items()
-    }
-
-
 def ensemble_detections(
     members: Mapping[str, Detections], config: EnsembleConfig, class_names: Sequence[str]
 ) -> Detections:
@@ -175,33 +158,24 @@ def ensemble_detections(
     parts = []
     for pool in pools(list(members.values()), weights, config.score_threshold):
         if config.method == "wbf":
-            heard = _best_of_its_member(pool.rows, pool.members, config, class_names)
-            fused = fuse_weighted(pool[heard], limits, weights, config.score)
+            voices = pool if config.own_duplicates == "keep" else without_own_duplicates(pool, limits)
+            fused = fuse_weighted(voices, limits, weights, config.score)
         elif config.method == "nmw":
             fused = fuse_non_maximum(pool, limits, weights)
+        elif config.method == "nms":
+            fused = suppress_pooled(pool, limits, weights)
         else:
-            fused = _suppress(pool.scaled(weights), config, class_names)
+            fused = _soften(pool.scaled(weights), config, config.method, class_names)
         parts.append(_best(fused, config.max_per_image))
     return Detections.cat(parts)
 
 
-def _best_of_its_member(
-    rows: Detections, members: Ints, config: EnsembleConfig, class_names: Sequence[str]
-) -> Ints:
-    """Rows, ascending, that are to be fused: where duplicates drop, those that no better box of their member covers."""
-    if config.method != "wbf" or config.own_duplicates == "keep":
-        return np.arange(len(rows))
+def _soften(
+    rows: Detections, config: EnsembleConfig, method: SuppressMethod, class_names: Sequence[str]
+) -> Detections:
+    """Soft-NMS as if one detector had found all boxes."""
     suppression = SuppressConfig(
-        method="hard", iou_threshold=config.iou_threshold, score_threshold=0.0, max_per_image=None
-    )
-    apart = replace(rows, images=rows.images * (members.max(initial=0) + 1) + members)
-    return np.sort(suppress_detections(apart, suppression, class_names)[0])
-
-
-def _suppress(rows: Detections, config: EnsembleConfig, class_names: Sequence[str]) -> Detections:
-    """Hard or soft NMS as if one detector had found all boxes."""
-    suppression = SuppressConfig(
-        method=_POOLED[config.method],
+        method=method,
         iou_threshold=config.iou_threshold,
         sigma=config.sigma,
         score_threshold=0.0,

@@ -16,6 +16,38 @@ from scantling.data.detections import Detections
 FusedScore: TypeAlias = Literal["mean", "max", "box_and_model_mean", "absent_model_aware_mean"]
 
 
+def suppress_pooled(pool: Pool, limits: Floats, weights: Floats) -> Detections:
+    """Hard NMS as if one detector had found all boxes.
+
+    Args:
+        pool: Boxes of all members; may be empty.
+        limits: (K,) IoU with a better box beyond which a box is dropped.
+        weights: (M, K) of each member in each category.
+    """
+    return pool.scaled(weights)[_not_covered(pool.rows, pool.groups, limits)]
+
+
+def without_own_duplicates(pool: Pool, limits: Floats) -> Pool:
+    """What hard NMS leaves of each member's boxes.
+
+    Args:
+        pool: Boxes of all members; may be empty.
+        limits: (K,) IoU with a better box of the same member beyond which a box is dropped.
+    """
+    groups = pool.groups * (pool.members.max(initial=0) + 1) + pool.members
+    order = np.argsort(groups, kind="stable")
+    return pool[np.sort(order[_not_covered(pool.rows[order], groups[order], limits)])]
+
+
+def _not_covered(rows: Detections, groups: Ints, limits: Floats) -> Ints:
+    """Rows, ascending, that none of these rows before them in their group overlaps beyond the limit.
+
+    Among clusters that stay where their first box is, those first boxes are what suppression leaves.
+    """
+    alike = np.ones(len(rows))
+    return _first_of(cluster_boxes(rows.boxes, alike, groups, limits[rows.labels], moving=False))
+
+
 def fuse_weighted(pool: Pool, limits: Floats, weights: Floats, score: FusedScore) -> Detections:
     """Weighted boxes fusion: a cluster is where the mean of its boxes, weighted by score, is at the time.
 

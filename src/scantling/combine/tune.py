@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections, without_own_duplicates
+from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.selection import Selection, SelectionConfig, average_precisions, select, stitch
 from scantling.combine.tuned import Tuned, rows_of
 from scantling.data.coco_dataset import CocoDataset
@@ -255,12 +255,9 @@ def tune_weights(
     if len(members) < 2:
         raise UsageError("weights are tuned of two or more members", hint="Give several results files.")
 
-    best = without_own_duplicates(members, base, names)  # the same for all weights
-
     def fuse(table: Floats) -> Outcomes:
-        weights = _weights(table, table, list(members), names)
-        settings = base.model_copy(update={"weights": weights, "own_duplicates": "keep"})
-        fused = ensemble_detections(best, settings, names)
+        settings = base.model_copy(update={"weights": _weights(table, table, list(members), names)})
+        fused = ensemble_detections(members, settings, names)
         return MatchableBoxes.over(fused, dataset).outcomes(np.arange(len(fused)), fused.scores)
 
     tables, outcomes = _search_weights(base.weight_table(list(members), names), fuse, config)
