@@ -185,9 +185,14 @@ def decode_best(
         (R, 4) xyxy.
     """
     if deltas.dim() == 3:
-        best = logits[:, :-1].argmax(dim=1)
+        best = _likeliest(logits)
         deltas = deltas[torch.arange(len(best), device=best.device), best]
     return head.decode(rois, deltas, size_hw)
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """(R,) foreground class with the highest logit."""
+    return logits[:, :-1].argmax(dim=1)
 
 
 @torch.no_grad()
@@ -212,14 +217,12 @@ def refine_samples(
     Returns:
         Per image (R_i', 4) xyxy, detached.
     """
-    counts = [len(s.boxes) for s in samples]
+    if deltas.dim() == 3:
+        labels = torch.cat([part.labels for part in samples])
+        chosen = torch.where(labels == head.num_classes, _likeliest(logits), labels)
+        deltas = deltas[torch.arange(len(chosen), device=chosen.device), chosen]
     refined = []
-    for part, own_logits, own_deltas, size in zip(
-        samples, torch.split(logits, counts), torch.split(deltas, counts), sizes_hw, strict=True
-    ):
-        is_background = part.labels[:, None] == head.num_classes
-        known = torch.nn.functional.one_hot(part.labels, head.num_classes + 1).to(own_logits.dtype)
-        chosen_by = torch.where(is_background, own_logits, known)
-        boxes = decode_best(head, part.boxes, chosen_by, own_deltas, size)
-        refined.append(boxes[~part.is_truth])
+    of_images = torch.split(deltas, [len(part.boxes) for part in samples])
+    for part, own_deltas, size in zip(samples, of_images, sizes_hw, strict=True):
+        refined.append(head.decode(part.boxes, own_deltas, size)[~part.is_truth])
     return refined
