@@ -48,7 +48,7 @@ RECIPE = {
                 "anchor_scales": [2.5, 5.0],
                 "num_rois": 128,
             },
-            "augment": {"flip": 0.0, "brightness": 0.2},
+            "augment": {"brightness": 0.2},
             "train": {
                 "optimizer": "adamw",
                 "lr": 1e-3,
@@ -280,12 +280,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--predictions", type=Path, help="COCO results on the labelled images, out of fold")
     parser.add_argument("--real", action="store_true", help="train a refiner and detectors")
-    parser.add_argument("--epochs", type=int, default=10, help="of the detectors")
+    parser.add_argument("--epochs", type=int, default=20, help="of the detectors")
     parser.add_argument("--batch", type=int, default=2, help="images of a step of the detectors")
     parser.add_argument(
         "--zoom", type=float, default=1.0, help="by how much the detectors see the images enlarged"
     )
-    parser.add_argument("--refiner-epochs", type=int, default=60)
+    parser.add_argument("--refiner-epochs", type=int, default=120)
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0, help="processes that load images")
     parser.add_argument("--device", default="cpu")
