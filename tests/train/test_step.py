@@ -59,6 +59,36 @@ def test_accumulated_batches_count_as_one_batch():
     assert model.weight.grad is None
 
 
+class Table(nn.Module):
+    """Values read again and again, whose gradients several threads add up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(7))
+        draws = torch.Generator().manual_seed(0)
+        self.rows = torch.randint(0, 7, (200_000,), generator=draws)
+        self.weights = torch.randn(200_000, generator=draws)
+
+    def forward(self, batch: Numbers) -> dict[str, Tensor]:
+        return {"sum": (self.values[self.rows] * self.weights).sum() * batch.values.mean()}
+
+
+def test_several_threads_give_the_same_weights_to_the_last_bit():
+    """Without `repeatable`, ten updates give ten results."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = set()
+        for _ in range(10):
+            model = Table()
+            stepper(model).update([Numbers(1.0)], step=0, lr=0.1)
+            found.add(tuple(model.values.tolist()))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_clipping_limits_the_update_and_reports_the_whole_norm():
     model = Slope()
     done = stepper(model, clip_norm=0.5).update([Numbers(20.0)], step=0, lr=0.1)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -78,6 +78,32 @@ def require_precision(precision: str, device: torch.device) -> None:
         raise UsageError(f"precision fp16 needs a GPU, the device is {device}", hint="Use fp32 or bf16.")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UsageError(f"{torch.cuda.get_device_name(device)} has no bf16", hint="Use fp32 or fp16.")
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """On a CPU, the same input gives the same gradients to the last bit, whatever the number of threads.
+
+    Threads of PyTorch otherwise add the gradients of values that were read several times (an index, RoIAlign's
+    neighbours) in the order in which they get there. It costs nothing measurable (bench/README.md); on a GPU it would,
+    and not all kernels have such a version.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    memory: Any = torch.utils.deterministic  # a module that mypy knows without its setting
+    filled = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = filled
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@
         end of epoch:  validate -> best.safetensors if it gained -> schedule, early stopping -> last
 
 Promises: a run that was stopped (SIGINT, SIGTERM: the step is finished and saved; SIGKILL: at any moment) and resumed
-ends with the same weights and the same history as one that never stopped, bit for bit on the CPU; `best` and `last`
-are complete, verified and finite at any moment. On a GPU the same holds as far as its kernels are deterministic.
+ends with the same weights and the same history as one that never stopped, bit for bit on the CPU (with as many
+threads); `best` and `last` are complete, verified and finite at any moment. On a GPU the same holds as far as its
+kernels are deterministic.
 """
 
 from __future__ import annotations

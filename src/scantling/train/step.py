@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scantling.data.workers import worker_failures
 from scantling.errors import TrainingError
 from scantling.train.config import TrainConfig
-from scantling.train.devices import Processes, in_contact, without_exchange
+from scantling.train.devices import Processes, in_contact, repeatable, without_exchange
 from scantling.train.state import Parts, step_seed
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -101,7 +101,7 @@ class Stepper:
         records = []
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
-            with nullcontext() if last else without_exchange(self._model):
+            with repeatable(self._device), nullcontext() if last else without_exchange(self._model):
                 records.append(self._backward(batch, weights[index] / len(batches), (step, index)))
         norm = self._clip()
         losses, means, norm_value = _fetch(records, norm)
