@@ -3,7 +3,7 @@
 python bench/audit.py                       simulated refiner and detector, several seeds
 python bench/audit.py --refined F --predictions F --data FOLDER     a real refiner's and detector's output
 python bench/audit.py --real --seeds 1      trains a small refiner and small cascades on three folds first
-python bench/audit.py --real --device cuda --zoom 2 --batch 8 --workers 3 ...    the same, larger, on a GPU
+python bench/audit.py --real --device cuda --zoom 2 --batch 4 --epochs 25 --workers 1    on a GPU, images enlarged
 
 What is ranked: every label (by its likeliest reason) and every detection that no label explains (`missing`). Faulty
 are the labels that were changed or added, and the objects whose label was removed; a removed label that nothing

@@ -119,6 +119,31 @@ def test_new_images_go_the_whole_way(whole_way, parts, command, tmp_path):
         assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-2)
 
 
+def test_the_verb_fuses_a_runs_own_files_as_the_run_does(whole_way, parts, command, tmp_path):
+    members = [whole_way / "members" / name / "predictions.json" for name in ("cascade", "double_head")]
+    given = ["--data", f"{parts}:val", "--tuned", whole_way / "tune/ensemble.yaml"]
+    done = command("ensemble", *members, *given, "--out", tmp_path / "fused.json")
+    assert done.exit_code == 0, done.stderr
+    assert read(tmp_path / "fused.json") == read(whole_way / "ensemble/predictions.json")
+    repeated = tmp_path / "cascade.json"
+    rows = read(members[0])
+    repeated.write_text(json.dumps(rows + [row | {"score": row["score"] / 2} for row in rows]))
+    members = [repeated, tmp_path / "double_head.json"]
+    members[1].write_text((whole_way / "members/double_head/predictions.json").read_text())
+    for choice, same in (("drop", True), ("keep", False)):
+        done = command(
+            "ensemble",
+            *members,
+            *given,
+            "--set",
+            f"own_duplicates={choice}",
+            "--out",
+            tmp_path / f"{choice}.json",
+        )
+        assert done.exit_code == 0, done.stderr
+        assert (read(tmp_path / f"{choice}.json") == read(tmp_path / "fused.json")) == same
+
+
 def test_folds_leave_a_prediction_of_every_training_image_by_a_detector_that_has_not_seen_it(parts, tmp_path):
     overrides = ["data.folds=3", "pretrain=null", "members.cascade.model.init=random"]
     recipe = parse_recipe(RECIPE, file="r.yaml", overrides=overrides).on(data=parts)

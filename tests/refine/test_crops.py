@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scantling.refine import crops
 from scantling.refine.crops import (
     OUTSIDE,
+    _shown,
     crop_frame,
     crop_windows,
     cut,
@@ -70,38 +72,41 @@ def test_what_is_cut_lies_where_the_frame_says():
 
 @given(
     corner=st.tuples(st.floats(-50, 300), st.floats(-50, 300)),
-    size=st.tuples(st.floats(0, 900), st.floats(0, 900)),
+    size=st.tuples(st.floats(0, 9000), st.floats(0, 900)),
     side=st.sampled_from([32, 64, 224]),
 )
-def test_windows_that_are_halved_halve_exactly_and_hardly_grow(corner, size, side):
+def test_windows_that_are_halved_halve_exactly_and_grow_by_less_than_a_pixel_of_the_crop(corner, size, side):
     box = np.array([[*corner, corner[0] + size[0], corner[1] + size[1]]])
-    plain, aligned = crop_windows(box, 0.2)[0], crop_windows(box, 0.2, side)[0]
-    assert (aligned[:2] == plain[:2]).all()
-    longest, halvings = max(plain[2:] - plain[:2]), 0
-    while longest > 2 * side * 2**halvings:
-        halvings += 1
-    sizes, before = aligned[2:] - aligned[:2], plain[2:] - plain[:2]
-    assert (sizes % 2**halvings == 0).all()
-    assert ((sizes >= before) & (sizes < before + 2**halvings)).all()
-    assert max(sizes) <= 2 * side * 2**halvings  # no further halving becomes due
+    plain, window = crop_windows(box, 0.2)[0], crop_windows(box, 0.2, side)[0]
+    assert (window[:2] == plain[:2]).all()
+    before, after = plain[2:] - plain[:2], window[2:] - window[:2]
+    assert ((after >= before) & (after - before < np.maximum(1, before / side))).all()
+    now, sizes = after.copy(), before.copy()
+    while max(sizes) > 2 * side:  # as `cut` halves: both sides, none below that of the crop
+        assert max(now) > 2 * side
+        assert all(length % 2 == 0 for length in now if length // 2 >= side)
+        now, sizes = (np.maximum(side, (lengths + 1) // 2) for lengths in (now, sizes))
+    assert max(now) <= 2 * side  # no further halving becomes due
 
 
 @pytest.mark.parametrize(
-    "windows",
+    ("windows", "framed"),
     [
-        [
-            [-9, -7, 110, 60],
-            [30, 20, 170, 140],
-            [40, 30, 60, 50],
-        ],  # large: cheaper in one frame around the image
-        [[-9, -7, 10, 6], [150, 90, 170, 140]],  # small: each is filled up alone
-        [[-90, -90, -10, -10], [5, 5, 165, 125], [-20, 0, 150, 130]],  # one shows nothing of the image
+        ([[-9, -7, 120, 90], [10, 5, 140, 100], [40, 30, 60, 50], [-5, 3, 110, 99]], True),
+        ([[-9, -7, 10, 6], [110, 80, 140, 110]], False),  # small: each is filled up alone
+        ([[-90, -90, -10, -10], [5, 5, 140, 99], [-20, 0, 110, 80]], False),  # the frame would be large
+        ([[-9, -7, 120, 90]], False),
     ],
 )
-def test_windows_that_leave_the_image_together_are_those_that_leave_it_alone(picture, windows):
-    height, width = picture.shape[:2]
-    assert (height, width) < (125, 165)
+def test_windows_that_leave_the_image_together_are_those_that_leave_it_alone(
+    picture, windows, framed, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr(
+        crops, "_shown", lambda pixels, window: shown.append(pixels) or _shown(pixels, window)
+    )
     together = cut(picture, windows_of(*windows), 48)
+    assert all((pixels is not picture) == framed for pixels in shown)
     alone = [cut(picture, windows_of(window), 48)[0] for window in windows]
     assert torch.equal(together, torch.stack(alone))
 

@@ -79,8 +79,8 @@ class EnsembleConfig(BaseModel):
 
     Source:
         Solovyev et al. 2021 (wbf); Zhou et al. 2017 (nmw); Bodla et al. 2017 (soft-NMS). The variants of `score` are
-        those of Solovyev's `ensemble-boxes`, whose numbers these are but for the limit of 1 and for pooled NMS, where
-        it divides by W instead of max w.
+        those of Solovyev's `ensemble-boxes`, whose numbers these are but for the limit of 1, for `own_duplicates`, and
+        for pooled NMS, where it divides by W instead of max w.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""Boxes of one object become one box: weighted boxes fusion and non-maximum weighted.
+"""Boxes of one object become one box: weighted boxes fusion, non-maximum weighted, and pooled hard NMS.
 
 N: boxes; K: categories; M: members; Q: clusters.
 """
@@ -42,7 +42,8 @@ def without_own_duplicates(pool: Pool, limits: Floats) -> Pool:
 def _not_covered(rows: Detections, groups: Ints, limits: Floats) -> Ints:
     """Rows, ascending, that none of these rows before them in their group overlaps beyond the limit.
 
-    Among clusters that stay where their first box is, those first boxes are what suppression leaves.
+    Among clusters that stay where their first box is, those first boxes are what suppression leaves. `ops.nms` finds
+    the same by one call for every group, which takes five times as long for hundreds of thousands of small groups.
     """
     alike = np.ones(len(rows))
     return _first_of(cluster_boxes(rows.boxes, alike, groups, limits[rows.labels], moving=False))

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,9 @@ Result = TypeVar("Result")
 Packed = tuple[bytes, list[Tensor]]
 
 _SHARED_FROM_ELEMENTS = 1 << 16
+_START = "fork" if sys.platform == "linux" else None
+"""How processes start; None is the system's way. From Python 3.14 on that is a server of forks on Linux, which a
+SIGTERM to all processes of a job would end, and the workers with it."""
 
 _CAUSES = (
     ("shared memory", "shared memory is full", "Use fewer workers or a smaller batch, or enlarge /dev/shm."),
@@ -113,6 +117,7 @@ class TaskStream(Generic[Task, Result]):
             num_workers=self._workers,
             collate_fn=_as_is,
             worker_init_fn=_set_up_worker,
+            multiprocessing_context=_START,
             persistent_workers=True,
             generator=torch.Generator(),  # its own, so that workers leave the global random state alone
         )
@@ -198,11 +203,11 @@ def _as_is(packed: Any) -> Any:  # noqa: ANN401 - what torch asks of a collate f
 
 
 def _set_up_worker(_: int) -> None:
-    """One thread per process; being stopped from outside is the main process's business."""
+    """No threads for the work itself; being stopped from outside is the main process's business."""
     cv2.setNumThreads(0)  # not 1, which would wait for threads that a fork does not copy
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     main_process = multiprocessing.parent_process()
-    if main_process and hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+    if main_process and _START == "fork":  # other processes have threads by now, which would take the signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_for, args=(main_process.pid,), daemon=True).start()
 
@@ -211,7 +216,7 @@ def _end_for(main_process: int) -> None:
     """Obey the SIGTERM of the main process alone.
 
     Schedulers and `timeout` send it to every process of a job: the main one then finishes its step, which still needs
-    what is being prepared, and ends this process itself.
+    what is being prepared, and ends this process itself. A call that holds Python's lock delays that.
     """
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
         pass

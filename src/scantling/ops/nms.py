@@ -1,4 +1,6 @@
-"""Suppression of duplicate detections: hard and soft, with settings for all or by category. The only NMS there is.
+"""Suppression of duplicate detections: hard and soft, with settings for all or by category.
+
+The only NMS there is, but for that of many detectors' files at once (`combine.fusion`).
 
 Boxes of different groups (categories, images) never touch each other. Whatever the method, what is kept comes back
 in order of falling score, and at equal scores the lower index first.

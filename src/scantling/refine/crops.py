@@ -37,8 +37,9 @@ def crop_windows(boxes: Boxes, padding: float | NDArray[np.float64], side: int |
         boxes: (N, 4) xyxy in image pixels; sides >= 0.
         padding: Margin relative to the box's width (left, right) and height (top, bottom): one number, or (N, 4) for
             left, top, right, bottom of each. Negative values cut into the box.
-        side: S of the crops. A window so large that `cut` halves it grows by a pixel or a few to the right and
-            downwards, until its sides halve exactly, which takes half the time of a halving that does not.
+        side: S of the crops. A window so large that `cut` halves it grows to the right and downwards, by less than a
+            pixel of the crop, until each side halves exactly as often as it can be halved without falling below S: an
+            exact halving takes half the time.
 
     Returns:
         (N, 4) xyxy, rounded outwards, at least one pixel wide and high; they may leave the image.
@@ -51,8 +52,9 @@ def crop_windows(boxes: Boxes, padding: float | NDArray[np.float64], side: int |
     np.maximum(windows[:, 2:], windows[:, :2] + 1, out=windows[:, 2:])
     if side is not None:
         sizes = windows[:, 2:] - windows[:, :2]
-        halvings = np.maximum(0, np.ceil(np.log2(sizes.max(axis=1, keepdims=True) / (2 * side))))
-        units = np.left_shift(1, halvings.astype(np.int64))
+        halvings = np.ceil(np.log2(sizes.max(axis=1, keepdims=True) / (2 * side)))
+        exact = np.clip(np.floor(np.log2(sizes / side)), 0, np.maximum(0, halvings))
+        units = np.left_shift(1, exact.astype(np.int64))
         windows[:, 2:] = windows[:, :2] - (-sizes // units) * units
     return windows
 
@@ -114,7 +116,7 @@ def cut(pixels: Pixels, windows: Windows, side: int) -> Tensor:
 
 
 def _framed(pixels: Pixels, windows: Windows) -> tuple[Pixels, Windows]:
-    """The image in a frame of `OUTSIDE` and the windows moved with it, where that copies less than `_shown` would."""
+    """The image in a frame of `OUTSIDE` and the windows moved with it, if windows that leave it are larger together."""
     height, width = pixels.shape[:2]
     low, high = windows[:, :2], windows[:, 2:]
     leaves = (low < 0).any(axis=1) | (high > (width, height)).any(axis=1)

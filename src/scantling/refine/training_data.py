@@ -46,7 +46,8 @@ class CropConfig(BaseModel):
         all_boxes: Show every box in each pass over the images, instead of a random one of each image.
         padding: Margin of each side, drawn uniformly between these, relative to the box's width and height. Its mean
             should be the refiner's `padding`, its spread what detectors are wrong by. Below 0, the crop cuts
-            the box as a detection that is too small does; the target then ends at the crop's border.
+            the box as a detection that is too small does; the target then ends at the crop's border. What is shown
+            exceeds these by the rounding of the window (`crops.crop_windows`).
         centre_shift: Largest error of the centre that is told, relative to the box's width and height.
         flip: Probability of exchanging left and right.
         vertical_flip: Probability of exchanging top and bottom.
