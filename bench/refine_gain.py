@@ -76,6 +76,9 @@ def measure(
     rows = {"jittered": judged.boxes}
     for times in (1, 2):
         rows[f"refined, {times}x"] = refined(refiner, judged, judged.boxes, ApplyConfig(iterations=times))
+    rows["refined, mean with the mirror image"] = refined(
+        refiner, judged, judged.boxes, ApplyConfig(flip=True)
+    )
     rows["exact, refined"] = refined(refiner, judged, judged.truth, ApplyConfig())
     say("| boxes of the test scenes | mean IoU | 95 % interval | IoU >= 0.75 |\n|---|---:|---|---:|")
     for name, boxes in rows.items():

@@ -278,7 +278,7 @@ def read_gate(path: Path, refiner: Path, config: ApplyConfig) -> RefineGate:
     hint = "Measure one with `scantling refine tune`."
     if gate.refiner != load_checkpoint(refiner).meta.sha256:
         raise ConfigError(f"{path}: measured with another refiner than {refiner}", hint=hint)
-    for name in ("iterations", "min_score"):
+    for name in ("iterations", "flip", "min_score"):
         measured, wanted = getattr(gate.apply, name), getattr(config, name)
         if measured != wanted:
             raise ConfigError(f"{path}: measured with {name} {measured}, not {wanted}", hint=hint)

@@ -66,6 +66,29 @@ def test_boxes_are_moved_as_the_network_says(picture):
     assert refine_boxes(picture, np.zeros((0, 4)), np.zeros(0, int), shrinking(0.5), ONCE).shape == (0, 4)
 
 
+def test_the_mean_with_the_mirror_image_is_the_same_in_the_mirror_image(picture):
+    """Which alone it is not: then the two answers differ by pixels."""
+    width = picture.shape[1]
+    boxes, refiner, labels = (
+        np.array([[20.0, 10.0, 60.0, 50.0], [70, 20, 111, 55]]),
+        stirred(),
+        np.array([0, 1]),
+    )
+    turned = boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width, 0, width, 0]
+    mirror = np.ascontiguousarray(picture[:, ::-1])
+
+    def both(config: ApplyConfig) -> tuple[np.ndarray, np.ndarray]:
+        there = refine_boxes(mirror, turned, labels, refiner, config)
+        back = there[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width, 0, width, 0]
+        return refine_boxes(picture, boxes, labels, refiner, config), back
+
+    seen, mirrored = both(ONCE)
+    assert np.abs(seen - mirrored).max() > 1
+    mean, mean_mirrored = both(ApplyConfig(flip=True))
+    np.testing.assert_allclose(mean, mean_mirrored, atol=0.05)
+    np.testing.assert_allclose(mean, (seen + mirrored) / 2, atol=0.05)
+
+
 def test_boxes_are_clipped_and_one_outside_the_image_stays(picture):
     height, width = SIZE_HW
     boxes = np.array([[-10.0, 10.0, 30.0, 50.0], [width + 5.0, 10.0, width + 30.0, 40.0]])

@@ -29,7 +29,7 @@ from scantling.data.detections import Detections, detections_of
 from scantling.data.geometry import Pixels
 from scantling.data.images import open_image
 from scantling.errors import CheckpointError
-from scantling.refine.bbrefinement import CropBatch, Refiner, RefinerConfig
+from scantling.refine.bbrefinement import CropBatch, Refiner, RefinerConfig, mirror_boxes
 from scantling.refine.crops import Boxes, crop_windows, cut, cut_on_device, from_crop, to_crop
 from scantling.structures.masks import ImageMasks
 from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
@@ -50,6 +50,7 @@ class ApplyConfig(BaseModel):
 
     Attributes:
         iterations: How often; each time the crop is cut anew around the box of the time before.
+        flip: Average with what is seen in the mirror image, for twice the time; of use where objects look alike in it.
         batch_size: Crops that go through the network together, of one or of many images.
         min_score: Results that score less stay as they are, which saves time where a detector reports hundreds.
         masks: What happens to the mask of a result: `keep` leaves it alone, `refit` moves and stretches it as its box.
@@ -59,6 +60,7 @@ class ApplyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     iterations: Annotated[int, Field(ge=1, le=10)] = 1
+    flip: bool = False
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
     masks: Literal["keep", "refit"] = "keep"
@@ -307,9 +309,11 @@ def _predict(
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         for start in range(0, len(crops), config.batch_size):
             rows = slice(start, start + config.batch_size)
-            parts.append(
-                refiner.predict(CropBatch(crops=crops[rows], labels=told[0][rows], centres=told[1][rows]))
-            )
+            batch = CropBatch(crops=crops[rows], labels=told[0][rows], centres=told[1][rows])
+            found = refiner.predict(batch)
+            if config.flip:
+                found = (found + mirror_boxes(refiner.predict(batch.mirrored()))) / 2
+            parts.append(found)
     boxes: Boxes = torch.cat([torch.zeros(0, 4, device=device), *parts]).double().cpu().numpy()
     return boxes
 

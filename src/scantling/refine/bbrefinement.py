@@ -95,6 +95,12 @@ class RefinerConfig(BaseModel):
         return SIDES.get(self.backbone, OTHER_SIDE) if self.side == "auto" else self.side
 
 
+def mirror_boxes(boxes: Tensor) -> Tensor:
+    """(B, 4) xyxy in crop coordinates with left and right exchanged."""
+    x1, y1, x2, y2 = boxes.unbind(dim=1)
+    return torch.stack([1 - x2, y1, 1 - x1, y2], dim=1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class CropBatch:
     """Objects cut out of images.
@@ -126,6 +132,12 @@ class CropBatch:
 
     def __len__(self) -> int:
         return len(self.crops)
+
+    def mirrored(self) -> Self:
+        """The same objects with left and right exchanged."""
+        targets = None if self.targets is None else mirror_boxes(self.targets)
+        centres = torch.stack([1 - self.centres[:, 0], self.centres[:, 1]], dim=1)
+        return replace(self, crops=self.crops.flip(-1), centres=centres, targets=targets)
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with its tensors on another device."""
