@@ -82,11 +82,11 @@ def require_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
-    """On a CPU, the same input gives the same gradients to the last bit, whatever the number of threads.
+    """On a CPU, the same input gives the same gradients to the last bit every time, with several threads, too.
 
-    Threads of PyTorch otherwise add the gradients of values that were read several times (an index, RoIAlign's
-    neighbours) in the order in which they get there. It costs nothing measurable (bench/README.md); on a GPU it would,
-    and not all kernels have such a version.
+    With as many threads, that is: sums of two are not those of one. Threads of PyTorch otherwise add the gradients of
+    values that were read several times by index in the order in which they get there. It costs nothing measurable
+    (bench/README.md); on a GPU it would, and not all kernels have such a version.
     """
     if device.type != "cpu":
         yield
