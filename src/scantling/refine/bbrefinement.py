@@ -134,10 +134,9 @@ class CropBatch:
         return len(self.crops)
 
     def mirrored(self) -> Self:
-        """The same objects with left and right exchanged."""
-        targets = None if self.targets is None else mirror_boxes(self.targets)
+        """The same objects with left and right exchanged, without targets."""
         centres = torch.stack([1 - self.centres[:, 0], self.centres[:, 1]], dim=1)
-        return replace(self, crops=self.crops.flip(-1), centres=centres, targets=targets)
+        return replace(self, crops=self.crops.flip(-1), centres=centres, targets=None)
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch with its tensors on another device."""
