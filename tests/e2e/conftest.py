@@ -42,9 +42,11 @@ def recipe(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def environment() -> dict[str, str]:
-    paths = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Of processes of their own. What they leave in the temporary folder (torchrun: its logs) is pytest's to remove."""
+    paths = os.pathsep.join([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    temporary = str(tmp_path_factory.mktemp("temporary"))
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TMPDIR": temporary}
 
 
 @pytest.fixture
