@@ -36,7 +36,8 @@ def audit(
     Args:
         data: The labels: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
         out: Folder for `suspects.json`, `audit.html` to decide in, and `suspects.jpg` with the first 30.
-        refiner: Checkpoint of a refiner, for badly placed boxes.
+        refiner: Checkpoint of a refiner, for badly placed boxes; it refines as the checkpoint says, but as often as
+            the setting `iterations`.
         predictions: COCO results on the same images, of models that were not trained on them (out of fold).
         overrides: `KEY=VALUE` texts that replace settings, such as `min_score=0.5`.
         device: What the refiner runs on: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
@@ -106,7 +107,9 @@ def repair(
 
 
 def _refined(path: Path, dataset: CocoDataset, device: str, iterations: int) -> NDArray[np.float64]:
-    """The labelled boxes after so many refinements."""
-    from scantling.refine.apply import ApplyConfig, load_refiner, refine_truth
+    """The labelled boxes after so many refinements, which are otherwise done as the checkpoint says."""
+    from scantling.api_refine import load_with_settings
+    from scantling.refine.apply import refine_truth
 
-    return refine_truth(dataset, load_refiner(path, device), ApplyConfig(iterations=iterations))
+    refiner, config = load_with_settings(path, [f"iterations={iterations}"], device)
+    return refine_truth(dataset, refiner, config)

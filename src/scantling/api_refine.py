@@ -155,7 +155,7 @@ def refine_apply(
 
     dataset = read_location(data)
     found = read_results(results, dataset)
-    model, config = _load(Path(refiner), overrides, device)
+    model, config = load_with_settings(Path(refiner), overrides, device)
     opened = read_gate(Path(gate), Path(refiner), config) if gate is not None else None
     refined, counts = refine_results(found, dataset, model, config, gate=opened)
     _log_unknown(model, dataset.class_names, counts)
@@ -199,7 +199,7 @@ def refine_tune(
 
     dataset = read_location(data)
     found = read_results(results, dataset)
-    model, apply_config = _load(Path(refiner), (), device)
+    model, apply_config = load_with_settings(Path(refiner), (), device)
     draft = Draft(GateConfig, {"apply": apply_config.model_dump(mode="json")}, {}, "checkpoint")
     for override in overrides:
         draft = draft.with_override(override)
@@ -300,8 +300,13 @@ def _settings(config: str | Path | None, overrides: Iterable[str]) -> RefineConf
     return draft.check()
 
 
-def _load(path: Path, overrides: Iterable[str], device: str) -> tuple[Refiner, ApplyConfig]:
-    """A refiner with the settings of refining in its checkpoint, some of them replaced."""
+def load_with_settings(path: Path, overrides: Iterable[str], device: str) -> tuple[Refiner, ApplyConfig]:
+    """A refiner with the settings of refining in its checkpoint, some of them replaced.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, damaged, or none of a refiner.
+        ConfigError: A setting does not exist, or not with this value.
+    """
     from scantling.draft import Draft
     from scantling.refine.apply import ApplyConfig, load_refiner
     from scantling.train.checkpoint import load_checkpoint

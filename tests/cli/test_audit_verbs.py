@@ -8,11 +8,14 @@ import pytest
 from typer.testing import CliRunner
 
 from reference.faulty_labels import MISSING, Faulty, make_faulty
-from scantling import api, api_audit
+from scantling import api
 from scantling.cli.app import app
 from scantling.data.coco import write_results
 from scantling.data.detections import results_of
-from scantling.refine.audit import AuditConfig
+from scantling.data.formats.locations import read_location
+from scantling.data.synth import SynthConfig, write_synth
+from scantling.refine.apply import ApplyConfig, load_refiner, refine_truth
+from scantling.refine.audit import AuditConfig, find_suspects
 
 
 def run(*arguments: object):
@@ -105,18 +108,26 @@ def test_mistakes_of_audit_are_told(faulty, tmp_path):
     assert not out.exists()
 
 
-def test_a_refiner_is_asked_for_the_boxes_of_all_labels(faulty, tmp_path, monkeypatch):
-    """The refiner itself is tested elsewhere: here another one takes its place."""
-    checkpoint = tmp_path / "refiner.safetensors"
-    checkpoint.write_bytes(b"x")
-    asked = []
-
-    def refined(path, dataset, device, iterations):
-        asked.append((path, dataset.num_annotations, device, iterations))
-        return faulty.refined
-
-    monkeypatch.setattr(api_audit, "_refined", refined)
-    made = api.audit(faulty.dataset.file, tmp_path / "out", refiner=checkpoint, device="cpu")
-    assert asked == [(checkpoint, 145, "cpu", AuditConfig().iterations)]
+def test_labels_are_refined_as_the_checkpoint_says(tmp_path):
+    write_synth(tmp_path / "parts", SynthConfig(size_hw=(96, 128)), splits={"train": 3, "val": 2}, seed=0)
+    tiny = (
+        "model.backbone=test_resnet",
+        "model.side=32",
+        "model.hidden=8",
+        "train.epochs=1",
+        "train.repeats=1",
+    )
+    summary = api.refine_train(
+        tmp_path / "parts", tmp_path / "refiner", overrides=[*tiny, "apply.flip=true"], device="cpu"
+    )
+    everything = AuditConfig(min_score=0.0, iterations=3)
+    made = api.audit(
+        tmp_path / "parts:val", tmp_path / "out", refiner=summary.checkpoint, device="cpu",
+        overrides=["min_score=0", "iterations=3"],
+    )  # fmt: skip
+    labels, refiner = read_location(tmp_path / "parts:val"), load_refiner(summary.checkpoint, "cpu")
     assert made.audit.used == ("refiner",)
-    assert made.audit.counts["loose"] >= 1
+    for flip in (True, False):
+        refined = refine_truth(labels, refiner, ApplyConfig(iterations=3, flip=flip))
+        found = find_suspects(labels, refined, None, everything)
+        assert (found.suspects == made.audit.suspects) is flip
