@@ -39,7 +39,7 @@ from scantling.api_run import require_run
 from scantling.api_run import run as run  # noqa: PLC0414 - part of this module too
 from scantling.api_run import train as train  # noqa: PLC0414 - part of this module too
 from scantling.errors import UsageError
-from scantling.given_paths import folder_of, require_existing, require_folder
+from scantling.given_paths import folder_of, require_existing, require_folder, require_output
 
 if TYPE_CHECKING:
     from scantling.doctor import Diagnosis
@@ -81,6 +81,8 @@ def predict(
     require_existing(folder_of(source), "source")
     if (run is None) == (checkpoint is None):
         raise UsageError("give either --run DIR or --checkpoint FILE")
+    if out is not None:
+        require_output(Path(out), "results file", [source, run, checkpoint])
     from scantling.prediction import load_detector, predict_source
     from scantling.run_prediction import load_run
 
@@ -118,6 +120,8 @@ def evaluate(
     """
     require_existing(Path(results), "results file")
     require_existing(folder_of(data), "data set")
+    if out is not None:
+        require_output(Path(out), "file of metrics", [results, data])
     from scantling.data.coco import read_results
     from scantling.data.formats.locations import read_location
     from scantling.data.io import write_json

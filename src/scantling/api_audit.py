@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from scantling.errors import UsageError
-from scantling.given_paths import folder_of, require_existing
+from scantling.given_paths import folder_of, require_existing, require_unread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,6 +75,7 @@ def repair(
     suspects: str | Path | None = None,
     accept: Iterable[str] = (),
     masks: Literal["keep", "drop"] = "keep",
+    overwrite: bool = False,
 ) -> Repair:
     """Write a copy of the labels in which the accepted suspects are repaired; the original is never changed.
 
@@ -85,6 +86,7 @@ def repair(
         suspects: The audit's `suspects.json`, instead of decisions; with `accept`.
         accept: Rules such as `loose>0.8`: suspects that one of them accepts are repaired.
         masks: Whether a box with a mask stays (`keep`) or moves and loses its mask (`drop`).
+        overwrite: Replace a file that is there, unless it is one of the data set's own.
 
     Raises:
         ScantlingError: The data or the decisions cannot be used, or are about other labels; then nothing was written.
@@ -94,6 +96,7 @@ def repair(
         raise UsageError("give either --decisions FILE, or --suspects FILE with --accept RULE")
     require_existing(folder_of(data), "data set")
     require_existing(Path(decisions or suspects or ""), "file of decisions")
+    _require_new_labels(Path(out), (data, decisions, suspects), overwrite=overwrite)
     from scantling.data.formats.locations import read_location
     from scantling.refine.decisions import decide_by_rules, parse_rule, read_decisions
     from scantling.refine.repair import repair_labels
@@ -104,6 +107,20 @@ def repair(
         decide_by_rules(suspects, dataset, rules) if suspects else read_decisions(decisions or "", dataset)
     )
     return repair_labels(dataset, chosen, Path(out), masks=masks)
+
+
+def _require_new_labels(
+    out: Path, inputs: tuple[str | Path, str | Path | None, str | Path | None], *, overwrite: bool
+) -> None:
+    """Refuse a file that is there, and always one of the data set's folder; `inputs` begins with the data set."""
+    require_unread(out, inputs)
+    folder = folder_of(inputs[0]).resolve()
+    if not out.exists():
+        return
+    if folder.is_dir() and out.resolve().is_relative_to(folder):
+        raise UsageError(f"{out}: a file of the data set, which is never changed", hint="Choose another one.")
+    if not overwrite:
+        raise UsageError(f"{out}: there is a file already", hint="Choose another one, or give --overwrite.")
 
 
 def _refined(path: Path, dataset: CocoDataset, device: str, iterations: int) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scantling.errors import ConfigError, UsageError
-from scantling.given_paths import folder_of, require_existing
+from scantling.given_paths import folder_of, require_existing, require_output
 
 if TYPE_CHECKING:
     from scantling.combine.eliminate_files import EliminateSummary
@@ -52,6 +52,7 @@ def ensemble(
     if tuned is not None:
         require_existing(Path(tuned), "file of tuned settings")
     require_existing(folder_of(data), "data set")
+    require_output(Path(out), "results file", [*paths, data, tuned])
     from scantling.combine.members import ensemble_files, member_names
     from scantling.data.formats.locations import read_location
 
@@ -85,6 +86,7 @@ def tune(
     for path in paths:
         require_existing(path, "results file")
     require_existing(folder_of(data), "data set")
+    require_output(Path(out), "file of tuned settings", [*paths, data])
     from scantling.combine.tune_files import TuneRequest, tune_files
     from scantling.data.formats.locations import read_location
     from scantling.draft import Draft
@@ -136,6 +138,8 @@ def eliminate(
     require_existing(Path(results), "results file")
     require_existing(folder_of(train), "data set")
     require_existing(folder_of(data), "data set")
+    if out is not None:
+        require_output(Path(out), "results file", [results, train, data])
     from scantling.combine.eliminate import EliminateConfig
     from scantling.combine.eliminate_files import eliminate_file
     from scantling.data.formats.locations import read_location

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scantling.given_paths import folder_of, require_existing, require_folder
+from scantling.given_paths import folder_of, require_existing, require_folder, require_output
 
 if TYPE_CHECKING:
     from scantling.refine.ablate import RefineAblation
@@ -149,6 +149,8 @@ def refine_apply(
         if path is not None:
             require_existing(Path(path), what)
     require_existing(folder_of(data), "data set")
+    if out is not None:
+        require_output(Path(out), "results file", [results, data, refiner, gate])
     from scantling.data.coco import read_results, write_results
     from scantling.data.formats.locations import read_location
     from scantling.refine.apply import refine_results
@@ -189,6 +191,8 @@ def refine_tune(
     for path, what in ((results, "results file"), (refiner, "refiner")):
         require_existing(Path(path), what)
     require_existing(folder_of(data), "data set")
+    if out is not None:
+        require_output(Path(out), "gate file", [results, data, refiner])
     from scantling.data.coco import read_results
     from scantling.data.formats.locations import read_location
     from scantling.data.io import atomic_write
@@ -271,10 +275,11 @@ def read_gate(path: Path, refiner: Path, config: ApplyConfig) -> RefineGate:
     """
     from scantling.draft import Draft
     from scantling.errors import ConfigError
+    from scantling.recipes import read_recipe
     from scantling.refine.gate import RefineGate
     from scantling.train.checkpoint import load_checkpoint
 
-    gate = Draft.parse(RefineGate, path.read_text(encoding="utf-8-sig"), file=str(path)).check()
+    gate = Draft.parse(RefineGate, read_recipe(path), file=str(path)).check()
     hint = "Measure one with `scantling refine tune`."
     if gate.refiner != load_checkpoint(refiner).meta.sha256:
         raise ConfigError(f"{path}: measured with another refiner than {refiner}", hint=hint)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from scantling.errors import UsageError, did_you_mean
+
+_OTHER_OUT = "Nothing was changed. Choose another file for --out."
 
 
 def require_existing(path: Path, what: str) -> None:
@@ -36,3 +41,45 @@ def require_folder(path: Path, what: str) -> None:
         raise UsageError(
             f"{path}: a {what} is a folder, this is a file", hint="Give the folder that holds it."
         )
+
+
+Written = Literal["results file", "file of metrics", "gate file", "file of tuned settings"]
+"""What a verb writes to one file."""
+
+_BEGINNINGS: dict[Written, tuple[bytes, ...]] = {
+    "results file": (b"[",),
+    "file of metrics": (b'{\n  "bbox/', b'{\n  "segm/'),
+    "gate file": (b"refiner:",),
+    "file of tuned settings": (b"#", b"suppress:", b"ensemble:"),
+}
+
+
+def require_output(out: Path, what: Written, inputs: Iterable[str | Path | None]) -> None:
+    """Refuse to write onto what is read, or onto a file of another kind: a slip of the hand must not cost labels.
+
+    Args:
+        out: The file to write; an earlier one of the same kind may be there.
+        what: What will be in it.
+        inputs: What the verb was given to read: files, folders, `FOLDER:SPLIT`, or None.
+
+    Raises:
+        UsageError: Before anything is written.
+    """
+    require_unread(out, inputs)
+    if out.is_file():
+        with out.open("rb") as file:
+            beginning = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+        if beginning and not beginning.startswith(_BEGINNINGS[what]):
+            raise UsageError(f"{out}: there is a file already, and it is no {what}", hint=_OTHER_OUT)
+
+
+def require_unread(out: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Refuse to write onto one of the inputs, or where a folder is.
+
+    Raises:
+        UsageError: `out` is one of them, by whatever path.
+    """
+    if out.is_dir():
+        raise UsageError(f"{out}: this is a folder", hint="Name a file in it for --out.")
+    if out.exists() and out.resolve() in {folder_of(path).resolve() for path in inputs if path is not None}:
+        raise UsageError(f"{out}: this is read, and never written over", hint=_OTHER_OUT)

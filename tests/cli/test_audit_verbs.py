@@ -73,7 +73,7 @@ def test_repair_by_rules(audited, faulty, tmp_path):
     assert "145 annotations; repaired: 1 missing, 1 spurious" in done.stdout
     new = json.loads(out.read_text())["annotations"][-1]
     assert new["image_id"] == faulty.clean["annotations"][MISSING - 1]["image_id"]
-    counted = json.loads(run(*arguments, "--accept", "missing>=1", "--json").stdout)
+    counted = json.loads(run(*arguments, "--accept", "missing>=1", "--overwrite", "--json").stdout)
     assert counted["done"]["missing"] == 0
 
 

@@ -200,7 +200,7 @@ class TestMistakes:
         before = (folder / "yolo.json").read_text()
         done = ensemble("yolo.json", "other.json", out=str(folder / "yolo.json"))
         assert done.exit_code == 2
-        assert "replace one of its members" in done.stderr
+        assert "this is read, and never written over" in done.stderr
         assert (folder / "yolo.json").read_text() == before
 
 

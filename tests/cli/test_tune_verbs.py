@@ -159,7 +159,7 @@ def test_settings_of_elimination_can_be_given(bikes):
 def test_mistakes_of_elimination_are_told(bikes):
     assert "--out FILE or --list" in refused(*ASKED)
     assert "--out FILE or --list" in refused(*ASKED, "--out", "left.json", "--list")
-    assert "replace the results" in refused(*ASKED, "--out", "found.json")
+    assert "this is read, and never written over" in refused(*ASKED, "--out", "found.json")
     assert "nowhere.json" in refused(
         "eliminate", "found.json", "--train", "nowhere.json", *ASKED[4:], "--list"
     )

@@ -61,10 +61,21 @@ def repair(
     masks: Annotated[
         Literal["keep", "drop"], typer.Option(help="Boxes with masks stay, or move without their masks.")
     ] = "keep",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there; never one of the data set.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Write a copy of the labels in which accepted suspects are repaired."""
     from scantling import api
 
-    done = api.repair(data, out, decisions=decisions, suspects=suspects, accept=accept or (), masks=masks)
+    done = api.repair(
+        data,
+        out,
+        decisions=decisions,
+        suspects=suspects,
+        accept=accept or (),
+        masks=masks,
+        overwrite=overwrite,
+    )
     show(done.to_text(), done.to_dict(), as_json=json)

@@ -10,7 +10,6 @@ from scantling.combine.eliminate import EliminateConfig, Elimination, eliminate,
 from scantling.data.coco_dataset import CocoDataset
 from scantling.data.coco_results import read_results, write_results
 from scantling.data.detections import detections_of
-from scantling.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +44,12 @@ def eliminate_file(
         train: Where to learn what occurs; categories are matched by name.
         dataset: The data set that was predicted.
         config: What is judged.
-        out: Results file to write; None only lists.
+        out: Results file to write; what is there is replaced. None only lists.
 
     Raises:
-        UsageError: The output would replace the results, or cannot be written.
+        UsageError: The output cannot be written.
         DataError: The results cannot be used, or `train` lacks a category.
     """
-    if out is not None and out.resolve() == file.resolve():
-        raise UsageError(f"{out}: would replace the results themselves", hint="Choose another --out.")
     relations = learn_relations(train, config).ordered(dataset.class_names)
     results = read_results(file, dataset)
     found = eliminate(detections_of(results, dataset), relations, config)

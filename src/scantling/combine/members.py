@@ -154,17 +154,13 @@ def ensemble_files(
         files: See `read_members`.
         dataset: The data set that was predicted.
         config: Method, thresholds and weights, by the `member_names` of the files.
-        out: COCO results file to write, image by image, best first.
+        out: COCO results file to write, image by image, best first; what is there is replaced.
 
     Raises:
-        UsageError: The output would replace one of the files, or cannot be written.
+        UsageError: The output cannot be written.
         ConfigError: The settings name members or categories that do not exist.
         DataError: A file cannot be used.
     """
-    if any(out.resolve() == file.resolve() for file in files):
-        raise UsageError(
-            f"{out}: the ensemble would replace one of its members", hint="Choose another --out."
-        )
     names, class_names = member_names(files), dataset.class_names
     config.thresholds(class_names)  # what is wrong with the names is told before large files are read
     config.weight_table(names, class_names)
