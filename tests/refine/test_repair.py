@@ -121,7 +121,7 @@ def test_the_original_is_never_written_over(faulty, suspects, tmp_path):
     link = tmp_path / "link.json"
     link.symlink_to(faulty.dataset.file)
     for out in (faulty.dataset.file, link, faulty.dataset.file.parent / ".." / "data" / "labels.json"):
-        with pytest.raises(UsageError, match="never changed"):
+        with pytest.raises(UsageError, match="never written over"):
             api.repair(faulty.dataset.file, out, suspects=suspects, accept=["loose"])
     assert faulty.dataset.file.read_bytes() == before
 
@@ -221,7 +221,9 @@ def test_a_mask_keeps_its_box_or_goes_with_it(faulty, tmp_path):
     assert (kept.kept_for_mask, kept.done["loose"]) == (1, 0)
     assert "1 boxes with masks were not moved" in kept.to_text()
     assert json.loads(out.read_text()) == before
-    dropped = api.repair(dataset.file, out, suspects=suspects, accept=["loose>0.5"], masks="drop")
+    dropped = api.repair(
+        dataset.file, out, suspects=suspects, accept=["loose>0.5"], masks="drop", overwrite=True
+    )
     assert (dropped.kept_for_mask, dropped.done["loose"]) == (0, 1)
     record = next(a for a in json.loads(out.read_text())["annotations"] if a["id"] == LOOSE)
     assert "segmentation" not in record
@@ -272,7 +274,7 @@ def test_a_split_file_and_another_format_are_repaired_as_well(faulty, tmp_path):
     for file in sorted((tmp_path / "splits").glob("*train*.json")):
         part = read_location(file)
         suspects.write_text(json.dumps(suspects_json(find_suspects(part), part)))
-        done = api.repair(file, tmp_path / "part.json", suspects=suspects, accept=["duplicate"])
+        done = api.repair(file, tmp_path / f"part-{len(left)}.json", suspects=suspects, accept=["duplicate"])
         left.append(done.num_annotations)
     assert sorted(left) == [144, 145]
 
