@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from refine.conftest import SIZE_HW
 from scantling.data.coco import read_coco
-from scantling.data.coco_records import Annotation
 from scantling.data.dataset import rng_for
+from scantling.data.images import open_image
 from scantling.data.loader import Entry, LoaderConfig
 from scantling.errors import DataError
+from scantling.refine import training_data
 from scantling.refine.training_data import (
     CropConfig,
     CropLoader,
     CropMaker,
+    DecodedImages,
     LabelledBoxes,
     change_hsv,
     show_box,
@@ -164,7 +167,31 @@ def test_a_set_smaller_than_a_batch_is_one_batch_and_one_without_boxes_is_refuse
     crowds = tuple(tuple(replace(a, is_crowd=True) for a in image) for image in slabs.annotations)
     with pytest.raises(DataError, match=r"no box to learn from.*'crowd': 12"):
         CropLoader(maker(replace(slabs, annotations=crowds)), LoaderConfig())
-    assert isinstance(crowds[0][0], Annotation)
+
+
+def test_images_are_decoded_once_as_far_as_they_fit(slabs, monkeypatch):
+    asked = []
+
+    def opened(path, **options):
+        asked.append(path)
+        return open_image(path, **options)
+
+    monkeypatch.setattr(training_data, "open_image", opened)
+    one = SIZE_HW[0] * SIZE_HW[1] * 3
+    images = DecodedImages(slabs.images, budget=2 * one)
+    for index in (0, 1, 2, 0, 1, 2, 2):
+        record = slabs.images[index]
+        assert np.array_equal(images[index], open_image(record.path, size_hw=record.size_hw))
+    assert asked == [slabs.images[index].path for index in (0, 1, 2, 2, 2)]
+
+
+def test_the_crops_of_kept_pixels_are_those_of_a_fresh_start(slabs):
+    used, order = maker(slabs, CropConfig()), [Entry(p, 0) for p in range(6)]
+    for epoch in range(2):
+        for entry in order:
+            again, fresh = used.show(entry, epoch), maker(slabs, CropConfig()).show(entry, epoch)
+            assert np.array_equal(again.pixels, fresh.pixels)
+            assert np.array_equal(again.target, fresh.target)
 
 
 def colours(**probabilities: float) -> CropConfig:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from scantling.data.coco import CocoDataset, ImageId
+from scantling.data.coco import CocoDataset, ImageId, ImageRecord
 from scantling.data.dataset import rng_for
 from scantling.data.geometry import Pixels
 from scantling.data.images import open_image
@@ -36,6 +36,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Margin = Annotated[float, Field(gt=-0.5, le=2)]
 
 _CLAHE_TILES = (8, 8)
+_KEPT_BYTES = 256 << 20  # decoded pixels that a process keeps
 _HALF_TURN = 180  # OpenCV's hue of 8-bit images runs over 0..179
 
 
@@ -166,6 +167,33 @@ class CropStep(NamedTuple):
     is_spare: bool = False
 
 
+class DecodedImages:
+    """Images of a data set as pixels; the first that are asked for stay decoded, as many as fit into 256 MiB.
+
+    A crop costs little beside decoding its image, and every image is shown many times.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord], budget: int = _KEPT_BYTES) -> None:
+        self._records = records
+        self._left = budget
+        self._kept: dict[int, Pixels] = {}
+
+    def __getitem__(self, index: int) -> Pixels:
+        """(H, W, 3) uint8 RGB of an image, not to be changed.
+
+        Raises:
+            DataError: The image cannot be read.
+        """
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        record = self._records[index]
+        pixels = open_image(record.path, size_hw=record.size_hw)
+        if pixels.nbytes <= self._left:
+            self._left -= pixels.nbytes
+            self._kept[index] = pixels
+        return pixels
+
+
 @dataclass(frozen=True)
 class CropMaker:
     """Entries of an epoch -> batches of crops, in whatever process.
@@ -198,6 +226,11 @@ class CropMaker:
         ids = [record.id for record in self.labelled.coco.images]
         return [ids[image] if box is None else f"{ids[image]!r} {box}" for image, box in self.places]
 
+    @cached_property
+    def decoded(self) -> DecodedImages:
+        """The images, of which each process keeps its own."""
+        return DecodedImages(self.labelled.coco.images)
+
     def __call__(self, step: CropStep) -> CropBatch:
         """The batch of a step.
 
@@ -215,8 +248,7 @@ class CropMaker:
         rng = rng_for(self.seed, epoch, record.id, purpose)
         drawn = int(rng.integers(len(usable.boxes)))
         chosen = drawn if box is None else box
-        pixels = open_image(record.path, size_hw=record.size_hw)
-        shown = show_box(pixels, usable.boxes[chosen], self.config, self.side, rng)
+        shown = show_box(self.decoded[image], usable.boxes[chosen], self.config, self.side, rng)
         return Shown(shown[0], int(usable.labels[chosen]), shown[1], shown[2], record.id)
 
 
