@@ -33,9 +33,10 @@ from scantling.refine.apply import ApplyConfig, labels_for, load_refiner, refine
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.gate import GateConfig
 from scantling.refine.gate_tuning import tune_gate
+from scantling.refine.labels import row_overlaps
 from scantling.refine.train import RefineConfig, RefinerRun, train_refiner
 from scantling.refine.training_data import LabelledBoxes
-from scantling.refine.validation import JitteredBoxes, jittered_boxes, overlaps
+from scantling.refine.validation import JitteredBoxes, jittered_boxes
 
 SPLITS = {"train": 600, "val": 40, "test": 60}
 SMALL = strict_yaml.parse(read_recipe(find_refiner("small-cpu")), file="small-cpu").value
@@ -82,7 +83,7 @@ def measure(
     rows["exact, refined"] = refined(refiner, judged, judged.truth, ApplyConfig())
     say("| boxes of the test scenes | mean IoU | 95 % interval | IoU >= 0.75 |\n|---|---:|---|---:|")
     for name, boxes in rows.items():
-        iou = overlaps(boxes, judged.truth)
+        iou = row_overlaps(boxes, judged.truth)
         low, high = spread(iou, judged)
         say(f"| {name} | {iou.mean():.3f} | {low:.3f} to {high:.3f} | {(iou >= 0.75).mean():.3f} |")
     exact_with_gate(refiner, val, test)

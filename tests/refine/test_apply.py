@@ -24,6 +24,7 @@ from scantling.refine.apply import (
     refine_truth,
 )
 from scantling.refine.bbrefinement import Refiner, RefinerConfig
+from scantling.refine.crops import cut
 from scantling.refine.train import RefineConfig, refiner_meta
 from scantling.train.checkpoint import model_tensors, save_checkpoint
 
@@ -170,6 +171,33 @@ def test_masks_are_left_alone_or_refitted(slabs):
         assert moved.sum() == pytest.approx(mask.sum() / 4, rel=0.1)
         assert np.flatnonzero(moved.any(axis=1))[[0, -1]] == pytest.approx([30, 49], abs=1)
     assert "bbox" not in fitted[1]
+
+
+def test_a_mask_is_refitted_from_the_part_of_its_box_in_the_image(slabs):
+    """The box as the refiner sees it, 0..40, keeps its middle half: so does the mask."""
+    mask = np.zeros(SIZE_HW, dtype=bool)
+    mask[20:60, :40] = True
+    across = {"image_id": slabs.images[0].id, "category_id": 3, "bbox": [-40, 20, 80, 40], "score": 1.0}
+    fitted, _ = refine_results(
+        [{**across, "segmentation": rle_encode(mask)}], slabs, shrinking(0.5), ApplyConfig(masks="refit")
+    )
+    assert fitted[0]["bbox"] == pytest.approx([10, 30, 20, 20], abs=0.5)
+    columns = np.flatnonzero(rle_decode(fitted[0]["segmentation"]).any(axis=0))
+    assert columns[[0, -1]] == pytest.approx([10, 29], abs=1)
+
+
+def test_no_more_crops_exist_than_a_batch_holds(slabs, monkeypatch):
+    made = []
+
+    def counted(pixels, windows, side):
+        made.append(len(windows))
+        return cut(pixels, windows, side)
+
+    monkeypatch.setattr(apply_module, "cut", counted)
+    results = results_for(slabs)[:2] * 40  # of one image
+    _, counts = refine_results(results, slabs, stirred(), ApplyConfig(batch_size=16, iterations=2))
+    assert counts["refined"] == 80
+    assert made == [16] * 10
 
 
 def test_the_truth_is_refined_in_its_order(slabs):

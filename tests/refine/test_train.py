@@ -12,6 +12,7 @@ from rich.console import Console
 from refine.conftest import SIZE_HW, TINY
 from scantling.errors import DataError
 from scantling.refine.apply import ApplyConfig, load_refiner
+from scantling.refine.labels import row_overlaps
 from scantling.refine.train import (
     RefineConfig,
     RefinerRun,
@@ -20,7 +21,7 @@ from scantling.refine.train import (
     train_refiner,
 )
 from scantling.refine.training_data import LabelledBoxes
-from scantling.refine.validation import JITTER, jitter_box, jittered_boxes, measure_undoing, overlaps
+from scantling.refine.validation import JITTER, jitter_box, jittered_boxes, measure_undoing
 from scantling.train.checkpoint import load_checkpoint
 from scantling.train.devices import ALONE
 
@@ -118,7 +119,7 @@ def test_the_first_weights_depend_on_the_seed_only():
 def test_a_jittered_box_overlaps_with_its_own_by_three_quarters():
     box = np.array([30.0, 20.0, 70.0, 60.0])
     moved = np.array([jitter_box(box, JITTER, SIZE_HW, np.random.default_rng(i)) for i in range(2000)])
-    iou = overlaps(moved, np.tile(box, (2000, 1)))
+    iou = row_overlaps(moved, np.tile(box, (2000, 1)))
     assert iou.mean() == pytest.approx(0.75, abs=0.01)
     assert np.abs(moved - box).max() <= JITTER * 40
     at_border = jitter_box(np.array([0.0, 0.0, 50.0, 96.0]), 0.4, SIZE_HW, np.random.default_rng(0))

@@ -29,9 +29,10 @@ from scantling.errors import DataError
 from scantling.evaluate.bootstrap import draw_weights, interval
 from scantling.refine.apply import NOT_KNOWN, ApplyConfig, labels_for, load_refiner, refine_rows
 from scantling.refine.bbrefinement import Mixture, Refiner
+from scantling.refine.labels import row_overlaps
 from scantling.refine.train import RefineConfig, RefinerRun, train_refiner
 from scantling.refine.training_data import LabelledBoxes
-from scantling.refine.validation import JitteredBoxes, jittered_boxes, overlaps
+from scantling.refine.validation import JitteredBoxes, jittered_boxes
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ def ablate_refiner(
     if both:
         rows += _robustness(both, judged, config)
     found = RefineAblation(
-        iou_before=float(overlaps(judged.boxes, judged.truth).mean()),
+        iou_before=float(row_overlaps(judged.boxes, judged.truth).mean()),
         num_boxes=len(judged),
         num_images=len(np.unique(judged.images)),
         rows=tuple(rows),
@@ -225,7 +226,7 @@ def _told(
         config,
         shifts=None if shifts is None else shifts[rows],
     )
-    return overlaps(refined, judged.truth)
+    return row_overlaps(refined, judged.truth)
 
 
 def _robustness(

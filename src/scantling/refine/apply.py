@@ -12,7 +12,7 @@ N: boxes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -23,14 +23,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from scantling.data.coco import CocoDataset
-from scantling.data.coco_records import clipped_xyxy
 from scantling.data.coco_results import Result
 from scantling.data.detections import Detections, detections_of
 from scantling.data.geometry import Pixels
 from scantling.data.images import open_image
 from scantling.errors import CheckpointError
-from scantling.refine.bbrefinement import CropBatch, Refiner, RefinerConfig, mirror_boxes
+from scantling.ops.boxes import flip_boxes
+from scantling.refine.bbrefinement import CropBatch, Refiner, RefinerConfig
 from scantling.refine.crops import Boxes, crop_windows, cut, cut_on_device, from_crop, to_crop
+from scantling.refine.labels import labels_of
 from scantling.structures.masks import ImageMasks
 from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
 from scantling.train.devices import resolve_device
@@ -155,29 +156,12 @@ def refine_truth(dataset: CocoDataset, refiner: Refiner, config: ApplyConfig) ->
     Raises:
         DataError: An image that has annotations cannot be read.
     """
-    boxes, images, labels, crowd = truth_columns(dataset)
-    known = labels_for(refiner, dataset)[labels]
-    sides = boxes[:, 2:] - boxes[:, :2]
-    rows = np.flatnonzero((known != NOT_KNOWN) & ~crowd & (sides >= refiner.config.min_side).all(axis=1))
-    boxes[rows] = refine_rows(dataset, images[rows], known[rows], boxes[rows], refiner, config)
+    labels = labels_of(dataset)
+    boxes, known = labels.boxes.copy(), labels_for(refiner, dataset)[labels.labels]
+    large = (boxes[:, 2:] - boxes[:, :2] >= refiner.config.min_side).all(axis=1)
+    rows = np.flatnonzero((known != NOT_KNOWN) & ~labels.is_crowd & large)
+    boxes[rows] = refine_rows(dataset, labels.images[rows], known[rows], boxes[rows], refiner, config)
     return boxes
-
-
-def truth_columns(
-    dataset: CocoDataset,
-) -> tuple[Boxes, NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Every annotation, image by image: clipped box (N, 4) xyxy, image (N,), label (N,), whether it is a crowd (N,)."""
-    pairs = [(index, a) for index, annotations in enumerate(dataset.annotations) for a in annotations]
-    boxes = [
-        clipped_xyxy([a.box_xywh for a in annotations], record.size_hw)
-        for record, annotations in zip(dataset.images, dataset.annotations, strict=True)
-    ]
-    return (
-        np.concatenate([np.zeros((0, 4)), *boxes]),
-        np.array([index for index, _ in pairs], dtype=np.int64),
-        np.array([a.label for _, a in pairs], dtype=np.int64),
-        np.array([a.is_crowd for _, a in pairs], dtype=bool),
-    )
 
 
 def labels_for(refiner: Refiner, dataset: CocoDataset) -> NDArray[np.int64]:
@@ -238,7 +222,7 @@ def refine_boxes(
         config: How.
 
     Returns:
-        (N, 4) xyxy, clipped to the image. A box that lies outside the image, or would lose its area, stays.
+        (N, 4) xyxy, clipped to the image. A box that would lose its area is only clipped, as is one outside the image.
     """
     images = np.zeros(len(boxes), dtype=np.int64)
     return _refine({0: pixels}, images, boxes, (labels, None), refiner, config)
@@ -254,6 +238,10 @@ def _refine(
 ) -> Boxes:
     """Refine boxes of some decoded images, by their keys in `decoded`; `told` are labels and errors of the centres."""
     labels, shifts = told
+    device = refiner.mean.device
+    shown = (
+        decoded if device.type == "cpu" else {key: _on_device(one, device) for key, one in decoded.items()}
+    )
     limits = np.array([decoded[image].shape[1::-1] * 2 for image in images.tolist()]).reshape(-1, 4)
     current = np.clip(boxes, 0, limits)
     has_area = _has_area(current)
@@ -261,8 +249,8 @@ def _refine(
         windows = crop_windows(current, refiner.config.padding, refiner.config.crop_side)
         centres = to_crop((current[:, :2] + current[:, 2:]) / 2, windows)
         centres = centres if shifts is None else centres + shifts
-        crops = _cut_all(decoded, images, windows, refiner)
-        found = np.clip(from_crop(_predict(crops, labels, centres, refiner, config), windows), 0, limits)
+        relative = _look(shown, images, windows, (labels, centres), refiner, config)
+        found = np.clip(from_crop(relative, windows), 0, limits)
         has_area &= _has_area(found)
         current = np.where(has_area[:, None], found, current)
     return np.where(has_area[:, None], current, np.clip(boxes, 0, limits))
@@ -272,50 +260,58 @@ def _has_area(boxes: Boxes) -> NDArray[np.bool_]:
     return np.logical_and(boxes[:, 2] > boxes[:, 0], boxes[:, 3] > boxes[:, 1])
 
 
-def _cut_all(
-    decoded: dict[int, Pixels], images: NDArray[np.int64], windows: NDArray[np.int64], refiner: Refiner
-) -> Tensor:
-    """The crops (N, 3, S, S) of all boxes, on the refiner's device, in the order of the boxes."""
-    side, device = refiner.config.crop_side, refiner.mean.device
-    parts, order = [], []
-    for image in np.unique(images).tolist():
-        rows = np.flatnonzero(images == image)
-        pixels = decoded[image]
-        if device.type == "cpu":
-            parts.append(cut(pixels, windows[rows], side))
-        else:
-            on_device = torch.from_numpy(pixels).to(device, non_blocking=True).permute(2, 0, 1)
-            parts.append(cut_on_device(on_device, windows[rows], side))
-        order.append(rows)
-    if len(parts) == 1:
-        return parts[0]
-    places = np.argsort(np.concatenate([np.zeros(0, dtype=np.int64), *order]))
-    empty = torch.zeros(0, 3, side, side, dtype=torch.uint8, device=device)
-    return torch.cat([empty, *parts])[torch.from_numpy(places).to(device)]
+def _on_device(pixels: Pixels, device: torch.device) -> Tensor:
+    """(3, H, W) uint8 from (H, W, 3)."""
+    return torch.from_numpy(pixels).to(device, non_blocking=True).permute(2, 0, 1)
 
 
 @torch.inference_mode()
-def _predict(
-    crops: Tensor,
-    labels: NDArray[np.int64],
-    centres: NDArray[np.float64],
+def _look(
+    shown: Mapping[int, Pixels | Tensor],
+    images: NDArray[np.int64],
+    windows: NDArray[np.int64],
+    told: tuple[NDArray[np.int64], NDArray[np.float64]],
     refiner: Refiner,
     config: ApplyConfig,
 ) -> Boxes:
-    """Refined boxes (N, 4) float64 in crop coordinates."""
-    device, dtype = refiner.mean.device, _AUTOCAST[config.precision]
-    told = torch.from_numpy(labels).to(device), torch.from_numpy(centres.astype(np.float32)).to(device)
-    parts = []
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        for start in range(0, len(crops), config.batch_size):
-            rows = slice(start, start + config.batch_size)
-            batch = CropBatch(crops=crops[rows], labels=told[0][rows], centres=told[1][rows])
-            found = refiner.predict(batch)
-            if config.flip:
-                found = (found + mirror_boxes(refiner.predict(batch.mirrored()))) / 2
-            parts.append(found)
-    boxes: Boxes = torch.cat([torch.zeros(0, 4, device=device), *parts]).double().cpu().numpy()
+    """Refined boxes (N, 4) float64 in crop coordinates; crops of one batch exist at a time."""
+    device = refiner.mean.device
+    labels = torch.from_numpy(told[0]).to(device)
+    centres = torch.from_numpy(told[1].astype(np.float32)).to(device)
+    parts = [torch.zeros(0, 4, device=device)]
+    for start in range(0, len(images), config.batch_size):
+        rows = slice(start, start + config.batch_size)
+        crops = _cut_all(shown, images[rows], windows[rows], refiner.config.crop_side)
+        batch = CropBatch(crops=crops, labels=labels[rows], centres=centres[rows])
+        parts.append(_predict(batch, refiner, config))
+    boxes: Boxes = torch.cat(parts).double().cpu().numpy()
     return boxes
+
+
+def _cut_all(
+    shown: Mapping[int, Pixels | Tensor], images: NDArray[np.int64], windows: NDArray[np.int64], side: int
+) -> Tensor:
+    """The crops (N, 3, S, S) of some boxes, at least one, where their images are, in the order of the boxes."""
+    parts, order = [], []
+    for image in np.unique(images).tolist():
+        rows, pixels = np.flatnonzero(images == image), shown[image]
+        cutter = cut_on_device if isinstance(pixels, Tensor) else cut
+        parts.append(cutter(pixels, windows[rows], side))  # type: ignore[arg-type] # chosen by this very type
+        order.append(rows)
+    if len(parts) == 1:
+        return parts[0]
+    crops = torch.cat(parts)
+    return crops[torch.from_numpy(np.argsort(np.concatenate(order))).to(crops.device)]
+
+
+def _predict(batch: CropBatch, refiner: Refiner, config: ApplyConfig) -> Tensor:
+    """Refined boxes (B, 4) in crop coordinates, of one batch."""
+    device, dtype = refiner.mean.device, _AUTOCAST[config.precision]
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        found = refiner.predict(batch)
+        if config.flip:
+            found = (found + flip_boxes(refiner.predict(batch.mirrored()), 1)) / 2
+    return found
 
 
 def _chunks(dataset: CocoDataset, images: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
@@ -369,13 +365,14 @@ def refit_mask(rle: dict[str, Any], old: NDArray[np.float64], new: NDArray[np.fl
 
     Args:
         rle: Compressed RLE in the frame of the image.
-        old: (4,) xyxy of the box before; with an area.
+        old: (4,) xyxy of the box before. What counts is the part in the image, which has an area.
         new: (4,) xyxy of the box after.
 
     Returns:
         Compressed RLE of the same frame.
     """
     height, width = (int(side) for side in rle["size"])
+    old = np.clip(old, 0, [width, height, width, height])
     scale = (new[2:] - new[:2]) / (old[2:] - old[:2])
     matrix = np.column_stack([np.diag(scale), new[:2] - scale * old[:2]])
     masks = ImageMasks.from_rles([rle], size_hw=(height, width))  # type: ignore[list-item] # RLE is a TypedDict

@@ -95,12 +95,6 @@ class RefinerConfig(BaseModel):
         return SIDES.get(self.backbone, OTHER_SIDE) if self.side == "auto" else self.side
 
 
-def mirror_boxes(boxes: Tensor) -> Tensor:
-    """(B, 4) xyxy in crop coordinates with left and right exchanged."""
-    x1, y1, x2, y2 = boxes.unbind(dim=1)
-    return torch.stack([1 - x2, y1, 1 - x1, y2], dim=1)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class CropBatch:
     """Objects cut out of images.

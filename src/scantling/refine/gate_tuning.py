@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
@@ -19,11 +18,10 @@ from scantling.data.coco_results import Result
 from scantling.data.detections import Detections, detections_of
 from scantling.evaluate.bootstrap import Resampled, draw_weights, interval
 from scantling.evaluate.compare import difference_of, resampled_metrics
-from scantling.ops.boxes import pairwise_iou
-from scantling.refine.apply import refine_results, truth_columns
+from scantling.refine.apply import refine_results
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.gate import SIZES, GateCell, GateConfig, Measured, RefineGate, Size, size_of
-from scantling.refine.validation import overlaps
+from scantling.refine.labels import labels_of, overlaps, row_overlaps
 
 _SIZE_METRICS = {"small": "APs", "medium": "APm", "large": "APl"}
 
@@ -89,12 +87,11 @@ def measure_gains(
     count = len(config.bands) + 1
     cells = (before.labels * len(SIZES) + size_of(before.boxes)) * count + bands
     meant = meant_for(before, dataset, config.min_overlap)
-    truth = truth_columns(dataset)[0]
+    truth = labels_of(dataset).boxes
     gains = np.full(len(before), np.nan)
     rows = np.flatnonzero(touched & (meant >= 0))
-    gains[rows] = overlaps(after.boxes[rows], truth[meant[rows]]) - overlaps(
-        before.boxes[rows], truth[meant[rows]]
-    )
+    target = truth[meant[rows]]
+    gains[rows] = row_overlaps(after.boxes[rows], target) - row_overlaps(before.boxes[rows], target)
     return Gains(np.where(touched, cells, -1), gains)
 
 
@@ -103,14 +100,17 @@ def meant_for(detections: Detections, dataset: CocoDataset, min_overlap: float) 
 
     Labels are numbered image by image in the data set's order.
     """
-    truth, images, labels, crowd = truth_columns(dataset)
+    truth = labels_of(dataset)
     meant = np.full(len(detections), -1, dtype=np.int64)
     for image in np.unique(detections.images):
-        rows, columns = np.flatnonzero(detections.images == image), np.flatnonzero((images == image) & ~crowd)
+        rows, columns = (
+            np.flatnonzero(detections.images == image),
+            np.flatnonzero((truth.images == image) & ~truth.is_crowd),
+        )
         if not len(columns):
             continue
-        iou = pairwise_iou(torch.from_numpy(detections.boxes[rows]), torch.from_numpy(truth[columns])).numpy()
-        iou[detections.labels[rows][:, None] != labels[columns][None, :]] = 0
+        iou = overlaps(detections.boxes[rows], truth.boxes[columns])
+        iou[detections.labels[rows][:, None] != truth.labels[columns][None, :]] = 0
         best = iou.argmax(axis=1)
         found = iou[np.arange(len(rows)), best] >= max(min_overlap, 1e-9)
         meant[rows] = np.where(found, columns[best], -1)

@@ -10,15 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
 from scantling.data.dataset import draw_key, rng_for
-from scantling.ops.boxes import paired_iou
 from scantling.refine.apply import NOT_KNOWN, ApplyConfig, labels_for, refine_rows
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.crops import Boxes
+from scantling.refine.labels import row_overlaps
 from scantling.refine.training_data import LabelledBoxes
 
 JITTER = 0.15
@@ -114,13 +113,7 @@ def measure_undoing(
     )
     metrics: dict[str, float | None] = {}
     for suffix, boxes in (("", refined), ("_before", jittered.boxes)):
-        iou = overlaps(boxes, jittered.truth)
+        iou = row_overlaps(boxes, jittered.truth)
         metrics[f"iou{suffix}"] = float(iou.mean()) if len(iou) else None
         metrics[f"good{suffix}"] = float((iou >= _GOOD).mean()) if len(iou) else None
     return metrics
-
-
-def overlaps(first: Boxes, second: Boxes) -> NDArray[np.float64]:
-    """IoU (N,) of box i of one list with box i of the other."""
-    iou: NDArray[np.float64] = paired_iou(torch.from_numpy(first), torch.from_numpy(second)).numpy()
-    return iou
