@@ -110,7 +110,7 @@ def measure(
 ) -> None:
     """Add AP and AP75 on test before refining, after it, and after it with a gate from val."""
     val, test = pair
-    gate = tune_gate(val, splits["val"], refiner, GateConfig(apply=APPLY), refiner_sha="")
+    gate = tune_gate(val, splits["val"], refiner, GateConfig(), APPLY, refiner_sha="")
     print(gate.to_text(), flush=True)
     variants: tuple[tuple[str, RefineGate | None], ...] = (("refined", None), ("refined, gate", gate))
     found = {"before": test} | {

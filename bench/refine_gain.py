@@ -107,7 +107,7 @@ def spread(values: NDArray[np.float64], judged: JitteredBoxes) -> tuple[float, f
 
 
 def exact_with_gate(refiner: Refiner, val: CocoDataset, test: CocoDataset) -> None:
-    gate = tune_gate(as_results(val), val, refiner, GateConfig(apply=ApplyConfig()), refiner_sha="")
+    gate = tune_gate(as_results(val), val, refiner, GateConfig(), ApplyConfig(), refiner_sha="")
     exact = as_results(test)
     say("\n| exact boxes as results | AP | AP75 | refined |\n|---|---:|---:|---:|")
     for name, chosen in (("as they are", None), ("refined, no gate", False), ("refined, gate", gate)):

@@ -113,9 +113,8 @@ def refine_train(
     settings = _settings(config, overrides)
     splits = read_run_data(DataConfig(root=str(data)), "val")
     log_run_data(splits)
-    run = RefinerRun(
-        out=Path(out), seed=seed, device=device, overwrite=overwrite, data_hash=splits.hashes["train"]
-    )
+    data_hash = ", ".join(splits.hashes[split] for split in ("train", "val"))
+    run = RefinerRun(out=Path(out), seed=seed, device=device, overwrite=overwrite, data_hash=data_hash)
     result = train_refiner(splits.train, splits.val, settings, run)
     return RefinerSummary(checkpoint=result.best, metrics=result.metrics, epochs=result.epochs)
 
@@ -197,18 +196,19 @@ def refine_tune(
     from scantling.data.formats.locations import read_location
     from scantling.data.io import atomic_write
     from scantling.draft import Draft
-    from scantling.refine.gate import GateConfig
+    from scantling.refine.gate import GateRequest
     from scantling.refine.gate_tuning import tune_gate
     from scantling.train.checkpoint import load_checkpoint
 
     dataset = read_location(data)
     found = read_results(results, dataset)
     model, apply_config = load_with_settings(Path(refiner), (), device)
-    draft = Draft(GateConfig, {"apply": apply_config.model_dump(mode="json")}, {}, "checkpoint")
+    draft = Draft(GateRequest, {"apply": apply_config.model_dump(mode="json")}, {}, "checkpoint")
     for override in overrides:
         draft = draft.with_override(override)
     sha = load_checkpoint(refiner).meta.sha256
-    gate = tune_gate(found, dataset, model, draft.check(), refiner_sha=sha)
+    request = draft.check()
+    gate = tune_gate(found, dataset, model, request, request.apply, refiner_sha=sha)
     if out is not None:
         atomic_write(Path(out), gate.to_yaml())
     return gate

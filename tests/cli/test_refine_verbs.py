@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -159,3 +160,21 @@ def test_mistakes_are_told_with_exit_code_2(world):
     other = run("refine", "train", world / "parts", "--out", world / "refiner", "--set", "train.epochs=2")
     assert other.exit_code == 2
     assert "belongs to another run" in other.stderr
+
+
+def test_a_training_with_other_validation_boxes_or_another_way_to_apply_is_another_one(world, tmp_path):
+    shutil.copytree(world / "parts", tmp_path / "parts")
+    shutil.copytree(world / "refiner", tmp_path / "refiner")
+    settings = [part for value in TINY for part in ("--set", value)]
+    again = ("refine", "train", tmp_path / "parts", "--out", tmp_path / "refiner", *settings)
+    assert run(*again).exit_code == 0
+    done = run(*again, "--set", "apply.iterations=3")
+    assert done.exit_code == 2
+    assert "a setting outside the model's and the training's own" in done.stderr
+    val = tmp_path / "parts/annotations/val.json"
+    labels = json.loads(val.read_text())
+    labels["annotations"][0]["bbox"][2] -= 1
+    val.write_text(json.dumps(labels))
+    done = run(*again)
+    assert done.exit_code == 2
+    assert "the images or annotations have changed" in done.stderr

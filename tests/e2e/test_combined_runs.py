@@ -12,7 +12,8 @@ from scantling.config import parse_recipe
 from scantling.data.synth import SynthConfig, write_synth
 from scantling.errors import ConfigError, UsageError
 from scantling.models.suppression import SuppressConfig
-from scantling.pipeline import run_recipe
+from scantling.pipeline import prepared_run, run_recipe
+from scantling.stages.refining import audit_stage, gate_stage, refiner_stage
 
 MEMBER = """
     model: {{name: {name}, backbone: resnet10t, init: {init}, fpn_channels: 16, fc_channels: 16,
@@ -217,6 +218,67 @@ def test_a_gate_is_measured_on_val_and_closed_where_nothing_was_shown(parts, tmp
     gate, counts = (out / "refine/gate.yaml").read_text(), read(out / "refine/counts.json")
     assert counts["gated"] > 0
     assert (counts["refined"] > 0) == ("open: true" in gate)
+
+
+def stage_inputs(parts: Path, folder: Path, *changes: str) -> dict[str, str]:
+    """What the stages that refine and audit go by, in a run of two members with folds that has done all before them."""
+    settings = [
+        "data.folds=2",
+        "pretrain=null",
+        "members.cascade.model.init=random",
+        "combine.tune=null",
+        "audit={}",
+    ]
+    settings.append("refine={model: {backbone: test_resnet, side: 32}, train: {epochs: 1, repeats: 1}}")
+    recipe = parse_recipe(RECIPE, file="r.yaml", overrides=[*settings, *changes]).on(data=parts)
+    files = ["refine/refiner/best.safetensors", "refine/gate.yaml"]
+    for name in ("cascade", "double_head"):
+        files += [f"members/{name}/out-of-fold.json", f"members/{name}/predictions.json"]
+        files += [f"members/{name}/predictions-val.json"]
+    with prepared_run(recipe, folder, device="cpu", overwrite=True) as (context, _):
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text("[]")
+        stages = {
+            "refiner": refiner_stage(context),
+            "gate": gate_stage(context),
+            "audit": audit_stage(context),
+        }
+    return {name: stage.inputs_sha256 for name, stage in stages.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "redone"),
+    [
+        ("refine.apply.iterations=2", {"refiner", "gate", "audit"}),
+        ("refine.apply.flip=true", {"refiner", "gate", "audit"}),
+        ("refine.gate.bootstrap=200", {"gate"}),
+        ("combine.ensemble.iou_threshold=0.7", {"gate", "audit"}),
+        ("combine.ensemble.weights={cascade: 2}", {"gate", "audit"}),
+        ("audit.iterations=3", {"audit"}),
+        ("members.cascade.predict.batch_size=1", set()),
+    ],
+)
+def test_what_a_changed_setting_decides_is_done_again_and_nothing_else(parts, tmp_path, change, redone):
+    before = stage_inputs(parts, tmp_path / "run")
+    after = stage_inputs(parts, tmp_path / "run", change)
+    assert {name for name in before if before[name] != after[name]} == redone
+
+
+def test_the_audit_has_no_favourite_among_members(parts, tmp_path):
+    with pytest.raises(ConfigError, match="audit: there are several members and no ensemble"):
+        stage_inputs(
+            parts, tmp_path / "run", "combine.ensemble=null", "combine.eliminate=null", "refine=null"
+        )
+
+
+def test_files_of_other_tools_are_no_out_of_fold_predictions(parts, tmp_path):
+    (tmp_path / "theirs.json").write_text("[]")
+    recipe = (
+        f"members: {{theirs: {{predictions: {tmp_path / 'theirs.json'}}}}}\naudit: {{}}\ndata: {{folds: 2}}\n"
+    )
+    with pytest.raises(ConfigError, match="audit: neither refined boxes nor out-of-fold predictions"):
+        run_recipe(parse_recipe(recipe, file="r.yaml").on(data=parts), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from refine.conftest import SIZE_HW, TINY
+from refine.conftest import TINY
 from scantling import strict_yaml
 from scantling.data.detections import Detections, detections_of
 from scantling.evaluate.coco_eval import evaluate_results
@@ -17,7 +17,7 @@ from scantling.refine.bbrefinement import Refiner, RefinerConfig
 from scantling.refine.gate import GateCell, GateConfig, RefineGate, size_of
 from scantling.refine.gate_tuning import meant_for, tune_gate
 
-CONFIG = GateConfig(apply=ApplyConfig(), min_matches=6, min_images=3, bootstrap=200, bands=(0.5,))
+CONFIG = GateConfig(min_matches=6, min_images=3, bootstrap=200, bands=(0.5,))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def pretend(monkeypatch, shrink_by: dict[int, float]) -> None:
 
 
 def measured(results, dataset, refiner, config=CONFIG) -> RefineGate:
-    return tune_gate(results, dataset, refiner, config, refiner_sha="abc")
+    return tune_gate(results, dataset, refiner, config, ApplyConfig(), refiner_sha="abc")
 
 
 def open_cells(gate: RefineGate) -> set[tuple[str, float]]:
@@ -144,27 +144,61 @@ def test_a_cell_without_a_match_stays_closed(painted, refiner, monkeypatch):
     assert not any(cell.open for cell in unmatched)
 
 
-def test_a_cell_that_holds_enough_and_is_undecided_is_not_opened_by_others(painted, refiner, monkeypatch):
-    """Slabs gain in any case; plates get better in every second image and as much worse in the others."""
-    more = painted(40, per_image=3, seed=4)
+def replaced_boxes(monkeypatch, share_of) -> None:
+    """Replace refining: `share_of(image id, category id)` of the width and height is cut off, around the middle."""
 
     def refine(results, dataset, refiner, config, *, gate=None):
         changed = []
         for result in results:
             x, y, w, h = result["bbox"]
-            worse = result["category_id"] == 9 and result["image_id"] % 2
-            shift = -0.24 if worse else 1 - 1 / 1.4
-            box = [x + w * shift / 2, y + h * shift / 2, w * (1 - shift), h * (1 - shift)]
+            cut = share_of(result["image_id"], result["category_id"])
+            box = [x + w * cut / 2, y + h * cut / 2, w * (1 - cut), h * (1 - cut)]
             changed.append({**result, "bbox": box})
         return changed, {}
 
     monkeypatch.setattr(gate_module, "refine_results", refine)
-    gate = measured(grown(more, 0.4), more, refiner)
-    plates = [cell for cell in gate.cells if cell.category == "plate" and cell.matches >= CONFIG.min_matches]
-    assert plates
-    assert any(cell.open for cell in gate.cells if cell.category == "slab")
-    for cell in plates:
-        assert cell.open == (cell.gain[1] > 0 and cell.ap_gain is not None and cell.ap_gain[1] > 0), cell
+
+
+def test_cells_that_hold_enough_and_are_undecided_stay_closed_together_too(painted, refiner, monkeypatch):
+    """Three images in five are better and two worse, others for plates than for slabs: together they gain surely."""
+    more = painted(40, per_image=3, seed=4)
+
+    def share_of(image: int, category: int) -> float:
+        worse = image % 5 in ((0, 1) if category == 3 else (2, 3))
+        return -1.6 if worse else 0.27
+
+    replaced_boxes(monkeypatch, share_of)
+    results = grown(more, 0.4)
+    gate = measured(results, more, refiner)
+    held = [cell for cell in gate.cells if cell.matches > 25]
+    assert {cell.category for cell in held} == {"slab", "plate"}
+    assert all(cell.gain[1] < 0 < cell.gain[0] for cell in held)
+    assert not any(cell.open for cell in held)
+    scarce = CONFIG.model_copy(update={"min_matches": max(cell.matches for cell in held) + 1})
+    together = measured(results, more, refiner, scarce)  # the same evidence, where it counts as too little
+    assert {cell.category for cell in together.cells if cell.pooled} == {"slab", "plate"}
+
+
+def shaken(dataset, rng: np.random.Generator) -> list[dict]:
+    """Every label as a detection that lies up to 15 % of its sides elsewhere."""
+    results = grown(dataset, 0.0)
+    moves = rng.uniform(-0.15, 0.15, (len(results), 2)).tolist()
+    for result, (right, down) in zip(results, moves, strict=True):
+        x, y, w, h = result["bbox"]
+        result["bbox"] = [x + right * w, y + down * h, w, h]
+    return results
+
+
+def test_where_refining_changes_nothing_on_average_few_cells_open(painted, refiner, monkeypatch):
+    """Refined boxes are as wrong as those before, in other ways; about one cell in forty opens by chance."""
+    rng, more = np.random.default_rng(0), painted(40, per_image=3, seed=5)
+    cells = []
+    for _ in range(24):
+        other = shaken(more, rng)
+        monkeypatch.setattr(gate_module, "refine_results", lambda *_, found=other, **__: (found, {}))
+        cells += measured(shaken(more, rng), more, refiner).cells
+    assert len(cells) == 96
+    assert sum(cell.open for cell in cells) <= 5
 
 
 def test_a_gain_of_overlap_without_a_gain_of_ap_is_not_enough(many, refiner, monkeypatch):
@@ -250,7 +284,6 @@ def test_it_is_written_and_read_as_an_equal_object_and_obeyed(many, monkeypatch)
     assert evaluate_results(many, found).metrics["AP"] == pytest.approx(gate.ap["gated"], abs=1e-9)
     text = gate.to_text()
     assert text.splitlines()[0] == f"{sum(c.open for c in gate.cells)} of {len(gate.cells)} cells are open"
-    assert SIZE_HW[0] > 0
 
 
 def test_bands_must_rise():

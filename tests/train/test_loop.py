@@ -234,7 +234,7 @@ def test_loader_processes_that_die_of_the_same_signal_do_not_hide_it(tmp_path):
         ({"config": changed(ema=None)}, ["train.ema: 0.9 then, None now"]),
         ({"seed": 4}, ["seed: 3 then, 4 now"]),
         ({"data": TinyData(batches=6)}, ["steps_per_epoch: 5 then, 6 now"]),
-        ({"meta": META.model_copy(update={"data_hash": "x"})}, ["training images or annotations"]),
+        ({"meta": META.model_copy(update={"data_hash": "x"})}, ["images or annotations have changed"]),
         ({"meta": META.model_copy(update={"recipe_hash": "x"})}, ["recipe"]),
         (
             {"meta": META.model_copy(update={"model": {"name": "tiny", "width": 8}})},

@@ -48,7 +48,7 @@ class RefineAblateConfig(BaseModel):
 
     Attributes:
         refine: Everything about the refiner; its `mixture` and `side` are replaced.
-        mixtures: What the refiner is told.
+        mixtures: What the refiner is told; the robustness curves need `both` among them.
         sides: Further sides of the crop, for the refiner that is told both; none for no sweep.
         shifts: Largest errors of the centre in each direction, in pixels of the crop.
         wrong_classes: Shares of the boxes that are told a wrong class.

@@ -52,7 +52,8 @@ class ApplyConfig(BaseModel):
     Attributes:
         iterations: How often; each time the crop is cut anew around the box of the time before.
         flip: Average with what is seen in the mirror image, for twice the time; of use where objects look alike in it.
-        batch_size: Crops that go through the network together, of one or of many images.
+        batch_size: Crops that are cut and go through the network together, of one or of many images. (The paper takes
+            all of an image, which detectors that report thousands would make a matter of memory.)
         min_score: Results that score less stay as they are, which saves time where a detector reports hundreds.
         masks: What happens to the mask of a result: `keep` leaves it alone, `refit` moves and stretches it as its box.
         precision: Number format of the network.

@@ -10,9 +10,9 @@ Centres and boxes are in crop coordinates: 0..1 over the crop in x and in y (`re
 The four outputs are the coordinates x1, y1, x2, y2 of two opposite corners; the smaller x is the left edge, the
 smaller y the top edge, so every output is a valid box and gradients reach all four at any time. (The paper says
 "top-left and bottom-right coordinates" and not how their order is kept.) The output layer starts with weights of 0
-and biases that give the crop without its padding: an untrained refiner returns the boxes it is given (up to the
-rounding of the window, `crops.crop_windows`), and the loss has a gradient from the first step on. The branch ends in a
-layer with biases of 1, so that the product starts at the features themselves. Neither is in the paper.
+and biases that give the crop without its padding, at least 1 % of it: an untrained refiner returns the boxes it is
+given (up to the rounding of the window, `crops.crop_windows`), and the loss has a gradient from the first step on. The
+branch ends in a layer with biases of 1, so that the product starts at the features themselves. Neither is in the paper.
 
 B: crops, S: side of a crop, K: classes, D: width of the pooled features (EfficientNet B0 to B4: 1280, 1280, 1408,
 1536, 1792).

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from scantling.data.coco_results import Result
 from scantling.data.detections import Detections, detections_of
 from scantling.evaluate.bootstrap import Resampled, draw_weights, interval
 from scantling.evaluate.compare import difference_of, resampled_metrics
-from scantling.refine.apply import refine_results
+from scantling.refine.apply import ApplyConfig, refine_results
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.gate import SIZES, GateCell, GateConfig, Measured, RefineGate, Size, size_of
 from scantling.refine.labels import labels_of, overlaps, row_overlaps
@@ -39,7 +39,13 @@ class Gains(NamedTuple):
 
 
 def tune_gate(
-    results: Sequence[Result], dataset: CocoDataset, refiner: Refiner, config: GateConfig, *, refiner_sha: str
+    results: Sequence[Result],
+    dataset: CocoDataset,
+    refiner: Refiner,
+    config: GateConfig,
+    apply: ApplyConfig,
+    *,
+    refiner_sha: str,
 ) -> RefineGate:
     """Measure where refining helps.
 
@@ -47,16 +53,14 @@ def tune_gate(
         results: Checked COCO results of a detector on images it was not trained on, nor the refiner.
         dataset: Their labels.
         refiner: In evaluation mode.
-        config: How to measure; with `apply`.
+        config: How to measure.
+        apply: How boxes are refined.
         refiner_sha: SHA-256 of the refiner's checkpoint, for the file.
 
     Raises:
-        ValueError: `config.apply` is missing.
         DataError: An image that has results cannot be read.
     """
-    if config.apply is None:
-        raise ValueError("tune_gate: expected settings of refining in config.apply, found none")
-    refined, _ = refine_results(results, dataset, refiner, config.apply)
+    refined, _ = refine_results(results, dataset, refiner, apply)
     before, after = detections_of(results, dataset), detections_of(refined, dataset)
     touched = np.array([a is not b for a, b in zip(results, refined, strict=True)], dtype=bool)
     gains = measure_gains(before, after, touched, dataset, config)
@@ -64,12 +68,12 @@ def tune_gate(
     cells = _judge_overlap(gains, before, dataset, config, weights)
     trial = _Trial(dataset, results, refined, gains.cells, weights)
     decided = _judge_ap(cells, trial, pool=config.pool)
-    gated = trial.with_refined({number for number, cell in decided.items() if cell.open})
-    lists = {"before": results, "refined": refined, "gated": gated}
-    ap = {name: _ap(dataset, found) for name, found in lists.items()}
+    opened = {number for number, cell in decided.items() if cell.open}
+    everything = {number for number in gains.cells.tolist() if number >= 0}
+    ap = {name: trial.ap(of) for name, of in (("before", set()), ("refined", everything), ("gated", opened))}
     return RefineGate(
         refiner=refiner_sha,
-        apply=config.apply,
+        apply=apply,
         ap=ap,
         cells=tuple(decided[number] for number in sorted(decided)),
     )
@@ -211,13 +215,14 @@ def _mean_with_interval(
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """Results before and after refining, to be evaluated with some cells refined."""
+    """Results before and after refining, to be evaluated with some cells refined, once with the same ones."""
 
     dataset: CocoDataset
     results: Sequence[Result]
     refined: Sequence[Result]
     cells: NDArray[np.int64]
     weights: NDArray[np.float32]
+    _known: dict[frozenset[int], Resampled] = field(default_factory=dict)
 
     def with_refined(self, numbers: Set[int]) -> list[Result]:
         """The results, those of some cells refined."""
@@ -227,7 +232,20 @@ class _Trial:
 
     def metrics(self, numbers: Set[int]) -> Resampled:
         """Of the results with some cells refined, on every draw of the images."""
-        return resampled_metrics(self.dataset, self.with_refined(numbers), "bbox", self.weights)
+        key = frozenset(numbers)
+        if key not in self._known:
+            found = resampled_metrics(self.dataset, self.with_refined(numbers), "bbox", self.weights)
+            self._known[key] = found
+        return self._known[key]
+
+    def ap(self, numbers: Set[int]) -> float | None:
+        """Of all images, None where it is undefined."""
+        found = self._known.get(frozenset(numbers))
+        if found is None:
+            images = self.weights[:, :1]
+            found = resampled_metrics(self.dataset, self.with_refined(numbers), "bbox", images)
+        value = float(found.of(None)["AP"][0])
+        return None if np.isnan(value) else value
 
 
 def _judge_ap(cells: Mapping[int, _Judged], trial: _Trial, *, pool: bool) -> dict[int, GateCell]:
@@ -267,9 +285,3 @@ def _ap_gain(first: Resampled, second: Resampled, label: int | None, size: Size)
     if found.difference is None or found.interval is None:
         return None
     return (found.difference, *found.interval)
-
-
-def _ap(dataset: CocoDataset, results: Sequence[Result]) -> float | None:
-    weights = np.ones((len(dataset), 1), dtype=np.float32)
-    value = float(resampled_metrics(dataset, list(results), "bbox", weights).of(None)["AP"][0])
-    return None if np.isnan(value) else value

@@ -45,7 +45,11 @@ class RefinerTrainConfig(TrainConfig):
     """`TrainConfig` with a refiner's defaults, as published: AdaDelta at rate 1, halved on a plateau of 2 epochs.
 
     What `auto` means here: `epochs` 90 (early stopping ends most runs sooner); `batch_size` 16 on a CPU, 32 on a GPU;
-    `repeats` so that an epoch has at least 1024 crops; `workers` as for detectors. The batch size counts crops.
+    `repeats` so that an epoch has at least 1024 crops; `workers` 0 on a CPU, on a GPU 8 shared by the processes of the
+    machine. The batch size counts crops.
+
+    Beyond the paper: gradients are clipped (`clip_norm`), and "no longer improves" is said of the IoU of jittered
+    validation boxes, which is what refining is for, instead of the loss.
     """
 
     batch_size: Annotated[int, Field(ge=1, le=65_536)] | Auto = "auto"
@@ -80,7 +84,7 @@ class RefinerRun:
         seed: Of all randomness.
         device: `auto`, `cpu`, `cuda`, ...
         overwrite: Start over.
-        data_hash: Of the training data.
+        data_hash: Of the training data and of what is judged by.
         console: Where progress is shown; None means standard error.
     """
 
@@ -146,6 +150,13 @@ def resolve_training(
         "batch_size": GPU_BATCH if on_gpu else CPU_BATCH,
         "workers": MAX_WORKERS // processes.on_machine or 1 if on_gpu else 0,
     }
+    if not math.isclose(sum(config.crops.padding) / 2, config.model.padding):
+        log.warning(
+            "refiner: crops.padding %s has the mean %g, but boxes are refined with model.padding %g: set both",
+            list(config.crops.padding),
+            sum(config.crops.padding) / 2,
+            config.model.padding,
+        )
     chosen = {name: value for name, value in choices.items() if getattr(train, name) == "auto"}
     if chosen:
         log.info("refiner: %s", ", ".join(f"{name} {value}" for name, value in chosen.items()))
@@ -162,7 +173,9 @@ def initial_refiner(config: RefinerConfig, class_names: tuple[str, ...], seed: i
 
 def refiner_meta(config: RefineConfig, train: CocoDataset, data_hash: str) -> CheckpointMeta:
     """What a refiner's checkpoints say about themselves."""
-    text = config.crops.model_dump_json()
+    text = (
+        config.crops.model_dump_json() + config.apply.model_dump_json()
+    )  # validation refines as it is applied
     return CheckpointMeta(
         kind=KIND,
         class_names=train.class_names,

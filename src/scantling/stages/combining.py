@@ -6,6 +6,7 @@ members/*/predictions.json ── ensemble ──► ensemble/predictions.json �
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from scantling.combine.eliminate import eliminate, learn_relations
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
@@ -68,11 +69,7 @@ def weights_stage(context: RunContext) -> Stage:
 
 def ensemble_stage(context: RunContext) -> Stage:
     """Fuse the members' boxes."""
-    inputs = {
-        "detections": _member_hashes(context, context.data.evaluated),
-        "ensemble": _ensemble_config(context).model_dump(mode="json"),
-        "tuned": sha256_of(context.root / tuned_file(ENSEMBLE)) if context.recipe.tunes_weights else None,
-    }
+    inputs = {"detections": _member_hashes(context, context.data.evaluated), **fusion_inputs(context)}
     outputs = (f"{ENSEMBLE}/{PREDICTIONS}",)
     return Stage(
         folder=ENSEMBLE, name=ENSEMBLE, inputs=inputs, outputs=outputs, action=partial(_fuse, context)
@@ -90,6 +87,14 @@ def eliminate_stage(context: RunContext) -> Stage:
     outputs = (f"{ELIMINATE}/{PREDICTIONS}", f"{ELIMINATE}/removed.json", RELATIONS)
     action = partial(_eliminate, context, before)
     return Stage(folder=ELIMINATE, name=ELIMINATE, inputs=inputs, outputs=outputs, action=action)
+
+
+def fusion_inputs(context: RunContext) -> dict[str, Any]:
+    """What decides how members are fused: settings, and the file of tuned ones."""
+    return {
+        "ensemble": _ensemble_config(context).model_dump(mode="json"),
+        "tuned": sha256_of(context.root / tuned_file(ENSEMBLE)) if context.recipe.tunes_weights else None,
+    }
 
 
 def ensemble_config(context: RunContext) -> EnsembleConfig:

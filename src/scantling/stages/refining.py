@@ -30,7 +30,7 @@ from scantling.report.audit_report import write_audit
 from scantling.resolve import Resolution
 from scantling.run_data import RunData
 from scantling.stage import Stage
-from scantling.stages.combining import cleaned, combined_members, fused
+from scantling.stages.combining import cleaned, combined_members, fused, fusion_inputs
 from scantling.stages.context import HELD_OUT, OUT_OF_FOLD, PREDICTIONS, RunContext
 from scantling.stages.detecting import read_member
 from scantling.train.checkpoint import load_checkpoint
@@ -48,12 +48,16 @@ def check_refining(context: RunContext) -> None:
     Raises:
         ConfigError: There are several members and no ensemble, or an audit has nothing to go by.
     """
-    recipe = context.recipe
-    several = recipe.combining.ensemble is None and len(combined_members(context)) > 1
-    if recipe.refine is not None and several:
-        hint = "Add combine.ensemble, or name one member in combine.members."
-        raise ConfigError("refine: there are several members and no ensemble", hint=hint)
-    if recipe.audit is not None and recipe.refine is None and not context.folds:
+    recipe, held_out = context.recipe, _out_of_fold_members(context)
+    apart = recipe.combining.ensemble is None
+    for section, several in (
+        ("refine", recipe.refine is not None and len(combined_members(context)) > 1),
+        ("audit", recipe.audit is not None and len(held_out) > 1),
+    ):
+        if apart and several:
+            hint = "Add combine.ensemble, or name one member in combine.members."
+            raise ConfigError(f"{section}: there are several members and no ensemble", hint=hint)
+    if recipe.audit is not None and recipe.refine is None and not held_out:
         hint = "Add the section `refine`, or train with --folds."
         raise ConfigError(
             "audit: neither refined boxes nor out-of-fold predictions to compare with", hint=hint
@@ -87,6 +91,7 @@ def refiner_stage(context: RunContext) -> Stage:
         "model": config.model.model_dump(mode="json"),
         "crops": config.crops.model_dump(mode="json"),
         "train": config.train.result_settings(),
+        "apply": config.apply.model_dump(mode="json"),  # validation refines so, and decides what is best
     }
     folder = f"{REFINE}/refiner"
     return Stage(
@@ -112,6 +117,7 @@ def gate_stage(context: RunContext) -> Stage:
             for name in combined_members(context)
         },
         "combine": context.recipe.combining.model_dump(mode="json"),
+        "fusion": fusion_inputs(context),
         "data": context.data.hashes["val"],
     }
     outputs = (GATE, f"{REFINE}/gate.txt")
@@ -141,10 +147,13 @@ def refine_stage(context: RunContext, before: str) -> Stage:
 
 def audit_stage(context: RunContext) -> Stage:
     """Rank the training labels by how likely they are wrong."""
-    files = [f"members/{name}/{OUT_OF_FOLD}" for name in _out_of_fold_members(context)]
-    files += [REFINER] if context.recipe.refine is not None else []
+    members, refine = _out_of_fold_members(context), context.recipe.refine
+    files = [f"members/{name}/{OUT_OF_FOLD}" for name in members]
+    files += [REFINER] if refine is not None else []
     inputs: dict[str, Any] = {
         "files": {file: sha256_of(context.root / file) for file in files},
+        "apply": refine.apply.model_dump(mode="json") if refine is not None else None,
+        "fusion": fusion_inputs(context) if len(members) > 1 else None,
         "audit": context.recipe.auditing.model_dump(mode="json"),
         "data": context.data.hashes["train"],
     }
@@ -163,6 +172,11 @@ def refined_results(
         dataset: What the results are about.
         results: Of the combination.
         device: Where the refiner computes.
+
+    Raises:
+        CheckpointError: The refiner is missing or damaged.
+        ConfigError: The gate's file was changed so that it is none.
+        DataError: An image that has results cannot be read.
     """
     refiner, gate, path = load_refiner(root / REFINER, device), None, root / GATE
     if config.gate is not None:
@@ -188,7 +202,7 @@ def _train(context: RunContext) -> None:
         seed=context.recipe.seed,
         device=str(context.device),
         overwrite=not context.processes.from_main(resumable(out)),
-        data_hash=context.data.hashes["train"],
+        data_hash=", ".join(context.data.hashes[split] for split in ("train", "val")),
         console=context.console,
     )
     train_refiner(context.data.train, context.data.val, _config(context), run)
@@ -202,7 +216,8 @@ def _measure(context: RunContext) -> None:
         results_of(found, context.data.val),
         context.data.val,
         refiner,
-        config.gating.model_copy(update={"apply": config.apply}),
+        config.gating,
+        config.apply,
         refiner_sha=load_checkpoint(path).meta.sha256,
     )
     atomic_write(context.root / GATE, gate.to_yaml())
@@ -236,12 +251,9 @@ def _audit(context: RunContext) -> None:
         refined = refine_truth(train, refiner, apply)
     members = _out_of_fold_members(context)
     detections = None
-    if members:
-        several = len(members) > 1 and context.recipe.combining.ensemble is not None
-        if several:
-            found = fused(context, members, HELD_OUT)
-        else:
-            path = context.root / "members" / members[0] / OUT_OF_FOLD
-            found = detections_of(read_results(path, train), train)
-        detections = found
+    if len(members) > 1:
+        detections = fused(context, members, HELD_OUT)
+    elif members:
+        path = context.root / "members" / members[0] / OUT_OF_FOLD
+        detections = detections_of(read_results(path, train), train)
     write_audit(context.root / AUDIT, find_suspects(train, refined, detections, config), train, detections)

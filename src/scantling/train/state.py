@@ -184,7 +184,7 @@ def _run_differences(saved: CheckpointMeta, now: CheckpointMeta) -> list[str]:
     lines += _differences(saved.kind, now.kind, "kind")
     lines += _differences(saved.model, now.model, "model")
     if saved.data_hash != now.data_hash:
-        lines.append("data: the training images or annotations have changed since")
+        lines.append("data: the images or annotations have changed since")
     return lines
 
 
