@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from PIL import Image
 
 from refine.conftest import SIZE_HW, TINY
 from scantling.data.coco import read_coco, read_results
+from scantling.data.coco_records import told_apart
 from scantling.errors import CheckpointError, DataError
 from scantling.ops.rle import rle_decode, rle_encode
 from scantling.refine import apply as apply_module
 from scantling.refine.apply import (
     ApplyConfig,
+    labels_for,
     load_refiner,
     refine_boxes,
     refine_results,
@@ -136,6 +139,13 @@ def test_what_is_not_refined_stays_and_is_counted(slabs):
         assert list(after) == list(before)
         assert (after == before) == (row in untouched)
         assert {**after, "bbox": None} == {**before, "bbox": None}
+
+
+def test_categories_of_one_name_are_taken_in_their_order(slabs):
+    alike = replace(slabs, categories=tuple(replace(c, name="slab") for c in slabs.categories))
+    refiner = Refiner(RefinerConfig.model_validate(TINY), ("slab", "bolt", "slab"))
+    assert labels_for(refiner, alike).tolist() == [0, 2]
+    assert told_apart(["slab", "slab (2)", "slab", "slab"]) == ["slab", "slab (2)", "slab (3)", "slab (4)"]
 
 
 def test_a_gate_decides_row_by_row(slabs):

@@ -12,7 +12,8 @@ from reference.faulty_labels import CLASS, DUPLICATE, LOOSE, MISSING, SPURIOUS, 
 from scantling.data.coco import read_coco
 from scantling.data.detections import Detections
 from scantling.errors import UsageError
-from scantling.refine.audit import AuditConfig, find_suspects, hash_of, suspects_json, table_text
+from scantling.refine.audit import AuditConfig, find_suspects, hash_of
+from scantling.refine.audit_file import suspects_json, table_text
 from scantling.refine.labels import associate, labels_of, overlaps
 from scantling.refine.odds import precision_of, robust_z, share_at_most, surprise, with_odds
 from scantling.refine.reasons import size_groups
@@ -204,6 +205,40 @@ def test_crowds_are_no_suspects_and_explain_what_is_in_them(faulty, tmp_path):
     assert not {LOOSE, SPURIOUS, 2000} & {suspect.annotation_id for suspect in audit.suspects}
 
 
+def test_crowds_change_the_score_of_no_other_label(faulty, tmp_path):
+    content = json.loads(faulty.dataset.file.read_text())
+    spurious = next(a for a in content["annotations"] if a["id"] == SPURIOUS)
+    for image in content["images"]:
+        if image["id"] != spurious["image_id"]:
+            region = {**spurious, "id": 3000 + image["id"], "image_id": image["id"], "iscrowd": 1}
+            content["annotations"].append(region)
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    crowded = read_coco(tmp_path / "labels.json", tmp_path)
+    assert crowded.num_annotations == faulty.dataset.num_annotations + 23
+    with_crowds = find_suspects(crowded, None, faulty.detections, EVERYTHING)
+    assert with_crowds.suspects == find_suspects(faulty.dataset, None, faulty.detections, EVERYTHING).suspects
+    assert SPURIOUS in {suspect.annotation_id for suspect in with_crowds.suspects}
+
+
+def test_equal_scores_come_in_an_order_of_their_own(faulty):
+    """Three more objects without a label, in one image, detected at one score."""
+    found, place = faulty.detections, np.array([[100.0, 65, 130, 85]])
+    boxes = np.concatenate([place, place + [70, 0, 70, 0], place + [140, 0, 140, 0]])
+    many = Detections(
+        images=np.append(found.images, [6, 6, 6]),
+        labels=np.append(found.labels, [0, 0, 0]),
+        scores=np.append(found.scores, np.full(3, found.scores.max())),
+        boxes=np.concatenate([found.boxes, boxes]),
+    )
+    audits = [
+        find_suspects(faulty.dataset, None, many[rows], EVERYTHING).suspects
+        for rows in (np.arange(len(many)), np.arange(len(many))[::-1])
+    ]
+    missing = [suspect for suspect in audits[0] if suspect.reason == "missing" and suspect.image == 6]
+    assert len(missing) - len({suspect.score for suspect in missing}) >= 2
+    assert audits[0] == audits[1]
+
+
 def test_nothing_to_look_at_is_no_error(tmp_path):
     content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
     (tmp_path / "none.json").write_text(json.dumps(content))
@@ -231,7 +266,7 @@ def test_the_file_has_a_stable_format(faulty):
     missing = next(record for record in content["suspects"] if record["reason"] == "missing")
     assert list(missing) == [
         "reason", "score", "image_id", "file_name", "annotation_id", "category", "bbox", "suggested_bbox",
-        "suggested_category", "note",
+        "suggested_category", "suggested_category_id", "note",
     ]  # fmt: skip
     assert missing["annotation_id"] is missing["bbox"] is None
     assert missing["suggested_bbox"][2:] == pytest.approx(faulty.truth[MISSING][2:], abs=2.1)

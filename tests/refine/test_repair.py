@@ -12,7 +12,8 @@ from reference.faulty_labels import CLASS, DUPLICATE, LOOSE, MISSING, SPURIOUS, 
 from scantling import api
 from scantling.data.coco import read_coco
 from scantling.errors import DataError, UsageError
-from scantling.refine.audit import find_suspects, suspects_json
+from scantling.refine.audit import find_suspects
+from scantling.refine.audit_file import FORMAT, suspects_json
 from scantling.refine.decisions import decide_by_rules, parse_rule, read_decisions
 from scantling.refine.labels import overlaps
 from scantling.refine.repair import MARK
@@ -39,7 +40,7 @@ def decided(suspects: Path, choose) -> Path:
     content = json.loads(suspects.read_text())
     records = [{"decision": choose(record), **record} for record in content["suspects"]]
     path = suspects.with_name("decisions.json")
-    head = {"format": 1, "kind": "decisions", "data": content["data"]}
+    head = {"format": FORMAT, "kind": "decisions", "data": content["data"]}
     path.write_text(json.dumps({**head, "decisions": records}))
     return path
 
@@ -167,11 +168,11 @@ def break_record(of, /, **changes):
         (break_record("loose", image_id=24), "no such annotation on its image"),
         (break_record("loose", image_id={}), "no such image"),
         (break_record("loose", score="high"), "not a number"),
-        (break_record("class", suggested_category="nut"), "no such category"),
+        (break_record("class", suggested_category_id=77), "no such category"),
         (break_record("missing", annotation_id=1), "has no id yet"),
         (break_record("spurious", reason="ugly"), "unknown reason"),
         (lambda content: content.update(kind="suspects"), "decisions-file"),
-        (lambda content: content.update(format=2), "decisions-file"),
+        (lambda content: content.update(format=FORMAT - 1), "decisions-file"),
         (lambda content: content.update(decisions={}), "must be a list"),
         (lambda content: content["decisions"].append(3), "expected an object"),
         (lambda content: content.update(data=None), "decisions-other-data"),
@@ -254,6 +255,22 @@ def test_ids_that_are_texts_get_new_texts(faulty, tmp_path):
     api.repair(file, out, suspects=suspects, accept=["missing>0.5"])
     new = [a for a in json.loads(out.read_text())["annotations"] if MARK in a]
     assert [(a["id"], a["image_id"]) for a in new] == [((1 << 63) + 6, "image 4")]
+
+
+def test_categories_of_one_name_are_not_exchanged(faulty, tmp_path):
+    content = json.loads(faulty.dataset.file.read_text())
+    for category in content["categories"]:
+        category["name"] = "bolt"
+    file = tmp_path / "alike.json"
+    file.write_text(json.dumps(content))
+    dataset, suspects = read_coco(file, faulty.dataset.image_root), tmp_path / "alike-suspects.json"
+    suspects.write_text(json.dumps(suspects_json(find_suspects(dataset, None, faulty.detections), dataset)))
+    api.repair(file, tmp_path / "out.json", suspects=suspects, accept=["missing>0.5", "class>0.5"])
+    records = {a["id"]: a for a in json.loads((tmp_path / "out.json").read_text())["annotations"]}
+    clean = {a["id"]: a for a in faulty.clean["annotations"]}
+    assert records[1003]["category_id"] == clean[MISSING]["category_id"]
+    assert records[CLASS]["category_id"] == clean[CLASS]["category_id"]
+    assert clean[CLASS]["category_id"] == content["categories"][0]["id"] != content["categories"][1]["id"]
 
 
 def test_a_split_file_and_another_format_are_repaired_as_well(faulty, tmp_path):

@@ -6,6 +6,7 @@ its category when sorted by id.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,16 @@ class Annotation:
     area: float | None = None
     segmentation: Segmentation | None = field(default=None, compare=False)
     extra: Extra = field(default_factory=_no_extra, compare=False)
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Names of categories in which none repeats: the second `bolt` is `bolt (2)`."""
+    given, found = set(names), dict[str, None]()
+    for name in names:
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        free = (text for text in numbered if text not in found and text not in given)
+        found[name if name not in found else next(free)] = None
+    return list(found)
 
 
 def to_rle(segmentation: Segmentation, size_hw: tuple[int, int]) -> RLE:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from scantling.data.coco import CocoDataset
+from scantling.data.coco_records import told_apart
 from scantling.data.coco_results import Result
 from scantling.data.detections import Detections, detections_of
 from scantling.data.geometry import Pixels
@@ -166,9 +167,13 @@ def refine_truth(dataset: CocoDataset, refiner: Refiner, config: ApplyConfig) ->
 
 
 def labels_for(refiner: Refiner, dataset: CocoDataset) -> NDArray[np.int64]:
-    """For each label of a data set the refiner's label of the same name, or NOT_KNOWN."""
-    known = {name: label for label, name in enumerate(refiner.class_names)}
-    return np.array([known.get(name, NOT_KNOWN) for name in dataset.class_names], dtype=np.int64)
+    """For each label of a data set the refiner's label of the same name, or NOT_KNOWN.
+
+    Where several categories have one name, the first stands for the first, the second for the second.
+    """
+    known = {name: label for label, name in enumerate(told_apart(refiner.class_names))}
+    names = told_apart(dataset.class_names)
+    return np.array([known.get(name, NOT_KNOWN) for name in names], dtype=np.int64)
 
 
 def refine_rows(

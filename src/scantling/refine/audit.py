@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,8 +50,7 @@ MEANINGS: Mapping[Reason, str] = {
     "class": "another category",
     "duplicate": "the object is labelled twice",
 }
-FORMAT = 1
-_DECIMALS = 2
+DECIMALS = 2
 _STAYED = 1e-3  # pixels
 
 
@@ -91,7 +90,8 @@ class Suspect:
         category: Name of the label's category; of the suggested one where a label is missing.
         box: Of the label, xyxy in original pixels; None where a label is missing.
         suggested_box: Better box, or that of the missing label; None if there is none.
-        suggested_category: Better category, or that of the missing label; None if there is none.
+        suggested_category: Name of the better category, or that of the missing label; None if there is none.
+        suggested_label: Its label, since names may repeat.
         note: The evidence in a few words.
     """
 
@@ -104,6 +104,7 @@ class Suspect:
     box: Box | None
     suggested_box: Box | None
     suggested_category: str | None
+    suggested_label: int | None
     note: str
 
 
@@ -173,7 +174,7 @@ def gather(
     """Bring labels, refined boxes and detections together; see `find_suspects`."""
     has_detections = detections is not None and len(detections) > 0
     kept = detections if detections is not None else Detections.empty()
-    kept = kept[kept.scores >= config.min_detection_score]
+    kept = _in_fixed_order(kept[kept.scores >= config.min_detection_score])
     association = associate(labels, kept, iou_threshold=config.iou_threshold, near_iou=config.near_iou)
     precision, missing_rate = calibrate(labels, kept, association, config.fault_rate)
     return Evidence(
@@ -186,6 +187,13 @@ def gather(
         missing_rate=missing_rate,
         groups=size_groups(labels),
     )
+
+
+def _in_fixed_order(detections: Detections) -> Detections:
+    """The same detections by image and falling score, those of equal score by category and box: in whatever order."""
+    x1, y1, x2, y2 = detections.boxes.T
+    keys = (y2, x2, y1, x1, detections.labels, -detections.scores, detections.images)
+    return detections[np.lexsort(keys)]
 
 
 def _moved(refined: Floats, labels: Labels) -> Floats:
@@ -232,8 +240,9 @@ def hash_of(dataset: CocoDataset) -> str:
 # ---------------------------------------------------------------- the ranking
 
 
-def _order(suspect: Suspect) -> tuple[float, int, str, str]:
-    return (-suspect.score, suspect.image, suspect.reason, str(suspect.annotation_id))
+def _order(suspect: Suspect) -> tuple[float, int, str, str, int, Box]:
+    place, label = suspect.suggested_box or (0.0, 0.0, 0.0, 0.0), suspect.suggested_label or 0
+    return (-suspect.score, suspect.image, suspect.reason, str(suspect.annotation_id), label, place)
 
 
 def _label_suspects(dataset: CocoDataset, evidence: Evidence, config: AuditConfig) -> list[Suspect]:
@@ -246,7 +255,7 @@ def _label_suspects(dataset: CocoDataset, evidence: Evidence, config: AuditConfi
     suspects = []
     for row in np.flatnonzero(scores >= max(config.min_score, 1e-9)):
         reason = reasons[best[row]]
-        box, category, note = _suggestion(dataset, evidence, reason, (int(row), boxes, twins))
+        box, label, note = _suggestion(dataset, evidence, reason, (int(row), boxes, twins))
         suspects.append(
             Suspect(
                 reason=reason,
@@ -257,7 +266,8 @@ def _label_suspects(dataset: CocoDataset, evidence: Evidence, config: AuditConfi
                 category=dataset.class_names[evidence.labels.labels[row]],
                 box=_plain(evidence.labels.boxes[row]),
                 suggested_box=box,
-                suggested_category=category,
+                suggested_category=None if label is None else dataset.class_names[label],
+                suggested_label=label,
                 note=note,
             )
         )
@@ -266,16 +276,20 @@ def _label_suspects(dataset: CocoDataset, evidence: Evidence, config: AuditConfi
 
 def _suggestion(
     dataset: CocoDataset, evidence: Evidence, reason: Reason, place: tuple[int, Floats, Rows]
-) -> tuple[Box | None, str | None, str]:
-    """Better box, better category and the evidence in words, for one label."""
+) -> tuple[Box | None, int | None, str]:
+    """Better box, better label and the evidence in words, for one label."""
     row, boxes, twins = place
     if reason == "loose":
         overlap = float(row_overlaps(evidence.labels.boxes[[row]], boxes[[row]])[0])
         return _plain(boxes[row]), None, f"overlaps the suggested box by {overlap:.2f}"
     if reason == "class":
         rival = evidence.association.rival[row]
-        name = dataset.class_names[evidence.detections.labels[rival]]
-        return None, name, f"detected as {name} at score {evidence.detections.scores[rival]:.2f}"
+        label = int(evidence.detections.labels[rival])
+        return (
+            None,
+            label,
+            f"detected as {dataset.class_names[label]} at score {evidence.detections.scores[rival]:.2f}",
+        )
     if reason == "duplicate":
         return None, None, f"repeats annotation {evidence.labels.ids[twins[row]]}"
     seen = evidence.association.seen_by[row]
@@ -309,6 +323,7 @@ def _missing_suspects(dataset: CocoDataset, evidence: Evidence, config: AuditCon
                 box=None,
                 suggested_box=_plain(boxes[row]),
                 suggested_category=name,
+                suggested_label=int(detections.labels[row]),
                 note=f"detected at score {detections.scores[row]:.2f}, no label here",
             )
         )
@@ -322,64 +337,5 @@ def _inside(dataset: CocoDataset, images: Rows, boxes: Floats) -> Floats:
 
 
 def _plain(box: Floats) -> Box:
-    x1, y1, x2, y2 = (round(float(edge), _DECIMALS) for edge in box)
+    x1, y1, x2, y2 = (round(float(edge), DECIMALS) for edge in box)
     return (x1, y1, x2, y2)
-
-
-# ---------------------------------------------------------------- as a file
-
-
-def suspects_json(audit: Audit, dataset: CocoDataset) -> dict[str, Any]:
-    """The content of `suspects.json`: boxes as [x, y, width, height], ids and category names of the data set."""
-    return {
-        "format": FORMAT,
-        "kind": "suspects",
-        "data": {"file": dataset.file.name, "sha256": audit.data_hash, "num_labels": audit.num_labels},
-        "used": list(audit.used),
-        "config": audit.config.model_dump(mode="json"),
-        "counts": audit.counts,
-        "suspects": [suspect_json(suspect, dataset) for suspect in audit.suspects],
-    }
-
-
-def suspect_json(suspect: Suspect, dataset: CocoDataset) -> dict[str, Any]:
-    """One suspect as plain values."""
-    return {
-        "reason": suspect.reason,
-        "score": round(suspect.score, 4),
-        "image_id": suspect.image_id,
-        "file_name": dataset.images[suspect.image].file_name,
-        "annotation_id": suspect.annotation_id,
-        "category": suspect.category,
-        "bbox": _xywh(suspect.box),
-        "suggested_bbox": _xywh(suspect.suggested_box),
-        "suggested_category": suspect.suggested_category,
-        "note": suspect.note,
-    }
-
-
-def table_text(audit: Audit, dataset: CocoDataset, first: int = 20) -> str:
-    """The counts by reason and the first suspects as lines of text."""
-    counted = ", ".join(f"{count} {reason}" for reason, count in audit.counts.items() if count)
-    lines = [f"{len(audit.suspects)} suspects among {audit.num_labels} labels ({counted or 'none'})"]
-    rows: list[tuple[str, ...]] = [("score", "reason", "image", "id", "category", "evidence")]
-    rows += [_row(suspect, dataset) for suspect in audit.suspects[:first]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    shown = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]
-    more = len(audit.suspects) - first
-    return "\n".join(
-        [*lines, *(shown if audit.suspects else []), *([f"and {more} more"] if more > 0 else [])]
-    )
-
-
-def _row(suspect: Suspect, dataset: CocoDataset) -> tuple[str, ...]:
-    identifier = "new" if suspect.annotation_id is None else str(suspect.annotation_id)
-    file_name = dataset.images[suspect.image].file_name
-    return (f"{suspect.score:.2f}", suspect.reason, file_name, identifier, suspect.category, suspect.note)
-
-
-def _xywh(box: Sequence[float] | None) -> list[float] | None:
-    if box is None:
-        return None
-    x1, y1, x2, y2 = box
-    return [x1, y1, round(x2 - x1, _DECIMALS), round(y2 - y1, _DECIMALS)]

@@ -21,7 +21,8 @@ from scantling.data.coco_records import AnnotationId
 from scantling.data.findings import FindingLog, Policy, RecordLog, refuse
 from scantling.data.io import read_json
 from scantling.errors import DataError, UsageError, did_you_mean
-from scantling.refine.audit import FORMAT, REASONS, Reason, hash_of
+from scantling.refine.audit import REASONS, Reason, hash_of
+from scantling.refine.audit_file import FORMAT
 
 BoxXywh = tuple[float, float, float, float]
 
@@ -177,7 +178,6 @@ class _Reader:
     def __init__(self, dataset: CocoDataset, log: FindingLog) -> None:
         self._dataset = dataset
         self._log = log
-        self._category_id = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
         self._image_of = {
             annotation.id: image.id
             for image, annotations in zip(dataset.images, dataset.annotations, strict=True)
@@ -256,11 +256,11 @@ class _Reader:
         return (math.inf, math.inf) if index is None else self._dataset.images[index].size_hw
 
     def _category(self, record: Mapping[str, Any], log: RecordLog) -> int | None:
-        name = record.get("suggested_category")
-        if not isinstance(name, str) or name not in self._category_id:
-            log.add("decision-unknown", "no such category", field="suggested_category", value=name)
-            return None
-        return self._category_id[name]
+        identifier = record.get("suggested_category_id")
+        if isinstance(identifier, int) and identifier in self._dataset.category_ids:
+            return identifier
+        log.add("decision-unknown", "no such category", field="suggested_category_id", value=identifier)
+        return None
 
 
 def _is_number(value: object) -> bool:

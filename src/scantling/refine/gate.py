@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from scantling import strict_yaml
+from scantling.data.coco_records import told_apart
 from scantling.data.detections import Detections
 from scantling.refine.apply import ApplyConfig
 from scantling.refine.crops import Boxes
@@ -79,7 +80,7 @@ class GateCell(BaseModel):
     """One cell and the evidence.
 
     Attributes:
-        category: Name.
+        category: Name; the second of two categories of one name has (2) behind it.
         size: Of the box before refining.
         band: Scores from (included) and to.
         open: Whether to refine here.
@@ -129,7 +130,10 @@ class RefineGate(BaseModel):
             class_names: Of the data set they belong to; matched by name.
         """
         allowed = np.zeros(len(detections), dtype=bool)
-        sizes, labels = size_of(detections.boxes), {name: label for label, name in enumerate(class_names)}
+        sizes, labels = (
+            size_of(detections.boxes),
+            {name: label for label, name in enumerate(told_apart(class_names))},
+        )
         for cell in self.cells:
             if cell.open and cell.category in labels:
                 low, high = cell.band

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
+from scantling.data.coco_records import told_apart
 from scantling.data.coco_results import Result
 from scantling.data.detections import Detections, detections_of
 from scantling.evaluate.bootstrap import Resampled, draw_weights, interval
@@ -151,14 +152,14 @@ def _judge_overlap(
     """Every cell that holds refined results, with the verdict of their IoU."""
     edges, places = (0.0, *config.bands, 1.0), len(SIZES) * (len(config.bands) + 1)
     meant, scarce = ~np.isnan(gains.gains), defaultdict[int, list[int]](list)
-    found: dict[int, tuple[GateCell, int]] = {}
+    names, found = told_apart(dataset.class_names), dict[int, tuple[GateCell, int]]()
     for number in np.unique(gains.cells[gains.cells >= 0]).tolist():
         group, band = divmod(number, len(config.bands) + 1)
         label, size = divmod(group, len(SIZES))
         rows = np.flatnonzero((gains.cells == number) & meant)
         gain, enough = _evidence(gains.gains[rows], before.images[rows], config, weights)
         cell = GateCell(
-            category=dataset.class_names[label],
+            category=names[label],
             size=SIZES[size],
             band=(edges[band], edges[band + 1]),
             open=False,
@@ -257,7 +258,7 @@ def _judge_ap(cells: Mapping[int, _Judged], trial: _Trial, *, pool: bool) -> dic
         return decided
     first = trial.metrics(set())
     alone = trial.metrics(sure) if sure else first
-    label_of = {name: label for label, name in enumerate(trial.dataset.class_names)}
+    label_of = {name: label for label, name in enumerate(told_apart(trial.dataset.class_names))}
     for number in sure:
         cell = decided[number]
         gain = _ap_gain(first, alone, label_of[cell.category], cell.size)

@@ -80,17 +80,18 @@ def share_at_most(values: Floats, groups: Rows) -> Floats:
     """How usual a value this low is: the share of values of its group that are at most as large.
 
     Args:
-        values: (N,).
+        values: (N,); NaN is left out and stays NaN.
         groups: (N,) number of the group.
 
     Returns:
         (N,) in (0, 1]: the share of the group and, as if it had 20 more members, of all values.
     """
-    ordered_all = np.sort(values)
-    share_all = np.searchsorted(ordered_all, values, side="right") / max(len(values), 1)
-    result = np.empty(len(values))
-    for group in np.unique(groups):
-        rows = groups == group
+    known = ~np.isnan(values)
+    ordered_all = np.sort(values[known])
+    share_all = np.searchsorted(ordered_all, values, side="right") / max(len(ordered_all), 1)
+    result = np.full(len(values), np.nan)
+    for group in np.unique(groups[known]):
+        rows = known & (groups == group)
         below = np.searchsorted(np.sort(values[rows]), values[rows], side="right")
         result[rows] = (below + BORROWED * share_all[rows]) / (rows.sum() + BORROWED)
     return result

@@ -184,9 +184,14 @@ def silence(evidence: Evidence) -> Floats:
     """
     if not evidence.has_detections:
         return np.full(len(evidence.labels), -np.inf)
-    support = evidence.support(evidence.association.seen_by)
+    support = _of_objects(evidence, evidence.support(evidence.association.seen_by))
     ratio: Floats = np.log1p(-support) - np.log(share_at_most(support, evidence.groups)) - _OVERLOOKED
     return ratio
+
+
+def _of_objects(evidence: Evidence, values: Floats) -> Floats:
+    """(N,) values, NaN for crowd regions, which no detection finds: they say nothing of what is usual."""
+    return np.where(evidence.labels.is_crowd, np.nan, values)
 
 
 def spurious(evidence: Evidence) -> Floats:
@@ -205,7 +210,9 @@ def wrong_class(evidence: Evidence) -> Floats:
     """
     rival = evidence.association.rival
     right = log_odds_of(np.clip(evidence.support(rival), 1e-3, None))
-    own = share_at_most(evidence.support(evidence.association.found_by), evidence.groups)
+    own = share_at_most(
+        _of_objects(evidence, evidence.support(evidence.association.found_by)), evidence.groups
+    )
     return np.where(rival != NONE, right + _HAND_IN_HAND * np.log(_USUAL_SUPPORT / own), -np.inf)
 
 
@@ -256,7 +263,7 @@ def duplicate(evidence: Evidence) -> tuple[Floats, Rows]:
             twin[rows], overlap[rows] = rows[shared.argmax(axis=1)], shared.max(axis=1)
     log_ratio = (overlap - _COINCIDE) / _COINCIDE_WIDTH
     for label in np.unique(labels.labels):
-        own = labels.labels == label
+        own = (labels.labels == label) & ~labels.is_crowd
         log_ratio[own] -= np.log((overlap[own] >= _COINCIDE).sum() / (own.sum() + BORROWED) + _RARE)
     both = (evidence.association.found_by != NONE) & (evidence.association.found_by[twin] != NONE)
     log_ratio[both] -= _TWO_FOUND

@@ -170,7 +170,8 @@ def _fresh_ids(ids: Sequence[AnnotationId]) -> Iterator[AnnotationId]:
     numbers = [identifier for identifier in ids if not isinstance(identifier, str)]
     if len(numbers) == len(ids):
         return itertools.count(int(max(numbers, default=0)) + 1)
-    return (text for number in itertools.count(1) if (text := f"new-{number}") not in set(ids))
+    taken = set(ids)
+    return (text for number in itertools.count(1) if (text := f"new-{number}") not in taken)
 
 
 def _box_keys(decision: Decision) -> Record:

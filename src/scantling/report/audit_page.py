@@ -13,7 +13,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from scantling.data.io import atomic_write
-from scantling.refine.audit import FORMAT, MEANINGS, Audit, Suspect, suspect_json
+from scantling.refine.audit import MEANINGS, Audit, Suspect
+from scantling.refine.audit_file import FORMAT, suspect_json
 from scantling.report.draw import place_tags
 from scantling.report.gallery import encode_jpeg
 from scantling.report.html import page_environment, page_style
