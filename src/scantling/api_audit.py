@@ -79,6 +79,8 @@ def repair(
 ) -> Repair:
     """Write a copy of the labels in which the accepted suspects are repaired; the original is never changed.
 
+    Faulty records, which a run with `--skip-invalid` left out of its audit, are told and copied as they are.
+
     Args:
         data: The labels that were audited, named as for `audit`.
         out: COCO file to write.
@@ -97,12 +99,13 @@ def repair(
     require_existing(folder_of(data), "data set")
     require_existing(Path(decisions or suspects or ""), "file of decisions")
     _require_new_labels(Path(out), (data, decisions, suspects), overwrite=overwrite)
+    from scantling.data.coco import ReadOptions
     from scantling.data.formats.locations import read_location
     from scantling.refine.decisions import decide_by_rules, parse_rule, read_decisions
     from scantling.refine.repair import repair_labels
 
     rules = [parse_rule(text) for text in texts]
-    dataset = read_location(data)
+    dataset = read_location(data, ReadOptions(skip_invalid=True))
     chosen = (
         decide_by_rules(suspects, dataset, rules) if suspects else read_decisions(decisions or "", dataset)
     )

@@ -257,6 +257,23 @@ def test_ids_that_are_texts_get_new_texts(faulty, tmp_path):
     assert [(a["id"], a["image_id"]) for a in new] == [((1 << 63) + 6, "image 4")]
 
 
+def test_faulty_records_that_a_run_left_out_are_copied_as_they_are(faulty, tmp_path):
+    content = json.loads(faulty.dataset.file.read_text())
+    first = content["annotations"][0]
+    wrong = {**first, "id": 5000, "bbox": [1, 2, -3, 4]}
+    content["annotations"].append(wrong)
+    file, suspects = tmp_path / "wrong.json", tmp_path / "wrong-suspects.json"
+    file.write_text(json.dumps(content))
+    dataset = read_coco(file, faulty.dataset.image_root, skip_invalid=True)
+    audit = find_suspects(dataset, faulty.refined, faulty.detections)
+    suspects.write_text(json.dumps(suspects_json(audit, dataset)))
+    done = api.repair(file, tmp_path / "out.json", suspects=suspects, accept=["missing>0.5", "spurious>0.5"])
+    assert (done.done["missing"], done.done["spurious"]) == (1, 1)
+    records = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    assert records[-2] == wrong
+    assert records[-1]["id"] == 5001
+
+
 def test_categories_of_one_name_are_not_exchanged(faulty, tmp_path):
     content = json.loads(faulty.dataset.file.read_text())
     for category in content["categories"]:

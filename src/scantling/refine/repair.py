@@ -79,8 +79,8 @@ def repair_labels(
 ) -> Repair:
     """Write a repaired copy of a data set's annotations.
 
-    A COCO file is copied record by record, so what is not repaired keeps every key and number it has; labels in
-    another format are written as COCO.
+    A COCO file is copied record by record, so what is not repaired keeps every key and number it has, and records that
+    were left out as faulty stay as they are; labels in another format are written as COCO.
 
     Args:
         dataset: The labels; never written to.
@@ -100,7 +100,7 @@ def repair_labels(
     work = _Work({d.annotation_id: d for d in chosen if d.annotation_id is not None}, masks)
     annotations = [kept for record in content["annotations"] if (kept := work.apply(record)) is not None]
     added = [decision for decision in chosen if decision.reason == "missing"]
-    annotations += _new_records(added, [record["id"] for record in content["annotations"]])
+    annotations += _new_records(added, [_id_of(record) for record in content["annotations"]])
     write_coco(content | {"annotations": annotations}, out)
     counted = work.done + Counter(missing=len(added))
     return Repair(
@@ -131,8 +131,9 @@ class _Work:
         self.kept_for_mask = 0
 
     def apply(self, record: Record) -> Record | None:
-        """The record as it is to be written; None leaves it out."""
-        decision = self._decisions.get(record["id"])
+        """The record as it is to be written; None leaves it out. Of records of one id the first is meant."""
+        identifier = _id_of(record)
+        decision = None if identifier is None else self._decisions.pop(identifier, None)
         if decision is None:
             return record
         if decision.reason == "loose" and record.get("segmentation") and self._masks == "keep":
@@ -140,6 +141,12 @@ class _Work:
             return record
         self.done[decision.reason] += 1
         return None if decision.reason in _REMOVES else _changed(record, decision)
+
+
+def _id_of(record: object) -> AnnotationId | None:
+    """The id of a record as it came from the file, None where it has none that may be one."""
+    identifier = record.get("id") if isinstance(record, dict) else None
+    return identifier if isinstance(identifier, int | float | str) else None
 
 
 def _changed(record: Record, decision: Decision) -> Record:
@@ -152,7 +159,7 @@ def _changed(record: Record, decision: Decision) -> Record:
     return kept | changes | {MARK: _mark(decision) | {"was": was}}
 
 
-def _new_records(decisions: Sequence[Decision], ids: Sequence[AnnotationId]) -> Iterator[Record]:
+def _new_records(decisions: Sequence[Decision], ids: Sequence[AnnotationId | None]) -> Iterator[Record]:
     """Annotations for what had none."""
     for decision, identifier in zip(decisions, _fresh_ids(ids), strict=False):
         yield {
@@ -165,10 +172,10 @@ def _new_records(decisions: Sequence[Decision], ids: Sequence[AnnotationId]) -> 
         }
 
 
-def _fresh_ids(ids: Sequence[AnnotationId]) -> Iterator[AnnotationId]:
-    """Ids that are not taken: numbers after the largest, or texts where ids are texts."""
-    numbers = [identifier for identifier in ids if not isinstance(identifier, str)]
-    if len(numbers) == len(ids):
+def _fresh_ids(ids: Sequence[AnnotationId | None]) -> Iterator[AnnotationId]:
+    """Ids that are not taken: numbers after the largest, or texts where an id is a text."""
+    numbers = [identifier for identifier in ids if identifier is not None and not isinstance(identifier, str)]
+    if not any(isinstance(identifier, str) for identifier in ids):
         return itertools.count(int(max(numbers, default=0)) + 1)
     taken = set(ids)
     return (text for number in itertools.count(1) if (text := f"new-{number}") not in taken)
