@@ -106,6 +106,8 @@ def refine_train(
         ScantlingError: The data, a setting, the device or the folder cannot be used.
     """
     require_folder(Path(data), "data set")
+    from rich.console import Console
+
     from scantling.config import DataConfig
     from scantling.refine.train import RefinerRun, train_refiner
     from scantling.run_data import log_run_data, read_run_data
@@ -114,7 +116,14 @@ def refine_train(
     splits = read_run_data(DataConfig(root=str(data)), "val")
     log_run_data(splits)
     data_hash = ", ".join(splits.hashes[split] for split in ("train", "val"))
-    run = RefinerRun(out=Path(out), seed=seed, device=device, overwrite=overwrite, data_hash=data_hash)
+    run = RefinerRun(
+        out=Path(out),
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+        data_hash=data_hash,
+        console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
+    )
     result = train_refiner(splits.train, splits.val, settings, run)
     return RefinerSummary(checkpoint=result.best, metrics=result.metrics, epochs=result.epochs)
 
@@ -240,6 +249,8 @@ def refine_ablate(
         ScantlingError: The data, a setting, the device or the folder cannot be used.
     """
     require_folder(Path(data), "data set")
+    from rich.console import Console
+
     from scantling.config import DataConfig
     from scantling.draft import Draft
     from scantling.refine.ablate import RefineAblateConfig, ablate_refiner
@@ -255,7 +266,12 @@ def refine_ablate(
     splits = read_run_data(DataConfig(root=str(data)), "val")
     log_run_data(splits)
     run = RefinerRun(
-        out=Path(out), seed=seed, device=device, overwrite=overwrite, data_hash=splits.hashes["train"]
+        out=Path(out),
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+        data_hash=", ".join(splits.hashes[split] for split in ("train", "val")),
+        console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
     )
     found = ablate_refiner(splits.train, splits.val, compared, run)
     write_curves(found)

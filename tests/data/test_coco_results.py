@@ -165,6 +165,38 @@ def test_row_62_boxes_that_look_like_xyxy(dataset):
     assert codes(findings, Severity.WARNING)[0] == "results-boxes-xyxy"
 
 
+@pytest.mark.parametrize("name", ["sub/b.png", "b.png", "sub/b", "b"])
+def test_images_may_be_named_by_their_files(dataset, results, name):
+    """As Ultralytics writes `image_id`: the file's name without its ending, where that is no number."""
+    named = [{**result, "image_id": name if result["image_id"] == 4 else 7} for result in results]
+    records, findings = check_results(named, dataset)
+    assert records == results
+    assert codes(findings) == ["results-image-named"]
+
+
+def test_a_name_of_two_images_names_none(content, write, results):
+    content["images"][0]["file_name"] = "other/b.png"
+    dataset = read_coco(write(content))
+    for name, is_known in (("sub/b.png", True), ("b.png", False), ("b", False)):
+        named = [{**results[0], "image_id": name}]
+        if is_known:
+            assert check_results(named, dataset).records[0]["image_id"] == 4
+        else:
+            with pytest.raises(DataError, match="results-image-unknown"):
+                check_results(named, dataset)
+
+
+def test_other_keys_stay_when_a_shape_is_null(dataset, results, rle):
+    kept = {"track": None, "note": "x"}
+    (record,), _ = check_results([{**results[0], "segmentation": None, **kept}], dataset)
+    assert record == {**results[0], **kept}
+
+
+def test_a_number_too_large_for_a_float_is_no_score(dataset, results):
+    with pytest.raises(DataError, match="results-score"):
+        check_results([{**results[0], "score": 10**400}], dataset)
+
+
 def test_row_63_mixed_boxes_and_masks(dataset, results, rle):
     results[0]["segmentation"] = rle
     results.append({"image_id": 4, "category_id": 90, "score": 0.5, "segmentation": rle, "bbox": None})

@@ -172,6 +172,8 @@ FAULTS = [
     Fault(34, "iscrowd 2", put(*A, "iscrowd", value=2), "crowd-value", "annotations[0].iscrowd", 31),
     Fault(34, "iscrowd text", put(*A, "iscrowd", value="1"), "crowd-value", "annotations[0].iscrowd", 31),
     Fault(10, "category without name", drop(*C, "name"), "category-name", "categories[1].name", 3),
+    Fault(10, "name in two lines", put(*C, "name", value="a\nb"), "category-name", "categories[1].name", 3),
+    Fault(10, "half a character", put(*C, "name", value="a\ud800"), "category-name", "categories[1].name", 3),
     Fault(
         10, "category name is a number", put(*C, "name", value=5), "category-name", "categories[1].name", 3
     ),

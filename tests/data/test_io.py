@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,15 @@ def finding_of(error: pytest.ExceptionInfo[DataError]):
 
 
 # ---------------------------------------------------------------- writing
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for target in (pipe, tmp_path):
+        with pytest.raises(UsageError, match="no ordinary file"):
+            atomic_write(target, "x")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_atomic_write_makes_the_folder_and_replaces_the_old_file(tmp_path):

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -240,6 +241,15 @@ def test_mask_sizes_are_those_of_masks_even_beside_boxes(random_case):
     boxed = [{**r, "bbox": [0.0, 0.0, 300.0, 200.0]} for r in results]
     plain = evaluate_results(dataset, results, iou_type="segm").metrics
     assert evaluate_results(dataset, boxed, iou_type="segm").metrics == plain
+
+
+def test_a_mask_alone_has_the_box_around_it(make_dataset, random_case):
+    dataset, results = random_case(3, masks=True)
+    masks = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+    boxed = [{**result, "bbox": coco_mask.toBbox(result["segmentation"]).tolist()} for result in masks]
+    found = evaluate_results(dataset, masks)
+    assert found.metrics == evaluate_results(dataset, boxed).metrics
+    assert found.metrics["AP"] > 0
 
 
 def test_results_of_both_kinds_count_where_they_can(make_dataset, random_case):

@@ -148,6 +148,23 @@ def test_two_repairs_of_one_label_are_refused(faulty, suspects, tmp_path):
         api.repair(faulty.dataset.file, tmp_path / "out.json", decisions=path)
 
 
+@pytest.mark.parametrize(
+    ("reason", "changes", "told"),
+    [
+        ("missing", {}, "missing labels .* accepted twice"),
+        ("loose", {"decision": "reject"}, "both accepted and rejected, or listed twice"),
+    ],
+)
+def test_a_decision_is_made_once(faulty, suspects, tmp_path, reason, changes, told):
+    content = json.loads(decided(suspects, lambda _: "accept").read_text())
+    record = next(record for record in content["decisions"] if record["reason"] == reason)
+    content["decisions"].append({**record, **changes})
+    path = tmp_path / "twice.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=told):
+        api.repair(faulty.dataset.file, tmp_path / "out.json", decisions=path)
+
+
 def break_record(of, /, **changes):
     def change(content):
         next(record for record in content["decisions"] if record["reason"] == of).update(changes)
@@ -168,6 +185,7 @@ def break_record(of, /, **changes):
         (break_record("loose", image_id=24), "no such annotation on its image"),
         (break_record("loose", image_id={}), "no such image"),
         (break_record("loose", score="high"), "not a number"),
+        (break_record("loose", score=10**400), "not a number"),
         (break_record("class", suggested_category_id=77), "no such category"),
         (break_record("missing", annotation_id=1), "has no id yet"),
         (break_record("spurious", reason="ugly"), "unknown reason"),

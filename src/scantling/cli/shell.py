@@ -92,7 +92,7 @@ def _end(error: BaseException, *, debug: bool) -> NoReturn:
 
 
 def _interrupt(signum: int, _frame: FrameType | None) -> NoReturn:
-    raise Interrupted(signum, "interrupted; the same command goes on where this one stopped")
+    raise Interrupted(signum, "interrupted; given again, a command that trains goes on where it stopped")
 
 
 def _configure_logging(*, quiet: bool, debug: bool) -> None:

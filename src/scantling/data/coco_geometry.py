@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,15 +52,19 @@ def check_box(value: object, size_hw: SizeHw, log: RecordLog) -> Box | None:
     return box if _inside(box, size_hw, log) else None
 
 
+def is_finite_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value from a file is a number that a float can hold."""
+    try:
+        return type(value) in _NUMBERS and math.isfinite(cast(float, value))
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
 def numbers_of_box(value: object) -> Box | None:
     """Four finite numbers, or None."""
-    if not isinstance(value, list) or len(value) != 4 or not set(map(type, value)) <= _NUMBERS:
+    if not isinstance(value, list) or len(value) != 4 or not all(map(is_finite_number, value)):
         return None
-    try:
-        finite = all(map(math.isfinite, value))
-    except OverflowError:  # an integer of hundreds of digits
-        return None
-    return (value[0], value[1], value[2], value[3]) if finite else None
+    return (value[0], value[1], value[2], value[3])
 
 
 def _inside(box: Box, size_hw: SizeHw, log: RecordLog) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -133,6 +134,10 @@ def _parse_category(identifier: ImageId, record: Raw, log: RecordLog) -> Categor
     name, supercategory = record.get("name"), record.get("supercategory")
     if not isinstance(name, str) or not name.strip():
         log.add("category-name", "the category has no name", field="name", value=name)
+        return None
+    if any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+        message = "the name holds a line break, another control character or half a character"
+        log.add("category-name", message, field="name", value=name)
         return None
     if not isinstance(identifier, int):
         message = f"a category id must be an integer, this is of type {type_name(identifier)}"

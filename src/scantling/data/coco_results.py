@@ -1,25 +1,26 @@
 """Predictions in COCO's result form: written in the data set's own ids, and read from any tool with every check.
 
 A result is a dict with `image_id`, `category_id`, `score` and `bbox` ([x, y, width, height]) or `segmentation` (RLE)
-or both; further keys are kept. N: results of an image.
+or both; further keys are kept. An `image_id` that is no id of the data set may be the name of one image's file, with or
+without its folder and ending, as some tools write it: it is replaced by the id. N: results of an image.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from scantling.data.coco_dataset import CocoDataset
-from scantling.data.coco_geometry import Box, looks_xyxy, numbers_of_box, rle_fault
+from scantling.data.coco_geometry import Box, is_finite_number, looks_xyxy, numbers_of_box, rle_fault
 from scantling.data.coco_parse import type_name, usable_id
 from scantling.data.coco_records import Category, ImageId, to_rle
 from scantling.data.findings import FindingLog, Policy, RecordLog, name_some
@@ -31,6 +32,7 @@ from scantling.structures.masks import ImageMasks, RoiMasks
 
 Result = dict[str, Any]
 
+_NO_RLE = "expected a mask as RLE, an object with size and counts, found {}"
 _logger = logging.getLogger(__name__)
 
 
@@ -173,10 +175,17 @@ def _to_instances(
     )
 
 
+def box_xywh(result: Mapping[str, Any]) -> Box:
+    """The box [x, y, width, height] of a checked result; that of its mask where it has none of its own."""
+    if "bbox" in result:
+        x, y, width, height = result["bbox"]
+        return x, y, width, height
+    x1, y1, x2, y2 = rle_to_box(result["segmentation"])
+    return x1, y1, x2 - x1, y2 - y1
+
+
 def _corners(result: Result) -> Box:
-    if "bbox" not in result:
-        return rle_to_box(result["segmentation"])
-    x, y, width, height = result["bbox"]
+    x, y, width, height = box_xywh(result)
     return x, y, x + width, y + height
 
 
@@ -191,7 +200,7 @@ def _as_list(results: object, log: FindingLog) -> list[object]:
     return []
 
 
-@dataclass(slots=True)
+@dataclass
 class _Gathered:
     """Results taken so far, and what is counted over all of them."""
 
@@ -200,6 +209,7 @@ class _Gathered:
     category_ids: frozenset[int]
     records: list[Result] = field(default_factory=list)
     taken: int = 0
+    named_images: list[str] = field(default_factory=list)
     unknown_images: Counter[str] = field(default_factory=Counter)
     unknown_categories: Counter[str] = field(default_factory=Counter)
     scores_out_of_range: list[float] = field(default_factory=list)
@@ -215,8 +225,12 @@ class _Gathered:
         self._check_score(record.get("score"), log)
         if image_index is None:
             return
-        size_hw = self.dataset.images[image_index].size_hw
+        image = self.dataset.images[image_index]
+        size_hw = image.size_hw
         record = _checked_shapes(record, size_hw, log)
+        if record["image_id"] != image.id:
+            self.named_images.append(record["image_id"])
+            record = record | {"image_id": image.id}
         if not known or log.faulty:
             return
         self.records.append(record)
@@ -227,9 +241,21 @@ class _Gathered:
     def _image_index(self, value: object) -> int | None:
         identifier = usable_id(value)
         index = self.dataset.index_of.get(identifier) if identifier is not None else None
+        if index is None and isinstance(identifier, str):
+            index = self._named.get(identifier)
         if index is None:
             self.unknown_images[_shown(value)] += 1
         return index
+
+    @cached_property
+    def _named(self) -> dict[str, int]:
+        """Position of each image by the names that mean no other image."""
+        found: dict[str, int | None] = {}
+        for index, image in enumerate(self.dataset.images):
+            path = PurePosixPath(image.file_name)
+            for name in {str(path), str(path.with_suffix("")), path.name, path.stem}:
+                found[name] = None if name in found else index
+        return {name: index for name, index in found.items() if index is not None}
 
     def _knows_category(self, value: object) -> bool:
         known = type(value) in (int, float) and value in self.category_ids
@@ -238,7 +264,7 @@ class _Gathered:
         return known
 
     def _check_score(self, value: object, log: RecordLog) -> None:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not is_finite_number(value):
             log.add("results-score", "the score is not a finite number", field="score", value=value)
         elif not 0 <= value <= 1:
             self.scores_out_of_range.append(value)
@@ -256,6 +282,9 @@ class _Gathered:
         self._report_coverage()
 
     def _report_unknown(self) -> None:
+        if self.named_images:
+            message = f"{len(self.named_images)} of {self.taken} predictions name their image by its file"
+            self.log.add("results-image-named", message, value=self.named_images[0])
         images, categories = list(self.dataset.index_of), list(self.dataset.category_ids)
         for code, kind, unknown, known in (
             ("results-image-unknown", "images", self.unknown_images, images),
@@ -293,8 +322,9 @@ class _Gathered:
 def _checked_shapes(record: Result, size_hw: tuple[int, int], log: RecordLog) -> Result:
     """The result with a sound box and a compressed mask; what is null counts as missing."""
     shapes = {key: record[key] for key in ("bbox", "segmentation") if record.get(key) is not None}
-    if len(shapes) < len(record.keys() & {"bbox", "segmentation"}):
-        record = {key: value for key, value in record.items() if value is not None}
+    record = {
+        key: value for key, value in record.items() if key in shapes or key not in ("bbox", "segmentation")
+    }
     if not shapes:
         log.add("results-shapeless", "the prediction has neither bbox nor segmentation")
     if "bbox" in shapes:
@@ -304,7 +334,9 @@ def _checked_shapes(record: Result, size_hw: tuple[int, int], log: RecordLog) ->
             log.add("results-box", message, field="bbox", value=shapes["bbox"])
     if "segmentation" in shapes:
         mask = shapes["segmentation"]
-        fault = rle_fault(mask, size_hw) if isinstance(mask, dict) else ("", f"found {type(mask).__name__}")
+        fault = (
+            rle_fault(mask, size_hw) if isinstance(mask, dict) else ("", _NO_RLE.format(type(mask).__name__))
+        )
         if fault:
             log.add("results-rle", fault[1], field="segmentation", value=mask)
         elif isinstance(mask["counts"], list):

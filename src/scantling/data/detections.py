@@ -21,11 +21,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from scantling.data.coco_dataset import CocoDataset
-from scantling.data.coco_results import Result
+from scantling.data.coco_results import Result, box_xywh
 from scantling.data.findings import FindingLog, Policy, name_some
 from scantling.data.io import replacing
 from scantling.errors import DataError, Finding
-from scantling.ops.masks import rle_to_box
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,7 +89,7 @@ def detections_of(results: Sequence[Result], dataset: CocoDataset) -> Detections
         dataset: The data set that was predicted.
     """
     label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
-    boxes = np.array([_box_xywh(result) for result in results], dtype=np.float64).reshape(-1, 4)
+    boxes = np.array([box_xywh(result) for result in results], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return Detections(
         images=np.array([dataset.index_of[r["image_id"]] for r in results], dtype=np.int64),
@@ -203,11 +202,3 @@ def load_detections(path: Path) -> SavedDetections:
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{path}: not a file of detections ({error})") from error
     return SavedDetections(detections, columns)
-
-
-def _box_xywh(result: Result) -> Sequence[float]:
-    if "bbox" in result:
-        box: Sequence[float] = result["bbox"]
-        return box
-    x1, y1, x2, y2 = rle_to_box(result["segmentation"])
-    return x1, y1, x2 - x1, y2 - y1

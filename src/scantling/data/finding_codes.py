@@ -73,7 +73,9 @@ _STRUCTURE = {
     "reference-missing": Code(_S, "An annotation has no image_id or category_id.", "Add it."),
     "image-unknown": Code(_S, "An annotation names an image that is not in the file.", "Correct image_id."),
     "category-unknown": Code(_S, "An annotation names a category not in the file.", "Correct category_id."),
-    "category-name": Code(_S, "A category has no name, or not a text.", "Give every category a name."),
+    "category-name": Code(
+        _S, "A category has no name, or no line of text.", "Give every category a name in one line."
+    ),
     "category-name-twice": Code(_W, "Two categories have one name.", "Rename or merge them."),
     "category-unused": Code(_W, "A declared class has no annotation.", "Remove it, or label some objects."),
     "crowd-value": Code(_S, "iscrowd is neither 0 nor 1.", "Write 0 or 1."),
@@ -223,6 +225,9 @@ _RESULTS = {
     "results-image-unknown": Code(
         _G, "Predictions for images that the data set does not have.", "Use the file of the same split."
     ),
+    "results-image-named": Code(
+        _W, "Images are named by their files; the data set's ids are used instead, and written back."
+    ),
     "results-category-unknown": Code(
         _G, "Predictions of categories that the data set does not have.", "Use the data set's category ids."
     ),
@@ -234,7 +239,7 @@ _RESULTS = {
     ),
     "results-shapeless": Code(_S, "A prediction has neither bbox nor segmentation.", "Add one."),
     "results-mixed": Code(
-        _W, "Some predictions lack the box or the mask others have; each metric uses what has it.", ""
+        _W, "Some predictions lack the box or the mask others have; a missing box is that of the mask.", ""
     ),
     "results-rle": Code(_S, "A predicted mask is not a sound RLE of its image's size.", "Encode it again."),
     "results-uncovered": Code(_W, "Images without any prediction.", "Check that all images were predicted."),

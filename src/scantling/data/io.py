@@ -51,9 +51,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
         path: Final name; an existing file is replaced only when the block ends without an exception.
 
     Raises:
-        UsageError: The folder cannot be written to or the disk is full.
+        UsageError: The folder cannot be written to, the disk is full, or a folder or device has the name.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: cannot be written: there is something that is no ordinary file")
     temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

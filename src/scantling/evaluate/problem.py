@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from scantling.data.coco import CocoDataset, ImageRecord
 from scantling.data.coco_records import Annotation, area_of, to_rle
-from scantling.data.coco_results import CheckedResults, check_results
+from scantling.data.coco_results import CheckedResults, box_xywh, check_results
 from scantling.errors import Finding, Severity
 
 IouType = Literal["bbox", "segm"]
@@ -43,8 +43,9 @@ def build_problem(dataset: CocoDataset, results: Sequence[Result], iou_type: Iou
 
     Args:
         dataset: The truth.
-        results: COCO results in the data set's own ids. Those without the shape `iou_type` needs are left out and
-            counted in a finding.
+        results: COCO results in the data set's own ids. For `bbox`, one without a box has that of its mask (its size is
+            the box's; pycocotools takes the mask's); for `segm`, those without a mask are left out and counted in a
+            finding.
         iou_type: Which overlap counts. For `segm`, truths without a mask are left out and counted.
 
     Raises:
@@ -53,7 +54,8 @@ def build_problem(dataset: CocoDataset, results: Sequence[Result], iou_type: Iou
     annotations = _annotations(dataset, iou_type)
     key = "bbox" if iou_type == "bbox" else "segmentation"
     checked = check_results([dict(result) for result in results], dataset)
-    usable = [result for result in checked.records if key in result]
+    found = checked.records if iou_type == "segm" else [_boxed(result) for result in checked.records]
+    usable = [result for result in found if key in result]
     return Problem(
         truth={
             "images": [_image_record(number, image) for number, image in enumerate(dataset.images, start=1)],
@@ -69,6 +71,10 @@ def build_problem(dataset: CocoDataset, results: Sequence[Result], iou_type: Iou
             *_result_findings(checked, len(usable), key),
         ),
     )
+
+
+def _boxed(result: Result) -> Result:
+    return result if "bbox" in result else {**result, "bbox": box_xywh(result)}
 
 
 def _image_record(number: int, image: ImageRecord) -> Record:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 from scantling.data.coco import CocoDataset, ImageId
+from scantling.data.coco_geometry import is_finite_number
 from scantling.data.coco_records import AnnotationId
-from scantling.data.findings import FindingLog, Policy, RecordLog, refuse
+from scantling.data.findings import FindingLog, Policy, RecordLog, name_some, refuse
 from scantling.data.io import read_json
 from scantling.errors import DataError, UsageError, did_you_mean
 from scantling.refine.audit import REASONS, Reason, hash_of
@@ -120,15 +121,27 @@ def accepted(decisions: Iterable[Decision]) -> list[Decision]:
     """The accepted ones, at most one for each label.
 
     Raises:
-        DataError: Two different repairs of one label are accepted.
+        DataError: Two repairs of one label are accepted, one is accepted and rejected, or a missing label is accepted
+            twice.
     """
+    decisions = list(decisions)
     chosen = [decision for decision in decisions if decision.accept]
-    counted = Counter(d.annotation_id for d in chosen if d.annotation_id is not None)
-    twice = [identifier for identifier, count in counted.items() if count > 1]
-    if twice:
-        message = f"several repairs of the annotations {', '.join(map(repr, twice[:5]))} are accepted"
-        raise DataError(message, hint="Accept one of them and reject the others.")
+    hint = "Accept one of them and leave out the others."
+    if twice := _repeated(d.annotation_id for d in chosen if d.annotation_id is not None):
+        raise DataError(f"several repairs of the annotations {name_some(twice)} are accepted", hint=hint)
+    if twice := _repeated((d.annotation_id, d.reason) for d in decisions if d.annotation_id is not None):
+        raise DataError(
+            f"repairs are both accepted and rejected, or listed twice: {name_some(twice)}", hint=hint
+        )
+    missing = (d for d in chosen if d.annotation_id is None)
+    if twice := _repeated((d.image_id, d.category_id, d.box_xywh) for d in missing):
+        message = f"missing labels (image, category, box) are accepted twice: {name_some(twice)}"
+        raise DataError(message, hint=hint)
     return chosen
+
+
+def _repeated(keys: Iterable[Hashable]) -> list[str]:
+    return [repr(key) for key, count in Counter(keys).items() if count > 1]
 
 
 def _read(path: Path | str, dataset: CocoDataset, kind: str, rules: Sequence[Rule]) -> list[Decision]:
@@ -195,7 +208,7 @@ class _Reader:
                 value=reason,
             )
             return None
-        if not _is_number(score):
+        if not is_finite_number(score):
             log.add("decision-record", "the score is not a number", field="score", value=score)
         choice = record.get("decision")
         if not rules and choice not in _CHOICES:
@@ -231,7 +244,7 @@ class _Reader:
     def _box(self, record: Mapping[str, Any], log: RecordLog) -> BoxXywh | None:
         """A box with extent inside its image."""
         box = record.get("suggested_bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite_number, box)):
             log.add("decision-record", "expected four finite numbers", field="suggested_bbox", value=box)
             return None
         x, y, width, height = map(float, box)
@@ -261,10 +274,6 @@ class _Reader:
             return identifier
         log.add("decision-unknown", "no such category", field="suggested_category_id", value=identifier)
         return None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_id(value: object) -> TypeGuard[ImageId]:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from scantling.data.coco import ReadOptions
+from scantling.data.formats.document import image_numbers
 from scantling.data.formats.layouts import detect_format
 from scantling.data.formats.locations import Location, read_location, write_split_file
 from scantling.data.formats.safe_xml import read_xml
@@ -134,6 +135,28 @@ def test_yolo_findings_name_file_and_line(yolo, line, code):
         read_location(yolo)
     (finding,) = errors_in(error)
     assert (finding.code, finding.file, finding.path) == (code, str(label), "line 3")
+
+
+def test_images_called_by_numbers_have_these_as_ids():
+    """As Ultralytics writes them into its results; where one is called otherwise, all are counted."""
+    assert image_numbers({"a/10.jpg": "10", "a/000002.jpg": "000002"}) == {"a/10.jpg": 10, "a/000002.jpg": 2}
+    assert image_numbers({"b/10.jpg": "10", "a/9.jpg": "9x"}) == {"a/9.jpg": 1, "b/10.jpg": 2}
+    assert image_numbers({"b/7.jpg": "7", "a/07.jpg": "07"}) == {"a/07.jpg": 1, "b/7.jpg": 2}
+    assert image_numbers({"b": "9" * 16, "a": "1"}) == {"a": 1, "b": 2}
+    assert image_numbers({}) == {}
+
+
+def test_results_of_ultralytics_belong_to_the_images_they_were_made_on(tmp_path):
+    for number in (1, 2, 10):
+        picture(tmp_path / f"images/val/{number}.png")
+        (tmp_path / f"labels/val/{number}.txt").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"labels/val/{number}.txt").write_text(f"0 0.5 0.5 0.{number} 0.{number}\n")
+    (tmp_path / "data.yaml").write_text("path: .\nval: images/val\nnames: [bolt]\n")
+    dataset = read_location(f"{tmp_path}:val")
+    assert {image.id: image.file_name for image in dataset.images} == {
+        number: f"{'val/' if 'val/' in dataset.images[0].file_name else ''}{number}.png"
+        for number in (1, 2, 10)
+    }
 
 
 def test_yolo_skips_what_is_invalid_when_asked(yolo):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from scantling.data.coco import CocoDataset, ReadOptions, parse_coco
 from scantling.data.findings import FindingLog, summarise
@@ -22,6 +22,8 @@ Raw = dict[str, object]
 
 _PATH = re.compile(r"(images|annotations|categories)\[(\d+)\]")
 _ORDER = (Severity.ERROR, Severity.WARNING, Severity.INFO)
+Key = TypeVar("Key", str, Path)
+_DIGITS = 15  # of a name that is taken for a number: exact in a float
 _THREADS = 8
 
 
@@ -137,6 +139,23 @@ def stored_categories(folder: Path) -> list[Raw]:
     records = content if isinstance(content, list) else []
     sound = [record for record in records if isinstance(record, dict) and {"id", "name"} <= record.keys()]
     return sound if len(sound) == len(records) else []
+
+
+def image_numbers(names: Mapping[Key, str]) -> dict[Key, int]:
+    """An id for every image of a data set whose format has none.
+
+    Args:
+        names: Name of each image's file without its ending, by what tells the images apart and sorts them.
+
+    Returns:
+        The names as numbers where all are numbers and none repeats, which is what Ultralytics writes into its results;
+        else 1, 2, ... in the order of the keys.
+    """
+    if all(name.isascii() and name.isdecimal() and len(name) <= _DIGITS for name in names.values()):
+        numbers = {key: int(name) for key, name in names.items()}
+        if len(set(numbers.values())) == len(numbers):
+            return numbers
+    return {key: number for number, key in enumerate(sorted(names), start=1)}
 
 
 def numbered(names: Iterable[str]) -> list[Raw]:

@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from scantling.data.coco import CocoDataset, ReadOptions
 from scantling.data.findings import FindingLog, name_some, refuse
-from scantling.data.formats.document import Document, Place, Raw, stored_categories
+from scantling.data.formats.document import Document, Place, Raw, image_numbers, stored_categories
 from scantling.data.formats.safe_xml import Element, read_xml
 from scantling.data.images import files_below
 from scantling.data.io import read_bytes
@@ -78,7 +78,7 @@ def read_voc(folder: VocFolder, split: str, options: ReadOptions) -> CocoDataset
     categories = _categories(folder.root, parsed)
     document.add_categories(categories)
     ids = {str(category["name"]): category["id"] for category in categories}
-    numbers = {stem: number for number, stem in enumerate(sorted(folder.labels | folder.images), start=1)}
+    numbers = image_numbers({stem: PurePosixPath(stem).name for stem in [*folder.labels, *folder.images]})
     zeros: list[str] = []
     for line, stem in _stems_of(folder, listed):
         if stem not in folder.labels:

@@ -3,8 +3,8 @@
 class x_centre y_centre width height      a box
 class x1 y1 x2 y2 x3 y3 ...               a polygon; its box is the one around it
 
-The label of `.../images/sub/a.jpg` is `.../labels/sub/a.txt`; an image without one is background. Image ids number
-all images of the data set, sorted by path, so that they are unique over its splits.
+The label of `.../images/sub/a.jpg` is `.../labels/sub/a.txt`; an image without one is background. Image ids are unique
+over the splits of the data set: see `document.image_numbers`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from pathlib import Path
 
 from scantling.data.coco import CocoDataset, ReadOptions
 from scantling.data.findings import FindingLog, refuse
-from scantling.data.formats.document import Document, Place, Raw, add_sizes, numbered, stored_categories
+from scantling.data.formats.document import (
+    Document,
+    Place,
+    Raw,
+    add_sizes,
+    image_numbers,
+    numbered,
+    stored_categories,
+)
 from scantling.data.formats.yolo_settings import YoloFolder
 from scantling.data.images import files_below
 from scantling.data.io import read_bytes
@@ -40,9 +48,7 @@ def read_yolo(folder: YoloFolder, split: str, options: ReadOptions) -> CocoDatas
         name: [image for source in folder.splits[name] for image in _images_of(source)]
         for name in folder.splits
     }
-    numbers = {
-        path: n for n, path in enumerate(sorted({p for paths in by_split.values() for p in paths}), start=1)
-    }
+    numbers = image_numbers({path: path.stem for paths in by_split.values() for path in paths})
     root = _common_root(by_split[split], folder.root)
     document = Document(file=_stands_for(folder, split), image_root=root, options=options)
     categories = _categories(folder)
