@@ -39,7 +39,14 @@ from scantling.api_run import require_run
 from scantling.api_run import run as run  # noqa: PLC0414 - part of this module too
 from scantling.api_run import train as train  # noqa: PLC0414 - part of this module too
 from scantling.errors import UsageError
-from scantling.given_paths import folder_of, require_existing, require_folder, require_output
+from scantling.given_paths import (
+    GivenData,
+    Lenient,
+    folder_of,
+    require_existing,
+    require_folder,
+    require_output,
+)
 
 if TYPE_CHECKING:
     from scantling.doctor import Diagnosis
@@ -98,7 +105,7 @@ def predict(
 
 def evaluate(
     results: str | Path,
-    data: str | Path,
+    data: GivenData,
     *,
     iou_type: IouType = "bbox",
     backend: Backend = "auto",
@@ -110,6 +117,7 @@ def evaluate(
     Args:
         results: COCO results file.
         data: The truth: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
+            `Lenient` leaves faulty records out.
         iou_type: `bbox` or `segm`.
         backend: `auto`, `pycocotools` or `hotcoco` (same numbers, faster).
         bootstrap: Resamples of the images for a 95 % interval of every AP; 0 for none.
@@ -123,12 +131,12 @@ def evaluate(
     if out is not None:
         require_output(Path(out), "file of metrics", [results, data])
     from scantling.data.coco import read_results
-    from scantling.data.formats.locations import read_location
+    from scantling.data.formats.locations import read_given
     from scantling.data.io import write_json
     from scantling.evaluate.coco_eval import evaluate_results, metrics_json
 
-    dataset = read_location(data)
-    found = read_results(results, dataset)
+    dataset = read_given(data)
+    found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
     evaluation = evaluate_results(dataset, found, iou_type=iou_type, backend=backend, bootstrap=bootstrap)
     if out is not None:
         write_json(out, metrics_json([evaluation]), indent=2)
@@ -138,7 +146,7 @@ def evaluate(
 def compare(
     first: str | Path,
     second: str | Path,
-    data: str | Path,
+    data: GivenData,
     *,
     iou_type: IouType = "bbox",
     bootstrap: int = 1000,
@@ -149,7 +157,7 @@ def compare(
     Args:
         first: COCO results file (A) of any detector.
         second: The one it is compared with (B).
-        data: The truth, as in `evaluate`.
+        data: The truth, as in `evaluate`. `Lenient` leaves faulty records out.
         iou_type: `bbox` or `segm`.
         bootstrap: Resamples.
         seed: Of the resamples.
@@ -161,11 +169,11 @@ def compare(
         require_existing(Path(path), "results file")
     require_existing(folder_of(data), "data set")
     from scantling.data.coco import read_results
-    from scantling.data.formats.locations import read_location
+    from scantling.data.formats.locations import read_given
     from scantling.evaluate.compare import compare_results
 
-    dataset = read_location(data)
-    pair = [read_results(path, dataset) for path in (first, second)]
+    dataset = read_given(data)
+    pair = [read_results(path, dataset, skip_invalid=isinstance(data, Lenient)) for path in (first, second)]
     return compare_results(dataset, *pair, iou_type=iou_type, bootstrap=bootstrap, seed=seed)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from scantling.errors import UsageError
-from scantling.given_paths import folder_of, require_existing, require_unread
+from scantling.given_paths import GivenData, Lenient, folder_of, require_existing, require_unread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def audit(
-    data: str | Path,
+    data: GivenData,
     out: str | Path,
     *,
     refiner: str | Path | None = None,
@@ -35,6 +35,7 @@ def audit(
 
     Args:
         data: The labels: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
+            `Lenient` leaves faulty records out.
         out: Folder for `suspects.json`, `audit.html` to decide in, and `suspects.jpg` with the first 30.
         refiner: Checkpoint of a refiner, for badly placed boxes; it refines as the checkpoint says, but as often as
             the setting `iterations`.
@@ -55,14 +56,18 @@ def audit(
         raise UsageError(f"{folder}: not an empty folder", hint="Choose another one, or give --overwrite.")
     from scantling.data.coco import read_results
     from scantling.data.detections import detections_of
-    from scantling.data.formats.locations import read_location
+    from scantling.data.formats.locations import read_given
     from scantling.draft import Draft
     from scantling.refine.audit import AuditConfig, find_suspects
     from scantling.report.audit_report import write_audit
 
     config = Draft.of(AuditConfig, overrides).check()
-    dataset = read_location(data)
-    found = detections_of(read_results(predictions, dataset), dataset) if predictions is not None else None
+    dataset = read_given(data)
+    found = (
+        detections_of(read_results(predictions, dataset, skip_invalid=isinstance(data, Lenient)), dataset)
+        if predictions is not None
+        else None
+    )
     refined = _refined(Path(refiner), dataset, device, config.iterations) if refiner is not None else None
     return write_audit(folder, find_suspects(dataset, refined, found, config), dataset, found)
 

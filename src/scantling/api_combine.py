@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from scantling.errors import ConfigError, UsageError
-from scantling.given_paths import folder_of, require_existing, require_output
+from scantling.given_paths import GivenData, Lenient, folder_of, require_existing, require_output
 
 if TYPE_CHECKING:
     from scantling.combine.eliminate_files import EliminateSummary
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def ensemble(
     files: Iterable[str | Path],
-    data: str | Path,
+    data: GivenData,
     out: str | Path,
     *,
     weights: str | None = None,
@@ -35,6 +35,7 @@ def ensemble(
     Args:
         files: COCO results files of any tools, of the same images.
         data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
+            `Lenient` leaves faulty records out.
         out: COCO results file to write.
         weights: `2,1` in the order of the files, or `NAME=2,OTHER=0.5`; a file's name is that without its ending or,
             where these are alike, that of the folder that differs. What is not named keeps its weight.
@@ -54,15 +55,15 @@ def ensemble(
     require_existing(folder_of(data), "data set")
     require_output(Path(out), "results file", [*paths, data, tuned])
     from scantling.combine.members import ensemble_files, member_names
-    from scantling.data.formats.locations import read_location
+    from scantling.data.formats.locations import read_given
 
     config = _ensemble_config(member_names(paths), weights, Path(tuned) if tuned else None, overrides)
-    return ensemble_files(paths, read_location(data), config, Path(out))
+    return ensemble_files(paths, read_given(data), config, Path(out), skip_invalid=isinstance(data, Lenient))
 
 
 def tune(
     predictions: Iterable[str | Path],
-    data: str | Path,
+    data: GivenData,
     out: str | Path,
     *,
     what: Literal["auto", "suppress", "weights"] = "auto",
@@ -74,6 +75,7 @@ def tune(
         predictions: One COCO results file of candidates before suppression, or those of an ensemble's members; of
             images that the detectors were not trained on.
         data: Their truth: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
+            `Lenient` leaves faulty records out.
         out: YAML file to write, which `predict` and `ensemble` take.
         what: `suppress`, `weights`, or `auto`: by the number of files.
         overrides: `KEY=VALUE` texts: how to search, such as `search.folds=10`, and the settings in use, such as
@@ -88,12 +90,14 @@ def tune(
     require_existing(folder_of(data), "data set")
     require_output(Path(out), "file of tuned settings", [*paths, data])
     from scantling.combine.tune_files import TuneRequest, tune_files
-    from scantling.data.formats.locations import read_location
+    from scantling.data.formats.locations import read_given
     from scantling.draft import Draft
 
     request = Draft.of(TuneRequest, overrides).check()
     chosen: Literal["suppress", "weights"] = "suppress" if len(paths) == 1 else "weights"
-    return tune_files(paths, read_location(data), request, Path(out), chosen if what == "auto" else what)
+    chosen = chosen if what == "auto" else what
+    lenient = isinstance(data, Lenient)
+    return tune_files(paths, read_given(data), request, Path(out), chosen, skip_invalid=lenient)
 
 
 def tuned_overrides(file: str | Path) -> list[str]:
@@ -114,7 +118,7 @@ def tuned_overrides(file: str | Path) -> list[str]:
 def eliminate(
     results: str | Path,
     train: str | Path,
-    data: str | Path,
+    data: GivenData,
     out: str | Path | None = None,
     *,
     only_list: bool = False,
@@ -126,6 +130,7 @@ def eliminate(
         results: COCO results file of any detector.
         train: Training annotations, from which is learned what occurs; as `data`.
         data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
+            `Lenient` leaves faulty records out.
         out: COCO results file to write.
         only_list: Say what contradicts and write nothing.
         overrides: `KEY=VALUE` texts that replace settings, such as `min_ratio=3`.
@@ -142,12 +147,14 @@ def eliminate(
         require_output(Path(out), "results file", [results, train, data])
     from scantling.combine.eliminate import EliminateConfig
     from scantling.combine.eliminate_files import eliminate_file
-    from scantling.data.formats.locations import read_location
+    from scantling.data.formats.locations import read_given
     from scantling.draft import Draft
 
     config = Draft.of(EliminateConfig, overrides).check()
-    sets = read_location(train), read_location(data)
-    return eliminate_file(Path(results), *sets, config, Path(out) if out is not None else None)
+    sets, lenient = (read_given(train), read_given(data)), isinstance(data, Lenient)
+    return eliminate_file(
+        Path(results), *sets, config, Path(out) if out is not None else None, skip_invalid=lenient
+    )
 
 
 def _ensemble_config(

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scantling.given_paths import folder_of, require_existing, require_folder, require_output
+from scantling.given_paths import (
+    GivenData,
+    Lenient,
+    folder_of,
+    named,
+    require_existing,
+    require_folder,
+    require_output,
+)
 
 if TYPE_CHECKING:
     from scantling.refine.ablate import RefineAblation
@@ -81,7 +89,7 @@ class Refined:
 
 
 def refine_train(
-    data: str | Path,
+    data: GivenData,
     out: str | Path,
     *,
     config: str | Path | None = None,
@@ -93,7 +101,7 @@ def refine_train(
     """Train a refiner from the labels of a data set; a training begun in `out` goes on.
 
     Args:
-        data: Folder with the splits train and val, in any known format.
+        data: Folder with the splits train and val, in any known format; `Lenient` to leave faulty records out.
         out: Folder for its checkpoints and history.
         config: Name of shipped settings (`small-cpu`), or a YAML file with the sections model, crops, train and apply;
             None takes the published settings.
@@ -105,7 +113,7 @@ def refine_train(
     Raises:
         ScantlingError: The data, a setting, the device or the folder cannot be used.
     """
-    require_folder(Path(data), "data set")
+    require_folder(Path(named(data)), "data set")
     from rich.console import Console
 
     from scantling.config import DataConfig
@@ -113,7 +121,8 @@ def refine_train(
     from scantling.run_data import log_run_data, read_run_data
 
     settings = _settings(config, overrides)
-    splits = read_run_data(DataConfig(root=str(data)), "val")
+    chosen = DataConfig(root=str(named(data)), skip_invalid=isinstance(data, Lenient))
+    splits = read_run_data(chosen, "val")
     log_run_data(splits)
     data_hash = ", ".join(splits.hashes[split] for split in ("train", "val"))
     run = RefinerRun(
@@ -130,7 +139,7 @@ def refine_train(
 
 def refine_apply(
     results: str | Path,
-    data: str | Path,
+    data: GivenData,
     refiner: str | Path,
     *,
     out: str | Path | None = None,
@@ -143,7 +152,7 @@ def refine_apply(
     Args:
         results: COCO results file.
         data: What was predicted: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
-            Its categories are matched with the refiner's by name.
+            Its categories are matched with the refiner's by name. `Lenient` leaves faulty records out.
         refiner: Checkpoint of `refine train`.
         out: COCO results file to write.
         gate: File of `refine tune`, which says where to refine; None refines everywhere.
@@ -160,11 +169,11 @@ def refine_apply(
     if out is not None:
         require_output(Path(out), "results file", [results, data, refiner, gate])
     from scantling.data.coco import read_results, write_results
-    from scantling.data.formats.locations import read_location
+    from scantling.data.formats.locations import read_given
     from scantling.refine.apply import refine_results
 
-    dataset = read_location(data)
-    found = read_results(results, dataset)
+    dataset = read_given(data)
+    found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
     model, config = load_with_settings(Path(refiner), overrides, device)
     opened = read_gate(Path(gate), Path(refiner), config) if gate is not None else None
     refined, counts = refine_results(found, dataset, model, config, gate=opened)
@@ -176,7 +185,7 @@ def refine_apply(
 
 def refine_tune(
     results: str | Path,
-    data: str | Path,
+    data: GivenData,
     refiner: str | Path,
     *,
     out: str | Path | None = None,
@@ -187,7 +196,7 @@ def refine_tune(
 
     Args:
         results: COCO results file of the detector, on images that neither it nor the refiner was trained on.
-        data: Their labels, as in `refine_apply`.
+        data: Their labels, as in `refine_apply`. `Lenient` leaves faulty records out.
         refiner: Checkpoint of `refine train`.
         out: Gate file to write.
         overrides: `KEY=VALUE` texts that replace settings, such as `bands=[0.5]` or `apply.iterations=2`.
@@ -202,15 +211,15 @@ def refine_tune(
     if out is not None:
         require_output(Path(out), "gate file", [results, data, refiner])
     from scantling.data.coco import read_results
-    from scantling.data.formats.locations import read_location
+    from scantling.data.formats.locations import read_given
     from scantling.data.io import atomic_write
     from scantling.draft import Draft
     from scantling.refine.gate import GateRequest
     from scantling.refine.gate_tuning import tune_gate
     from scantling.train.checkpoint import load_checkpoint
 
-    dataset = read_location(data)
-    found = read_results(results, dataset)
+    dataset = read_given(data)
+    found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
     model, apply_config = load_with_settings(Path(refiner), (), device)
     draft = Draft(GateRequest, {"apply": apply_config.model_dump(mode="json")}, {}, "checkpoint")
     for override in overrides:
@@ -236,7 +245,7 @@ def refine_ablate(
     """Train a refiner with and without what it is told and at other sides, and see how much wrong things matter.
 
     Args:
-        data: Folder with the splits train and val, in any known format.
+        data: Folder with the splits train and val, in any known format; `Lenient` to leave faulty records out.
         out: Folder for `ablation.md`, `ablation.json`, plots and a folder for each refiner; what is trained there goes
             on or is kept.
         config: Settings of the refiner as in `refine_train`; they become the section `refine`.

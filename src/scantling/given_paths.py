@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from scantling.errors import UsageError, did_you_mean
 
@@ -24,8 +25,34 @@ def require_existing(path: Path, what: str) -> None:
         raise UsageError(f"{path}: there is no such {what}{did_you_mean(path.name, names)}")
 
 
-def folder_of(text: str | Path) -> Path:
+@dataclass(frozen=True, slots=True)
+class Lenient:
+    """A data set whose faulty records are left out and counted, and those of results on it, instead of stopping.
+
+    Attributes:
+        data: As it is named elsewhere: a file, a folder, or `FOLDER:SPLIT`.
+    """
+
+    data: str | Path
+
+
+GivenData: TypeAlias = str | Path | Lenient
+"""A data set as a person names it."""
+
+
+def given(data: str | Path, *, skip_invalid: bool) -> GivenData:
+    """A data set as it is named on the command line."""
+    return Lenient(data) if skip_invalid else data
+
+
+def named(data: GivenData) -> str | Path:
+    """The name alone."""
+    return data.data if isinstance(data, Lenient) else data
+
+
+def folder_of(text: GivenData) -> Path:
     """The path in `FOLDER:SPLIT`; any other text is a path as it is."""
+    text = named(text)
     path, folder = Path(text), Path(str(text).rpartition(":")[0])
     return folder if not path.exists() and ":" in str(text) and folder.is_dir() else path
 
@@ -54,7 +81,7 @@ _BEGINNINGS: dict[Written, tuple[bytes, ...]] = {
 }
 
 
-def require_output(out: Path, what: Written, inputs: Iterable[str | Path | None]) -> None:
+def require_output(out: Path, what: Written, inputs: Iterable[GivenData | None]) -> None:
     """Refuse to write onto what is read, or onto a file of another kind: a slip of the hand must not cost labels.
 
     Args:
@@ -73,7 +100,7 @@ def require_output(out: Path, what: Written, inputs: Iterable[str | Path | None]
             raise UsageError(f"{out}: there is a file already, and it is no {what}", hint=_OTHER_OUT)
 
 
-def require_unread(out: Path, inputs: Iterable[str | Path | None]) -> None:
+def require_unread(out: Path, inputs: Iterable[GivenData | None]) -> None:
     """Refuse to write onto one of the inputs, or where a folder is.
 
     Raises:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import DeviceOption, JsonOption, show, verb
+from scantling.cli.shell import DeviceOption, JsonOption, SkipOption, show, verb
+from scantling.given_paths import given
 
 DataArgument = Annotated[Path, typer.Argument(help="The labels: a COCO file, a split file, or FOLDER:SPLIT.")]
 
@@ -29,13 +30,14 @@ def audit(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
     ] = False,
+    skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
     """Rank labels by how likely they are wrong: loose, missing, spurious, class, duplicate; with a page to decide."""
     from scantling import api
 
     made = api.audit(
-        data,
+        given(data, skip_invalid=skip_invalid),
         out,
         refiner=refiner,
         predictions=predictions,

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import JsonOption, show, verb
+from scantling.cli.shell import JsonOption, SkipOption, show, verb
+from scantling.given_paths import given
 
 
 @verb
@@ -40,15 +41,21 @@ def ensemble(
             "--set", metavar="KEY=VALUE", help="Replace a setting, such as score=max; may be repeated."
         ),
     ] = None,
+    skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
     """Fuse the boxes of several detectors into one results file."""
     from scantling import api
 
-    given = [
+    chosen = [
         f"{key}={value}" for key, value in (("method", method), ("iou_threshold", iou)) if value is not None
     ]
     summary = api.ensemble(
-        files, data, out, weights=weights, tuned=tuned, overrides=[*(overrides or ()), *given]
+        files,
+        given(data, skip_invalid=skip_invalid),
+        out,
+        weights=weights,
+        tuned=tuned,
+        overrides=[*(overrides or ()), *chosen],
     )
     show(summary.to_text(), summary.to_dict(), as_json=json)

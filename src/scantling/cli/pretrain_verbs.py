@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from scantling.cli.run_verbs import OverwriteOption, SkipOption, StrictOption
-from scantling.cli.shell import DeviceOption, JsonOption, show, verb
+from scantling.cli.run_verbs import OverwriteOption, StrictOption
+from scantling.cli.shell import DeviceOption, JsonOption, SkipOption, show, verb
 
 
 @verb

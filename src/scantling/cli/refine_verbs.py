@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from scantling.cli.shell import DeviceOption, JsonOption, show, verb
+from scantling.cli.shell import DeviceOption, JsonOption, SkipOption, show, verb
+from scantling.given_paths import given
 
 refine = typer.Typer(
     help="Train a network that sharpens boxes, and sharpen those of any detector.", no_args_is_help=True
@@ -43,13 +44,20 @@ def refine_train(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
+    skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
     """Train a refiner from labelled boxes alone; what was interrupted goes on."""
     from scantling import api
 
     made = api.refine_train(
-        data, out, config=config, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite
+        given(data, skip_invalid=skip_invalid),
+        out,
+        config=config,
+        overrides=overrides or (),
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
     )
     show(made.to_text(), made.to_dict(), as_json=json)
 
@@ -63,12 +71,20 @@ def refine_tune(
     out: Annotated[Path, typer.Option(help="Gate file to write, for refine apply.")],
     overrides: SetOption = None,
     device: DeviceOption = "auto",
+    skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
     """Measure where refining helps, by category, size and score; elsewhere boxes are to stay as they are."""
     from scantling import api
 
-    gate = api.refine_tune(results, data, refiner, out=out, overrides=overrides or (), device=device)
+    gate = api.refine_tune(
+        results,
+        given(data, skip_invalid=skip_invalid),
+        refiner,
+        out=out,
+        overrides=overrides or (),
+        device=device,
+    )
     show(gate.to_text(), gate.model_dump(mode="json"), as_json=json)
 
 
@@ -84,13 +100,20 @@ def refine_apply(
     ] = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
+    skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
     """Refine the boxes of a results file; everything else in it stays as it is."""
     from scantling import api
 
     done = api.refine_apply(
-        results, data, refiner, out=out, gate=gate, overrides=overrides or (), device=device
+        results,
+        given(data, skip_invalid=skip_invalid),
+        refiner,
+        out=out,
+        gate=gate,
+        overrides=overrides or (),
+        device=device,
     )
     show(done.to_text(), done.to_dict(), as_json=json)
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import DeviceOption, JsonOption, show, verb
+from scantling.cli.shell import DeviceOption, JsonOption, SkipOption, show, verb
+from scantling.given_paths import given
 
 
 @verb
@@ -68,13 +69,17 @@ def evaluate(
         int, typer.Option(min=0, help="Resamples of the images for 95 % intervals of every AP, such as 1000.")
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
+    skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
     """Print the COCO table of a results file."""
     from scantling import api
     from scantling.evaluate.coco_eval import interval_table, metrics_json
 
-    evaluation = api.evaluate(results, data, iou_type=iou_type, backend=backend, bootstrap=bootstrap, out=out)
+    truth = given(data, skip_invalid=skip_invalid)
+    evaluation = api.evaluate(
+        results, truth, iou_type=iou_type, backend=backend, bootstrap=bootstrap, out=out
+    )
     text = "\n\n".join(filter(None, [evaluation.table, interval_table(evaluation)]))
     show(text, metrics_json([evaluation]), as_json=json)
 

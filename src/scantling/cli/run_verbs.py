@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scantling.cli.shell import DeviceOption, JsonOption, SeedOption, show, verb
+from scantling.cli.shell import DeviceOption, JsonOption, SeedOption, SkipOption, show, verb
 
 FoldsOption = Annotated[
     int | None,
@@ -23,12 +23,6 @@ OutOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the recipe; may be repeated."),
-]
-SkipOption = Annotated[
-    bool,
-    typer.Option(
-        "--skip-invalid", help="Leave out faulty annotations and images, counted, instead of stopping."
-    ),
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at warnings about the data, too.")]
 OverwriteOption = Annotated[

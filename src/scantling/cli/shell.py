@@ -29,6 +29,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only warnings and errors.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Log more, and show the traceback of an error.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of all randomness; else the recipe's.")]
+SkipOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-invalid", help="Leave out faulty annotations and images, counted, instead of stopping."
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import JsonOption, show, verb
+from scantling.cli.shell import JsonOption, SkipOption, show, verb
+from scantling.given_paths import given
 
 
 @verb
@@ -30,12 +31,15 @@ def tune(
             help="Such as search.folds=10 or suppress.min_score=1e-5; repeatable.",
         ),
     ] = None,
+    skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
     """Find settings of suppression or weights of an ensemble, by category where that is surely better."""
     from scantling import api
 
-    summary = api.tune(predictions, data, out, what=what, overrides=overrides or ())
+    summary = api.tune(
+        predictions, given(data, skip_invalid=skip_invalid), out, what=what, overrides=overrides or ()
+    )
     show(summary.to_text(), summary.to_dict(), as_json=json)
 
 
@@ -54,10 +58,18 @@ def eliminate(
             "--set", metavar="KEY=VALUE", help="Replace a setting, such as min_ratio=3; repeatable."
         ),
     ] = None,
+    skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
     """Remove the weaker of two predictions that lie to each other as objects never do, and surplus ones."""
     from scantling import api
 
-    summary = api.eliminate(results, train, data, out, only_list=only_list, overrides=overrides or ())
+    summary = api.eliminate(
+        results,
+        train,
+        given(data, skip_invalid=skip_invalid),
+        out,
+        only_list=only_list,
+        overrides=overrides or (),
+    )
     show(summary.to_text(), summary.to_dict(), as_json=json)

@@ -35,7 +35,13 @@ class EliminateSummary:
 
 
 def eliminate_file(
-    file: Path, train: CocoDataset, dataset: CocoDataset, config: EliminateConfig, out: Path | None
+    file: Path,
+    train: CocoDataset,
+    dataset: CocoDataset,
+    config: EliminateConfig,
+    out: Path | None,
+    *,
+    skip_invalid: bool = False,
 ) -> EliminateSummary:
     """Remove what contradicts from a result file.
 
@@ -45,13 +51,14 @@ def eliminate_file(
         dataset: The data set that was predicted.
         config: What is judged.
         out: Results file to write; what is there is replaced. None only lists.
+        skip_invalid: Leave unusable results out and count them.
 
     Raises:
         UsageError: The output cannot be written.
         DataError: The results cannot be used, or `train` lacks a category.
     """
     relations = learn_relations(train, config).ordered(dataset.class_names)
-    results = read_results(file, dataset)
+    results = read_results(file, dataset, skip_invalid=skip_invalid)
     found = eliminate(detections_of(results, dataset), relations, config)
     if out is not None:
         write_results([result for result, stays in zip(results, found.keep, strict=True) if stays], out)

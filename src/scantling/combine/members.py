@@ -115,12 +115,13 @@ def member_names(files: Sequence[Path]) -> list[str]:
     ]
 
 
-def read_members(files: Sequence[Path], dataset: CocoDataset) -> list[Member]:
+def read_members(files: Sequence[Path], dataset: CocoDataset, *, skip_invalid: bool = False) -> list[Member]:
     """Read and check the result files of an ensemble; warnings go to the log.
 
     Args:
         files: COCO results of any tool; one without a box has that of its mask.
         dataset: The data set that was predicted.
+        skip_invalid: Leave unusable results out and count them.
 
     Raises:
         DataError: With the findings of all files, if one cannot be used.
@@ -128,7 +129,7 @@ def read_members(files: Sequence[Path], dataset: CocoDataset) -> list[Member]:
     members, faults = [], []
     for name, file in zip(member_names(files), files, strict=True):
         try:
-            results = read_results(file, dataset)
+            results = read_results(file, dataset, skip_invalid=skip_invalid)
         except DataError as error:
             faults.append(error)
             continue
@@ -146,7 +147,12 @@ def read_members(files: Sequence[Path], dataset: CocoDataset) -> list[Member]:
 
 
 def ensemble_files(
-    files: Sequence[Path], dataset: CocoDataset, config: EnsembleConfig, out: Path
+    files: Sequence[Path],
+    dataset: CocoDataset,
+    config: EnsembleConfig,
+    out: Path,
+    *,
+    skip_invalid: bool = False,
 ) -> EnsembleSummary:
     """Fuse result files into one.
 
@@ -155,6 +161,7 @@ def ensemble_files(
         dataset: The data set that was predicted.
         config: Method, thresholds and weights, by the `member_names` of the files.
         out: COCO results file to write, image by image, best first; what is there is replaced.
+        skip_invalid: Leave unusable results out and count them.
 
     Raises:
         UsageError: The output cannot be written.
@@ -164,7 +171,7 @@ def ensemble_files(
     names, class_names = member_names(files), dataset.class_names
     config.thresholds(class_names)  # what is wrong with the names is told before large files are read
     config.weight_table(names, class_names)
-    members = read_members(files, dataset)
+    members = read_members(files, dataset, skip_invalid=skip_invalid)
     findings = compare_detections([(m.file, m.detections) for m in members], class_names)
     for finding in findings:
         log.warning("%s", str(finding).removeprefix("warning "))

@@ -77,7 +77,13 @@ class TuneSummary:
 
 
 def tune_files(
-    files: Sequence[Path], dataset: CocoDataset, request: TuneRequest, out: Path, what: What
+    files: Sequence[Path],
+    dataset: CocoDataset,
+    request: TuneRequest,
+    out: Path,
+    what: What,
+    *,
+    skip_invalid: bool = False,
 ) -> TuneSummary:
     """Tune and write the settings found.
 
@@ -87,6 +93,7 @@ def tune_files(
         request: Search and settings in use.
         out: YAML file to write.
         what: What to tune.
+        skip_invalid: Leave unusable results out and count them.
 
     Raises:
         UsageError: The number of files is another one, the data set has no objects, or `out` cannot be written.
@@ -97,7 +104,7 @@ def tune_files(
         raise UsageError(
             f"{len(files)} results files: suppression is tuned from one, of candidates; weights from two or more"
         )
-    members = read_members(files, dataset)
+    members = read_members(files, dataset, skip_invalid=skip_invalid)
     for finding in compare_detections([(m.file, m.detections) for m in members], dataset.class_names):
         log.warning("%s", str(finding).removeprefix("warning "))
     tuned: Tuned[Any]

@@ -22,6 +22,7 @@ from scantling.data.formats.voc import read_voc, voc_folder
 from scantling.data.formats.yolo_settings import read_settings
 from scantling.data.io import hint_for_missing, read_json, write_json
 from scantling.errors import UsageError
+from scantling.given_paths import GivenData, Lenient, named
 
 _PEEK = 4096
 _KEYS = {"name", "data", "image_ids"}
@@ -59,6 +60,18 @@ def parse_location(text: Path | str) -> Location:
     if colon and split and not path.exists() and Path(folder).is_dir():
         return Location(Path(folder), split)
     return Location(path)
+
+
+def read_given(data: GivenData) -> CocoDataset:
+    """Read what a person named, strictly or leniently.
+
+    Args:
+        data: See the top of this module; `Lenient` leaves faulty records out and counts them.
+
+    Raises:
+        DataError: As `read_location`.
+    """
+    return read_location(named(data), ReadOptions(skip_invalid=isinstance(data, Lenient)))
 
 
 def read_location(

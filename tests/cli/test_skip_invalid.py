@@ -1,0 +1,57 @@
+"""`--skip-invalid`: one faulty record of labels or results stops no verb that reads them, and is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from scantling import api
+from scantling.cli.app import app
+from scantling.data.synth import SynthConfig, write_synth
+
+REFINER = "refiner/best.safetensors"
+TINY = ("model.backbone=test_resnet", "model.side=32", "model.hidden=8", "train.epochs=1", "train.repeats=1")
+VERBS = {
+    "refine train": ("refine", "train", "parts", "--out", "again", *(f"--set={setting}" for setting in TINY)),
+    "refine apply": ("refine", "apply", "results.json", "parts:val", "--refiner", REFINER, "--out", "refined.json"),
+    "refine tune": ("refine", "tune", "results.json", "parts:val", "--refiner", REFINER, "--out", "gate.yaml"),
+    "audit": ("audit", "parts:val", "--predictions", "results.json", "--out", "audit"),
+    "evaluate": ("evaluate", "results.json", "--data", "parts:val"),
+    "ensemble": ("ensemble", "results.json", "results.json", "--data", "parts:val", "--out", "fused.json"),
+    "tune": ("tune", "results.json", "--data", "parts:val", "--out", "tuned.yaml"),
+    "eliminate": (
+        "eliminate", "results.json", "--train", "parts:train", "--data", "parts:val", "--out", "left.json",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A refiner, and a data set of which one box of val, and one of its results, has a negative width."""
+    root = tmp_path_factory.mktemp("world")
+    write_synth(root / "parts", SynthConfig(size_hw=(96, 128)), splits={"train": 2, "val": 2}, seed=0)
+    api.refine_train(root / "parts", root / "refiner", overrides=TINY, device="cpu")
+    file = root / "parts/annotations/val.json"
+    labels = json.loads(file.read_text())
+    keys = ("image_id", "category_id", "bbox")
+    results = [{key: a[key] for key in keys} | {"score": 0.5} for a in labels["annotations"]]
+    for boxes in (labels["annotations"], results):
+        x, y, width, height = boxes[0]["bbox"]
+        boxes[0]["bbox"] = [x, y, -width, height]
+    file.write_text(json.dumps(labels))
+    (root / "results.json").write_text(json.dumps(results))
+    return root
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_faulty_record_stops_the_verb_unless_it_is_to_be_left_out(world, name, monkeypatch):
+    monkeypatch.chdir(world)
+    refused = CliRunner().invoke(app, [*VERBS[name]])
+    assert refused.exit_code == 2, refused.output
+    assert "bbox" in refused.stderr
+    done = CliRunner().invoke(app, [*VERBS[name], "--skip-invalid"])
+    assert done.exit_code == 0, done.output
+    assert "bbox" in done.stderr
