@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 
 from scantling.ablation import methods, with_variants
+from scantling.combine.ensemble import ensemble_detections
+from scantling.combine.tuned import read_tuned
 from scantling.config import parse_recipe
+from scantling.data.coco import read_results
+from scantling.data.detections import detections_of
+from scantling.data.formats.locations import read_location
 from scantling.data.synth import SynthConfig, write_synth
 from scantling.errors import ConfigError, UsageError
 from scantling.models.suppression import SuppressConfig
 from scantling.pipeline import prepared_run, run_recipe
+from scantling.refine.audit import AuditConfig, find_suspects
+from scantling.refine.audit_file import suspects_json
 from scantling.stages.refining import audit_stage, gate_stage, refiner_stage
 
 MEMBER = """
@@ -146,7 +153,7 @@ def test_the_verb_fuses_a_runs_own_files_as_the_run_does(whole_way, parts, comma
 
 
 def test_folds_leave_a_prediction_of_every_training_image_by_a_detector_that_has_not_seen_it(parts, tmp_path):
-    overrides = ["data.folds=3", "pretrain=null", "members.cascade.model.init=random"]
+    overrides = ["data.folds=3", "pretrain=null", "members.cascade.model.init=random", "audit={min_score: 0}"]
     recipe = parse_recipe(RECIPE, file="r.yaml", overrides=overrides).on(data=parts)
     summary = run_recipe(recipe, tmp_path / "run")
     stages = read(summary.out / "status.json")["stages"]
@@ -156,6 +163,17 @@ def test_folds_leave_a_prediction_of_every_training_image_by_a_detector_that_has
         seen = {result["image_id"] for result in read(summary.out / f"members/{name}/out-of-fold.json")}
         assert len(seen) == len(train)
     assert summary.metrics["stage"] == "eliminate"
+    labels = read_location(f"{parts}:train")
+    members = {
+        name: detections_of(read_results(summary.out / f"members/{name}/out-of-fold.json", labels), labels)
+        for name in ("cascade", "double_head")
+    }
+    weights = read_tuned(summary.out / "tune/ensemble.yaml").ensemble
+    together = ensemble_detections(members, weights, labels.class_names)
+    audit = find_suspects(labels, None, together, AuditConfig(min_score=0))
+    suspects = read(summary.out / "audit/suspects.json")
+    assert len(audit.suspects) > 0
+    assert suspects == json.loads(json.dumps(suspects_json(audit, labels)))
     again = run_recipe(recipe, tmp_path / "run")
     assert again.metrics == summary.metrics
 

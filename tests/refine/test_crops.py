@@ -13,13 +13,21 @@ from scantling.refine import crops
 from scantling.refine.crops import (
     OUTSIDE,
     _shown,
-    crop_frame,
     crop_windows,
     cut,
     cut_on_device,
     from_crop,
     to_crop,
 )
+from scantling.structures.sample import Frame
+
+
+def crop_frame(window: np.ndarray, image_hw: tuple[int, int], side: int) -> Frame:
+    """Where the square crop of a window lies in its image, by the arithmetic of every other frame."""
+    x1, y1, x2, y2 = (float(edge) for edge in window)
+    scale_x, scale_y = side / (x2 - x1), side / (y2 - y1)
+    matrix = np.array([[scale_x, 0.0, -x1 * scale_x], [0.0, scale_y, -y1 * scale_y]])
+    return Frame.identity(image_hw).then(matrix, (side, side))
 
 
 def windows_of(*rows: list[int]) -> np.ndarray:

@@ -110,7 +110,8 @@ def test_crowds_and_tiny_boxes_are_left_out_and_counted(slabs):
         first[1],
     )
     labelled = LabelledBoxes(replace(slabs, annotations=(odd, *others)), 4)
-    assert labelled.usable[0].places.tolist() == [3]
+    x, y, width, height = first[1].box_xywh
+    assert labelled.usable[0].boxes.tolist() == [[x, y, x + width, y + height]]
     assert labelled.left_out == {"crowd": 1, "tiny": 2}
     assert labelled.num_boxes == 11
 

@@ -102,7 +102,7 @@ def read_results(
     results = read_json(path, keep_nan=True)
     checked = check_results(results, dataset, file=str(path), skip_invalid=skip_invalid, strict=strict)
     for finding in checked.findings:
-        _logger.warning("%s", finding)
+        _logger.warning("%s", str(finding).removeprefix("warning "))
     return checked.records
 
 

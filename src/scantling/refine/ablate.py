@@ -113,6 +113,7 @@ class RefineAblation:
         for kind, heading in _HEADINGS.items():
             rows = self.of(kind)
             if rows:
+                parts += [f"\n{_ROBUSTNESS}"] if kind in ("shift", "wrong_classes") else []
                 parts.append(f"\n| {heading} | mean IoU | 95 % interval | by seed |\n|---|---:|---|---|")
                 parts += map(_line, rows)
         return "\n".join(parts)
@@ -122,6 +123,7 @@ class RefineAblation:
         return {**asdict(self), "out": str(self.out)}
 
 
+_ROBUSTNESS = "The labelled boxes themselves, refined by the refiner that is told both:"
 _HEADINGS = {
     "mixture": "told besides the pixels",
     "side": "side of the crop, px",

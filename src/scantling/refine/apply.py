@@ -351,7 +351,8 @@ def _why_not(
     clipped = np.clip(detections.boxes, 0, sizes[detections.images])
     is_small = (clipped[:, 2:] - clipped[:, :2] < min_side).any(axis=1)
     useless = np.array(["bbox" not in r for r in results], dtype=bool) & (config.masks == "keep")
-    conditions = [labels == NOT_KNOWN, useless, is_small, detections.scores < config.min_score]
+    is_low = (detections.scores < config.min_score) & (config.min_score > 0)  # 0: whatever tools call a score
+    conditions = [labels == NOT_KNOWN, useless, is_small, is_low]
     return np.select(conditions, ["unknown_category", "no_box", "too_small", "below_score"], "")
 
 

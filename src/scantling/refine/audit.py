@@ -54,6 +54,10 @@ DECIMALS = 2
 _STAYED = 1e-3  # pixels
 
 
+REMOVES: tuple[Reason, ...] = ("spurious", "duplicate")
+"""Reasons whose repair is to leave the label out."""
+
+
 class AuditConfig(BaseModel):
     """What counts as suspicious.
 

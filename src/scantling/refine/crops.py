@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from scantling.data.geometry import Matrix, Pixels, resize_pixels
+from scantling.data.geometry import Pixels, resize_pixels
 from scantling.models.two_stage import PIXEL_MEAN
-from scantling.structures.sample import Frame
 
 Boxes = NDArray[np.float64]
 Windows = NDArray[np.int64]
@@ -57,18 +56,6 @@ def crop_windows(boxes: Boxes, padding: float | NDArray[np.float64], side: int |
         units = np.left_shift(1, exact.astype(np.int64))
         windows[:, 2:] = windows[:, :2] - (-sizes // units) * units
     return windows
-
-
-def crop_frame(window: NDArray[np.int64], image_hw: tuple[int, int], side: int) -> Frame:
-    """Where the square crop of a window (4,) lies in its image."""
-    return Frame.identity(image_hw).then(crop_matrix(window, side), (side, side))
-
-
-def crop_matrix(window: NDArray[np.int64], side: int) -> Matrix:
-    """(2, 3) affine map from image pixels to the pixels of the crop of a window (4,), continuous edges."""
-    x1, y1, x2, y2 = (float(edge) for edge in window)
-    scale_x, scale_y = side / (x2 - x1), side / (y2 - y1)
-    return np.array([[scale_x, 0.0, -x1 * scale_x], [0.0, scale_y, -y1 * scale_y]])
 
 
 def to_crop(points: NDArray[np.float64], windows: Windows) -> NDArray[np.float64]:

@@ -25,14 +25,12 @@ from scantling.data.coco import CocoDataset, write_coco
 from scantling.data.coco_records import AnnotationId
 from scantling.data.io import read_json
 from scantling.errors import UsageError
-from scantling.refine.audit import REASONS, Reason
+from scantling.refine.audit import REASONS, REMOVES, Reason
 from scantling.refine.decisions import Decision, accepted
 
 MARK = "scantling_repair"
 MaskPolicy = Literal["keep", "drop"]
 Record = dict[str, Any]
-
-_REMOVES: tuple[Reason, ...] = ("spurious", "duplicate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +138,7 @@ class _Work:
             self.kept_for_mask += 1
             return record
         self.done[decision.reason] += 1
-        return None if decision.reason in _REMOVES else _changed(record, decision)
+        return None if decision.reason in REMOVES else _changed(record, decision)
 
 
 def _id_of(record: object) -> AnnotationId | None:

@@ -89,12 +89,10 @@ class Usable(NamedTuple):
     Attributes:
         boxes: (N, 4) float64 xyxy in image pixels.
         labels: (N,) int64.
-        places: (N,) position of each among the annotations of the image.
     """
 
     boxes: Boxes
     labels: NDArray[np.int64]
-    places: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def usable_boxes(coco: CocoDataset, index: int, min_side: float) -> Usable:
     keep = (boxes[:, 2:] - boxes[:, :2] >= min_side).all(axis=1)
     if crowd is not None:
         keep &= ~crowd.numpy()
-    return Usable(boxes[keep], instances.labels.numpy()[keep], np.flatnonzero(keep))
+    return Usable(boxes[keep], instances.labels.numpy()[keep])
 
 
 class Shown(NamedTuple):

@@ -13,7 +13,7 @@ from scantling.data.coco import CocoDataset
 from scantling.data.detections import Detections
 from scantling.data.images import open_image
 from scantling.errors import DataError
-from scantling.refine.audit import Suspect
+from scantling.refine.audit import REMOVES, Suspect
 from scantling.refine.labels import Labels, labels_of
 from scantling.report.draw import Rectangle
 from scantling.report.gallery import window_around
@@ -23,7 +23,6 @@ MAX_DETECTIONS, MAX_OTHERS = 12, 40
 """Detections drawn on one picture, the best; and further labels, the nearest."""
 
 _LEAST_SCORE = 0.1
-_REMOVED = ("spurious", "duplicate")
 
 Pixels = NDArray[np.uint8]
 
@@ -142,7 +141,7 @@ def _label(suspect: Suspect, window: Window) -> Iterator[Mark]:
 def _suggestion(suspect: Suspect, window: Window) -> Iterator[Mark]:
     """The label as it would be; nothing where it is to go."""
     box = suspect.suggested_box or suspect.box
-    if suspect.reason not in _REMOVED and box is not None:
+    if suspect.reason not in REMOVES and box is not None:
         caption = suspect.suggested_category or suspect.category
         yield Mark(role="suggestion", box_xywh=_relative(box, window), caption=caption)
 
