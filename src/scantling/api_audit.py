@@ -133,8 +133,10 @@ def _require_new_labels(
 
 def _refined(path: Path, dataset: CocoDataset, device: str, iterations: int) -> NDArray[np.float64]:
     """The labelled boxes after so many refinements, which are otherwise done as the checkpoint says."""
-    from scantling.api_refine import load_with_settings
+    from scantling.api_refine import load_with_settings, require_images
     from scantling.refine.apply import refine_truth
 
+    labelled = zip(dataset.images, dataset.annotations, strict=True)
+    require_images(dataset, [image.id for image, annotations in labelled if annotations])
     refiner, config = load_with_settings(path, [f"iterations={iterations}"], device)
     return refine_truth(dataset, refiner, config)

@@ -22,6 +22,7 @@ from scantling.given_paths import (
 )
 
 if TYPE_CHECKING:
+    from scantling.data.coco import CocoDataset, ImageId
     from scantling.refine.ablate import RefineAblation
     from scantling.refine.apply import ApplyConfig
     from scantling.refine.bbrefinement import Refiner
@@ -174,6 +175,7 @@ def refine_apply(
 
     dataset = read_given(data)
     found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
+    require_images(dataset, {result["image_id"] for result in found})
     model, config = load_with_settings(Path(refiner), overrides, device)
     opened = read_gate(Path(gate), Path(refiner), config) if gate is not None else None
     refined, counts = refine_results(found, dataset, model, config, gate=opened)
@@ -220,6 +222,7 @@ def refine_tune(
 
     dataset = read_given(data)
     found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
+    require_images(dataset, {result["image_id"] for result in found})
     model, apply_config = load_with_settings(Path(refiner), (), device)
     draft = Draft(GateRequest, {"apply": apply_config.model_dump(mode="json")}, {}, "checkpoint")
     for override in overrides:
@@ -285,6 +288,17 @@ def refine_ablate(
     found = ablate_refiner(splits.train, splits.val, compared, run)
     write_curves(found)
     return found
+
+
+def require_images(dataset: CocoDataset, image_ids: Iterable[ImageId]) -> None:
+    """Look at the headers of some images before anything is computed.
+
+    Raises:
+        DataError: Some cannot be used; names all of them.
+    """
+    from scantling.data.image_check import usable_images
+
+    usable_images(dataset.subset(image_ids))
 
 
 def read_gate(path: Path, refiner: Path, config: ApplyConfig) -> RefineGate:

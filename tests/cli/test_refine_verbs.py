@@ -178,3 +178,24 @@ def test_a_training_with_other_validation_boxes_or_another_way_to_apply_is_anoth
     done = run(*again)
     assert done.exit_code == 2
     assert "the images or annotations have changed" in done.stderr
+
+
+def test_all_unreadable_images_are_named_at_once_and_only_those_that_are_needed(world, tmp_path):
+    shutil.copytree(world / "parts", tmp_path / "parts")
+    pictures = sorted((tmp_path / "parts/images").glob("val*"))
+    for picture in pictures[:2]:
+        picture.write_bytes(b"no image")
+    refiner = ("--refiner", world / "refiner/best.safetensors", "--out", tmp_path / "out")
+    for verb in (("refine", "apply"), ("refine", "tune")):
+        done = run(*verb, world / "results.json", f"{tmp_path / 'parts'}:val", *refiner)
+        assert done.exit_code == 2
+        assert all(picture.name in done.stderr for picture in pictures[:2])
+    done = run("audit", f"{tmp_path / 'parts'}:val", *refiner)
+    assert done.exit_code == 2
+    assert all(picture.name in done.stderr for picture in pictures[:2])
+    assert not (tmp_path / "out").exists()
+    third = json.loads((tmp_path / "parts/annotations/val.json").read_text())["images"][2]["id"]
+    results = [r for r in json.loads((world / "results.json").read_text()) if r["image_id"] == third]
+    (tmp_path / "third.json").write_text(json.dumps(results))
+    done = run("refine", "apply", tmp_path / "third.json", f"{tmp_path / 'parts'}:val", *refiner)
+    assert done.exit_code == 0, done.output
