@@ -84,7 +84,7 @@ def repair(
 ) -> Repair:
     """Write a copy of the labels in which the accepted suspects are repaired; the original is never changed.
 
-    Faulty records, which a run with `--skip-invalid` left out of its audit, are told and copied as they are.
+    Faulty records, which an audit with `--skip-invalid` left out, are told and copied as they are.
 
     Args:
         data: The labels that were audited, named as for `audit`.

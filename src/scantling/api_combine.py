@@ -117,7 +117,7 @@ def tuned_overrides(file: str | Path) -> list[str]:
 
 def eliminate(
     results: str | Path,
-    train: str | Path,
+    train: GivenData,
     data: GivenData,
     out: str | Path | None = None,
     *,

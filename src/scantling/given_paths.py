@@ -94,8 +94,13 @@ def require_output(out: Path, what: Written, inputs: Iterable[GivenData | None])
     """
     require_unread(out, inputs)
     if out.is_file():
-        with out.open("rb") as file:
-            beginning = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+        try:
+            with out.open("rb") as file:
+                beginning = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+        except OSError as error:
+            raise UsageError(
+                f"{out}: there is a file that cannot be read: {error.strerror}", hint=_OTHER_OUT
+            ) from error
         if beginning and not beginning.startswith(_BEGINNINGS[what]):
             raise UsageError(f"{out}: there is a file already, and it is no {what}", hint=_OTHER_OUT)
 

@@ -32,7 +32,8 @@ SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of all randomn
 SkipOption = Annotated[
     bool,
     typer.Option(
-        "--skip-invalid", help="Leave out faulty annotations and images, counted, instead of stopping."
+        "--skip-invalid",
+        help="Leave out faulty annotations, results and images, counted, instead of stopping.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]

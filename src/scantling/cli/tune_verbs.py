@@ -66,7 +66,7 @@ def eliminate(
 
     summary = api.eliminate(
         results,
-        train,
+        given(train, skip_invalid=skip_invalid),
         given(data, skip_invalid=skip_invalid),
         out,
         only_list=only_list,

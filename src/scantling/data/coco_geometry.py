@@ -62,9 +62,13 @@ def is_finite_number(value: object) -> TypeGuard[int | float]:
 
 def numbers_of_box(value: object) -> Box | None:
     """Four finite numbers, or None."""
-    if not isinstance(value, list) or len(value) != 4 or not all(map(is_finite_number, value)):
+    if not isinstance(value, list) or len(value) != 4 or not set(map(type, value)) <= _NUMBERS:
         return None
-    return (value[0], value[1], value[2], value[3])
+    try:
+        finite = all(map(math.isfinite, value))
+    except OverflowError:
+        return None
+    return (value[0], value[1], value[2], value[3]) if finite else None
 
 
 def _inside(box: Box, size_hw: SizeHw, log: RecordLog) -> bool:

@@ -322,9 +322,8 @@ class _Gathered:
 def _checked_shapes(record: Result, size_hw: tuple[int, int], log: RecordLog) -> Result:
     """The result with a sound box and a compressed mask; what is null counts as missing."""
     shapes = {key: record[key] for key in ("bbox", "segmentation") if record.get(key) is not None}
-    record = {
-        key: value for key, value in record.items() if key in shapes or key not in ("bbox", "segmentation")
-    }
+    if nulls := (record.keys() & {"bbox", "segmentation"}) - shapes.keys():
+        record = {key: value for key, value in record.items() if key not in nulls}
     if not shapes:
         log.add("results-shapeless", "the prediction has neither bbox nor segmentation")
     if "bbox" in shapes:
