@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reference.faulty_labels import MISSING, Faulty, make_faulty
+from reference.tiny_refiner import TINY_REFINER
 from scantling import api
 from scantling.cli.app import app
 from scantling.data.coco import write_results
@@ -110,15 +111,8 @@ def test_mistakes_of_audit_are_told(faulty, tmp_path):
 
 def test_labels_are_refined_as_the_checkpoint_says(tmp_path):
     write_synth(tmp_path / "parts", SynthConfig(size_hw=(96, 128)), splits={"train": 3, "val": 2}, seed=0)
-    tiny = (
-        "model.backbone=test_resnet",
-        "model.side=32",
-        "model.hidden=8",
-        "train.epochs=1",
-        "train.repeats=1",
-    )
     summary = api.refine_train(
-        tmp_path / "parts", tmp_path / "refiner", overrides=[*tiny, "apply.flip=true"], device="cpu"
+        tmp_path / "parts", tmp_path / "refiner", overrides=[*TINY_REFINER, "apply.flip=true"], device="cpu"
     )
     everything = AuditConfig(min_score=0.0, iterations=3)
     made = api.audit(

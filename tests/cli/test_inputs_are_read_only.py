@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reference.faulty_labels import make_faulty
+from reference.tiny_refiner import TINY_REFINER
 from scantling import api
 from scantling.cli.app import app
 from scantling.data.coco import write_results
@@ -25,14 +26,7 @@ def world(tmp_path_factory) -> Path:
     faulty = make_faulty(root / "data", pixels=True)
     write_results(results_of(faulty.detections, faulty.dataset), root / "found.json")
     write_synth(root / "parts", SynthConfig(size_hw=(96, 128)), splits={"train": 2, "val": 2}, seed=0)
-    tiny = (
-        "model.backbone=test_resnet",
-        "model.side=32",
-        "model.hidden=8",
-        "train.epochs=1",
-        "train.repeats=1",
-    )
-    api.refine_train(root / "parts", root / "refiner", overrides=tiny, device="cpu")
+    api.refine_train(root / "parts", root / "refiner", overrides=TINY_REFINER, device="cpu")
     labels = json.loads((root / "parts/annotations/val.json").read_text())
     keys = ("image_id", "category_id", "bbox")
     results = [{key: a[key] for key in keys} | {"score": 0.5} for a in labels["annotations"]]

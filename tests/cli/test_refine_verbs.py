@@ -8,20 +8,12 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
+from reference.tiny_refiner import TINY_REFINER
 from scantling import strict_yaml
 from scantling.cli.app import app
 from scantling.data.synth import SynthConfig, write_synth
 from scantling.recipes import find_refiner, read_recipe
 from scantling.train.checkpoint import load_checkpoint
-
-TINY = (
-    "model.backbone=test_resnet",
-    "model.side=32",
-    "model.hidden=8",
-    "train.epochs=1",
-    "train.repeats=1",
-    "train.batch_size=2",
-)
 
 
 def run(*arguments: object):
@@ -33,7 +25,7 @@ def world(tmp_path_factory):
     """Generated scenes in `parts`, a refiner in `refiner`, and results with string-free ids in `results.json`."""
     root = tmp_path_factory.mktemp("refine")
     write_synth(root / "parts", SynthConfig(size_hw=(96, 128)), splits={"train": 4, "val": 3}, seed=0)
-    settings = [part for value in TINY for part in ("--set", value)]
+    settings = [part for value in TINY_REFINER for part in ("--set", value)]
     done = run("refine", "train", root / "parts", "--out", root / "refiner", *settings, "--json")
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout)
@@ -97,7 +89,11 @@ def test_a_gate_is_measured_and_obeyed(world):
 
 @pytest.mark.slow
 def test_an_ablation_writes_tables_and_plots_and_is_kept(world):
-    changes = [f"refine.{value}" for value in TINY] + ["mixtures=[none,both]", "sides=[40]", "shifts=[0,8]"]
+    changes = [f"refine.{value}" for value in TINY_REFINER] + [
+        "mixtures=[none,both]",
+        "sides=[40]",
+        "shifts=[0,8]",
+    ]
     changes += ["wrong_classes=[0,1]", "refine.train.lr=0.01"]
     settings = [part for value in changes for part in ("--set", value)]
     settings += ["--config", "small-cpu", "--json"]
@@ -125,7 +121,7 @@ def test_an_ablation_writes_tables_and_plots_and_is_kept(world):
 
 
 def test_shipped_settings_are_taken_by_name(world, tmp_path):
-    smaller = [part for value in (*TINY, "train.repeats=2") for part in ("--set", value)]
+    smaller = [part for value in (*TINY_REFINER, "train.repeats=2") for part in ("--set", value)]
     done = run(
         "refine",
         "train",
@@ -165,7 +161,7 @@ def test_mistakes_are_told_with_exit_code_2(world):
 def test_a_training_with_other_validation_boxes_or_another_way_to_apply_is_another_one(world, tmp_path):
     shutil.copytree(world / "parts", tmp_path / "parts")
     shutil.copytree(world / "refiner", tmp_path / "refiner")
-    settings = [part for value in TINY for part in ("--set", value)]
+    settings = [part for value in TINY_REFINER for part in ("--set", value)]
     again = ("refine", "train", tmp_path / "parts", "--out", tmp_path / "refiner", *settings)
     assert run(*again).exit_code == 0
     done = run(*again, "--set", "apply.iterations=3")

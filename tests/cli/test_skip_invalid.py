@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from reference.tiny_refiner import TINY_REFINER
 from scantling import api
 from scantling.cli.app import app
 from scantling.data.synth import SynthConfig, write_synth
 
 REFINER = "refiner/best.safetensors"
-TINY = ("model.backbone=test_resnet", "model.side=32", "model.hidden=8", "train.epochs=1", "train.repeats=1")
 VERBS = {
-    "refine train": ("refine", "train", "parts", "--out", "again", *(f"--set={setting}" for setting in TINY)),
+    "refine train": ("refine", "train", "parts", "--out", "again", *(f"--set={setting}" for setting in TINY_REFINER)),
     "refine apply": ("refine", "apply", "results.json", "parts:val", "--refiner", REFINER, "--out", "refined.json"),
     "refine tune": ("refine", "tune", "results.json", "parts:val", "--refiner", REFINER, "--out", "gate.yaml"),
     "audit": ("audit", "parts:val", "--predictions", "results.json", "--out", "audit"),
@@ -33,7 +33,7 @@ def world(tmp_path_factory) -> Path:
     """A refiner, and a data set of which one box of val, and one of its results, has a negative width."""
     root = tmp_path_factory.mktemp("world")
     write_synth(root / "parts", SynthConfig(size_hw=(96, 128)), splits={"train": 2, "val": 2}, seed=0)
-    api.refine_train(root / "parts", root / "refiner", overrides=TINY, device="cpu")
+    api.refine_train(root / "parts", root / "refiner", overrides=TINY_REFINER, device="cpu")
     file = root / "parts/annotations/val.json"
     labels = json.loads(file.read_text())
     keys = ("image_id", "category_id", "bbox")
