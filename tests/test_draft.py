@@ -162,3 +162,9 @@ def test_an_override_can_repair_the_file():
 def test_an_override_of_an_aliased_section_changes_one_member_only():
     settings = check("members: {a: &m {train: {lr: 1}}, b: *m}", "members.b.train.lr=2")
     assert (settings.members["a"].train.lr, settings.members["b"].train.lr) == (1, 2)
+
+
+def test_a_whole_section_that_is_unknown_is_told_by_the_option_that_made_it():
+    draft = Draft(Train, {"lr": 0.2}, {}, "checkpoint").with_override("optimizer.momentum=0.9")
+    with pytest.raises(ConfigError, match=r"--set optimizer\.momentum=0\.9: optimizer: unknown key"):
+        draft.check()

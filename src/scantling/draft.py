@@ -8,6 +8,7 @@ told at once.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -118,8 +119,10 @@ class Draft(Generic[M]):
         return f"{place}: found {_shown(_value_at(self.value, path))}; {_expected(errors)}"
 
     def place(self, path: KeyPath) -> str:
-        """File and line (or option) of a key path, then the path itself."""
-        nearest = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in self.places), ())
+        """File and line (or option) of a key path, of what holds it or of what it holds, then the path itself."""
+        above = (path[:n] for n in range(len(path), 0, -1) if path[:n] in self.places)
+        below = (place for place in self.places if place[: len(path)] == path)
+        nearest = next(itertools.chain(above, below), ())
         return ": ".join(part for part in (self.places.get(nearest, self.file), _dotted(path)) if part)
 
     def key_hint(self, path: KeyPath) -> str:
