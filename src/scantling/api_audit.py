@@ -138,5 +138,5 @@ def _refined(path: Path, dataset: CocoDataset, device: str, iterations: int) -> 
 
     labelled = zip(dataset.images, dataset.annotations, strict=True)
     require_images(dataset, [image.id for image, annotations in labelled if annotations])
-    refiner, config = load_with_settings(path, [f"iterations={iterations}"], device)
+    refiner, config, _ = load_with_settings(path, [f"iterations={iterations}"], device)
     return refine_truth(dataset, refiner, config)

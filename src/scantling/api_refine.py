@@ -176,8 +176,8 @@ def refine_apply(
     dataset = read_given(data)
     found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
     require_images(dataset, {result["image_id"] for result in found})
-    model, config = load_with_settings(Path(refiner), overrides, device)
-    opened = read_gate(Path(gate), Path(refiner), config) if gate is not None else None
+    model, config, sha256 = load_with_settings(Path(refiner), overrides, device)
+    opened = read_gate(Path(gate), Path(refiner), sha256, config) if gate is not None else None
     refined, counts = refine_results(found, dataset, model, config, gate=opened)
     _log_unknown(model, dataset.class_names, counts)
     if out is not None:
@@ -218,18 +218,16 @@ def refine_tune(
     from scantling.draft import Draft
     from scantling.refine.gate import GateRequest
     from scantling.refine.gate_tuning import tune_gate
-    from scantling.train.checkpoint import load_checkpoint
 
     dataset = read_given(data)
     found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
     require_images(dataset, {result["image_id"] for result in found})
-    model, apply_config = load_with_settings(Path(refiner), (), device)
+    model, apply_config, sha256 = load_with_settings(Path(refiner), (), device)
     draft = Draft(GateRequest, {"apply": apply_config.model_dump(mode="json")}, {}, "checkpoint")
     for override in overrides:
         draft = draft.with_override(override)
-    sha = load_checkpoint(refiner).meta.sha256
     request = draft.check()
-    gate = tune_gate(found, dataset, model, request, request.apply, refiner_sha=sha)
+    gate = tune_gate(found, dataset, model, request, request.apply, refiner_sha=sha256)
     if out is not None:
         atomic_write(Path(out), gate.to_yaml())
     return gate
@@ -248,7 +246,7 @@ def refine_ablate(
     """Train a refiner with and without what it is told and at other sides, and see how much wrong things matter.
 
     Args:
-        data: Folder with the splits train and val, in any known format; `Lenient` to leave faulty records out.
+        data: Folder with the splits train and val, in any known format.
         out: Folder for `ablation.md`, `ablation.json`, plots and a folder for each refiner; what is trained there goes
             on or is kept.
         config: Settings of the refiner as in `refine_train`; they become the section `refine`.
@@ -301,12 +299,13 @@ def require_images(dataset: CocoDataset, image_ids: Iterable[ImageId]) -> None:
     usable_images(dataset.subset(image_ids))
 
 
-def read_gate(path: Path, refiner: Path, config: ApplyConfig) -> RefineGate:
+def read_gate(path: Path, refiner: Path, sha256: str, config: ApplyConfig) -> RefineGate:
     """A gate, provided that it was measured with this refiner and these settings.
 
     Args:
         path: File of `refine_tune`.
-        refiner: Checkpoint that is going to refine.
+        refiner: Checkpoint that is going to refine, for the message.
+        sha256: Of its weights.
         config: How.
 
     Raises:
@@ -316,11 +315,10 @@ def read_gate(path: Path, refiner: Path, config: ApplyConfig) -> RefineGate:
     from scantling.errors import ConfigError
     from scantling.recipes import read_recipe
     from scantling.refine.gate import RefineGate
-    from scantling.train.checkpoint import load_checkpoint
 
     gate = Draft.parse(RefineGate, read_recipe(path), file=str(path)).check()
     hint = "Measure one with `scantling refine tune`."
-    if gate.refiner != load_checkpoint(refiner).meta.sha256:
+    if gate.refiner != sha256:
         raise ConfigError(f"{path}: measured with another refiner than {refiner}", hint=hint)
     for name in ("iterations", "flip", "min_score"):
         measured, wanted = getattr(gate.apply, name), getattr(config, name)
@@ -344,22 +342,23 @@ def _settings(config: str | Path | None, overrides: Iterable[str]) -> RefineConf
     return draft.check()
 
 
-def load_with_settings(path: Path, overrides: Iterable[str], device: str) -> tuple[Refiner, ApplyConfig]:
-    """A refiner with the settings of refining in its checkpoint, some of them replaced.
+def load_with_settings(path: Path, overrides: Iterable[str], device: str) -> tuple[Refiner, ApplyConfig, str]:
+    """A refiner, the settings of refining in its checkpoint, some of them replaced, and the SHA-256 of its weights.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged, or none of a refiner.
         ConfigError: A setting does not exist, or not with this value.
     """
     from scantling.draft import Draft
-    from scantling.refine.apply import ApplyConfig, load_refiner
+    from scantling.refine.apply import ApplyConfig, refiner_of
     from scantling.train.checkpoint import load_checkpoint
 
-    refiner = load_refiner(path, device)
-    draft = Draft(ApplyConfig, load_checkpoint(path).meta.predict, {}, "checkpoint")
+    checkpoint = load_checkpoint(path)
+    refiner = refiner_of(checkpoint, path, device)
+    draft = Draft(ApplyConfig, checkpoint.meta.predict, {}, "checkpoint")
     for override in overrides:
         draft = draft.with_override(override)
-    return refiner, draft.check()
+    return refiner, draft.check(), checkpoint.meta.sha256
 
 
 def _log_unknown(refiner: Refiner, class_names: Iterable[str], counts: Mapping[str, int]) -> None:

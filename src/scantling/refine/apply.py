@@ -34,7 +34,7 @@ from scantling.refine.bbrefinement import CropBatch, Refiner, RefinerConfig
 from scantling.refine.crops import Boxes, crop_windows, cut, cut_on_device, from_crop, to_crop
 from scantling.refine.labels import labels_of
 from scantling.structures.masks import ImageMasks
-from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
+from scantling.train.checkpoint import Checkpoint, load_checkpoint, load_weights, weights_in
 from scantling.train.devices import resolve_device
 
 log = logging.getLogger(__name__)
@@ -87,8 +87,12 @@ def load_refiner(path: Path | str, device: str = "auto") -> Refiner:
     Raises:
         CheckpointError: It is missing, damaged, or none of a refiner.
     """
-    chosen = resolve_device(device)
-    tensors, meta = load_checkpoint(path)
+    return refiner_of(load_checkpoint(path), path, device)
+
+
+def refiner_of(checkpoint: Checkpoint, path: Path | str, device: str) -> Refiner:
+    """As `load_refiner`, of a checkpoint that was read already; `path` is for messages."""
+    chosen, (tensors, meta) = resolve_device(device), checkpoint
     if meta.kind != KIND:
         raise CheckpointError(
             f"{path}: expected a refiner's checkpoint, found that of a {meta.kind}",
