@@ -125,13 +125,12 @@ def refine_train(
     chosen = DataConfig(root=str(named(data)), skip_invalid=isinstance(data, Lenient))
     splits = read_run_data(chosen, "val")
     log_run_data(splits)
-    data_hash = ", ".join(splits.hashes[split] for split in ("train", "val"))
     run = RefinerRun(
         out=Path(out),
         seed=seed,
         device=device,
         overwrite=overwrite,
-        data_hash=data_hash,
+        data_hash=splits.learned_hash,
         console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
     )
     result = train_refiner(splits.train, splits.val, settings, run)
@@ -280,7 +279,7 @@ def refine_ablate(
         seed=seed,
         device=device,
         overwrite=overwrite,
-        data_hash=", ".join(splits.hashes[split] for split in ("train", "val")),
+        data_hash=splits.learned_hash,
         console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
     )
     found = ablate_refiner(splits.train, splits.val, compared, run)

@@ -61,6 +61,11 @@ class RunData:
         """The split that is predicted and evaluated."""
         return self.splits[self.evaluated]
 
+    @property
+    def learned_hash(self) -> str:
+        """Of what is trained on and what picks the best checkpoint."""
+        return ", ".join(self.hashes[split] for split in ("train", "val"))
+
 
 def read_run_data(config: DataConfig, evaluated: str) -> RunData:
     """Read all splits of a run, with their images' headers, and compare them.

@@ -130,10 +130,8 @@ class RefineGate(BaseModel):
             class_names: Of the data set they belong to; matched by name.
         """
         allowed = np.zeros(len(detections), dtype=bool)
-        sizes, labels = (
-            size_of(detections.boxes),
-            {name: label for label, name in enumerate(told_apart(class_names))},
-        )
+        sizes = size_of(detections.boxes)
+        labels = {name: label for label, name in enumerate(told_apart(class_names))}
         for cell in self.cells:
             if cell.open and cell.category in labels:
                 low, high = cell.band

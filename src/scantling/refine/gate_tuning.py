@@ -108,10 +108,8 @@ def meant_for(detections: Detections, dataset: CocoDataset, min_overlap: float) 
     truth = labels_of(dataset)
     meant = np.full(len(detections), -1, dtype=np.int64)
     for image in np.unique(detections.images):
-        rows, columns = (
-            np.flatnonzero(detections.images == image),
-            np.flatnonzero((truth.images == image) & ~truth.is_crowd),
-        )
+        rows = np.flatnonzero(detections.images == image)
+        columns = np.flatnonzero((truth.images == image) & ~truth.is_crowd)
         if not len(columns):
             continue
         iou = overlaps(detections.boxes[rows], truth.boxes[columns])

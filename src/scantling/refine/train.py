@@ -173,9 +173,8 @@ def initial_refiner(config: RefinerConfig, class_names: tuple[str, ...], seed: i
 
 def refiner_meta(config: RefineConfig, train: CocoDataset, data_hash: str) -> CheckpointMeta:
     """What a refiner's checkpoints say about themselves."""
-    text = (
-        config.crops.model_dump_json() + config.apply.model_dump_json()
-    )  # validation refines as it is applied
+    parts = (config.crops, config.apply)  # validation refines as it is applied
+    text = "".join(part.model_dump_json() for part in parts)
     return CheckpointMeta(
         kind=KIND,
         class_names=train.class_names,

@@ -202,7 +202,7 @@ def _train(context: RunContext) -> None:
         seed=context.recipe.seed,
         device=str(context.device),
         overwrite=not context.processes.from_main(resumable(out)),
-        data_hash=", ".join(context.data.hashes[split] for split in ("train", "val")),
+        data_hash=context.data.learned_hash,
         console=context.console,
     )
     train_refiner(context.data.train, context.data.val, _config(context), run)
