@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from refine_gain import SMALL
-from scantling import api, strict_yaml
+from scantling import api
+from scantling.audit.suspects import AuditConfig, find_suspects
 from scantling.data.coco import CocoDataset, read_coco, read_results
 from scantling.data.detections import Detections, detections_of
-from scantling.data.synth import LabelNoise, SynthConfig, write_synth
+from scantling.data.truths import labels_of, overlaps
 from scantling.refine.apply import ApplyConfig, load_refiner, refine_truth
-from scantling.refine.audit import AuditConfig, find_suspects
-from scantling.refine.labels import labels_of, overlaps
+from scantling.settings import yaml as strict_yaml
+from scantling.synth.synth import LabelNoise, SynthConfig, write_synth
 
 NOISE = LabelNoise(box_jitter=0.04, wrong_class=0.02, missing=0.02, spurious=0.02, splits=("train", "val"))
 REASON_OF = {"box_jitter": "loose", "wrong_class": "class", "missing": "missing", "spurious": "spurious"}

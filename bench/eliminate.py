@@ -26,9 +26,9 @@ from scantling.combine.eliminate import EliminateConfig, eliminate, learn_relati
 from scantling.data.coco import CocoDataset
 from scantling.data.detections import Detections, results_of
 from scantling.data.formats.locations import read_location
-from scantling.data.synth import LabelNoise, SynthConfig, write_synth
 from scantling.evaluate.compare import compare_results
 from scantling.evaluate.outcomes import MatchableBoxes
+from scantling.synth.synth import LabelNoise, SynthConfig, write_synth
 
 SCENES = (
     ("scenes, coco", "coco", LabelNoise()),

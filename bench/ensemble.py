@@ -40,8 +40,8 @@ from numpy.typing import NDArray
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.members import EnsembleSummary, ensemble_files
 from scantling.data.coco import read_coco
-from scantling.data.coco_dataset import CocoDataset
-from scantling.data.coco_results import write_results
+from scantling.data.coco.dataset import CocoDataset
+from scantling.data.coco.results import write_results
 from scantling.data.detections import Detections, results_of
 
 SIDE = 1024.0

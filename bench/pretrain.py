@@ -24,9 +24,9 @@ import torch
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from scantling.data.crop_store import CropStore, open_store
-from scantling.data.crops import CropConfig, image_crops, stored_pixels
-from scantling.data.image_check import images_of_folder
+from scantling.data.health.images import images_of_folder
+from scantling.pretrain.crop_store import CropStore, open_store
+from scantling.pretrain.crops import CropConfig, image_crops, stored_pixels
 from scantling.pretrain.moco import MoCo, MocoConfig
 from scantling.pretrain.views import BuildViews, ViewConfig, ViewTask
 

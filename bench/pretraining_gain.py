@@ -25,13 +25,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from scantling.data.coco import CocoDataset, read_coco
-from scantling.data.crop_store import CropStore, open_store
-from scantling.data.crops import CropConfig, stored_pixels
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.backbone import Backbone, BackboneConfig, read_weights
 from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD, Normalise
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.pretrain.config import PretrainConfig
+from scantling.pretrain.crop_store import CropStore, open_store
+from scantling.pretrain.crops import CropConfig, stored_pixels
 from scantling.pretrain.knn import KnnScore, KnnSplit, knn_score
 from scantling.pretrain.run import PretrainRun, pretrain
 from scantling.pretrain.source import plan_crops

@@ -22,14 +22,14 @@ import torch
 
 from refine_gain import SMALL
 from scantling.data.coco import CocoDataset, read_coco, read_results
-from scantling.data.coco_results import Result
-from scantling.draft import Draft
+from scantling.data.coco.results import Result
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.refine.apply import ApplyConfig, load_refiner, refine_results
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.gate import GateConfig, RefineGate
 from scantling.refine.gate_tuning import tune_gate
 from scantling.refine.train import RefineConfig, RefinerRun, train_refiner
+from scantling.settings.draft import Draft
 from vs_torchvision import build, detect, fit_steps, interval
 
 GRID = 16

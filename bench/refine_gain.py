@@ -21,22 +21,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scantling import strict_yaml
 from scantling.data.coco import CocoDataset, read_coco
-from scantling.data.coco_results import Result
-from scantling.data.synth import SynthConfig, write_synth
-from scantling.draft import Draft
+from scantling.data.coco.results import Result
+from scantling.data.truths import row_overlaps
 from scantling.evaluate.bootstrap import draw_weights, interval
 from scantling.evaluate.coco_eval import evaluate_results
-from scantling.recipes import find_refiner, read_recipe
+from scantling.recipe.shipped import find_refiner, read_recipe
 from scantling.refine.apply import ApplyConfig, labels_for, load_refiner, refine_results, refine_rows
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.gate import GateConfig
 from scantling.refine.gate_tuning import tune_gate
-from scantling.refine.labels import row_overlaps
 from scantling.refine.train import RefineConfig, RefinerRun, train_refiner
 from scantling.refine.training_data import LabelledBoxes
 from scantling.refine.validation import JitteredBoxes, jittered_boxes
+from scantling.settings import yaml as strict_yaml
+from scantling.settings.draft import Draft
+from scantling.synth.synth import SynthConfig, write_synth
 
 SPLITS = {"train": 600, "val": 40, "test": 60}
 SMALL = strict_yaml.parse(read_recipe(find_refiner("small-cpu")), file="small-cpu").value

@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 from reference.faulty_labels import MISSING, Faulty, make_faulty
 from reference.tiny_refiner import TINY_REFINER
 from scantling import api
+from scantling.audit.suspects import AuditConfig, find_suspects
 from scantling.cli.app import app
 from scantling.data.coco import write_results
 from scantling.data.detections import results_of
 from scantling.data.formats.locations import read_location
-from scantling.data.synth import SynthConfig, write_synth
 from scantling.refine.apply import ApplyConfig, load_refiner, refine_truth
-from scantling.refine.audit import AuditConfig, find_suspects
+from scantling.synth.synth import SynthConfig, write_synth
 
 
 def run(*arguments: object):

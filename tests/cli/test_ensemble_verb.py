@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from scantling.cli.app import app
 from scantling.combine.members import member_names
-from scantling.data.coco_records import to_rle
+from scantling.data.coco.records import to_rle
 
 A, B, C = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [30.0, 5.0, 10.0, 10.0]
 

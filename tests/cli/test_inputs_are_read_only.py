@@ -14,9 +14,9 @@ from scantling import api
 from scantling.cli.app import app
 from scantling.data.coco import write_results
 from scantling.data.detections import results_of
-from scantling.data.synth import SynthConfig, write_synth
 from scantling.errors import UsageError
-from scantling.given_paths import require_output
+from scantling.settings.paths import require_output
+from scantling.synth.synth import SynthConfig, write_synth
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from reference.tiny_refiner import TINY_REFINER
-from scantling import strict_yaml
 from scantling.cli.app import app
-from scantling.data.synth import SynthConfig, write_synth
-from scantling.recipes import find_refiner, read_recipe
+from scantling.recipe.shipped import find_refiner, read_recipe
+from scantling.settings import yaml as strict_yaml
+from scantling.synth.synth import SynthConfig, write_synth
 from scantling.train.checkpoint import load_checkpoint
 
 

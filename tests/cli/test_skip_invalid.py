@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from reference.tiny_refiner import TINY_REFINER
 from scantling import api
 from scantling.cli.app import app
-from scantling.data.synth import SynthConfig, write_synth
+from scantling.synth.synth import SynthConfig, write_synth
 
 REFINER = "refiner/best.safetensors"
 VERBS = {

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from combine.planted import dataset_of, planted
 from scantling.cli.app import app
 from scantling.combine.tuned import read_tuned
-from scantling.data.coco_records import to_rle
+from scantling.data.coco.records import to_rle
 from scantling.data.detections import results_of
 from scantling.models.suppression import SuppressConfig, suppress_detections
 

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from scantling import __version__
 from scantling.cli.app import app
 from scantling.cli.data_verbs import parse_counts
-from scantling.config import parse_recipe
 from scantling.models.zoo import ModelConfig, build_model
-from scantling.recipes import shipped_recipes
+from scantling.recipe.recipe import parse_recipe
+from scantling.recipe.shipped import shipped_recipes
 
 
 def run(*arguments: object):

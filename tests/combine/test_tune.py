@@ -10,11 +10,11 @@ from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.detections import Detections, results_of
-from scantling.draft import Draft
 from scantling.errors import ConfigError, DataError, UsageError
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.suppression import SuppressConfig, suppress_detections
 from scantling.predict.predictor import PredictConfig
+from scantling.settings.draft import Draft
 
 BASE = SuppressConfig(score_threshold=0.0)
 HARD = TuneConfig(methods=("hard",), bootstrap=100)

@@ -11,8 +11,12 @@ import pytest
 from PIL import Image
 
 from scantling.data.coco import read_coco
-from scantling.data.crop_store import DATA_NAME, INDEX_NAME, open_store
-from scantling.data.crops import (
+from scantling.data.formats.delftbikes import STATES
+from scantling.data.formats.locations import read_location
+from scantling.data.images.open import open_image
+from scantling.errors import DataError
+from scantling.pretrain.crop_store import DATA_NAME, INDEX_NAME, open_store
+from scantling.pretrain.crops import (
     NO_LABEL,
     CropConfig,
     cut,
@@ -21,11 +25,7 @@ from scantling.data.crops import (
     padded_box,
     stored_pixels,
 )
-from scantling.data.formats.delftbikes import STATES
-from scantling.data.formats.locations import read_location
-from scantling.data.images import open_image
-from scantling.data.synth import SynthConfig, write_synth
-from scantling.errors import DataError
+from scantling.synth.synth import SynthConfig, write_synth
 
 LARGE = 10**9
 

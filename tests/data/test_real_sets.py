@@ -7,9 +7,9 @@ import pytest
 from pycocotools.coco import COCO
 
 from scantling.data.coco import find_split, read_coco
-from scantling.data.coco_splits import compare_splits
-from scantling.data.image_check import usable_images
-from scantling.data.images import open_image
+from scantling.data.health.images import usable_images
+from scantling.data.health.leaks import compare_splits
+from scantling.data.images.open import open_image
 from scantling.errors import Severity
 
 SETS = {

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scantling.cli.app import app
-from scantling.data.synth import SynthConfig, write_synth
+from scantling.synth.synth import SynthConfig, write_synth
 
 SOURCE = Path(__file__).parents[2] / "src"
 RECIPE = """

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from scantling.ablation import methods, with_variants
+from scantling.audit.file import suspects_json
+from scantling.audit.suspects import AuditConfig, find_suspects
 from scantling.combine.ensemble import ensemble_detections
 from scantling.combine.tuned import read_tuned
-from scantling.config import parse_recipe
 from scantling.data.coco import read_results
 from scantling.data.detections import detections_of
 from scantling.data.formats.locations import read_location
-from scantling.data.synth import SynthConfig, write_synth
 from scantling.errors import ConfigError, UsageError
 from scantling.models.suppression import SuppressConfig
-from scantling.pipeline import prepared_run, run_recipe
-from scantling.refine.audit import AuditConfig, find_suspects
-from scantling.refine.audit_file import suspects_json
-from scantling.stages.refining import audit_stage, gate_stage, refiner_stage
+from scantling.recipe.recipe import parse_recipe
+from scantling.run.ablation import methods, with_variants
+from scantling.run.pipeline import prepared_run, run_recipe
+from scantling.run.stages.refining import audit_stage, gate_stage, refiner_stage
+from scantling.synth.synth import SynthConfig, write_synth
 
 MEMBER = """
     model: {{name: {name}, backbone: resnet10t, init: {init}, fpn_channels: 16, fc_channels: 16,

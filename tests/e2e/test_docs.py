@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from e2e.pages import DOCS, RUN, SHOWN, Command, blocks, links, pages
-from scantling.data.synth import SynthConfig, write_synth
+from scantling.synth.synth import SynthConfig, write_synth
 
 TINY = """
 about: A few steps with a tiny detector.

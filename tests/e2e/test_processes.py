@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scantling.data.synth import SynthConfig, write_synth
+from scantling.synth.synth import SynthConfig, write_synth
 
 DRIVER = Path(__file__).with_name("process_driver.py")
 SETTINGS = (

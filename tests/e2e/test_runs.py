@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scantling.config import load_recipe
+from scantling.recipe.recipe import load_recipe
 from scantling.train.checkpoint import load_checkpoint
 
 STAGES = ["members/tiny/train", "members/tiny/predict", "members/tiny/detect", "evaluate", "report"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from scantling.errors import UsageError
-from scantling.models.class_rows import rows_by_name, with_rows
+from scantling.models.weights.class_rows import rows_by_name, with_rows
 from scantling.models.zoo import ModelConfig
+from scantling.predict.import_weights import HeadChoice, import_mmdet, parse_classes
 from scantling.train.checkpoint import load_checkpoint, weights_in
-from scantling.weights_import import HeadChoice, import_mmdet, parse_classes
 
 BOLT, NUT, BACKGROUND = 1.0, 2.0, 9.0
 

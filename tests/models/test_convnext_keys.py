@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from scantling.models.mmdet_weights import convert
+from scantling.models.weights.mmdet import convert
 from scantling.models.zoo import ModelConfig, build_model
 
 THEIR_NAMES = (

@@ -9,9 +9,9 @@ import pytest
 import timm
 import torch
 
-from scantling.models.mmdet_weights import convert, load_converted, num_classes_of, read_mmdet_checkpoint
 from scantling.models.rpn import propose
 from scantling.models.swin import Swin, swin_shape
+from scantling.models.weights.mmdet import convert, load_converted, num_classes_of, read_mmdet_checkpoint
 from scantling.models.zoo import ModelConfig, build_model
 
 CASE = "mask_rcnn_swin_t"

@@ -8,7 +8,7 @@ import torch
 
 from reference.colour_detector import ColourDetector
 from scantling.data.coco import Category
-from scantling.data.coco_dataset import CocoDataset
+from scantling.data.coco.dataset import CocoDataset
 from scantling.data.detections import save_detections
 from scantling.errors import DataError
 from scantling.models.suppression import SuppressConfig, suppress_instances

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from reference.colour_detector import CLASS_NAMES, ColourDetector
 from scantling.data.coco import Category, to_results
-from scantling.data.geometry import View, render
+from scantling.data.samples.geometry import View, render
 from scantling.errors import ConfigError, DataError, Severity
 from scantling.models.suppression import SuppressConfig, suppress_instances
 from scantling.predict import predictor as predictor_module

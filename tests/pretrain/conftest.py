@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from painted import TINY, painted_plan, painted_store, write_painted
 
-from scantling.data.crop_store import CropStore
 from scantling.pretrain.config import PretrainConfig
+from scantling.pretrain.crop_store import CropStore
 from scantling.pretrain.run import PretrainRun
 
 

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from scantling.data.coco import read_coco
-from scantling.data.crop_store import CropStore, open_store
-from scantling.data.crops import CropConfig, CropPlan, object_crops
+from scantling.pretrain.crop_store import CropStore, open_store
+from scantling.pretrain.crops import CropConfig, CropPlan, object_crops
 
 SIDE, PER_ROW, CELL = 32, 4, 40
 TINY = {

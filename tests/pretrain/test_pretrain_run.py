@@ -13,12 +13,12 @@ from PIL import Image
 from rich.console import Console
 
 from scantling import api
-from scantling.data.crop_store import CropStore
 from scantling.errors import CheckpointError, ConfigError, DataError, Interrupted, UsageError
 from scantling.models.backbone import Backbone, BackboneConfig, read_weights
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.pretrain import run as module
 from scantling.pretrain.config import PretrainConfig
+from scantling.pretrain.crop_store import CropStore
 from scantling.pretrain.moco import MoCo
 from scantling.pretrain.run import PretrainRun, initial_moco, pretrain
 from scantling.pretrain.source import read_crops

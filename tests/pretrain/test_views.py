@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from scantling.data.dataset import rng_for
+from scantling.data.samples.dataset import rng_for
 from scantling.pretrain.run import crop_loader
 from scantling.pretrain.views import ViewConfig, make_view, part_of
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from scantling.data.coco import CocoDataset, read_coco
 from scantling.data.detections import Detections
-from scantling.refine.labels import labels_of
+from scantling.data.truths import labels_of
 
 NUM_IMAGES = 24
 PLACES = [(30.0 + 100 * column, 30.0 + 100 * row) for row in range(2) for column in range(3)]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from refine.conftest import SIZE_HW, TINY
 from scantling.data.coco import read_coco, read_results
-from scantling.data.coco_records import told_apart
+from scantling.data.coco.records import told_apart
 from scantling.errors import CheckpointError, DataError
 from scantling.ops.rle import rle_decode, rle_encode
 from scantling.refine import apply as apply_module

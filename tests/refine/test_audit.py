@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from reference.faulty_labels import CLASS, DUPLICATE, LOOSE, MISSING, SPURIOUS, Faulty, detect, make_faulty
+from scantling.audit.file import suspects_json, table_text
+from scantling.audit.odds import precision_of, robust_z, share_at_most, surprise, with_odds
+from scantling.audit.reasons import size_groups
+from scantling.audit.suspects import AuditConfig, find_suspects, hash_of
 from scantling.data.coco import read_coco
 from scantling.data.detections import Detections
+from scantling.data.truths import associate, labels_of, overlaps
 from scantling.errors import UsageError
-from scantling.refine.audit import AuditConfig, find_suspects, hash_of
-from scantling.refine.audit_file import suspects_json, table_text
-from scantling.refine.labels import associate, labels_of, overlaps
-from scantling.refine.odds import precision_of, robust_z, share_at_most, surprise, with_odds
-from scantling.refine.reasons import size_groups
 
 EVERYTHING = AuditConfig(min_score=0.0)
 PLANTED = {("loose", LOOSE), ("class", CLASS), ("spurious", SPURIOUS), ("duplicate", 1002), ("missing", None)}

@@ -10,13 +10,13 @@ import pytest
 
 from reference.faulty_labels import CLASS, DUPLICATE, LOOSE, MISSING, SPURIOUS, Faulty, make_faulty
 from scantling import api
+from scantling.audit.decisions import decide_by_rules, parse_rule, read_decisions
+from scantling.audit.file import FORMAT, suspects_json
+from scantling.audit.repair import MARK
+from scantling.audit.suspects import find_suspects
 from scantling.data.coco import read_coco
+from scantling.data.truths import overlaps
 from scantling.errors import DataError, UsageError
-from scantling.refine.audit import find_suspects
-from scantling.refine.audit_file import FORMAT, suspects_json
-from scantling.refine.decisions import decide_by_rules, parse_rule, read_decisions
-from scantling.refine.labels import overlaps
-from scantling.refine.repair import MARK
 
 
 @pytest.fixture(scope="module")

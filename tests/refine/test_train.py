@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 from refine.conftest import SIZE_HW, TINY
+from scantling.data.truths import row_overlaps
 from scantling.errors import DataError
 from scantling.refine.apply import ApplyConfig, load_refiner
-from scantling.refine.labels import row_overlaps
 from scantling.refine.train import (
     RefineConfig,
     RefinerRun,

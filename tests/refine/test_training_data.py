@@ -12,9 +12,9 @@ import torch
 
 from refine.conftest import SIZE_HW
 from scantling.data.coco import read_coco
-from scantling.data.dataset import rng_for
-from scantling.data.images import open_image
-from scantling.data.loader import Entry, LoaderConfig
+from scantling.data.images.open import open_image
+from scantling.data.samples.dataset import rng_for
+from scantling.data.samples.loader import Entry, LoaderConfig
 from scantling.errors import DataError
 from scantling.refine import training_data
 from scantling.refine.training_data import (

@@ -3,54 +3,30 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-ORDER = (
-    "errors",
-    "given_paths",
-    "strict_yaml",
-    "ops",
-    "structures",
-    "data",
-    "models",
-    "train",
-    "pretrain",
-    "predict",
-    "evaluate",
-    "combine",
-    "refine",
-    "report",
-    "recipes",
-    "draft",
-    "config",
-    "resolve",
-    "run_data",
-    "auto_recipe",
-    "stage",
-    "run_folder",
-    "stages",
-    "pipeline",
-    "prediction",
-    "run_prediction",
-    "weights_import",
-    "doctor",
-    "ablation",
-    "api_data",
-    "api_run",
-    "api_pretrain",
-    "api_combine",
-    "api_refine",
-    "api_audit",
-    "api",
-    "cli",
-    "__init__",
-    "__main__",
-)
-SIDE_BY_SIDE = {("pretrain", "predict"), ("predict", "pretrain")}
+from rules.conftest import ROOT
+
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+
+
+def floors(text: str) -> list[list[str]]:
+    """The line of CONTRIBUTING.md that says which folder may import which: names side by side share a floor."""
+    line = re.search(r"^    errors ←[^\n]*(?:\n +[^\n]*←[^\n]*)*", text, re.MULTILINE)
+    assert line, "CONTRIBUTING.md must hold the line of layers, indented, beginning with `errors ←`"
+    return [[name.strip() for name in floor.split(",")] for floor in line[0].split("←")]
+
+
+ORDER = {
+    name: number
+    for number, floor in enumerate(floors(CONTRIBUTING.read_text(encoding="utf-8")))
+    for name in floor
+}
 HEAVY = ("torch", "torchvision", "timm", "cv2", "numpy", "matplotlib")
 
 
@@ -69,19 +45,33 @@ def imported_layers(tree: ast.Module) -> Iterator[tuple[str, int]]:
                 yield name.split(".")[1], node.lineno
 
 
+def upwards(layer: str, tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Imports that do not go to an earlier floor (nor stay in their own folder)."""
+    for imported, line in imported_layers(tree):
+        if imported != layer and ORDER[imported] >= ORDER[layer]:
+            yield imported, line
+
+
 def test_every_module_has_a_layer(modules):
-    assert {module.layer for module in modules} <= set(ORDER)
+    assert {module.layer for module in modules} - {"__init__", "__main__"} == set(ORDER)
 
 
 def test_imports_go_from_later_layers_to_earlier_ones(modules):
     against = [
         f"{module.name}:{line} imports {layer}"
         for module in modules
-        if module.layer != "__init__"
-        for layer, line in imported_layers(module.tree)
-        if ORDER.index(layer) > ORDER.index(module.layer) or (module.layer, layer) in SIDE_BY_SIDE
+        if module.layer in ORDER
+        for layer, line in upwards(module.layer, module.tree)
     ]
     assert against == []
+
+
+def test_the_rule_catches_imports_upwards_and_sideways():
+    tree = ast.parse(
+        "from scantling.api import run\nfrom scantling import refine\nfrom scantling.ops import boxes\n"
+    )
+    assert [name for name, _ in upwards("combine", tree)] == ["api", "refine"]
+    assert floors("    errors ← a, b\n      ← c\n\nelse") == [["errors"], ["a", "b"], ["c"]]
 
 
 def test_the_walk_sees_an_import_inside_a_function():

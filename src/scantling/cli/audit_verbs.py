@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from scantling.cli.shell import DeviceOption, JsonOption, SkipOption, show, verb
-from scantling.given_paths import given
+from scantling.settings.paths import given
 
 DataArgument = Annotated[Path, typer.Argument(help="The labels: a COCO file, a split file, or FOLDER:SPLIT.")]
 

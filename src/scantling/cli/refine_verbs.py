@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from scantling.cli.shell import DeviceOption, JsonOption, SkipOption, show, verb
-from scantling.given_paths import given
+from scantling.settings.paths import given
 
 refine = typer.Typer(
     help="Train a network that sharpens boxes, and sharpen those of any detector.", no_args_is_help=True

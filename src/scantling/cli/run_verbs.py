@@ -15,7 +15,7 @@ FoldsOption = Annotated[
 ]
 
 if TYPE_CHECKING:
-    from scantling.pipeline import RunSummary
+    from scantling.run.pipeline import RunSummary
 
 OutOption = Annotated[
     Path | None, typer.Option(help="Run folder; runs/RECIPE (without a recipe runs/DATA) if left out.")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from scantling.cli.shell import JsonOption, SkipOption, show, verb
-from scantling.given_paths import given
+from scantling.settings.paths import given
 
 
 @verb

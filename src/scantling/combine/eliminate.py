@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from scantling.combine.relations import Relations, overlaps, relations_of
-from scantling.data.coco_dataset import CocoDataset
+from scantling.data.coco.dataset import CocoDataset
 from scantling.data.detections import Detections
 
 _MAX_PAIRS = 1_000_000  # compared at once

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from scantling.combine.eliminate import EliminateConfig, Elimination, eliminate, learn_relations
-from scantling.data.coco_dataset import CocoDataset
-from scantling.data.coco_results import read_results, write_results
+from scantling.data.coco.dataset import CocoDataset
+from scantling.data.coco.results import read_results, write_results
 from scantling.data.detections import detections_of
 
 

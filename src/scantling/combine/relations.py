@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from scantling.data.coco_dataset import CocoDataset
+from scantling.data.coco.dataset import CocoDataset
 from scantling.errors import DataError
 
 _MAX_PAIRS = 1_000_000  # compared at once

@@ -21,7 +21,7 @@ from pydantic import Field
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.selection import Selection, SelectionConfig, average_precisions, select, stitch
 from scantling.combine.tuned import Tuned, rows_of
-from scantling.data.coco_dataset import CocoDataset
+from scantling.data.coco.dataset import CocoDataset
 from scantling.data.detections import Detections
 from scantling.errors import UsageError
 from scantling.evaluate.outcomes import MatchableBoxes, Outcomes

@@ -18,7 +18,7 @@ from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.members import read_members
 from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
 from scantling.combine.tuned import Tuned, write_tuned
-from scantling.data.coco_dataset import CocoDataset
+from scantling.data.coco.dataset import CocoDataset
 from scantling.data.detections import Detections, compare_detections
 from scantling.errors import UsageError
 from scantling.models.suppression import SuppressConfig, suppress_detections

@@ -18,13 +18,13 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from scantling import strict_yaml
 from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.selection import Selection, Verdict
 from scantling.data.io import atomic_write, read_bytes
 from scantling.errors import ConfigError, did_you_mean
 from scantling.evaluate.bootstrap import Interval
 from scantling.models.suppression import SuppressConfig
+from scantling.settings import yaml as strict_yaml
 
 Config = TypeVar("Config", bound=BaseModel)
 

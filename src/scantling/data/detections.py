@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from scantling.data.coco_dataset import CocoDataset
-from scantling.data.coco_results import Result, box_xywh
+from scantling.data.coco.dataset import CocoDataset
+from scantling.data.coco.results import Result, box_xywh
 from scantling.data.findings import FindingLog, Policy, name_some
 from scantling.data.io import replacing
 from scantling.errors import DataError, Finding

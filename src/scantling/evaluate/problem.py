@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scantling.data.coco import CocoDataset, ImageRecord
-from scantling.data.coco_records import Annotation, area_of, to_rle
-from scantling.data.coco_results import CheckedResults, box_xywh, check_results
+from scantling.data.coco.records import Annotation, area_of, to_rle
+from scantling.data.coco.results import CheckedResults, box_xywh, check_results
 from scantling.errors import Finding, Severity
 
 IouType = Literal["bbox", "segm"]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from scantling.errors import ConfigError
 from scantling.models.layers import DeformConv, norm_groups
 from scantling.models.swin import DEFAULT_DROP_PATH, Swin, swin_shape
-from scantling.models.torchvision_keys import timm_names
+from scantling.models.weights.torchvision_keys import timm_names
 
 STRIDES = (4, 8, 16, 32)
 Stage = Annotated[int, Field(ge=1, le=4)]

@@ -18,10 +18,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from scantling.data.coco import ImageRecord
-from scantling.data.geometry import View, render
-from scantling.data.images import open_image
-from scantling.data.loader import aspect_order
-from scantling.data.transforms import Side, fit_size
+from scantling.data.images.open import open_image
+from scantling.data.samples.geometry import View, render
+from scantling.data.samples.loader import aspect_order
+from scantling.data.samples.transforms import Side, fit_size
 from scantling.data.workers import TaskStream
 from scantling.errors import ConfigError, DataError, Finding, Severity
 from scantling.models.suppression import SuppressConfig, suppress_instances

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from scantling.data.coco import Category, ImageRecord, ReadOptions
 from scantling.data.formats.locations import parse_location, read_location
-from scantling.data.image_check import images_of_folder
-from scantling.data.images import image_header
+from scantling.data.health.images import images_of_folder
+from scantling.data.images.open import image_header
 from scantling.errors import Finding, UsageError
 
 

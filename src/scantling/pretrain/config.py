@@ -24,12 +24,12 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from scantling.data.crops import CropConfig
 from scantling.data.formats.delftbikes import TARGETS, State
 from scantling.errors import ConfigError
+from scantling.pretrain.crops import CropConfig
 from scantling.pretrain.moco import Auto, MocoConfig
 from scantling.pretrain.views import PUBLISHED_SIDE, ViewConfig
-from scantling.train.auto import Choice, decided
+from scantling.settings.auto import Choice, decided
 from scantling.train.config import Count, Fraction, TrainConfig
 
 PUBLISHED_CROPS, PUBLISHED_EPOCHS, MAX_EPOCHS = 133_245, 200, 800

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from scantling.data.crop_store import CropStore
-from scantling.data.dataset import draw_key
+from scantling.data.samples.dataset import draw_key
+from scantling.pretrain.crop_store import CropStore
 from scantling.pretrain.views import resized
 
 TEMPERATURE = 0.07

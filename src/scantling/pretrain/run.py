@@ -28,18 +28,18 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from scantling import strict_yaml
-from scantling.data.crop_store import DATA_NAME, INDEX_NAME, CropStore, open_store
-from scantling.data.crops import CropPlan, stored_pixels
 from scantling.data.io import atomic_write, read_json, write_json
 from scantling.errors import ConfigError, DataError
 from scantling.models.backbone import Backbone
 from scantling.pretrain.config import CropFacts, PretrainConfig, settle
+from scantling.pretrain.crop_store import DATA_NAME, INDEX_NAME, CropStore, open_store
+from scantling.pretrain.crops import CropPlan, stored_pixels
 from scantling.pretrain.knn import KnnScore, KnnSplit, held_out_mask, is_held_out, knn_score, knn_split
 from scantling.pretrain.moco import MoCo
 from scantling.pretrain.summary import BACKBONE, METRICS, PretrainSummary
 from scantling.pretrain.views import BuildViews, CropLoader
-from scantling.train.auto import decided
+from scantling.settings import yaml as strict_yaml
+from scantling.settings.auto import decided
 from scantling.train.checkpoint import CheckpointMeta, save_checkpoint
 from scantling.train.devices import ALONE, Processes, join_processes, require_precision, resolve_device
 from scantling.train.history import CSV_NAME, JSONL_NAME

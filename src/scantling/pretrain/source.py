@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
-from scantling.data.crops import CropPlan, image_crops, object_crops
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, parse_location, read_location, split_name
-from scantling.data.image_check import images_of_folder, usable_images
+from scantling.data.health.images import images_of_folder, usable_images
 from scantling.errors import DataError, Finding, Severity
 from scantling.pretrain.config import PretrainConfig
+from scantling.pretrain.crops import CropPlan, image_crops, object_crops
 
 log = logging.getLogger(__name__)
 

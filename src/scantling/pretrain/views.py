@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from scantling.data.crop_store import CropStore
-from scantling.data.crops import Pixels
-from scantling.data.dataset import rng_for
-from scantling.data.loader import PlannedBatches, epoch_order
-from scantling.data.photometric import LUMA, Photometric, colour_matrix
+from scantling.data.samples.dataset import rng_for
+from scantling.data.samples.loader import PlannedBatches, epoch_order
+from scantling.data.samples.photometric import LUMA, Photometric, colour_matrix
 from scantling.data.workers import TaskStream
+from scantling.pretrain.crop_store import CropStore
+from scantling.pretrain.crops import Pixels
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Sigma = Annotated[float, Field(gt=0, le=20)]

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from scantling.data.coco import CocoDataset
-from scantling.data.dataset import rng_for
 from scantling.data.io import atomic_write
+from scantling.data.samples.dataset import rng_for
+from scantling.data.truths import row_overlaps
 from scantling.errors import DataError
 from scantling.evaluate.bootstrap import draw_weights, interval
 from scantling.refine.apply import NOT_KNOWN, ApplyConfig, labels_for, load_refiner, refine_rows
 from scantling.refine.bbrefinement import Mixture, Refiner
-from scantling.refine.labels import row_overlaps
 from scantling.refine.train import RefineConfig, RefinerRun, train_refiner
 from scantling.refine.training_data import LabelledBoxes
 from scantling.refine.validation import JitteredBoxes, jittered_boxes

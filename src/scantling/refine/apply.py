@@ -23,16 +23,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from scantling.data.coco import CocoDataset
-from scantling.data.coco_records import told_apart
-from scantling.data.coco_results import Result
+from scantling.data.coco.records import told_apart
+from scantling.data.coco.results import Result
 from scantling.data.detections import Detections, detections_of
-from scantling.data.geometry import Pixels
-from scantling.data.images import open_image
+from scantling.data.images.open import open_image
+from scantling.data.samples.geometry import Pixels
+from scantling.data.truths import labels_of
 from scantling.errors import CheckpointError
 from scantling.ops.boxes import flip_boxes
 from scantling.refine.bbrefinement import CropBatch, Refiner, RefinerConfig
 from scantling.refine.crops import Boxes, crop_windows, cut, cut_on_device, from_crop, to_crop
-from scantling.refine.labels import labels_of
 from scantling.structures.masks import ImageMasks
 from scantling.train.checkpoint import Checkpoint, load_checkpoint, load_weights, weights_in
 from scantling.train.devices import resolve_device

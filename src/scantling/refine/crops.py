@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from scantling.data.geometry import Pixels, resize_pixels
+from scantling.data.samples.geometry import Pixels, resize_pixels
 from scantling.models.two_stage import PIXEL_MEAN
 
 Boxes = NDArray[np.float64]

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
-from scantling.data.coco_records import told_apart
-from scantling.data.coco_results import Result
+from scantling.data.coco.records import told_apart
+from scantling.data.coco.results import Result
 from scantling.data.detections import Detections, detections_of
+from scantling.data.truths import labels_of, overlaps, row_overlaps
 from scantling.evaluate.bootstrap import Resampled, draw_weights, interval
 from scantling.evaluate.compare import difference_of, resampled_metrics
 from scantling.refine.apply import ApplyConfig, refine_results
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.gate import SIZES, GateCell, GateConfig, Measured, RefineGate, Size, size_of
-from scantling.refine.labels import labels_of, overlaps, row_overlaps
 
 _SIZE_METRICS = {"small": "APs", "medium": "APm", "large": "APl"}
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 from scantling.data.coco import CocoDataset
-from scantling.data.loader import LoaderConfig
+from scantling.data.samples.loader import LoaderConfig
 from scantling.errors import DataError
 from scantling.refine.apply import KIND, ApplyConfig
 from scantling.refine.bbrefinement import Refiner, RefinerConfig

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scantling.data.coco import CocoDataset, ImageId, ImageRecord
-from scantling.data.dataset import rng_for
-from scantling.data.geometry import Pixels
-from scantling.data.images import open_image
-from scantling.data.loader import Entry, LoaderConfig, PlannedBatches, epoch_order, shard
+from scantling.data.images.open import open_image
+from scantling.data.samples.dataset import rng_for
+from scantling.data.samples.geometry import Pixels
+from scantling.data.samples.loader import Entry, LoaderConfig, PlannedBatches, epoch_order, shard
 from scantling.data.workers import TaskStream
 from scantling.errors import DataError
 from scantling.refine.bbrefinement import CropBatch

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
-from scantling.data.dataset import draw_key, rng_for
+from scantling.data.samples.dataset import draw_key, rng_for
+from scantling.data.truths import row_overlaps
 from scantling.refine.apply import NOT_KNOWN, ApplyConfig, labels_for, refine_rows
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.crops import Boxes
-from scantling.refine.labels import row_overlaps
 from scantling.refine.training_data import LabelledBoxes
 
 JITTER = 0.15

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from scantling.audit.file import FORMAT, suspect_json
+from scantling.audit.suspects import MEANINGS, Audit, Suspect
 from scantling.data.io import atomic_write
-from scantling.refine.audit import MEANINGS, Audit, Suspect
-from scantling.refine.audit_file import FORMAT, suspect_json
 from scantling.report.draw import place_tags
 from scantling.report.gallery import encode_jpeg
 from scantling.report.html import page_environment, page_style

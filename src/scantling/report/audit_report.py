@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scantling.audit.file import suspects_json, table_text
+from scantling.audit.suspects import Audit
 from scantling.data.coco import CocoDataset
 from scantling.data.detections import Detections
 from scantling.data.io import write_json
-from scantling.refine.audit import Audit
-from scantling.refine.audit_file import suspects_json, table_text
 from scantling.report.audit_page import write_audit_page
 from scantling.report.suspect_sheet import write_suspect_sheet
 from scantling.report.suspect_shots import Camera

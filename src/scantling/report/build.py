@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from scantling import strict_yaml
 from scantling.data.coco import CocoDataset, read_results
 from scantling.data.io import read_json
 from scantling.errors import DataError
@@ -34,6 +33,7 @@ from scantling.report.dataset_facts import describe_dataset
 from scantling.report.gallery import GalleryLimits, error_galleries, sample_pictures
 from scantling.report.history import read_history
 from scantling.report.score_facts import describe_scores
+from scantling.settings import yaml as strict_yaml
 
 HISTORY = "metrics.jsonl"
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
-from scantling.data.images import open_image
+from scantling.data.images.open import open_image
 from scantling.errors import DataError
 from scantling.evaluate.breakdown import Breakdown, ErrorCase, ImageSummary, break_down
 from scantling.evaluate.matching import ErrorKind

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scantling.data.box_health import PERCENTILES, Suspect
-from scantling.data.check import DataHealth, SceneTwins
 from scantling.data.coco import CocoDataset, ImageRecord
 from scantling.data.finding_codes import CODES
-from scantling.data.images import open_image
+from scantling.data.health.boxes import PERCENTILES, Suspect
+from scantling.data.health.check import DataHealth, SceneTwins
+from scantling.data.images.open import open_image
 from scantling.data.io import atomic_write
 from scantling.errors import DataError
 from scantling.report.draw import DrawStyle, draw

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scantling.audit.suspects import Suspect
 from scantling.data.io import atomic_write
-from scantling.refine.audit import Suspect
 from scantling.report.draw import DrawStyle, draw
 from scantling.report.palette import Colour
 from scantling.report.suspect_shots import Camera, Mark, Shot

@@ -9,12 +9,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from scantling.audit.suspects import REMOVES, Suspect
 from scantling.data.coco import CocoDataset
 from scantling.data.detections import Detections
-from scantling.data.images import open_image
+from scantling.data.images.open import open_image
+from scantling.data.truths import Labels, labels_of
 from scantling.errors import DataError
-from scantling.refine.audit import REMOVES, Suspect
-from scantling.refine.labels import Labels, labels_of
 from scantling.report.draw import Rectangle
 from scantling.report.gallery import window_around
 from scantling.report.overlays import Window, score_text

@@ -12,8 +12,8 @@ from scantling.data.formats.document import image_numbers
 from scantling.data.formats.layouts import detect_format
 from scantling.data.formats.locations import Location, read_location, write_split_file
 from scantling.data.formats.safe_xml import read_xml
-from scantling.data.synth import SynthConfig, write_synth
 from scantling.errors import DataError, Severity
+from scantling.synth.synth import SynthConfig, write_synth
 
 VOC = """<annotation>
   <filename>a.jpg</filename><size><width>100</width><height>50</height><depth>3</depth></size>

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from scantling.data.coco import ReadOptions, read_coco
-from scantling.data.coco_records import to_rle
-from scantling.data.formats.convert import convert_data
+from scantling.data.coco.records import to_rle
+from scantling.data.convert import convert_data
 from scantling.data.formats.locations import read_location, read_splits
 from scantling.errors import UsageError
 from scantling.ops.rle import rle_decode

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from scantling.data.coco import CocoDataset, ReadOptions, parse_coco
 from scantling.data.findings import FindingLog, summarise
-from scantling.data.images import image_header
+from scantling.data.images.open import image_header
 from scantling.data.io import read_json
 from scantling.errors import DataError, Finding, Severity
 

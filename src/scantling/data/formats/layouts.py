@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scantling.data.coco import CocoDataset, ReadOptions, find_split, read_coco
-from scantling.data.coco_layout import alias_of, coco_splits, require_folder
+from scantling.data.coco.layout import alias_of, coco_splits, require_folder
 from scantling.data.findings import FindingLog, name_some, refuse
 from scantling.data.formats.delftbikes import TARGETS, State, delftbikes_folder, read_delftbikes
 from scantling.data.formats.voc import read_voc, voc_folder

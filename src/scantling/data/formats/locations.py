@@ -22,7 +22,7 @@ from scantling.data.formats.voc import read_voc, voc_folder
 from scantling.data.formats.yolo_settings import read_settings
 from scantling.data.io import hint_for_missing, read_json, write_json
 from scantling.errors import UsageError
-from scantling.given_paths import GivenData, Lenient, named
+from scantling.settings.paths import GivenData, Lenient, named
 
 _PEEK = 4096
 _KEYS = {"name", "data", "image_ids"}

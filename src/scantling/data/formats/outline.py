@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scantling.data.coco_records import Segmentation, to_rle
+from scantling.data.coco.records import Segmentation, to_rle
 from scantling.ops.masks import polygons_to_rle
 from scantling.ops.rle import rle_decode, rle_to_patch
 

@@ -20,7 +20,7 @@ from scantling.data.coco import CocoDataset, ReadOptions
 from scantling.data.findings import FindingLog, name_some, refuse
 from scantling.data.formats.document import Document, Place, Raw, image_numbers, stored_categories
 from scantling.data.formats.safe_xml import Element, read_xml
-from scantling.data.images import files_below
+from scantling.data.images.open import files_below
 from scantling.data.io import read_bytes
 from scantling.errors import DataError, Finding
 

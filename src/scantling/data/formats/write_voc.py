@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from xml.sax.saxutils import escape
 
-from scantling.data.coco_records import Annotation, ImageRecord
+from scantling.data.coco.records import Annotation, ImageRecord
 from scantling.data.formats.voc import FLAGS
 
 _CONTROL = dict.fromkeys(code for code in range(32) if code not in (9, 10, 13))

@@ -6,9 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-from scantling.data.coco_records import Annotation, ImageRecord
+from scantling.data.coco.records import Annotation, ImageRecord
 from scantling.data.formats.outline import outline_of
-from scantling.data.images import image_header
+from scantling.data.images.open import image_header
 from scantling.errors import DataError, UsageError
 
 _SAME = 0.01  # pixels

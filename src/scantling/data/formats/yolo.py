@@ -26,7 +26,7 @@ from scantling.data.formats.document import (
     stored_categories,
 )
 from scantling.data.formats.yolo_settings import YoloFolder
-from scantling.data.images import files_below
+from scantling.data.images.open import files_below
 from scantling.data.io import read_bytes
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})

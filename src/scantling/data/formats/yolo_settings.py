@@ -15,7 +15,7 @@ from typing import NamedTuple, NoReturn
 from scantling.data.findings import refuse
 from scantling.data.io import read_bytes
 from scantling.errors import ConfigError
-from scantling.strict_yaml import Document, parse
+from scantling.settings.yaml import Document, parse
 
 SPLITS = ("train", "val", "valid", "test")
 SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")

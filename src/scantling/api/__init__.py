@@ -1,0 +1,260 @@
+"""Every verb of the command line as a function: the same name, the same arguments.
+
+    from scantling import api
+
+    summary = api.train("parts/", "bccd-cpu", out="runs/parts")
+    found = api.predict("new-photos/", run="runs/parts")
+
+Progress goes to the log of the package (`logging.getLogger("scantling")`); set it to INFO to see it. What a user
+can get wrong raises `scantling.errors.ScantlingError` with a message to show. Importing this module loads
+nothing heavy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from scantling.api.audit import audit as audit  # noqa: PLC0414 - part of this module too
+from scantling.api.audit import repair as repair  # noqa: PLC0414 - part of this module too
+from scantling.api.combine import eliminate as eliminate  # noqa: PLC0414 - part of this module too
+from scantling.api.combine import ensemble as ensemble  # noqa: PLC0414 - part of this module too
+from scantling.api.combine import tune as tune  # noqa: PLC0414 - part of this module too
+from scantling.api.combine import tuned_overrides as tuned_overrides  # noqa: PLC0414 - part of this module too
+from scantling.api.data import check as check  # noqa: PLC0414 - part of this module too
+from scantling.api.data import convert as convert  # noqa: PLC0414 - part of this module too
+from scantling.api.data import split as split  # noqa: PLC0414 - part of this module too
+from scantling.api.data import synth as synth  # noqa: PLC0414 - part of this module too
+from scantling.api.pretrain import pretrain as pretrain  # noqa: PLC0414 - part of this module too
+from scantling.api.refine import refine_ablate as refine_ablate  # noqa: PLC0414 - part of this module too
+from scantling.api.refine import refine_apply as refine_apply  # noqa: PLC0414 - part of this module too
+from scantling.api.refine import refine_train as refine_train  # noqa: PLC0414 - part of this module too
+from scantling.api.refine import refine_tune as refine_tune  # noqa: PLC0414 - part of this module too
+from scantling.api.run import ablate as ablate  # noqa: PLC0414 - part of this module too
+from scantling.api.run import demo as demo  # noqa: PLC0414 - part of this module too
+from scantling.api.run import report as report  # noqa: PLC0414 - part of this module too
+from scantling.api.run import require_run
+from scantling.api.run import run as run  # noqa: PLC0414 - part of this module too
+from scantling.api.run import train as train  # noqa: PLC0414 - part of this module too
+from scantling.errors import UsageError
+from scantling.settings.paths import (
+    GivenData,
+    Lenient,
+    folder_of,
+    require_existing,
+    require_folder,
+    require_output,
+)
+
+if TYPE_CHECKING:
+    from scantling.doctor import Diagnosis
+    from scantling.evaluate.backends import Backend
+    from scantling.evaluate.coco_eval import Evaluation
+    from scantling.evaluate.compare import Comparison
+    from scantling.evaluate.problem import IouType
+    from scantling.predict.import_weights import ImportSummary
+    from scantling.predict.loaded import Finder
+    from scantling.run.predictions import Predictions
+
+log = logging.getLogger(__name__)
+
+
+def predict(
+    source: str | Path,
+    *,
+    run: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    out: str | Path | None = None,
+    overlays: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    device: str = "auto",
+) -> Predictions:
+    """Detect objects in an image, a folder of images, or the images of a COCO file.
+
+    Args:
+        source: What to look at.
+        run: Run folder, whose members predict and are combined as the run does; the best one where it combines none.
+        checkpoint: Checkpoint file, instead of `run`.
+        out: COCO results file to write.
+        overlays: Folder for copies of the images with what was found drawn on them.
+        overrides: `KEY=VALUE` texts that replace settings of prediction, such as `scales=[480,640]`, or those of
+            `tuned_overrides`.
+        device: As in `run`.
+
+    Raises:
+        ScantlingError: The source, the checkpoint or a setting cannot be used.
+    """
+    require_existing(folder_of(source), "source")
+    if (run is None) == (checkpoint is None):
+        raise UsageError("give either --run DIR or --checkpoint FILE")
+    if out is not None:
+        require_output(Path(out), "results file", [source, run, checkpoint])
+    from scantling.predict.loaded import load_detector
+    from scantling.run.predictions import predict_source
+    from scantling.run.predictor import load_run
+
+    detector: Finder
+    if checkpoint is not None:
+        detector = load_detector(Path(checkpoint), overrides, device=device)
+    else:
+        detector = load_run(require_run(Path(run or "")), overrides, device=device)
+    return predict_source(
+        Path(source), detector, out=Path(out) if out else None, overlays=Path(overlays) if overlays else None
+    )
+
+
+def evaluate(
+    results: str | Path,
+    data: GivenData,
+    *,
+    iou_type: IouType = "bbox",
+    backend: Backend = "auto",
+    bootstrap: int = 0,
+    out: str | Path | None = None,
+) -> Evaluation:
+    """The COCO numbers of a results file of any detector.
+
+    Args:
+        results: COCO results file.
+        data: The truth: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
+            `Lenient` leaves faulty records out.
+        iou_type: `bbox` or `segm`.
+        backend: `auto`, `pycocotools` or `hotcoco` (same numbers, faster).
+        bootstrap: Resamples of the images for a 95 % interval of every AP; 0 for none.
+        out: JSON file to write the numbers to.
+
+    Raises:
+        DataError: One of the files cannot be used; with all findings.
+    """
+    require_existing(Path(results), "results file")
+    require_existing(folder_of(data), "data set")
+    if out is not None:
+        require_output(Path(out), "file of metrics", [results, data])
+    from scantling.data.coco import read_results
+    from scantling.data.formats.locations import read_given
+    from scantling.data.io import write_json
+    from scantling.evaluate.coco_eval import evaluate_results, metrics_json
+
+    dataset = read_given(data)
+    found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
+    evaluation = evaluate_results(dataset, found, iou_type=iou_type, backend=backend, bootstrap=bootstrap)
+    if out is not None:
+        write_json(out, metrics_json([evaluation]), indent=2)
+    return evaluation
+
+
+def compare(
+    first: str | Path,
+    second: str | Path,
+    data: GivenData,
+    *,
+    iou_type: IouType = "bbox",
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """Whether one results file is better than another, by a bootstrap over the images that is paired.
+
+    Args:
+        first: COCO results file (A) of any detector.
+        second: The one it is compared with (B).
+        data: The truth, as in `evaluate`. `Lenient` leaves faulty records out.
+        iou_type: `bbox` or `segm`.
+        bootstrap: Resamples.
+        seed: Of the resamples.
+
+    Raises:
+        DataError: One of the files cannot be used; with all findings.
+    """
+    for path in (first, second):
+        require_existing(Path(path), "results file")
+    require_existing(folder_of(data), "data set")
+    from scantling.data.coco import read_results
+    from scantling.data.formats.locations import read_given
+    from scantling.evaluate.compare import compare_results
+
+    dataset = read_given(data)
+    pair = [read_results(path, dataset, skip_invalid=isinstance(data, Lenient)) for path in (first, second)]
+    return compare_results(dataset, *pair, iou_type=iou_type, bootstrap=bootstrap, seed=seed)
+
+
+def import_weights(
+    file: str | Path,
+    model: str,
+    out: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    classes: str | None = None,
+    head: Literal["keep", "drop", "by-name"] = "keep",
+    overwrite: bool = False,
+) -> ImportSummary:
+    """Turn an MMDetection checkpoint into a scantling checkpoint.
+
+    Args:
+        file: `.pth` of MMDetection 2.x or 3.x; nothing in it is executed.
+        model: Name of the model the weights are for.
+        out: Folder for `weights.safetensors` and `import.json`, which accounts for every key.
+        overrides: `KEY=VALUE` texts that replace settings of the model.
+        classes: Names of the new detector's categories, `a,b,c` or a file with one per line; None: the file's own.
+        head: Whether the classifier is kept, starts anew (`drop`), or keeps what it knows of categories by name.
+        overwrite: Replace an earlier import.
+
+    Raises:
+        CheckpointError: The file cannot be read or does not fit the model.
+    """
+    require_existing(Path(file), "checkpoint")
+    from scantling.models.zoo import ModelConfig
+    from scantling.predict.import_weights import HeadChoice, import_mmdet, parse_classes
+    from scantling.settings.draft import Draft
+
+    config = Draft.of(ModelConfig, [f"name={model}", *overrides]).check()
+    choice = HeadChoice(head=head, classes=parse_classes(classes))
+    return import_mmdet(Path(file), config, Path(out), choice=choice, overwrite=overwrite)
+
+
+def recipes() -> dict[str, str]:
+    """Every shipped recipe and what it is for."""
+    from scantling.recipe.shipped import shipped_recipes
+    from scantling.settings.yaml import parse
+
+    texts = {name: path.read_text(encoding="utf-8") for name, path in shipped_recipes().items()}
+    return {name: str(parse(text, file=name).value["about"]) for name, text in texts.items()}
+
+
+def recipe_text(name: str | Path) -> str:
+    """Text of a recipe.
+
+    Args:
+        name: Of a shipped recipe, or a YAML file.
+
+    Raises:
+        ConfigError: There is no such recipe.
+    """
+    from scantling.recipe.shipped import find_recipe, read_recipe
+
+    return read_recipe(find_recipe(name))
+
+
+def suggest(data: str | Path, *, overrides: Iterable[str] = (), device: str = "auto") -> str:
+    """The recipe that `train` chooses for a data set, as text of a file to start one's own from.
+
+    Args:
+        data: Folder of the data set.
+        overrides: `KEY.PATH=VALUE` texts that replace values of the recipe.
+        device: What it is to train on.
+    """
+    require_folder(Path(data), "data set")
+    from scantling.recipe.suggest import OpenRecipe, suggest_recipe
+
+    return suggest_recipe(OpenRecipe.over(data, overrides=overrides), device=device)
+
+
+def doctor() -> Diagnosis:
+    """Whether scantling can work on this machine: versions, GPU, disk, memory, and what to install.
+
+    Nothing that may be broken is imported into this process.
+    """
+    from scantling.doctor import examine
+
+    return examine(Path.cwd())

@@ -1,0 +1,195 @@
+"""The verbs that make better predictions out of predictions as functions; `api` has them too.
+
+Importing this module loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from scantling.errors import ConfigError, UsageError
+from scantling.settings.paths import GivenData, Lenient, folder_of, require_existing, require_output
+
+if TYPE_CHECKING:
+    from scantling.combine.eliminate_files import EliminateSummary
+    from scantling.combine.ensemble import EnsembleConfig
+    from scantling.combine.members import EnsembleSummary
+    from scantling.combine.tune_files import TuneSummary
+    from scantling.settings.yaml import KeyPath
+
+
+def ensemble(
+    files: Iterable[str | Path],
+    data: GivenData,
+    out: str | Path,
+    *,
+    weights: str | None = None,
+    tuned: str | Path | None = None,
+    overrides: Iterable[str] = (),
+) -> EnsembleSummary:
+    """Fuse the boxes of several detectors.
+
+    Args:
+        files: COCO results files of any tools, of the same images.
+        data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
+            `Lenient` leaves faulty records out.
+        out: COCO results file to write.
+        weights: `2,1` in the order of the files, or `NAME=2,OTHER=0.5`; a file's name is that without its ending or,
+            where these are alike, that of the folder that differs. What is not named keeps its weight.
+        tuned: YAML file whose section `ensemble` has the settings.
+        overrides: `KEY=VALUE` texts that replace settings, such as `iou_threshold=0.6`.
+
+    Raises:
+        ScantlingError: Files, data or settings cannot be used; then nothing was written.
+    """
+    paths = [Path(file) for file in files]
+    if not paths:
+        raise UsageError("an ensemble needs at least one results file")
+    for path in paths:
+        require_existing(path, "results file")
+    if tuned is not None:
+        require_existing(Path(tuned), "file of tuned settings")
+    require_existing(folder_of(data), "data set")
+    require_output(Path(out), "results file", [*paths, data, tuned])
+    from scantling.combine.members import ensemble_files, member_names
+    from scantling.data.formats.locations import read_given
+
+    config = _ensemble_config(member_names(paths), weights, Path(tuned) if tuned else None, overrides)
+    return ensemble_files(paths, read_given(data), config, Path(out), skip_invalid=isinstance(data, Lenient))
+
+
+def tune(
+    predictions: Iterable[str | Path],
+    data: GivenData,
+    out: str | Path,
+    *,
+    what: Literal["auto", "suppress", "weights"] = "auto",
+    overrides: Iterable[str] = (),
+) -> TuneSummary:
+    """Find settings of suppression, or weights of an ensemble, by category where that is surely better.
+
+    Args:
+        predictions: One COCO results file of candidates before suppression, or those of an ensemble's members; of
+            images that the detectors were not trained on.
+        data: Their truth: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
+            `Lenient` leaves faulty records out.
+        out: YAML file to write, which `predict` and `ensemble` take.
+        what: `suppress`, `weights`, or `auto`: by the number of files.
+        overrides: `KEY=VALUE` texts: how to search, such as `search.folds=10`, and the settings in use, such as
+            `suppress.min_score=1e-5` or `ensemble.method=nms`.
+
+    Raises:
+        ScantlingError: Files, data or settings cannot be used; then nothing was written.
+    """
+    paths = [Path(file) for file in predictions]
+    for path in paths:
+        require_existing(path, "results file")
+    require_existing(folder_of(data), "data set")
+    require_output(Path(out), "file of tuned settings", [*paths, data])
+    from scantling.combine.tune_files import TuneRequest, tune_files
+    from scantling.data.formats.locations import read_given
+    from scantling.settings.draft import Draft
+
+    request = Draft.of(TuneRequest, overrides).check()
+    chosen: Literal["suppress", "weights"] = "suppress" if len(paths) == 1 else "weights"
+    chosen = chosen if what == "auto" else what
+    lenient = isinstance(data, Lenient)
+    return tune_files(paths, read_given(data), request, Path(out), chosen, skip_invalid=lenient)
+
+
+def tuned_overrides(file: str | Path) -> list[str]:
+    """Tuned settings of suppression as overrides for `predict`.
+
+    Args:
+        file: YAML file with a section `suppress`, as `tune` writes it.
+
+    Raises:
+        ScantlingError: There is no such file, or it holds something else.
+    """
+    require_existing(Path(file), "file of tuned settings")
+    from scantling.combine.tuned import read_tuned
+
+    return read_tuned(file).suppression_overrides(str(file))
+
+
+def eliminate(
+    results: str | Path,
+    train: GivenData,
+    data: GivenData,
+    out: str | Path | None = None,
+    *,
+    only_list: bool = False,
+    overrides: Iterable[str] = (),
+) -> EliminateSummary:
+    """Remove the weaker of two predictions that lie to each other as objects never do, and surplus ones.
+
+    Args:
+        results: COCO results file of any detector.
+        train: Training annotations, from which is learned what occurs; as `data`.
+        data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
+            `Lenient` leaves faulty records out.
+        out: COCO results file to write.
+        only_list: Say what contradicts and write nothing.
+        overrides: `KEY=VALUE` texts that replace settings, such as `min_ratio=3`.
+
+    Raises:
+        ScantlingError: Files, data or settings cannot be used; then nothing was written.
+    """
+    if (out is None) != only_list:
+        raise UsageError("give either --out FILE or --list")
+    require_existing(Path(results), "results file")
+    require_existing(folder_of(train), "data set")
+    require_existing(folder_of(data), "data set")
+    if out is not None:
+        require_output(Path(out), "results file", [results, train, data])
+    from scantling.combine.eliminate import EliminateConfig
+    from scantling.combine.eliminate_files import eliminate_file
+    from scantling.data.formats.locations import read_given
+    from scantling.settings.draft import Draft
+
+    config = Draft.of(EliminateConfig, overrides).check()
+    sets, lenient = (read_given(train), read_given(data)), isinstance(data, Lenient)
+    return eliminate_file(
+        Path(results), *sets, config, Path(out) if out is not None else None, skip_invalid=lenient
+    )
+
+
+def _ensemble_config(
+    names: Sequence[str], weights: str | None, tuned: Path | None, overrides: Iterable[str]
+) -> EnsembleConfig:
+    """The defaults, replaced by the file, by the overrides, and by the weights."""
+    from scantling.combine.ensemble import EnsembleConfig
+    from scantling.combine.members import parse_weights
+    from scantling.settings.draft import Draft
+
+    draft = Draft.of(EnsembleConfig, ())
+    if tuned is not None:
+        value, places = _tuned_section(tuned, "ensemble")
+        draft = replace(draft, value=value, places=places, file=str(tuned))
+    for override in overrides:
+        draft = draft.with_override(override)
+    if weights is not None:
+        given = parse_weights(weights, names)
+        merged = {**draft.value, "weights": {**draft.value.get("weights", {}), **given}}
+        places = {**draft.places, **{("weights", name): "--weights" for name in given}}
+        draft = replace(draft, value=merged, places=places)
+    return draft.check()
+
+
+def _tuned_section(file: Path, name: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """One section of a file of tuned settings, and where each of its values stands."""
+    from scantling.data.io import read_bytes
+    from scantling.settings.yaml import parse
+
+    try:
+        document = parse(read_bytes(file).decode("utf-8-sig"), file=str(file))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not a text file (byte {error.start} is not UTF-8)") from error
+    section = document.value.get(name) if isinstance(document.value, dict) else None
+    if not isinstance(section, dict):
+        raise ConfigError(f"{file}: expected a section {name!r}", hint="`scantling tune` writes such a file.")
+    lines = {path[1:]: f"{file}: line {line}" for path, line in document.lines.items() if path[0] == name}
+    return section, lines

@@ -1,0 +1,181 @@
+"""The verbs that fill a run folder, as functions: run, demo, train, ablate, and the report of what is there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scantling.api.data import synth
+from scantling.errors import UsageError
+from scantling.settings.paths import require_existing, require_folder
+
+if TYPE_CHECKING:
+    from scantling.run.ablation import AblationSummary
+    from scantling.run.pipeline import RunSummary
+
+log = logging.getLogger(__name__)
+
+DEMO_RECIPE = "parts-cpu"
+DEMO_SPLITS: Mapping[str, int] = {"train": 140, "val": 32, "test": 50}
+
+
+def run(
+    recipe: str | Path,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> RunSummary:
+    """Do everything a recipe says, into a run folder; what is done and unchanged is not done again.
+
+    Args:
+        recipe: Name of a shipped recipe, or a YAML file.
+        data: Folder of the data set; None takes the recipe's own.
+        out: Run folder; None is `runs/RECIPE`.
+        overrides: `KEY.PATH=VALUE` texts that replace values of the recipe.
+        seed: Of all randomness; None takes the recipe's own.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        overwrite: Start over in the folder of an earlier run.
+
+    Raises:
+        ScantlingError: Recipe, data, device or folder cannot be used; then nothing was written.
+    """
+    if data is not None:
+        require_folder(Path(data), "data set")
+    from scantling.recipe.recipe import load_recipe
+    from scantling.run.pipeline import run_recipe
+
+    loaded = load_recipe(recipe, overrides).on(data=data, seed=seed)
+    folder = Path(out) if out is not None else Path("runs") / Path(recipe).stem
+    return run_recipe(loaded, folder, device=device, overwrite=overwrite)
+
+
+def demo(
+    out: str | Path = "runs/demo",
+    *,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> RunSummary:
+    """Generate inspection scenes beside the run folder, and run the recipe `parts-cpu` on them, up to its report.
+
+    The scenes are in DelftBikes' format, with parts that are absent. Thresholds and weights are chosen on `val`, the
+    numbers are those of `test`.
+
+    Args:
+        out: Run folder; the scenes go to a folder of that name with `-data` added.
+        overrides: As in `run`.
+        seed: Of training; the scenes are always the same.
+        device: As in `run`.
+        overwrite: As in `run`.
+    """
+    scenes = Path(out).with_name(f"{Path(out).name}-data")
+    if not all((scenes / f"{split}_annotations.json").is_file() for split in DEMO_SPLITS):
+        log.info("generating %d scenes in %s", sum(DEMO_SPLITS.values()), scenes)
+        synth(scenes, splits=DEMO_SPLITS, layout="delftbikes", overwrite=True)
+    options = ["evaluate.split=test", *overrides]
+    return run(DEMO_RECIPE, scenes, out, overrides=options, seed=seed, device=device, overwrite=overwrite)
+
+
+def train(
+    data: str | Path,
+    recipe: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> RunSummary:
+    """Train the detectors of a recipe on a data set, evaluate them and write the report.
+
+    The arguments are those of `run`; `data` must be given. Without a recipe one is chosen for the data and the
+    device, with a member called `detector`, and the run folder is `runs/NAME` with the data set's name.
+    """
+    if recipe is not None:
+        return run(recipe, data, out, overrides=overrides, seed=seed, device=device, overwrite=overwrite)
+    require_folder(Path(data), "data set")
+    from scantling.recipe.suggest import OpenRecipe
+    from scantling.run.pipeline import run_recipe
+
+    opened = OpenRecipe.over(data, seed=seed, overrides=overrides)
+    folder = Path(out) if out is not None else Path("runs") / Path(data).absolute().name
+    return run_recipe(opened, folder, device=device, overwrite=overwrite)
+
+
+def ablate(
+    data: str | Path,
+    recipe: str | Path,
+    out: str | Path | None = None,
+    *,
+    init: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    device: str = "auto",
+    overwrite: bool = False,
+) -> AblationSummary:
+    """Measure on a data set what each ingredient of a recipe gives; every model is trained once.
+
+    Args:
+        data: Folder of the data set.
+        recipe: Name of a shipped recipe, or a YAML file; its first member is taken apart.
+        out: Run folder; None is `runs/RECIPE-ablation`.
+        init: Backbone weights that the first member is trained from as well.
+        overrides: As in `run`.
+        device: As in `run`.
+        overwrite: As in `run`.
+
+    Raises:
+        ScantlingError: As in `run`.
+    """
+    require_folder(Path(data), "data set")
+    if init is not None:
+        require_existing(Path(init), "weights")
+    from scantling.recipe.recipe import load_recipe
+    from scantling.run.ablation import ablate_recipe
+
+    loaded = load_recipe(recipe, overrides).on(data=data)
+    folder = Path(out) if out is not None else Path("runs") / f"{Path(recipe).stem}-ablation"
+    weights = Path(init) if init is not None else None
+    return ablate_recipe(loaded, folder, init=weights, device=device, overwrite=overwrite)
+
+
+def report(run: str | Path) -> Path:
+    """Write the report of a finished run anew.
+
+    Args:
+        run: Run folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        UsageError: It is no run folder, or the run is not finished.
+    """
+    folder = require_run(Path(run))
+    from scantling.data.splits import read_run_data
+    from scantling.recipe.recipe import load_recipe
+    from scantling.run.stages.judging import write_run_report
+
+    recipe = load_recipe(folder / "recipe.yaml")
+    return write_run_report(folder, recipe, read_run_data(recipe.data, recipe.evaluate.split))
+
+
+def require_run(path: Path) -> Path:
+    """A folder with a finished run.
+
+    Raises:
+        UsageError: It is none.
+    """
+    require_folder(path, "run folder")
+    missing = [name for name in ("recipe.yaml", "metrics.json") if not (path / name).is_file()]
+    if missing:
+        raise UsageError(
+            f"{path}: not a finished run (no {missing[0]})", hint="Finish it with `scantling run`."
+        )
+    return path

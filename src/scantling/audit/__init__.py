@@ -1,0 +1,1 @@
+"""The label audit: which annotations are likely wrong, why, and their repair."""

@@ -1,0 +1,210 @@
+"""The list `annotations` of a COCO file -> checked `Annotation`s, per image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scantling.data.coco.geometry import (
+    Box,
+    check_box,
+    check_segmentation,
+    compare_box_with_mask,
+    diagnose_boxes,
+    mask_extent,
+    numbers_of_box,
+)
+from scantling.data.coco.parse import Raw, extra_of, parse_list, unknown_reference, usable_id
+from scantling.data.coco.records import (
+    Annotation,
+    Category,
+    ImageId,
+    ImageRecord,
+    Segmentation,
+    fits_int64,
+    id_order,
+)
+from scantling.data.findings import FindingLog, RecordLog, name_some
+
+Task = Literal["detection", "segmentation"]
+
+_KEYS = frozenset({"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"})
+
+
+@dataclass(slots=True, kw_only=True)
+class Tables:
+    """What annotations refer to, and what is gathered while they are parsed.
+
+    Attributes:
+        task: Segmentation needs a mask for every annotation.
+        labels: Category id -> label, for categories that can be used.
+        images: Image id -> record, for images that can be used.
+        declared: Ids of all `images` and `categories` in the file, usable or not: references to them need no remark.
+        log: Takes the findings.
+        boxes: Every box of four finite numbers, as in the file.
+        box_sizes_hw: Sizes of their images.
+    """
+
+    task: Task
+    labels: dict[ImageId, int]
+    images: dict[ImageId, ImageRecord]
+    declared: Mapping[str, frozenset[ImageId]]
+    log: FindingLog
+    boxes: list[Box] = field(default_factory=list)
+    box_sizes_hw: list[tuple[int, int]] = field(default_factory=list)
+
+
+def parse_annotations(raw: list[object], tables: Tables) -> dict[ImageId, list[Annotation]]:
+    """Annotations per image id (all usable images are there), each list sorted by annotation id."""
+    per_image: dict[ImageId, list[Annotation]] = {image_id: [] for image_id in tables.images}
+
+    def parse(identifier: ImageId, record: Raw, log: RecordLog) -> tuple[ImageId, Annotation] | None:
+        return _parse_annotation(identifier, record, tables, log)
+
+    parsed = parse_list(raw, "annotations", tables.log, parse)
+    for image_id, annotation in parsed:
+        per_image[image_id].append(annotation)
+    for image_id, objects in per_image.items():
+        objects.sort(key=lambda annotation: id_order(annotation.id))
+        _warn_of_repeated_boxes(image_id, objects, tables.log)
+    unfit = [annotation.id for _, annotation in parsed if not fits_int64(annotation.id)]
+    if unfit:
+        message = f"{len(unfit)} annotation ids are no 64-bit integers: {name_some(unfit)}"
+        tables.log.add("annotation-ids-renumbered", message, path="annotations")
+    diagnose_boxes(tables.boxes, tables.box_sizes_hw, tables.log, "annotations")
+    if len(parsed) < len(raw) and not tables.log.failed:
+        message = f"{len(raw) - len(parsed)} of {len(raw)} annotations are not used"
+        tables.log.add("annotations-dropped", message, path="annotations")
+    return per_image
+
+
+def remark_on_coverage(
+    categories: list[Category], per_image: dict[ImageId, list[Annotation]], log: FindingLog
+) -> None:
+    """Name every declared class without an object, and count the images without any."""
+    used = {annotation.label for annotations in per_image.values() for annotation in annotations}
+    for label, category in enumerate(categories):
+        if label not in used:
+            message = f"no annotation is of class {category.name!r}"
+            log.add("category-unused", message, path="categories", id=category.id, value=category.name)
+    empty = [image_id for image_id, annotations in per_image.items() if not annotations]
+    if empty:
+        message = (
+            f"{len(empty)} of {len(per_image)} images have no annotation (background): {name_some(empty)}"
+        )
+        log.add("images-without-annotations", message, path="images")
+
+
+def _parse_annotation(
+    identifier: ImageId, record: Raw, tables: Tables, log: RecordLog
+) -> tuple[ImageId, Annotation] | None:
+    image = _image_of(record, tables, log)
+    label = _label_of(record, tables, log)
+    is_crowd = _crowd_of(record, log)
+    if image is None:
+        return None
+    mask = check_segmentation(record.get("segmentation"), image.size_hw, log)
+    box = _box_of(record, mask, image, tables, log)
+    if mask is None and tables.task == "segmentation" and record.get("segmentation") is None:
+        log.add("mask-missing", "the annotation has no segmentation", field="segmentation")
+    if label is None or box is None or (mask is None and tables.task == "segmentation"):
+        return None
+    return image.id, Annotation(
+        id=identifier,
+        label=label,
+        box_xywh=box,
+        is_crowd=is_crowd,
+        area=_area_of(record, log),
+        segmentation=mask,
+        extra=extra_of(record, _KEYS, log),
+    )
+
+
+def _image_of(record: Raw, tables: Tables, log: RecordLog) -> ImageRecord | None:
+    value = record.get("image_id")
+    if value is None:
+        log.add("reference-missing", "the annotation has no image_id", field="image_id")
+        return None
+    identifier = usable_id(value)
+    image = tables.images.get(identifier) if identifier is not None else None
+    if image is None and identifier not in tables.declared["images"]:
+        message = unknown_reference("image", value, tables.declared["images"])
+        log.add("image-unknown", message, field="image_id", value=value)
+    return image
+
+
+def _label_of(record: Raw, tables: Tables, log: RecordLog) -> int | None:
+    value = record.get("category_id")
+    if value is None:
+        log.add("reference-missing", "the annotation has no category_id", field="category_id")
+        return None
+    identifier = usable_id(value)
+    label = tables.labels.get(identifier) if identifier is not None else None
+    if label is None and identifier not in tables.declared["categories"]:
+        message = unknown_reference("category", value, tables.declared["categories"])
+        log.add("category-unknown", message, field="category_id", value=value)
+    return label
+
+
+def _crowd_of(record: Raw, log: RecordLog) -> bool:
+    value = record.get("iscrowd")
+    if value is None or value in (0, 1):
+        return bool(value)
+    log.add("crowd-value", "iscrowd is neither 0 nor 1", field="iscrowd", value=value)
+    return False
+
+
+def _area_of(record: Raw, log: RecordLog) -> float | None:
+    value = record.get("area")
+    if value is None:
+        return None
+    if type(value) in (int, float) and 0 <= value < math.inf:  # type: ignore[operator] # a number by its type
+        return value  # type: ignore[return-value]
+    log.add("area-value", "the area is not a finite number >= 0", field="area", value=value)
+    return None
+
+
+def _box_of(
+    record: Raw, mask: Segmentation | None, image: ImageRecord, tables: Tables, log: RecordLog
+) -> Box | None:
+    """The record's box, or the one around its mask if it has none."""
+    value = record.get("bbox")
+    extent = mask_extent(mask, image.size_hw) if mask is not None else None
+    if value is None and "bbox" not in record:
+        return _derived_box(extent, log)
+    numbers = numbers_of_box(value)
+    if numbers is not None:
+        tables.boxes.append(numbers)
+        tables.box_sizes_hw.append(image.size_hw)
+    box = check_box(value, image.size_hw, log)
+    if box is not None and extent is not None and record.get("iscrowd") != 1:
+        compare_box_with_mask(box, extent, log)
+    return box
+
+
+def _derived_box(extent: Box | None, log: RecordLog) -> Box | None:
+    if extent is None:
+        log.add("box-missing", "the annotation has neither bbox nor a usable mask", field="bbox")
+        return None
+    box = (extent[0], extent[1], extent[2] - extent[0], extent[3] - extent[1])
+    log.add(
+        "box-derived",
+        "the annotation has no bbox; the box around its mask is used",
+        field="bbox",
+        value=list(box),
+    )
+    return box
+
+
+def _warn_of_repeated_boxes(image_id: ImageId, annotations: list[Annotation], log: FindingLog) -> None:
+    """Name annotations that repeat another one's class and exact box."""
+    first: dict[tuple[int, Box], Annotation] = {}
+    for annotation in annotations:
+        twin = first.setdefault((annotation.label, annotation.box_xywh), annotation)
+        if twin is not annotation and not annotation.is_crowd:
+            message = f"same class and box as annotation {twin.id!r} in image {image_id!r}"
+            log.add(
+                "box-twice", message, path="annotations", id=annotation.id, value=list(annotation.box_xywh)
+            )

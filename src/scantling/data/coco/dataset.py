@@ -1,0 +1,171 @@
+"""A checked COCO data set in memory.
+
+K: number of categories, N: objects of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scantling.data.coco.records import (
+    Annotation,
+    Category,
+    Extra,
+    ImageId,
+    ImageRecord,
+    area_of,
+    clipped_xyxy,
+    fits_int64,
+    segmentation_json,
+    to_rle,
+)
+from scantling.errors import Finding, UsageError
+from scantling.structures.instances import Instances
+from scantling.structures.masks import ImageMasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoDataset:
+    """A checked COCO file.
+
+    Attributes:
+        file: Where it came from.
+        image_root: Folder to which file names are relative.
+        images: Sorted by id.
+        annotations: For each image its objects, sorted by id.
+        categories: Sorted by id; the position of a category is its label.
+        findings: Warnings and notes made while reading.
+        extra: Further top-level keys, such as `info`.
+    """
+
+    file: Path
+    image_root: Path
+    images: tuple[ImageRecord, ...]
+    annotations: tuple[tuple[Annotation, ...], ...]
+    categories: tuple[Category, ...]
+    findings: tuple[Finding, ...] = ()
+    extra: Extra = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_annotations(self) -> int:
+        """Number of objects, crowds included."""
+        return sum(map(len, self.annotations))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; the position is the label."""
+        return tuple(category.name for category in self.categories)
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The file's category ids; the position is the label."""
+        return tuple(category.id for category in self.categories)
+
+    @cached_property
+    def index_of(self) -> Mapping[ImageId, int]:
+        """Image id -> position in `images`."""
+        return {image.id: index for index, image in enumerate(self.images)}
+
+    @cached_property
+    def instance_ids(self) -> tuple[tuple[int, ...], ...]:
+        """For each image the 64-bit numbers of its objects: their ids, or 1, 2, ... if one id does not fit."""
+        ids = [annotation.id for annotations in self.annotations for annotation in annotations]
+        numbers = iter(ids if all(map(fits_int64, ids)) else range(1, len(ids) + 1))
+        return tuple(tuple(int(next(numbers)) for _ in annotations) for annotations in self.annotations)
+
+    def instances(self, index: int, masks: bool = False) -> Instances:
+        """The objects of one image.
+
+        Args:
+            index: Position of the image.
+            masks: Rasterise the masks too.
+
+        Returns:
+            Boxes absolute xyxy in the image's frame and clipped to it; labels, crowd flags, ids. With no object,
+            fields of length 0.
+
+        Raises:
+            UsageError: Masks are wanted and an annotation has none.
+        """
+        size_hw = self.images[index].size_hw
+        annotations = self.annotations[index]
+        boxes = clipped_xyxy([annotation.box_xywh for annotation in annotations], size_hw)
+        return Instances(
+            size_hw=size_hw,
+            boxes=torch.from_numpy(boxes),
+            labels=torch.tensor([annotation.label for annotation in annotations], dtype=torch.int64),
+            masks=self._masks(index) if masks else None,
+            is_crowd=torch.tensor([annotation.is_crowd for annotation in annotations], dtype=torch.bool),
+            ids=torch.tensor(self.instance_ids[index], dtype=torch.int64),
+        )
+
+    def _masks(self, index: int) -> ImageMasks:
+        size_hw = self.images[index].size_hw
+        rles = []
+        for annotation in self.annotations[index]:
+            if annotation.segmentation is None:
+                hint = "Read the file with task='segmentation' to find all of these."
+                raise UsageError(f"{self.file}: annotation {annotation.id!r} has no mask", hint=hint)
+            rles.append(to_rle(annotation.segmentation, size_hw))
+        return ImageMasks.from_rles(rles, size_hw=size_hw)
+
+    def subset(self, image_ids: Iterable[ImageId]) -> CocoDataset:
+        """The data set with only these images and their annotations, in the order of the data set.
+
+        Raises:
+            UsageError: An id is not in the data set.
+        """
+        wanted = set(image_ids)
+        unknown = wanted - self.index_of.keys()
+        if unknown:
+            listed = ", ".join(sorted(map(repr, unknown))[:10])
+            raise UsageError(f"{self.file}: no images with the ids {listed}")
+        kept = [index for index, image in enumerate(self.images) if image.id in wanted]
+        images = tuple(self.images[index] for index in kept)
+        return replace(self, images=images, annotations=tuple(self.annotations[index] for index in kept))
+
+    def to_coco(self) -> dict[str, Any]:
+        """The data set as COCO's plain lists and dicts, with the file's own ids and further keys.
+
+        Boxes are written as found in the file, missing areas are computed.
+        """
+        return {
+            **self.extra,
+            "images": [_image_json(image) for image in self.images],
+            "annotations": [
+                self._annotation_json(image, annotation)
+                for image, annotations in zip(self.images, self.annotations, strict=True)
+                for annotation in annotations
+            ],
+            "categories": [
+                {"id": category.id, "name": category.name, "supercategory": category.supercategory}
+                for category in self.categories
+            ],
+        }
+
+    def _annotation_json(self, image: ImageRecord, annotation: Annotation) -> dict[str, object]:
+        record: dict[str, object] = {
+            "id": annotation.id,
+            "image_id": image.id,
+            "category_id": self.categories[annotation.label].id,
+            "bbox": list(annotation.box_xywh),
+            "area": area_of(annotation, image.size_hw),
+            "iscrowd": int(annotation.is_crowd),
+        }
+        if annotation.segmentation is not None:
+            record["segmentation"] = segmentation_json(annotation.segmentation)
+        return record | dict(annotation.extra)
+
+
+def _image_json(image: ImageRecord) -> dict[str, object]:
+    height, width = image.size_hw
+    return {"id": image.id, "file_name": image.file_name, "width": width, "height": height, **image.extra}

@@ -1,0 +1,264 @@
+"""One data set, written in another tool's files: COCO, YOLO or VOC.
+
+What a format cannot hold is counted and told, never dropped in silence:
+
+| | boxes | masks | crowds | ids of categories |
+|---|---|---|---|---|
+| COCO | exact | exact | yes | yes |
+| YOLO | clipped to the image | one polygon per object | left out | in `categories.json` |
+| VOC | exact | none | as `difficult` | in `categories.json` |
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from scantling.data.coco import CocoDataset, ReadOptions, write_coco
+from scantling.data.coco.records import ImageId, ImageRecord
+from scantling.data.findings import summarise
+from scantling.data.formats.delftbikes import STATES, TARGETS
+from scantling.data.formats.document import CATEGORIES_FILE
+from scantling.data.formats.locations import read_splits
+from scantling.data.formats.write_voc import voc_text
+from scantling.data.formats.write_yolo import settings_text, yolo_lines
+from scantling.data.formats.yolo import label_path
+from scantling.data.health.images import usable_images
+from scantling.data.io import atomic_write, write_json
+from scantling.errors import UsageError
+
+_logger = logging.getLogger(__name__)
+
+Target = Literal["coco", "yolo", "voc"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """What was written.
+
+    Attributes:
+        out: The folder.
+        target: Its format.
+        counts: Images and objects by split.
+        losses: How often something could not be kept, by what it was.
+    """
+
+    out: Path
+    target: Target
+    counts: Mapping[str, tuple[int, int]]
+    losses: Mapping[str, int]
+
+    def to_text(self) -> str:
+        """For people."""
+        lines = [f"{self.out}: {self.target.upper()}"]
+        lines += [
+            f"  {name}: {images} images, {objects} objects" for name, (images, objects) in self.counts.items()
+        ]
+        lines += [f"  not kept: {count} {what}" for what, count in self.losses.items()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, object]:
+        """For programs."""
+        splits = {
+            name: {"images": images, "objects": objects} for name, (images, objects) in self.counts.items()
+        }
+        return {"out": str(self.out), "format": self.target, "splits": splits, "not_kept": dict(self.losses)}
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """A conversion under way.
+
+    Attributes:
+        folder: Temporary, renamed at the end.
+        link: Link images instead of copying them.
+        boxes_only: Leave masks out where the target could hold them.
+        losses: Counted while writing.
+        taken: File name in use, by its stem, and the image it belongs to.
+    """
+
+    folder: Path
+    link: bool
+    boxes_only: bool
+    losses: Counter[str] = field(default_factory=Counter)
+    taken: dict[str, Path] = field(default_factory=dict)
+
+
+def convert_data(
+    source: Path | str,
+    target: Target,
+    out: Path,
+    *,
+    link: bool = False,
+    boxes_only: bool = False,
+    states: tuple[str, ...] = (),
+    skip_invalid: bool = False,
+) -> Converted:
+    """Read every split of a data set with its images' headers, and write it; see `convert_splits`.
+
+    Args:
+        source: Folder, or one of its splits.
+        target: Format to write.
+        out: As in `convert_splits`, like `link` and `boxes_only`.
+        link: Link images.
+        boxes_only: Leave masks out.
+        states: DelftBikes parts in these states are kept; none means all but absent ones.
+        skip_invalid: Leave out unusable records and images, counted.
+
+    Raises:
+        DataError: With the findings of the first split that cannot be used.
+        UsageError: A state is unknown, or the folder is in use.
+    """
+    kept = tuple(state for state in STATES if state in (states or TARGETS))
+    if set(states) - set(kept):
+        raise UsageError(f"--states: known are {', '.join(STATES)}")
+    read = read_splits(source, ReadOptions(skip_invalid=skip_invalid), states=kept)
+    splits = {name: usable_images(dataset, skip_invalid=skip_invalid) for name, dataset in read.items()}
+    for name, dataset in splits.items():
+        counts = (
+            f"{len(dataset)} images, {dataset.num_annotations} objects, {len(dataset.categories)} categories"
+        )
+        _logger.info("%s: %s; %s", name, counts, summarise(dataset.findings))
+    return convert_splits(splits, target, out, link=link, boxes_only=boxes_only)
+
+
+def convert_splits(
+    splits: Mapping[str, CocoDataset],
+    target: Target,
+    out: Path,
+    *,
+    link: bool = False,
+    boxes_only: bool = False,
+) -> Converted:
+    """Write data sets with their images.
+
+    Args:
+        splits: By name; in YOLO and VOC they must have the same classes.
+        target: Format to write.
+        out: Folder; must not exist or be empty. It appears complete or not at all.
+        link: Hard links (else symbolic ones) instead of copies; the images must then never be edited in place.
+        boxes_only: Leave masks out.
+
+    Raises:
+        UsageError: The folder is in use, the classes of the splits differ, or an image is missing.
+    """
+    _require_same_classes(splits, target)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not an empty folder", hint="Nothing was changed. Choose another --out.")
+    job = _Job(
+        folder=out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp"), link=link, boxes_only=boxes_only
+    )
+    try:
+        {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[target](splits, job)
+        if out.is_dir():
+            out.rmdir()
+        job.folder.replace(out)
+    finally:
+        shutil.rmtree(job.folder, ignore_errors=True)
+    counts = {name: (len(dataset), dataset.num_annotations) for name, dataset in splits.items()}
+    return Converted(out=out, target=target, counts=counts, losses=dict(+job.losses))
+
+
+def _write_coco(splits: Mapping[str, CocoDataset], job: _Job) -> None:
+    flat = _one_folder_is_enough(splits)
+    for split, dataset in splits.items():
+        folder = job.folder / "images" if flat else job.folder / "images" / split
+        for record in dataset.images:
+            _place_image(record, folder / record.file_name, job)
+        if job.boxes_only:
+            job.losses["masks"] += sum(
+                a.segmentation is not None for many in dataset.annotations for a in many
+            )
+        write_coco(
+            (_without_masks(dataset) if job.boxes_only else dataset).to_coco(),
+            job.folder / "annotations" / f"{split}.json",
+        )
+
+
+def _write_yolo(splits: Mapping[str, CocoDataset], job: _Job) -> None:
+    for split, dataset in splits.items():
+        for record, objects in zip(dataset.images, dataset.annotations, strict=True):
+            name = _unique(PurePosixPath(split) / record.file_name, record, job)
+            _place_image(record, job.folder / "images" / name, job)
+            lines = yolo_lines(record, objects, job.losses, boxes_only=job.boxes_only)
+            atomic_write(label_path(job.folder / "images" / name), "".join(f"{line}\n" for line in lines))
+    first = next(iter(splits.values()))
+    atomic_write(job.folder / "data.yaml", settings_text(tuple(splits), first.class_names))
+    _write_categories(first, job)
+
+
+def _write_voc(splits: Mapping[str, CocoDataset], job: _Job) -> None:
+    for split, dataset in splits.items():
+        names: dict[ImageId, PurePosixPath] = {}
+        for record, objects in zip(dataset.images, dataset.annotations, strict=True):
+            name = names[record.id] = _unique(PurePosixPath(record.file_name), record, job)
+            _place_image(record, job.folder / "JPEGImages" / name, job)
+            text = voc_text(name, record, objects, dataset.class_names, job.losses)
+            atomic_write(job.folder / "Annotations" / name.with_suffix(".xml"), text)
+        listed = "".join(f"{name.with_suffix('')}\n" for name in names.values())
+        atomic_write(job.folder / "ImageSets" / "Main" / f"{split}.txt", listed)
+    _write_categories(next(iter(splits.values())), job)
+
+
+def _write_categories(dataset: CocoDataset, job: _Job) -> None:
+    records = [{"id": c.id, "name": c.name, "supercategory": c.supercategory} for c in dataset.categories]
+    write_json(job.folder / CATEGORIES_FILE, records, indent=1)
+
+
+def _require_same_classes(splits: Mapping[str, CocoDataset], target: Target) -> None:
+    if not splits:
+        raise UsageError("there is no split to convert")
+    first, dataset = next(iter(splits.items()))
+    others = [name for name, other in splits.items() if other.class_names != dataset.class_names]
+    if others and target != "coco":
+        hint = f"Convert one split alone: FOLDER:{others[0]}."
+        raise UsageError(f"the classes of {', '.join(others)} are not those of {first}", hint=hint)
+    if len(set(dataset.class_names)) < len(dataset.class_names) and target == "voc":
+        raise UsageError("two categories have one name, by which VOC tells them apart", hint="Rename one.")
+
+
+def _one_folder_is_enough(splits: Mapping[str, CocoDataset]) -> bool:
+    """Whether no two different images have the same name."""
+    paths: dict[str, Path] = {}
+    records = (record for dataset in splits.values() for record in dataset.images)
+    return all(paths.setdefault(record.file_name, record.path) == record.path for record in records)
+
+
+def _unique(name: PurePosixPath, record: ImageRecord, job: _Job) -> PurePosixPath:
+    """The name, changed where another image has the same one up to its suffix (`a.jpg` and `a.png`)."""
+    candidate, number = name, 2
+    while job.taken.setdefault(str(candidate.with_suffix("")), record.path) != record.path:
+        candidate = name.with_stem(f"{name.stem}_{number}")
+        number += 1
+    job.losses["image names (renamed: another image has the same one)"] += candidate != name
+    return candidate
+
+
+def _place_image(record: ImageRecord, target: Path, job: _Job) -> None:
+    """Copy or link an image, whose name may be there already from another split."""
+    if target.exists():
+        return
+    if not record.path.is_file():
+        raise UsageError(
+            f"{record.path}: the image is missing", hint="Leave such images out with --skip-invalid."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not job.link:
+        shutil.copyfile(record.path, target)
+        return
+    try:
+        os.link(record.path.resolve(), target)
+    except OSError:  # another file system
+        target.symlink_to(record.path.resolve())
+
+
+def _without_masks(dataset: CocoDataset) -> CocoDataset:
+    stripped = tuple(tuple(replace(a, segmentation=None) for a in many) for many in dataset.annotations)
+    return replace(dataset, annotations=stripped)

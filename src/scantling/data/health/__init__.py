@@ -1,0 +1,1 @@
+"""What `check` looks at beyond one record: boxes, images, near duplicates, leaks between splits."""

@@ -1,0 +1,265 @@
+"""Health of a data set: everything that would make a score meaningless or a training worse, in one pass.
+
+DATA ─ read (all findings) ─ open every image ─ boxes ─ classes ─ leaks between splits ─► DataHealth
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
+from scantling.data.findings import CODES, FindingLog, Kind, Policy, name_some, summarise
+from scantling.data.formats.layouts import announce, detect_format
+from scantling.data.formats.locations import Location, parse_location, read_location, split_name
+from scantling.data.health.boxes import PERCENTILES, Suspect, size_percentiles, suspects
+from scantling.data.health.images import check_images
+from scantling.data.health.leaks import compare_splits
+from scantling.data.health.near_duplicates import find_twins, thumbnails
+from scantling.errors import DataError, Finding, Severity
+
+RARE = 10
+"""Objects of a class in training below which it is rare."""
+
+_EXAMPLES = 5
+_SHOWN_PER_CODE = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneTwins:
+    """Two images that show the same scene; `peak` is 1 for copies (see `near_twins`)."""
+
+    splits: tuple[str, str]
+    images: tuple[ImageRecord, ImageRecord]
+    peak: float
+
+    @property
+    def leaks(self) -> bool:
+        """Whether they are in different splits."""
+        return self.splits[0] != self.splits[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataHealth:
+    """What was found in a data set.
+
+    Attributes:
+        title: What was looked at, and its format.
+        splits: What could be read, by name.
+        findings: Errors first.
+        suspects: Boxes worth a look, the oddest of each kind first.
+        twins: Images of the same scene, the most alike first.
+    """
+
+    title: str
+    splits: Mapping[str, CocoDataset]
+    findings: tuple[Finding, ...]
+    suspects: tuple[Suspect, ...]
+    twins: tuple[SceneTwins, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is an error."""
+        return any(finding.severity is Severity.ERROR for finding in self.findings)
+
+    def class_counts(self) -> dict[str, dict[str, int]]:
+        """Objects of every class in every split."""
+        names = dict.fromkeys(name for dataset in self.splits.values() for name in dataset.class_names)
+        counts = {split: _class_counts(dataset) for split, dataset in self.splits.items()}
+        return {name: {split: counts[split][name] for split in self.splits} for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "title": self.title,
+            "splits": {name: _facts(dataset) for name, dataset in self.splits.items()},
+            "classes": self.class_counts(),
+            "findings_by_code": dict(Counter(finding.code for finding in self.findings)),
+            "findings": [_plain(finding) for finding in self.findings],
+            "same_scene": [
+                {"splits": list(t.splits), "files": [i.file_name for i in t.images], "peak": round(t.peak, 3)}
+                for t in self.twins
+            ],
+        }
+
+    def to_text(self) -> str:
+        """For people: classes, sizes, then the findings."""
+        lines = [self.title, ""]
+        lines += _table(
+            ("class", *self.splits),
+            [(name, *counts.values()) for name, counts in self.class_counts().items()],
+        )
+        for name, dataset in self.splits.items():
+            facts = _facts(dataset)
+            lines += ["", f"{name}: {facts['images']} images ({facts['empty_images']} without objects)"]
+            lines += _table(
+                ("percentile", *map(str, PERCENTILES)),
+                [(key.replace("_", " "), *values) for key, values in facts["percentiles"].items() if values],
+            )
+        return "\n".join([*lines, "", *_told(self.findings), summarise(self.findings)])
+
+
+def check_data(location: Location | str, *, pixels: bool = True, strict: bool = False) -> DataHealth:
+    """Look at everything.
+
+    Args:
+        location: Folder with all its splits, or one split in any of the known ways.
+        pixels: Decode every image, and look for the same scene in two places.
+        strict: Warnings become errors.
+
+    Raises:
+        DataError: There is no data set at all.
+    """
+    location = location if isinstance(location, Location) else parse_location(location)
+    title, readers = _splits_of(location)
+    splits: dict[str, CocoDataset] = {}
+    log = FindingLog(str(location.path), Policy(strict=strict))
+    findings: list[Finding] = []
+    for name, read in readers.items():
+        dataset, found = _read(read, strict=strict)
+        findings += found
+        if dataset is not None:
+            splits[name] = dataset
+            findings += check_images(dataset, decode=pixels, strict=strict)
+    odd = [suspect for name, dataset in splits.items() for suspect in suspects(name, dataset)]
+    _report_suspects(odd, log)
+    _report_rare_classes(splits, log)
+    findings += _compared(splits, pixels=pixels, strict=strict)
+    twins = _scene_twins(splits) if pixels else []
+    _report_twins(twins, log)
+    order = list(Severity)
+    findings = sorted([*findings, *log.findings], key=lambda finding: order.index(finding.severity))
+    return DataHealth(
+        title=title, splits=splits, findings=tuple(findings), suspects=tuple(odd), twins=tuple(twins)
+    )
+
+
+Reader = Callable[[ReadOptions], CocoDataset]
+
+
+def _splits_of(location: Location) -> tuple[str, dict[str, Reader]]:
+    """What was understood, and how to read its splits."""
+    if not location.path.is_dir():
+        return str(location), {split_name(location): partial(read_location, location)}
+    layout = detect_format(location.path)
+    announce(layout)
+    names = (layout.split_named(location.split),) if location.split else layout.splits
+    return str(layout), {name: partial(layout.read, name) for name in names}
+
+
+def _read(read: Reader, *, strict: bool) -> tuple[CocoDataset | None, list[Finding]]:
+    """The usable part of a split, None if there is none, and everything that is wrong with all of it."""
+    try:
+        dataset = read(ReadOptions(strict=strict))
+    except DataError as error:
+        try:
+            return read(ReadOptions(skip_invalid=True)), list(error.findings)
+        except DataError:
+            return None, list(error.findings)
+    return dataset, list(dataset.findings)
+
+
+def _report_suspects(odd: list[Suspect], log: FindingLog) -> None:
+    """One finding for each kind and split, with examples."""
+    groups: dict[tuple[str, str], list[Suspect]] = {}
+    for suspect in odd:
+        groups.setdefault((suspect.code, suspect.split), []).append(suspect)
+    for (code, split), members in groups.items():
+        examples = [f"{s.image.file_name} object {s.annotation.id} ({s.note})" for s in members]
+        log.add(code, f"{split}: {len(members)} boxes: {name_some(examples, _EXAMPLES)}")
+
+
+def _report_rare_classes(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
+    if "train" in splits:
+        for name, count in _class_counts(splits["train"]).items():
+            if 0 < count < RARE:
+                log.add("class-rare", f"train: class {name!r} has {count} objects", value=name)
+
+
+def _compared(splits: Mapping[str, CocoDataset], *, pixels: bool, strict: bool) -> list[Finding]:
+    """Every split with those before it; classes are compared with the first only."""
+    names = list(splits)
+    found: list[Finding] = []
+    for position, name in enumerate(names):
+        for earlier in names[:position]:
+            pair = compare_splits(splits[earlier], splits[name], pixels=pixels, strict=strict)
+            found += [f for f in pair if earlier == names[0] or CODES[f.code].kind is not Kind.STRUCTURAL]
+    return found
+
+
+def _scene_twins(splits: Mapping[str, CocoDataset]) -> list[SceneTwins]:
+    images = [(name, record) for name, dataset in splits.items() for record in dataset.images]
+    found = find_twins(thumbnails([record for _, record in images]))
+    return [
+        SceneTwins(
+            splits=(images[twins.first][0], images[twins.second][0]),
+            images=(images[twins.first][1], images[twins.second][1]),
+            peak=twins.peak,
+        )
+        for twins in found
+    ]
+
+
+def _report_twins(twins: list[SceneTwins], log: FindingLog) -> None:
+    """One finding for each pair of splits, and one for pairs within splits."""
+    groups: dict[tuple[str, str], list[SceneTwins]] = {}
+    for pair in twins:
+        groups.setdefault(pair.splits, []).append(pair)
+    for (first, second), pairs in groups.items():
+        examples = [f"{p.images[0].file_name} = {p.images[1].file_name} ({p.peak:.2f})" for p in pairs]
+        where = f"{first} and {second}: " if first != second else f"{first}: "
+        message = f"{where}{len(pairs)} pairs of images show the same scene: {name_some(examples, _EXAMPLES)}"
+        if first == second:
+            log.add("image-near-twice", message)
+        else:
+            log.add("split-near-pixels", message)
+
+
+def _class_counts(dataset: CocoDataset) -> Counter[str]:
+    labels = (a.label for annotations in dataset.annotations for a in annotations if not a.is_crowd)
+    return Counter({name: 0 for name in dataset.class_names}) + Counter(
+        dataset.class_names[i] for i in labels
+    )
+
+
+def _facts(dataset: CocoDataset) -> dict[str, Any]:
+    return {
+        "file": str(dataset.file),
+        "images": len(dataset),
+        "objects": dataset.num_annotations,
+        "crowds": sum(a.is_crowd for annotations in dataset.annotations for a in annotations),
+        "empty_images": sum(not annotations for annotations in dataset.annotations),
+        "percentiles": size_percentiles(dataset),
+    }
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    cells = [head, *(tuple(f"{v:g}" if isinstance(v, float) else str(v) for v in row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in cells
+    ]
+
+
+def _told(findings: tuple[Finding, ...]) -> list[str]:
+    """The first few of each code."""
+    lines: list[str] = []
+    told: Counter[str] = Counter()
+    for finding in findings:
+        told[finding.code] += 1
+        if told[finding.code] <= _SHOWN_PER_CODE:
+            lines.append(str(finding))
+    rest = [f"[{code}] {count - _SHOWN_PER_CODE} more of these" for code, count in told.items()]
+    return [
+        *lines,
+        *(line for line, count in zip(rest, told.values(), strict=True) if count > _SHOWN_PER_CODE),
+    ]
+
+
+def _plain(finding: Finding) -> dict[str, Any]:
+    value = finding.value if isinstance(finding.value, str | int | bool | None) else str(finding.value)
+    return asdict(replace(finding, value=value))

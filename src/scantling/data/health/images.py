@@ -1,0 +1,255 @@
+"""The images of a data set or folder, looked at before any work starts: every problem at once.
+
+Headers are cheap and tell most; `decode=True` also finds pixels that are cut off or damaged.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from scantling.data.coco import CocoDataset
+from scantling.data.coco.records import ImageRecord
+from scantling.data.findings import CODES, FindingLog, Kind, Policy, name_some, summarise
+from scantling.data.images.header import LARGE_PIXELS, ImageHeader, parse_header
+from scantling.data.images.open import (
+    decode_image,
+    files_below,
+    image_header,
+    jpeg_leftover,
+    list_images,
+    read_image,
+    rotation_for,
+)
+from scantling.errors import DataError, Finding, Severity
+
+
+class Problem(NamedTuple):
+    """What is wrong with one image file: the fields of a finding that the file alone decides."""
+
+    code: str
+    message: str
+    hint: str | None = None
+
+
+class FolderImages(NamedTuple):
+    """The images of a folder without annotations, and what else lies there."""
+
+    records: tuple[ImageRecord, ...]
+    findings: tuple[Finding, ...]
+
+
+def check_images(
+    dataset: CocoDataset,
+    *,
+    decode: bool = False,
+    skip_invalid: bool = False,
+    strict: bool = False,
+    threads: int = 4,
+) -> tuple[Finding, ...]:
+    """Look at every image file that a data set names.
+
+    Args:
+        dataset: Read from its JSON; its image root decides where the files are.
+        decode: Decode every image completely as well.
+        skip_invalid: Unusable images are warnings; `usable_images` leaves them out.
+        strict: Warnings become errors.
+        threads: Files looked at together; each may need the memory of one decoded image.
+
+    Returns:
+        Findings, errors first; the id of each is that of its image.
+    """
+    log = FindingLog(str(dataset.file), Policy(skip_invalid=skip_invalid, strict=strict))
+    folders = _Folders(dataset.image_root)
+    if nowhere := _explain_nowhere(dataset, folders):
+        log.add(nowhere.code, nowhere.message, hint=nowhere.hint)
+        return log.findings
+
+    def look(record: ImageRecord) -> list[Problem]:
+        missing = folders.explain_missing(record)
+        return [missing] if missing else problems_of(record.path, record.size_hw, decode=decode)
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for record, problems in zip(dataset.images, pool.map(look, dataset.images), strict=True):
+            for problem in problems:
+                path = f"image {record.file_name}"
+                log.add(problem.code, problem.message, path=path, id=record.id, hint=problem.hint)
+    return log.findings
+
+
+def usable_images(
+    dataset: CocoDataset,
+    *,
+    decode: bool = False,
+    skip_invalid: bool = False,
+    strict: bool = False,
+    threads: int = 4,
+) -> CocoDataset:
+    """The data set without unusable images; its findings tell which were left out and why.
+
+    Args:
+        dataset: As for `check_images`, like the other arguments.
+        decode: Decode every image completely as well.
+        skip_invalid: Leave unusable images out instead of raising.
+        strict: Warnings raise.
+        threads: Files looked at together.
+
+    Raises:
+        DataError: With all findings, if one is an error.
+    """
+    options = {"decode": decode, "skip_invalid": skip_invalid, "strict": strict}
+    findings = check_images(dataset, threads=threads, **options)
+    if any(finding.severity is Severity.ERROR for finding in findings):
+        raise DataError(f"{dataset.file}: {summarise(findings)}", findings=findings)
+    unusable = {finding.id for finding in findings if CODES[finding.code].kind is Kind.GEOMETRY}
+    kept = [record.id for record in dataset.images if record.id not in unusable]
+    log = FindingLog(str(dataset.file), Policy())
+    if unusable:
+        names = [record.file_name for record in dataset.images if record.id in unusable]
+        message = f"{len(names)} of {len(dataset)} images are not used: {name_some(names)}"
+        log.add("images-dropped", message, path="images")
+    return replace(dataset.subset(kept), findings=(*dataset.findings, *findings, *log.findings))
+
+
+def images_of_folder(folder: Path | str) -> FolderImages:
+    """Records for the images of a folder (and its sub-folders) that has no annotations.
+
+    Args:
+        folder: Everything in it is looked at; what is no image, or damaged, is a warning.
+
+    Returns:
+        Records sorted by name; their ids are the names relative to the folder, their sizes those of the
+        upright images.
+
+    Raises:
+        DataError: The folder is missing or holds no image at all.
+    """
+    folder = Path(folder)
+    log = FindingLog(str(folder), Policy(skip_invalid=True))
+    images = list_images(folder)
+    for path in sorted(set(files_below(folder)) - set(images)):
+        log.add("not-an-image", "this file is no image and is not used", path=_name(path, folder))
+    records = []
+    for path in images:
+        name = _name(path, folder)
+        problems = problems_of(path, None, decode=False)
+        for problem in problems:
+            log.add(problem.code, problem.message, path=name, id=name, hint=problem.hint)
+        if all(CODES[problem.code].kind is not Kind.GEOMETRY for problem in problems):
+            size_hw = image_header(path).upright_hw
+            records.append(ImageRecord(id=name, file_name=name, path=path, size_hw=size_hw))
+    return FolderImages(tuple(records), log.findings)
+
+
+def problems_of(path: Path, size_hw: tuple[int, int] | None, *, decode: bool) -> list[Problem]:
+    """What is wrong with one image file.
+
+    Args:
+        path: The file.
+        size_hw: Size its record claims; None if there is no record.
+        decode: Look at the pixels too.
+    """
+    try:
+        data = read_image(path) if decode else b""
+        header = parse_header(data, str(path)) if decode else image_header(path)
+        rotation_for(header, size_hw, str(path))
+        if decode:
+            decode_image(data, header, str(path))
+    except DataError as error:
+        return [Problem(finding.code, finding.message, finding.hint) for finding in error.findings]
+    return _remarks(data, header, has_record=size_hw is not None)
+
+
+def _explain_nowhere(dataset: CocoDataset, folders: _Folders) -> Problem | None:
+    """One problem for the whole data set where none of its images is there; None where at least one is."""
+    root, images = dataset.image_root, dataset.images
+    if images and not root.is_dir():
+        hint = "Give the folder that `file_name` is relative to."
+        return Problem("file-missing", f"there is no image folder {root}", hint)
+    if len(images) < 2 or any(folders.have(record) for record in images):  # noqa: PLR2004 - one is told by itself
+        return None
+    first = images[0]
+    message = f"none of the {len(images)} images is in {root}, beginning with {first.file_name}"
+    named, folder = folders.explain_missing(first), folders.elsewhere(first)
+    if named is not None and named.hint:
+        return Problem("file-missing", message, named.hint)
+    if folder is not None:
+        return Problem(
+            "file-missing", message, f"{folder} has it: rename it to images, or set data.images to it."
+        )
+    return Problem(
+        "file-missing", message, "Put them there, or give the folder that `file_name` is relative to."
+    )
+
+
+def _remarks(data: bytes, header: ImageHeader, *, has_record: bool) -> list[Problem]:
+    """Warnings about an image that can be used."""
+    remarks = []
+    height, width = header.size_hw
+    if header.frames > 1:
+        remarks.append(Problem("image-animated", f"a {header.format} of several frames; the first is used"))
+    if height * width > LARGE_PIXELS:
+        remarks.append(Problem("image-large", f"{width} x {height} pixels"))
+    if header.ambiguous and has_record:
+        message = (
+            f"EXIF orientation {header.orientation}, which {width} x {height} cannot confirm, is applied"
+        )
+        remarks.append(Problem("image-orientation", message))
+    if data and header.format == "JPEG" and jpeg_leftover(data, header):
+        remarks.append(Problem("image-surplus", "the picture is complete before its pixel data end"))
+    return remarks
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+class _Folders:
+    """Names of the files in each folder, listed once: spelling counts, also where the file system forgives it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._names: dict[Path, frozenset[str]] = {}
+
+    def have(self, record: ImageRecord) -> bool:
+        """Whether the file is there under exactly this name."""
+        return record.path.name in self._listed(record.path.parent)
+
+    def explain_missing(self, record: ImageRecord) -> Problem | None:
+        """None if the file is there under exactly this name."""
+        if self.have(record):
+            return None
+        meant = self._similar(record)
+        hint = f"Did you mean {meant!r}?" if meant else None
+        return Problem("image-missing", f"there is no file {record.path}", hint)
+
+    def elsewhere(self, record: ImageRecord) -> Path | None:
+        """A folder inside the image folder under which the file is there."""
+        for name in sorted(self._listed(self._root)):
+            path = self._root / name / record.file_name
+            if path.name in self._listed(path.parent):
+                return self._root / name
+        return None
+
+    def _listed(self, folder: Path) -> frozenset[str]:
+        if folder not in self._names:
+            try:
+                self._names[folder] = frozenset(os.listdir(folder))  # noqa: PTH208 - names are all that is needed
+            except OSError:
+                self._names[folder] = frozenset()
+        return self._names[folder]
+
+    def _similar(self, record: ImageRecord) -> str | None:
+        """A name that exists: other letter case, or the same file in the image folder itself."""
+        name = Path(record.file_name)
+        for twin in sorted(self._listed(record.path.parent)):
+            if twin.lower() == name.name.lower():
+                return (name.parent / twin).as_posix()
+        for skipped in range(1, len(name.parts)):
+            shorter = Path(*name.parts[skipped:])
+            if shorter.name in self._listed(self._root / shorter.parent):
+                return shorter.as_posix()
+        return None

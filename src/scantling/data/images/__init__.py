@@ -1,0 +1,1 @@
+"""Image files: their headers, and pixels as the rest of the package expects them."""

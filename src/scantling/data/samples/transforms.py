@@ -1,0 +1,367 @@
+"""Augmentation: every transform takes (sample, bank, rng) and returns a sample.
+
+`bank` gives other samples to transforms that mix images; `rng` is all the randomness there is. Neighbouring geometric
+transforms are merged by `Compose` into one `View`, so the pixels are resampled once (see `geometry.py`).
+
+    AugmentConfig ── build_transforms ──► Compose: tile ► resize ► crop ► flips, turns ► colours
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Protocol, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+from torch import Tensor
+
+from scantling.data.samples.geometry import View, move_instances, render
+from scantling.data.samples.photometric import Photometric
+from scantling.structures.instances import Instances
+from scantling.structures.sample import Sample
+
+Side = Annotated[int, Field(strict=True, ge=16, le=16384)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+
+
+class Bank(Protocol):
+    """Source of further raw samples for transforms that mix several images."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int) -> Sample:
+        """The raw sample at an index."""
+        ...
+
+
+class Transform(Protocol):
+    """What every augmentation is."""
+
+    def __call__(self, sample: Sample, bank: Bank, rng: np.random.Generator, /) -> Sample:
+        """The changed sample; the given one stays as it is."""
+        ...
+
+
+class Geometric(ABC):
+    """A transform that only says where things go; several in a row cost one pass over the pixels."""
+
+    @abstractmethod
+    def place(self, view: View, rng: np.random.Generator, /) -> View:
+        """The next view, given what is shown now and a source of randomness."""
+
+    def __call__(self, sample: Sample, _bank: Bank, rng: np.random.Generator, /) -> Sample:
+        """Apply this transform alone."""
+        return render(sample, self.place(View.of(sample), rng))
+
+
+@dataclass(frozen=True, slots=True)
+class Compose:
+    """Transforms one after another; a run of geometric ones is done in one go."""
+
+    transforms: tuple[Transform, ...]
+
+    def __call__(self, sample: Sample, bank: Bank, rng: np.random.Generator, /) -> Sample:
+        """The sample after all transforms."""
+        view = View.of(sample)
+        for transform in self.transforms:
+            if not isinstance(transform, Geometric) or view.finished:
+                sample = render(sample, view)
+                view = View.of(sample)
+            if isinstance(transform, Geometric):
+                view = transform.place(view, rng)
+            else:
+                sample = transform(sample, bank, rng)
+                view = View.of(sample)
+        return render(sample, view)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeShortSide(Geometric):
+    """Resize so that the short side has a drawn length, unless the long side would exceed its limit.
+
+    Attributes:
+        short_side: Lengths to choose from with equal chances.
+        long_side: Limit of the long side; None for the drawn length itself, so that the image fits into a square.
+    """
+
+    short_side: Sequence[int]
+    long_side: int | None = None
+
+    def place(self, view: View, rng: np.random.Generator, /) -> View:
+        """See `Geometric`."""
+        short = self.short_side[int(rng.integers(len(self.short_side)))]
+        return view.resized(
+            fit_size(view.size_hw, short, short if self.long_side is None else self.long_side)
+        )
+
+
+def fit_size(size_hw: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
+    """The largest size of the same aspect whose short and long side do not exceed the limits.
+
+    Args:
+        size_hw: Size of the image, pixels.
+        short_side: Limit of the shorter side.
+        long_side: Limit of the longer side.
+
+    Returns:
+        Height and width, at least 1 each, rounded half up (as MMDetection does, so that sizes are the same).
+    """
+    scale = min(short_side / min(size_hw), long_side / max(size_hw))
+    return max(1, int(size_hw[0] * scale + 0.5)), max(1, int(size_hw[1] * scale + 0.5))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomCrop(Geometric):
+    """A rectangle of fixed size at a random place; a smaller image is taken whole.
+
+    Attributes:
+        size_hw: Size of the rectangle.
+        min_visibility: An instance that keeps a smaller share of its area is dropped.
+        attempts: The place is drawn again up to so many times until an instance stays; then the rectangle is put
+            around a random instance's centre. 1 accepts any place.
+    """
+
+    size_hw: tuple[int, int]
+    min_visibility: float = 0.1
+    attempts: int = 10
+
+    def place(self, view: View, rng: np.random.Generator, /) -> View:
+        """See `Geometric`."""
+        size_hw = (min(self.size_hw[0], view.size_hw[0]), min(self.size_hw[1], view.size_hw[1]))
+        return view if size_hw == view.size_hw else self._draw(view, size_hw, rng)
+
+    def _draw(self, view: View, size_hw: tuple[int, int], rng: np.random.Generator) -> View:
+        room_xy = (view.size_hw[1] - size_hw[1], view.size_hw[0] - size_hw[0])
+        boxed = view.instances.replace(masks=None)
+        centres = _centres(boxed, view)
+        for _ in range(self.attempts):
+            corner_xy = (int(rng.integers(room_xy[0] + 1)), int(rng.integers(room_xy[1] + 1)))
+            cropped = view.cropped(corner_xy, size_hw, min_visibility=self.min_visibility)
+            if self.attempts == 1 or not len(centres) or len(_targets(move_instances(boxed, cropped))):
+                return cropped
+        centre = centres[int(rng.integers(len(centres)))].tolist()
+        x, y = (round(min(max(centre[a] - size_hw[1 - a] / 2, 0), room_xy[a])) for a in (0, 1))
+        return view.cropped((x, y), size_hw, min_visibility=self.min_visibility)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomTile(Geometric):
+    """A square of the original image, as prediction in tiles will show it; a smaller image is taken whole.
+
+    What is shown of an object that the square cuts is to be found if it is enough, and ignored (a crowd region) if
+    not: it must not be learnt as background, nor as an object.
+
+    Attributes:
+        side: Of the square, pixels.
+        object_share: Probability that the square is put so that it shows a random object, whole if it fits;
+            otherwise it lies anywhere, so that background is learnt too.
+        min_visibility: Share of its area that an object must keep to be found.
+    """
+
+    side: int
+    object_share: float = 0.75
+    min_visibility: float = 0.1
+
+    def place(self, view: View, rng: np.random.Generator, /) -> View:
+        """See `Geometric`."""
+        height, width = (min(self.side, side) for side in view.size_hw)
+        chance, pick = rng.random(), rng.random()
+        boxes = _targets(move_instances(view.instances.replace(masks=None), view)).boxes
+        box = boxes[int(pick * len(boxes))].tolist() if len(boxes) and chance < self.object_share else None
+        corner = [
+            _start(extent, length, None if box is None else (box[axis], box[axis + 2]), rng)
+            for axis, (extent, length) in enumerate(zip(view.size_hw[::-1], (width, height), strict=True))
+        ]
+        cropped = view.cropped((corner[0], corner[1]), (height, width))
+        return replace(cropped, ignored_below=self.min_visibility)
+
+
+def _start(extent: int, length: int, shown: tuple[float, float] | None, rng: np.random.Generator) -> int:
+    """A random place for an interval inside 0..extent; around `shown` if that fits, else inside of it."""
+    first, last = 0, extent - length
+    if shown is not None:
+        low, high = sorted((shown[1] - length, shown[0]))
+        first = min(max(math.ceil(low), 0), last)
+        last = max(min(math.floor(high), last), first)
+    return first + int(rng.integers(last - first + 1))
+
+
+def _targets(instances: Instances) -> Instances:
+    """The instances to be found: all but crowd regions."""
+    return instances if instances.is_crowd is None else instances[~instances.is_crowd]
+
+
+def _centres(instances: Instances, view: View) -> Tensor:
+    """Centres (N, 2) of the visible instances that are no crowd, in the view."""
+    boxes = _targets(move_instances(instances, view)).boxes
+    return (boxes[:, :2] + boxes[:, 2:]) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HorizontalFlip(Geometric):
+    """Left and right exchanged, with a probability."""
+
+    probability: float = 0.5
+
+    def place(self, view: View, rng: np.random.Generator, /) -> View:
+        """See `Geometric`."""
+        return view.flipped(horizontally=True) if rng.random() < self.probability else view
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerticalFlip(Geometric):
+    """Top and bottom exchanged, with a probability."""
+
+    probability: float = 0.5
+
+    def place(self, view: View, rng: np.random.Generator, /) -> View:
+        """See `Geometric`."""
+        return view.flipped(horizontally=False) if rng.random() < self.probability else view
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn(Geometric):
+    """Turned by one, two or three right angles with equal chances, with a probability."""
+
+    probability: float = 0.5
+
+    def place(self, view: View, rng: np.random.Generator, /) -> View:
+        """See `Geometric`."""
+        chance, quarters = rng.random(), int(rng.integers(1, 4))
+        return view.turned(quarters) if chance < self.probability else view
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PadTo(Geometric):
+    """A black margin at the right and bottom up to a size; larger images stay as they are."""
+
+    size_hw: tuple[int, int]
+
+    def place(self, view: View, _rng: np.random.Generator, /) -> View:
+        """See `Geometric`."""
+        return view.padded(self.size_hw)
+
+
+class SideRange(BaseModel):
+    """Every whole length from `min` to `max`, both included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min: Side
+    max: Side
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+
+class AugmentConfig(BaseModel):
+    """How training images are varied; the defaults are the usual resize and flip.
+
+    Attributes:
+        tile: Side in pixels of a random square that is cut from the image first, for images too large to be taken
+            whole; the rest happens to the square. null: the whole image.
+        tile_objects: Probability that the square shows a random object of the image; the others lie anywhere.
+        short_side: Length of the short side in pixels: one number, a list to choose from, or `{min, max}` for any
+            length between them. The aspect is kept. `auto` is resolved from the sizes of images and objects
+            before training starts.
+        long_side: The long side is never longer than this. null: never longer than the length drawn for the short
+            side, so that images fit into a square of that length.
+        crop: Size of a random crop after resizing, one number for a square or [height, width]; null for none.
+        crop_pad: Fill images smaller than the crop with black at the right and bottom.
+        min_visibility: Objects of which a crop leaves a smaller share than this are no targets in it; where a tile
+            does, the region is ignored.
+        flip: Probability of exchanging left and right.
+        vertical_flip: Probability of exchanging top and bottom.
+        turn: Probability of a turn by 90, 180 or 270 degrees.
+        photometric: Probability of changing colours at all; how much is said by the next five.
+        brightness: Largest relative change of brightness (0.2: factor 0.8 to 1.2).
+        contrast: Largest relative change of contrast.
+        saturation: Largest relative change of saturation.
+        hue: Largest turn of the colour circle, in whole turns.
+        gamma: Largest relative change of the gamma exponent.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tile: Annotated[int, Field(strict=True, ge=32, le=16384)] | None = None
+    tile_objects: Share = 0.75
+    short_side: Side | Annotated[tuple[Side, ...], Field(min_length=1)] | SideRange | Literal["auto"] = 800
+    long_side: Side | None = 1333
+    crop: Side | tuple[Side, Side] | None = None
+    crop_pad: StrictBool = False
+    min_visibility: Share = 0.1
+    flip: Share = 0.5
+    vertical_flip: Share = 0.0
+    turn: Share = 0.0
+    photometric: Share = 1.0
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    hue: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.0
+    gamma: Share = 0.0
+
+    @property
+    def short_sides(self) -> Sequence[int]:
+        """All lengths that the short side may take, in the order given; none while it is `auto`."""
+        if self.short_side == "auto":
+            return ()
+        if isinstance(self.short_side, SideRange):
+            return range(self.short_side.min, self.short_side.max + 1)
+        return self.short_side if isinstance(self.short_side, tuple) else (self.short_side,)
+
+    @model_validator(mode="after")
+    def _sides_agree(self) -> Self:
+        longest = max(self.short_sides, default=0)
+        if self.long_side is not None and longest > self.long_side:
+            raise ValueError(f"short_side {longest} is larger than long_side {self.long_side}")
+        return self
+
+
+def build_transforms(config: AugmentConfig) -> Compose:
+    """The transforms a configuration asks for: tile, resize, crop, flips and turns, colours; not what is off."""
+    steps: list[Transform] = []
+    if config.tile is not None:
+        share, visible = config.tile_objects, config.min_visibility
+        steps.append(RandomTile(side=config.tile, object_share=share, min_visibility=visible))
+    steps.append(ResizeShortSide(short_side=config.short_sides, long_side=config.long_side))
+    if config.crop is not None:
+        size_hw = (config.crop, config.crop) if isinstance(config.crop, int) else config.crop
+        steps.append(RandomCrop(size_hw=size_hw, min_visibility=config.min_visibility))
+    if config.flip:
+        steps.append(HorizontalFlip(probability=config.flip))
+    if config.vertical_flip:
+        steps.append(VerticalFlip(probability=config.vertical_flip))
+    if config.turn:
+        steps.append(Turn(probability=config.turn))
+    steps.extend(_colour_steps(config))
+    if config.crop is not None and config.crop_pad:
+        steps.append(PadTo(size_hw=size_hw))
+    return Compose(tuple(steps))
+
+
+def _colour_steps(config: AugmentConfig) -> list[Transform]:
+    step = Photometric(
+        probability=config.photometric,
+        brightness=config.brightness,
+        contrast=config.contrast,
+        saturation=config.saturation,
+        hue=config.hue,
+        gamma=config.gamma,
+    )
+    return [] if step == Photometric(probability=config.photometric) or not config.photometric else [step]
+
+
+def build_eval_transform(short_side: int, long_side: int | None) -> Compose:
+    """The one resize used for validation and prediction; no randomness.
+
+    Args:
+        short_side: Length of the short side, pixels.
+        long_side: Limit of the long side; None to fit the image into a square of `short_side`.
+    """
+    return Compose((ResizeShortSide(short_side=(short_side,), long_side=long_side),))

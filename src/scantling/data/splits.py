@@ -1,0 +1,237 @@
+"""The data of a run: every split read and checked before anything else happens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from scantling.data.coco import CocoDataset, ReadOptions, find_split
+from scantling.data.findings import summarise
+from scantling.data.formats.layouts import Layout, announce, detect_format
+from scantling.data.formats.locations import Location, read_location
+from scantling.data.health.images import usable_images
+from scantling.data.health.leaks import compare_splits
+from scantling.data.io import sha256_of
+from scantling.errors import DataError, Finding, Severity, UsageError
+from scantling.settings.section import Section
+
+log = logging.getLogger(__name__)
+
+SHOWN_PER_CODE = 3
+
+
+class DataConfig(Section):
+    """Which data set a recipe works on; usually given on the command line with `--data`.
+
+    Attributes:
+        root: Folder of the data set.
+        train: Split to train on: its name, or a COCO file relative to `root`.
+        val: Split that picks the best checkpoint and is evaluated.
+        images: Folder of the images relative to `root`, where it is not beside the annotations.
+        skip_invalid: Leave out single annotations and images that are wrong, counted, instead of stopping.
+        strict: Stop at warnings too.
+        folds: Divide the training split into so many folds and train every member once without each: every training
+            image is then predicted by a detector that has not seen it. null: train once on all of it.
+    """
+
+    root: str | None = None
+    train: str = "train"
+    val: str = "val"
+    images: str | None = None
+    skip_invalid: bool = False
+    strict: bool = False
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunData:
+    """The splits of a run.
+
+    Attributes:
+        splits: By name: `train`, `val`, and what else is evaluated.
+        hashes: For each split a hash of its annotations and of the names and lengths of its images.
+        evaluated: Name of the split that predictions are made for.
+    """
+
+    splits: Mapping[str, CocoDataset]
+    hashes: Mapping[str, str]
+    evaluated: str
+
+    @property
+    def train(self) -> CocoDataset:
+        """The split that is trained on."""
+        return self.splits["train"]
+
+    @property
+    def val(self) -> CocoDataset:
+        """The split that picks the best checkpoint."""
+        return self.splits["val"]
+
+    @property
+    def target(self) -> CocoDataset:
+        """The split that is predicted and evaluated."""
+        return self.splits[self.evaluated]
+
+    @property
+    def learned_hash(self) -> str:
+        """Of what is trained on and what picks the best checkpoint."""
+        return ", ".join(self.hashes[split] for split in ("train", "val"))
+
+
+def read_run_data(config: DataConfig, evaluated: str) -> RunData:
+    """Read all splits of a run, with their images' headers, and compare them.
+
+    Args:
+        config: Where they are, and how strict to be.
+        evaluated: `train`, `val`, a split's name, or a COCO file relative to the data set's folder.
+
+    Raises:
+        UsageError: No data set is given.
+        DataError: With the findings of all splits, if one of them is an error.
+    """
+    if config.root is None:
+        raise UsageError("no data set is given", hint="Add --data DIR, or data.root in the recipe.")
+    findings: list[Finding] = []
+    splits: dict[str, CocoDataset] = {}
+    names = tuple(dict.fromkeys(("train", "val", evaluated)))
+    layout = _layout(config, names)
+    for name in names:
+        dataset = _collecting(findings, _reader(config, name, layout))
+        if dataset is not None:
+            splits[name] = dataset
+    for name, dataset in splits.items():
+        if name != "train" and "train" in splits:
+            compared = compare_splits(splits["train"], dataset, strict=config.strict)
+            splits[name] = replace(dataset, findings=(*dataset.findings, *compared))
+            findings += compared
+    if any(finding.severity is Severity.ERROR for finding in findings):
+        raise DataError(f"{config.root}: {summarise(findings)}", findings=findings)
+    hashes = {name: _fingerprint(dataset) for name, dataset in splits.items()}
+    return RunData(splits=splits, hashes=hashes, evaluated=evaluated)
+
+
+def locate_split(config: DataConfig, name: str) -> tuple[Path, Path | None]:
+    """Annotations file of a split, and the folder of its images where that is not to be guessed.
+
+    Args:
+        config: With a root.
+        name: `train` and `val` stand for the recipe's own entries; anything else is a split or a file itself.
+
+    Raises:
+        DataError: There is no such split.
+    """
+    root, entry = Path(config.root or "."), _entry(config, name)
+    file, images = (_file(root, entry), None) if entry.endswith(".json") else find_split(root, entry)
+    return file, root / config.images if config.images is not None else images
+
+
+def log_run_data(data: RunData) -> None:
+    """Say what was understood of the data, and what was found in it."""
+    for name, dataset in data.splits.items():
+        counts = (
+            f"{len(dataset)} images, {dataset.num_annotations} objects, {len(dataset.categories)} categories"
+        )
+        log.info("%s: %s (%s)", name, counts, dataset.file)
+    warnings = [
+        f for dataset in data.splits.values() for f in dataset.findings if f.severity is Severity.WARNING
+    ]
+    told: Counter[str] = Counter()
+    for finding in warnings:
+        told[finding.code] += 1
+        if told[finding.code] <= SHOWN_PER_CODE:
+            log.warning("%s", str(finding).removeprefix("warning "))
+    for code, count in told.items():
+        if count > SHOWN_PER_CODE:
+            log.warning("[%s] %d more of these, all in data.json", code, count - SHOWN_PER_CODE)
+
+
+def describe_run_data(data: RunData) -> dict[str, Any]:
+    """Content of `data.json`: where the splits came from, their counts and every finding."""
+    return {name: _describe(dataset, data.hashes[name]) for name, dataset in data.splits.items()}
+
+
+def _entry(config: DataConfig, name: str) -> str:
+    """What the recipe says about a split: its name in the folder, or a file."""
+    return {"train": config.train, "val": config.val}.get(name, name)
+
+
+def _file(root: Path, entry: str) -> Path:
+    """A file named relative to the data set; a split file may be named relative to the working directory."""
+    return Path(entry) if not (root / entry).exists() and Path(entry).is_file() else root / entry
+
+
+def _layout(config: DataConfig, names: Iterable[str]) -> Layout | None:
+    """The format of the data set, told first; None if every split is given as a file."""
+    if all(_entry(config, name).endswith(".json") for name in names):
+        return None
+    layout = detect_format(config.root or ".")
+    announce(layout)
+    return layout
+
+
+def _reader(config: DataConfig, name: str, layout: Layout | None) -> Callable[[], CocoDataset]:
+    """A call that reads one split; unusable records are dropped or refused as the recipe says."""
+    skip, strict, entry = config.skip_invalid, config.strict, _entry(config, name)
+    options = ReadOptions(skip_invalid=skip, strict=strict, require_instances=name == "train")
+
+    def read() -> CocoDataset:
+        if layout is None or layout.is_coco or entry.endswith(".json"):
+            file, images = locate_split(config, name)
+            dataset = read_location(Location(file), options, image_root=images)
+        else:
+            dataset = layout.read(layout.split_named(entry), options)
+        return usable_images(dataset, skip_invalid=skip, strict=strict)
+
+    return read
+
+
+def _collecting(findings: list[Finding], read: Callable[[], CocoDataset]) -> CocoDataset | None:
+    """Read a split and add what was found to the list; None if it cannot be used."""
+    try:
+        dataset = read()
+    except DataError as error:
+        findings += error.findings
+        return None
+    findings += dataset.findings
+    return dataset
+
+
+def _fingerprint(dataset: CocoDataset) -> str:
+    """Hash of the annotations file, and of the names and lengths of the images (not their pixels)."""
+    lengths = [[record.file_name, record.path.stat().st_size] for record in dataset.images]
+    is_json = dataset.file.suffix == ".json"
+    labels = (
+        sha256_of(dataset.file) if is_json else json.dumps(dataset.to_coco(), sort_keys=True, default=str)
+    )
+    text = json.dumps([labels, sorted(lengths)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _describe(dataset: CocoDataset, data_hash: str) -> dict[str, Any]:
+    return {
+        "file": str(dataset.file),
+        "images": str(dataset.image_root),
+        "hash": data_hash,
+        "num_images": len(dataset),
+        "num_annotations": dataset.num_annotations,
+        "num_images_without_annotations": sum(not annotations for annotations in dataset.annotations),
+        "num_crowd": sum(a.is_crowd for annotations in dataset.annotations for a in annotations),
+        "findings_by_code": dict(Counter(finding.code for finding in dataset.findings)),
+        "findings": _plain(dataset.findings),
+    }
+
+
+def _plain(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = json.loads(
+        json.dumps([asdict(finding) for finding in findings], default=str, allow_nan=True),
+        parse_constant=str,
+    )
+    return records

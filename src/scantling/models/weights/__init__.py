@@ -1,0 +1,1 @@
+"""Weights of other projects: how their names and layouts become ours."""

@@ -1,0 +1,97 @@
+"""Predicting from a checkpoint: an image, a folder, or the images of a COCO file, to COCO results and pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from scantling.data.coco import Category, ImageRecord
+from scantling.errors import CheckpointError, Finding
+from scantling.models.zoo import ModelConfig, build_model
+from scantling.predict.predictor import PredictConfig, Predictor
+from scantling.settings.draft import Draft
+from scantling.structures.instances import Instances
+from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
+from scantling.train.devices import resolve_device
+
+log = logging.getLogger(__name__)
+
+
+class Finder(Protocol):
+    """What finds objects in images: one detector, or all that a run has."""
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """With the ids of the data set it was trained on, in label order."""
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """Warnings about images left out so far."""
+
+    def find(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
+        """Detections of each readable image in original pixels; those that cannot be read become findings.
+
+        Raises:
+            DataError: None of the images can be read.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedDetector:
+    """A detector out of its checkpoint.
+
+    Attributes:
+        predictor: Ready to look at images.
+        categories: With the ids of the data set it was trained on, in label order.
+    """
+
+    predictor: Predictor
+    categories: tuple[Category, ...]
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """Warnings about images left out so far."""
+        return self.predictor.findings
+
+    def find(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
+        """Detections of each readable image; see `Finder`."""
+        return self.predictor.predict_records(records, skip_invalid=True)
+
+
+def load_detector(path: Path, overrides: Iterable[str] = (), *, device: str = "auto") -> LoadedDetector:
+    """Build the detector a checkpoint describes, with its weights and its settings of prediction.
+
+    Args:
+        path: Checkpoint.
+        overrides: `KEY=VALUE` texts that replace settings of prediction.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        CheckpointError: The file cannot be used.
+        ConfigError: An override is wrong.
+    """
+    chosen = resolve_device(device)
+    tensors, meta = load_checkpoint(path)
+    config = _predict_config(meta.predict, overrides)
+    try:
+        model_config = ModelConfig.model_validate({**meta.model, "init": "random"})
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: describes a model this version does not know") from error
+    model = build_model(model_config, len(meta.class_names))
+    load_weights(model, weights_in(tensors), source=path)
+    categories = tuple(
+        Category(int(i), name) for i, name in zip(meta.category_ids, meta.class_names, strict=True)
+    )
+    return LoadedDetector(predictor=Predictor(model, config, meta.class_names, chosen), categories=categories)
+
+
+def _predict_config(saved: dict[str, Any], overrides: Iterable[str]) -> PredictConfig:
+    draft = Draft(PredictConfig, saved, {}, "checkpoint")
+    for override in overrides:
+        draft = draft.with_override(override)
+    return draft.check()

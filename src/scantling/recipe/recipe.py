@@ -1,0 +1,244 @@
+"""Recipes: what a run does, as one flat YAML file.
+
+    about:    one line for `recipes list`
+    seed:     0
+    data:     {root: DIR, train: train, val: val}
+    pretrain: {epochs: auto}                     backbones learn from the objects' crops first
+    members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE}}
+    combine:  {tune: {...}, ensemble: {...}, eliminate: {...}}
+    refine:   {model: {...}, train: {...}, gate: {...}}      sharpen the boxes that come out
+    audit:    {}                                             rank the training labels by how likely they are wrong
+    evaluate: {split: val}
+
+Every section is the pydantic model of the component it configures and lives beside that component, with its
+defaults; this module only puts them together. Reading is strict (`strict_yaml`, `draft`): no unknown key, no
+silent conversion, every problem with its line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, StringConstraints, model_validator
+
+from scantling.audit.suspects import AuditConfig
+from scantling.combine.eliminate import EliminateConfig
+from scantling.combine.ensemble import EnsembleConfig
+from scantling.combine.tune import TuneConfig
+from scantling.data.samples.transforms import AugmentConfig
+from scantling.data.splits import DataConfig
+from scantling.models.zoo import ModelConfig
+from scantling.predict.predictor import PredictConfig
+from scantling.pretrain.config import PretrainConfig
+from scantling.recipe.shipped import find_recipe, read_recipe
+from scantling.refine.gate import GateConfig
+from scantling.refine.train import RefineConfig
+from scantling.settings import yaml as strict_yaml
+from scantling.settings.draft import Draft
+from scantling.settings.section import Section
+from scantling.train.config import TrainConfig
+
+MemberName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+"""A member's name is also the name of its folder."""
+
+
+class MemberConfig(Section):
+    """One detector: what it is, how it is trained, how it predicts; or what another tool has predicted.
+
+    Attributes:
+        model: What is trained here; null for a member of `predictions`.
+        augment: What its training images go through.
+        train: How it is trained.
+        predict: How it looks at images.
+        predictions: COCO results file of any tool for the evaluated split, or a mapping from split to file.
+    """
+
+    model: ModelConfig | None = None
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    predict: PredictConfig = PredictConfig()
+    predictions: str | dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.model is None) == (self.predictions is None):
+            raise ValueError("give either `model` (trained here) or `predictions` (a file of any tool)")
+        return self
+
+    @property
+    def detector(self) -> ModelConfig:
+        """What is trained here.
+
+        Raises:
+            TypeError: The member is a file of another tool.
+        """
+        if self.model is None:
+            raise TypeError("this member's predictions come from a file")
+        return self.model
+
+
+class TuneSection(TuneConfig):
+    """What a run tunes, and how.
+
+    Attributes:
+        suppress: Each member's suppression, by category.
+        weights: The members' weights in the ensemble.
+    """
+
+    suppress: bool = True
+    weights: bool = True
+
+
+class CombineConfig(Section):
+    """How the members' detections become better ones.
+
+    Attributes:
+        members: Those that are combined; null for all.
+        tune: Choose suppression per member and category, and the weights of the ensemble, on `val` (or, with folds,
+            on out-of-fold predictions); null takes them as the recipe gives them.
+        ensemble: Fuse the members' boxes; null does not.
+        eliminate: Remove boxes that contradict what occurs among the training annotations; null does not.
+    """
+
+    members: Annotated[tuple[MemberName, ...], Field(min_length=1)] | None = None
+    tune: TuneSection | None = None
+    ensemble: EnsembleConfig | None = None
+    eliminate: EliminateConfig | None = None
+
+    @property
+    def tuning(self) -> TuneSection:
+        """How thresholds and weights are chosen."""
+        return self.tune or TuneSection()
+
+    @property
+    def elimination(self) -> EliminateConfig:
+        """What is eliminated."""
+        return self.eliminate or EliminateConfig()
+
+
+class RefineSection(RefineConfig):
+    """A refiner trained on the training boxes, and where it may change the run's detections.
+
+    Attributes:
+        gate: Refine only where it was measured on `val` to help; null refines everywhere.
+    """
+
+    gate: GateConfig | None = GateConfig()
+
+    @property
+    def gating(self) -> GateConfig:
+        """How the gate is measured."""
+        return self.gate or GateConfig()
+
+
+class EvaluateConfig(Section):
+    """What the run's metrics are computed from.
+
+    Attributes:
+        split: Split to evaluate: a split's name, or a COCO file relative to the data set's folder.
+        backend: `pycocotools`, `hotcoco` (same numbers, faster), or `auto` for the fastest one installed.
+        bootstrap: Resamples of the images for the intervals of every AP; 0 for none.
+    """
+
+    split: str = "val"
+    backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"
+    bootstrap: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
+
+
+class Recipe(Section):
+    """Everything a run does; equal recipes on equal data with equal seeds give equal results."""
+
+    about: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    data: DataConfig = DataConfig()
+    pretrain: PretrainConfig | None = None
+    members: Annotated[dict[MemberName, MemberConfig], Field(min_length=1)]
+    combine: CombineConfig | None = None
+    refine: RefineSection | None = None
+    audit: AuditConfig | None = None
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def on(self, *, data: str | Path | None = None, seed: int | None = None) -> Recipe:
+        """The recipe for a data set and with a seed; None keeps the recipe's own.
+
+        The folder is made absolute, so that the run can be found again from elsewhere.
+        """
+        root = data if data is not None else self.data.root
+        absolute = str(Path(root).absolute()) if root is not None else None
+        return self.model_copy(
+            update={
+                "data": self.data.model_copy(update={"root": absolute}),
+                "seed": self.seed if seed is None else seed,
+            }
+        )
+
+    @property
+    def foreign_members(self) -> tuple[str, ...]:
+        """Members whose predictions come from another tool."""
+        return tuple(name for name, member in self.members.items() if member.model is None)
+
+    @property
+    def combining(self) -> CombineConfig:
+        """What is combined; nothing where the recipe says nothing about it."""
+        return self.combine or CombineConfig()
+
+    @property
+    def auditing(self) -> AuditConfig:
+        """How labels are judged."""
+        return self.audit or AuditConfig()
+
+    @property
+    def gates_refinement(self) -> bool:
+        """Whether it is measured on `val` where refining helps."""
+        return self.refine is not None and self.refine.gate is not None
+
+    @property
+    def tunes_suppression(self) -> bool:
+        """Whether the members' suppression is chosen on images they have not learned from."""
+        return self.combining.tune is not None and self.combining.tune.suppress
+
+    @property
+    def tunes_weights(self) -> bool:
+        """Whether the weights of the ensemble are."""
+        combining = self.combining
+        return combining.tune is not None and combining.tune.weights and combining.ensemble is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, every default written out."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The recipe as a file that `load_recipe` reads back as an equal object."""
+        return strict_yaml.dump(self.to_dict())
+
+
+def fingerprint(value: object) -> str:
+    """SHA-256 of plain values (or of a pydantic model), the same whatever the order of keys."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def load_recipe(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and check all of it.
+
+    Args:
+        source: A file (its name ends in .yaml or .yml, or holds a folder) or the name of a shipped recipe.
+        overrides: `KEY.PATH=VALUE` texts that replace values of the file, checked like the file's own.
+
+    Raises:
+        ConfigError: With every problem found, each with its line, key path and remedy.
+    """
+    path = find_recipe(source)
+    return parse_recipe(read_recipe(path), file=str(path), overrides=overrides)
+
+
+def parse_recipe(text: str, *, file: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe from its text; see `load_recipe`."""
+    draft = Draft.parse(Recipe, text, file=file)
+    for override in overrides:
+        draft = draft.with_override(override)
+    return draft.check()

@@ -1,0 +1,1 @@
+"""A run: its folder, its stages, and the verbs that make or use one."""

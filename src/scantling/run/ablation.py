@@ -1,0 +1,257 @@
+"""Which ingredient helps on this data: a recipe's run, and every ingredient taken out or exchanged alone.
+
+    recipe ─► the same run with a member more for every other initialisation ─► candidates of all members
+       ─► suppressed, fused and cleaned in many ways ─► one table, every difference with a paired interval
+
+A model is trained once and predicted once, at all test sizes; everything else is computed from its candidates. The
+tables are those of the DelftBikes report (CS21, 2021): pretraining (Table 2), test sizes (3), the whole step by step
+(4), suppression (5), ensemble and elimination (6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from scantling.combine.eliminate import EliminateConfig
+from scantling.combine.ensemble import EnsembleConfig
+from scantling.data.coco.results import Result
+from scantling.data.detections import Detections, results_of
+from scantling.data.io import atomic_write, sha256_of, write_json
+from scantling.errors import UsageError
+from scantling.evaluate.variants import Variant, VariantTable, compare_variants
+from scantling.models.suppression import SuppressConfig
+from scantling.models.zoo import INIT_PRETRAIN
+from scantling.recipe.recipe import CombineConfig, MemberConfig, Recipe, TuneSection
+from scantling.run.context import RunContext
+from scantling.run.folder import METRICS
+from scantling.run.pipeline import do_stages, prepared_run
+from scantling.run.stage import Stage
+from scantling.run.stages.combining import cleaned, combined_members, fused
+from scantling.run.stages.detecting import detections_with, num_views, read_member, suppression_of
+
+FROM_RANDOM, FROM_FILE = "from-random", "from-file"
+TEXT, JSON = "ablation.md", "ablation.json"
+_FOLDER = "ablate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AblationSummary:
+    """What an ablation found.
+
+    Attributes:
+        out: The run folder.
+        table: All rows.
+        text: The tables with what they were measured on.
+    """
+
+    out: Path
+    table: VariantTable
+    text: str
+
+    def to_text(self) -> str:
+        """For people."""
+        return f"{self.text}\n\n{self.out / TEXT}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {"out": str(self.out), "table": self.table.to_dict()}
+
+
+def ablate_recipe(
+    recipe: Recipe, out: Path, *, init: Path | None = None, device: str = "auto", overwrite: bool = False
+) -> AblationSummary:
+    """Run a recipe with everything switched on, and measure what each ingredient gives.
+
+    Args:
+        recipe: With `data.root`. Its first member is the one that is taken apart; what it does not combine is
+            combined at default settings.
+        out: Run folder; that of an earlier ablation of the same recipe is continued.
+        init: Weights of a backbone that the first member is also trained from.
+        device: As in `run_recipe`.
+        overwrite: As in `run_recipe`.
+
+    Raises:
+        ScantlingError: As in `run_recipe`; or the first member is not trained here.
+    """
+    widened = with_variants(recipe, init)
+    with prepared_run(widened, out, device=device, overwrite=overwrite) as (context, run):
+        do_stages(context, run)
+        run.do(_ablate_stage(context), alone=True)
+        return context.processes.on_main(partial(_measure, context))
+
+
+def with_variants(recipe: Recipe, init: Path | None = None) -> Recipe:
+    """The recipe with all combinations on, and with its first member from every other initialisation.
+
+    Args:
+        recipe: As the user wrote it.
+        init: Weights of a backbone to start from as well.
+
+    Raises:
+        UsageError: The first member's predictions come from a file.
+    """
+    name, member = next(iter(recipe.members.items()))
+    if member.model is None:
+        raise UsageError(f"members.{name} is a file of predictions; the first member must be trained here")
+    members = dict(recipe.members)
+    if member.model.init != "random":
+        members[f"{name}-{FROM_RANDOM}"] = _starting_from(member, "random")
+    if init is not None:
+        members[f"{name}-{FROM_FILE}"] = _starting_from(member, str(init.absolute()))
+    given = recipe.combining
+    several = len(given.members or recipe.members) > 1
+    combine = CombineConfig(
+        members=given.members or tuple(recipe.members),
+        tune=given.tune or TuneSection(),
+        ensemble=given.ensemble or (EnsembleConfig() if several else None),
+        eliminate=given.eliminate or EliminateConfig(),
+    )
+    return recipe.model_copy(update={"members": members, "combine": combine})
+
+
+def _starting_from(member: MemberConfig, init: str) -> MemberConfig:
+    return member.model_copy(update={"model": member.detector.model_copy(update={"init": init})})
+
+
+def _ablate_stage(context: RunContext) -> Stage:
+    inputs = {
+        "metrics": sha256_of(context.root / METRICS),
+        "bootstrap": context.recipe.evaluate.bootstrap,
+    }
+    action = partial(_write, context)
+    return Stage(folder=_FOLDER, name=_FOLDER, inputs=inputs, outputs=(TEXT, JSON), action=action)
+
+
+def _write(context: RunContext) -> None:
+    summary = _measure(context)
+    atomic_write(context.root / TEXT, summary.text + "\n")
+    write_json(context.root / JSON, summary.table.to_dict(), indent=2)
+
+
+def _measure(context: RunContext) -> AblationSummary:
+    table = compare_variants(
+        context.data.target, list(variants(context)), bootstrap=context.recipe.evaluate.bootstrap
+    )
+    where = f"{context.data.evaluated}, {table.num_images} images"
+    chosen = "out-of-fold predictions of train" if context.folds else "val"
+    notes = [f"Measured on {where}; intervals from {table.num_resamples} paired resamples of the images."]
+    notes.append(f"Thresholds and weights were chosen on {chosen}.")
+    if context.data.evaluated == context.tuning_split:
+        notes.append("These are the same images, so tuned rows look better than they would on others.")
+    text = "\n".join([" ".join(notes), "", table.to_text()])
+    return AblationSummary(out=context.root, table=table, text=text)
+
+
+def variants(context: RunContext) -> Iterator[Variant]:
+    """All rows of the tables."""
+    name = next(iter(context.recipe.members))
+    yield from _pretraining(context, name)
+    yield from _test_sizes(context, name)
+    yield from _suppressions(context, name)
+    yield from _combinations(context, name)
+    yield from _step_by_step(context, name)
+
+
+def _pretraining(context: RunContext, name: str) -> Iterator[Variant]:
+    own = {"random": "from random weights", INIT_PRETRAIN: "pretrained on own crops"}
+    init = context.member(name).detector.init
+    starts = {f"{name}-{FROM_RANDOM}": own["random"], name: own.get(init, f"from {Path(init).name}")}
+    given = f"{name}-{FROM_FILE}"
+    if given in context.recipe.members:
+        starts[given] = f"from {Path(context.member(given).detector.init).name}"
+    there = {member: title for member, title in starts.items() if member in context.recipe.members}
+    suppress = context.member(name).predict.suppress
+    rows = {title: _results(context, member, suppress) for member, title in there.items()}
+    if len(rows) > 1:
+        yield from _group("Pretraining", rows)
+
+
+def _test_sizes(context: RunContext, name: str) -> Iterator[Variant]:
+    views = num_views(context.member(name))
+    if views == 1:
+        return
+    suppress, middle = context.member(name).predict.suppress, views // 2
+    widths = [width for width in range(views) if middle - width >= 0 or middle + width < views]
+    chosen = {tuple(range(max(0, middle - w), min(views, middle + w + 1))): None for w in widths}
+    rows = {f"{len(seen)} of {views} test sizes": _results(context, name, suppress, seen) for seen in chosen}
+    yield from _group("Test sizes", rows)
+
+
+def _suppressions(context: RunContext, name: str) -> Iterator[Variant]:
+    own = context.member(name).predict.suppress
+    rows = {title: _results(context, name, config) for title, config in methods(own).items()}
+    rows["per category, tuned"] = _results(context, name, suppression_of(context, name))
+    yield from _group("Suppression", rows)
+
+
+def methods(own: SuppressConfig) -> dict[str, SuppressConfig]:
+    """The methods with one setting for all categories, at the usual overlap."""
+    usual = own.model_copy(update={"iou_threshold": 0.5, "sigma": 0.5})
+    names = {"NMS": "hard", "soft-NMS, gaussian": "soft_gaussian", "soft-NMS, linear": "soft_linear"}
+    return {title: usual.model_copy(update={"method": method}) for title, method in names.items()}
+
+
+def _combinations(context: RunContext, name: str) -> Iterator[Variant]:
+    members = combined_members(context)
+    single = {member: read_member(context, member, context.data.evaluated) for member in members}
+    rows = {f"{name} alone": single[name], f"{name} alone, elimination": cleaned(context, single[name])}
+    rows |= {f"{other} alone": single[other] for other in members if other != name}
+    if len(members) > 1:
+        together = fused(context, members)
+        rows |= {"ensemble": together, "ensemble, elimination": cleaned(context, together)}
+    yield from _group(
+        "Ensemble and elimination", {title: _json(context, found) for title, found in rows.items()}
+    )
+
+
+def _step_by_step(context: RunContext, name: str) -> Iterator[Variant]:
+    """Everything off, then one ingredient more in every row; each row is compared with the one before."""
+    plain = methods(context.member(name).predict.suppress)["NMS"]
+    views, members = num_views(context.member(name)), combined_members(context)
+    middle, rows = [views // 2], dict[str, Sequence[Result]]()
+    untrained = f"{name}-{FROM_RANDOM}"
+    if untrained in context.recipe.members:
+        rows["base"] = _results(context, untrained, plain, middle)
+    rows[_step_title(context, name) if rows else "base"] = _results(context, name, plain, middle)
+    if views > 1:
+        rows["+ test sizes"] = _results(context, name, plain)
+    rows["+ tuned soft-NMS"] = _results(context, name, suppression_of(context, name))
+    last = read_member(context, name, context.data.evaluated)
+    if len(members) > 1:
+        last = fused(context, members)
+        rows["+ ensemble"] = _json(context, last)
+    rows["+ elimination"] = _json(context, cleaned(context, last))
+    steps = list(_group("Step by step, each row compared with the one before", rows))
+    yield steps[0]
+    yield from (replace(row, base=before.name) for before, row in zip(steps, steps[1:], strict=False))
+
+
+def _step_title(context: RunContext, name: str) -> str:
+    return (
+        "+ own-crop pretraining"
+        if context.member(name).detector.init == INIT_PRETRAIN
+        else "+ initial weights"
+    )
+
+
+def _group(title: str, rows: Mapping[str, Sequence[Result]]) -> Iterator[Variant]:
+    """Rows of one table; all but the first are compared with the first."""
+    names = list(rows)
+    for name, results in rows.items():
+        base = None if name == names[0] else names[0]
+        yield Variant(name=name, results=results, base=base, group=title)
+
+
+def _results(
+    context: RunContext, name: str, config: SuppressConfig, views: Sequence[int] | None = None
+) -> list[Result]:
+    found = detections_with(context, name, config, split=context.data.evaluated, views=views)
+    return _json(context, found)
+
+
+def _json(context: RunContext, found: Detections) -> list[Result]:
+    return results_of(found, context.data.target)

@@ -1,0 +1,272 @@
+"""The folder of a run: made safely, held by one process at a time, and always saying how the run stands.
+
+    recipe.yaml  env.json  categories.json  data.json  run.log  status.json
+    STAGE/...    each stage's outputs, and done.json: what every step there was computed from
+    metrics.json  report.html
+
+All files are written under a temporary name and renamed, so what is there is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from scantling import __version__
+from scantling.data.io import write_json
+from scantling.errors import Interrupted, ScantlingError, UsageError
+from scantling.run.stage import Stage, remove_recorded
+from scantling.train.devices import ALONE, Processes, describe_device
+from scantling.train.rundir import LOCK_NAME, claim_folder
+
+RECIPE, STATUS, ENVIRONMENT = "recipe.yaml", "status.json", "env.json"
+METRICS, REPORT, CATEGORIES, DATA, LOG = (
+    "metrics.json",
+    "report.html",
+    "categories.json",
+    "data.json",
+    "run.log",
+)
+_TOP_FILES = (RECIPE, STATUS, ENVIRONMENT, METRICS, REPORT, CATEGORIES, DATA, LOG)
+_DISTRIBUTIONS = (
+    "scantling",
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "numpy",
+    "pycocotools",
+    "hotcoco",
+)
+
+_SIGHT_SECONDS = 20.0
+
+log = logging.getLogger(__name__)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass
+class RunFolder:
+    """An open run folder; see `open_run`.
+
+    Attributes:
+        path: The folder.
+        stages: State of each stage met so far: `running`, `done`, `kept` (done earlier and unchanged),
+            `failed` or `interrupted`.
+        started: When this process began, ISO 8601 in UTC.
+        processes: Those that do the run together; only the main one writes.
+    """
+
+    path: Path
+    stages: dict[str, str] = field(default_factory=dict)
+    started: str = field(default_factory=_now)
+    processes: Processes = ALONE
+
+    def do(self, stage: Stage, *, alone: bool = False) -> None:
+        """Do a stage, unless it was done with the same inputs and its outputs are intact.
+
+        Args:
+            stage: The same on every process.
+            alone: The main process does the work; the others wait.
+
+        Raises:
+            ConfigError: The stage is costly and was done, or begun, with other inputs.
+            PeerFailed: Another process could not do its part.
+        """
+        on_main = self.processes.on_main
+        if on_main(partial(self._is_begun, stage)):
+            if alone:
+                on_main(stage.action)
+            else:
+                stage.action()
+            on_main(partial(self._end, stage))
+
+    def _is_begun(self, stage: Stage) -> bool:
+        """Begin a stage unless it is done."""
+        if stage.is_done(self.path):
+            log.info("%s: already done, kept", stage.title)
+            self._set_stage(stage, "kept")
+            return False
+        self._set_stage(stage, "running")
+        stage.note_start(self.path)
+        return True
+
+    def _end(self, stage: Stage) -> None:
+        stage.note_end(self.path)
+        self._set_stage(stage, "done")
+
+    def _set_stage(self, stage: Stage, state: str) -> None:
+        self.stages[stage.title] = state
+        self.write_status("running")
+
+    def write_status(self, state: str, message: str | None = None) -> None:
+        """Write `status.json`: what a person or a script looks at to see how the run stands."""
+        if not self.processes.is_main:
+            return
+        status = {
+            "state": state,
+            "stages": self.stages,
+            "message": message,
+            "started": self.started,
+            "updated": _now(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+        write_json(self.path / STATUS, status, indent=2)
+
+
+@contextmanager
+def open_run(path: Path, *, overwrite: bool = False, processes: Processes = ALONE) -> Iterator[RunFolder]:
+    """Hold a run folder: create or continue it, keep its log, and write how the run ended.
+
+    Args:
+        path: The folder; created if need be. The folder of an earlier run is continued.
+        overwrite: Remove an earlier run's files first (files that scantling did not write stay).
+        processes: Those that do the run together; all must call this.
+
+    Raises:
+        UsageError: The path cannot be a run folder, another run is working in it, or not all processes see it.
+    """
+    run = RunFolder(path, processes=processes)
+    with ExitStack() as stack:
+        with processes.together():
+            if processes.is_main:
+                _take(run, stack, overwrite=overwrite)
+        try:
+            run.write_status("running")
+            started = processes.from_main(run.started)
+            with processes.together():
+                _require_sight(path, started)
+            yield run
+        except BaseException as error:
+            _note_failure(run, error)
+            raise
+        run.write_status("done")
+
+
+def _take(run: RunFolder, stack: ExitStack, *, overwrite: bool) -> None:
+    """Keep the folder, and its log, until the stack is unwound."""
+    check_run_folder(run.path)
+    stack.enter_context(claim_folder(run.path, resume=True))
+    if overwrite:
+        _remove_run(run.path)
+    stack.enter_context(_log_file(run.path / LOG))
+
+
+def _require_sight(path: Path, started: str) -> None:
+    """Refuse to work where the main process' folder is not to be seen; a network folder may need a moment."""
+    deadline = time.monotonic() + _SIGHT_SECONDS
+    while not (is_run_folder(path) and read_started(path) == started):
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"{path}: {socket.gethostname()} does not see what the main process writes there",
+                hint="The run folder must be the same on all machines, on a network drive for example.",
+            )
+        time.sleep(0.1)
+
+
+def read_started(path: Path) -> str | None:
+    """When the run in a folder began, from its status."""
+    try:
+        status = json.loads((path / STATUS).read_bytes())
+    except (OSError, ValueError):
+        return None
+    started: str | None = status.get("started")
+    return started
+
+
+def check_run_folder(path: Path) -> None:
+    """Refuse a place where a run cannot be; nothing is created.
+
+    Raises:
+        UsageError: It is a file, or a folder that holds something else than a run.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path}: is a file; a run needs a folder", hint="Choose another --out.")
+    if not is_run_folder(path) and path.is_dir():
+        others = sorted({entry.name for entry in path.iterdir()} - {LOCK_NAME, *_TOP_FILES})
+        if others:
+            found = f"it holds {', '.join(others[:3])} and is not a run of scantling"
+            raise UsageError(f"{path}: {found}", hint="Nothing was changed. Choose another --out.")
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a folder holds a run, finished or not."""
+    return (path / STATUS).is_file()
+
+
+def write_environment(path: Path, *, device: torch.device) -> None:
+    """Write `env.json`: versions, machine and command, for reproducing the run."""
+    environment = {
+        "command": shlex.join(["scantling", *sys.argv[1:]]),
+        "time": _now(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "device": describe_device(device),
+        "scantling": __version__,
+        "packages": {name: version for name in _DISTRIBUTIONS if (version := _version(name))},
+    }
+    write_json(path / ENVIRONMENT, environment, indent=2)
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Send everything scantling logs to a file as well, whatever is shown on the terminal."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setLevel(logging.INFO)
+    package = logging.getLogger("scantling")
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(min(level, logging.INFO) if level else logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        handler.close()
+
+
+def _note_failure(run: RunFolder, error: BaseException) -> None:
+    interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
+    if not interrupted and not isinstance(error, ScantlingError):
+        log.error("%s: %s", type(error).__name__, error, exc_info=error)
+    state = "interrupted" if interrupted else "failed"
+    run.stages = {name: state if old == "running" else old for name, old in run.stages.items()}
+    try:
+        run.write_status(state, str(error) or type(error).__name__)
+    except UsageError as problem:  # a full disk, say: the first error is the one to tell
+        log.warning("status.json could not be written: %s", problem)
+
+
+def _remove_run(path: Path) -> None:
+    """Remove what a run wrote: what its stages recorded and its own files, nothing else."""
+    remove_recorded(path)
+    for name in _TOP_FILES:
+        (path / name).unlink(missing_ok=True)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,191 @@
+"""Candidates become detections: one suppression over all test sizes and, with folds, one voice out of several.
+
+    members/NAME/candidates-*.safetensors ── suppression (own, or tuned) ──► members/NAME/predictions.json
+
+With folds each fold's detector looks at the evaluated images, and their detections are fused with equal weights;
+each training image has been seen by the one detector that did not train on it: `out-of-fold.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
+from scantling.combine.tune import tune_suppression
+from scantling.combine.tuned import read_tuned, write_tuned
+from scantling.data.coco import CocoDataset, read_results, write_results
+from scantling.data.detections import Detections, detections_of, results_of
+from scantling.data.io import atomic_write, sha256_of
+from scantling.models.suppression import SuppressConfig, suppress_detections
+from scantling.predict.candidates import Candidates
+from scantling.recipe.recipe import MemberConfig
+from scantling.run.context import HELD_OUT, RunContext, Unit
+from scantling.run.stage import Stage
+
+TUNED = "tune"
+
+
+def tune_stage(context: RunContext, name: str) -> Stage:
+    """Choose a member's suppression, category by category, on images it has not learned from."""
+    units, split = context.units_of(name), context.tuning_split
+    inputs = {
+        "candidates": _hashes(context.root, [unit.candidates(split) for unit in units]),
+        "suppress": context.member(name).predict.suppress.model_dump(mode="json"),
+        "tune": context.recipe.combining.tuning.model_dump(mode="json"),
+        "data": context.data.hashes["train" if context.folds else "val"],
+    }
+    outputs = (tuned_file(name), f"{TUNED}/{name}.txt")
+    return Stage(
+        folder=TUNED, name=name, inputs=inputs, outputs=outputs, action=partial(_tune, context, name)
+    )
+
+
+def detect_stage(context: RunContext, name: str) -> Stage:
+    """Detections of a member on every split it predicts."""
+    splits = list(context.splits_of(context.units_of(name)[0]))
+    files = [unit.candidates(split) for unit in context.units_of(name) for split in splits]
+    if context.recipe.tunes_suppression:
+        files.append(tuned_file(name))
+    inputs = {
+        "files": _hashes(context.root, files),
+        "suppress": context.member(name).predict.suppress.model_dump(mode="json"),
+    }
+    return Stage(
+        folder=f"members/{name}",
+        name="detect",
+        inputs=inputs,
+        outputs=tuple(context.detections_file(name, split) for split in splits),
+        action=partial(_detect, context, name, splits),
+    )
+
+
+def import_stage(context: RunContext, name: str) -> Stage:
+    """Take over the detections of another tool, checked, so that the run holds all it was made of."""
+    files = foreign_files(context, name)
+    inputs = {split: sha256_of(path) for split, path in files.items()}
+    return Stage(
+        folder=f"members/{name}",
+        name="import",
+        inputs=inputs,
+        outputs=tuple(context.detections_file(name, split) for split in files),
+        action=partial(_import, context, name),
+    )
+
+
+def foreign_files(context: RunContext, name: str) -> dict[str, Path]:
+    """Result files of a member that another tool predicted, by split."""
+    given = context.member(name).predictions or {}
+    by_split = given if isinstance(given, dict) else {context.data.evaluated: given}
+    return {split: Path(path) for split, path in by_split.items()}
+
+
+def tuned_file(name: str) -> str:
+    """What was chosen for a member, relative to the run folder."""
+    return f"{TUNED}/{name}.yaml"
+
+
+def suppression_of(context: RunContext, name: str) -> SuppressConfig:
+    """A member's suppression: what was tuned, else its own."""
+    own = context.member(name).predict.suppress
+    if not context.recipe.tunes_suppression:
+        return own
+    return read_tuned(context.root / tuned_file(name)).suppression_over(own)
+
+
+def detections_with(
+    context: RunContext, name: str, config: SuppressConfig, *, split: str, views: Sequence[int] | None = None
+) -> Detections:
+    """What a member detects in a split with some suppression and some of its test sizes.
+
+    Args:
+        context: Of the run.
+        name: A member that was trained here.
+        config: Suppression.
+        split: One that the member predicts.
+        views: Numbers of the test sizes; None for all of them.
+    """
+    units = context.units_of(name)
+    found = {unit.title: _suppressed(context, unit, config, split, views) for unit in units}
+    if split == HELD_OUT:
+        return Detections.cat(list(found.values())).by_score()
+    if len(found) == 1:
+        return next(iter(found.values()))
+    fusion, names = EnsembleConfig(max_per_image=config.max_per_image), context.data.target.class_names
+    return ensemble_detections(found, fusion, names)
+
+
+def dataset_of(context: RunContext, split: str) -> CocoDataset:
+    """The images that a split's detections are about; out-of-fold ones are about the training images."""
+    return context.data.train if split == HELD_OUT else context.data.splits[split]
+
+
+def read_member(context: RunContext, name: str, split: str) -> Detections:
+    """Detections of a member, from the run folder."""
+    dataset = dataset_of(context, split)
+    return detections_of(read_results(context.root / context.detections_file(name, split), dataset), dataset)
+
+
+def load_candidates(context: RunContext, unit: Unit, split: str) -> Candidates:
+    """Candidates of a unit; those of a held-out fold at their places in the training split."""
+    found = Candidates.load(context.root / unit.candidates(split))
+    return (
+        found if split != HELD_OUT or unit.fold is None else found.placed(context.folds[unit.fold].positions)
+    )
+
+
+def num_views(member: MemberConfig) -> int:
+    """How many views of each image a member looks at."""
+    predict = member.predict
+    if predict.tile_side is not None:
+        return 1
+    return (len(predict.scales) if isinstance(predict.scales, tuple) else 1) * (2 if predict.flip else 1)
+
+
+def _suppressed(
+    context: RunContext, unit: Unit, config: SuppressConfig, split: str, views: Sequence[int] | None
+) -> Detections:
+    candidates = load_candidates(context, unit, split)
+    seen = candidates.detections if views is None else candidates.at_views(views)
+    return suppressed(seen, config, context.data.train.class_names)
+
+
+def suppressed(seen: Detections, config: SuppressConfig, class_names: Sequence[str]) -> Detections:
+    """Detections out of candidates; see `suppress_detections`."""
+    rows, scores = suppress_detections(seen, config, class_names)
+    kept = seen[rows]
+    return Detections(images=kept.images, labels=kept.labels, scores=scores, boxes=kept.boxes)
+
+
+def _tune(context: RunContext, name: str) -> None:
+    split = context.tuning_split
+    parts = [load_candidates(context, unit, split) for unit in context.units_of(name)]
+    found = tune_suppression(
+        Candidates.cat(parts).detections,
+        context.tuning_data,
+        context.member(name).predict.suppress,
+        context.recipe.combining.tuning,
+    )
+    write_tuned(context.root / tuned_file(name), suppress=found.config)
+    atomic_write(context.root / TUNED / f"{name}.txt", found.to_text() + "\n")
+
+
+def _detect(context: RunContext, name: str, splits: Sequence[str]) -> None:
+    config = suppression_of(context, name)
+    for split in splits:
+        found = detections_with(context, name, config, split=split)
+        results = results_of(found, dataset_of(context, split))
+        write_results(results, context.root / context.detections_file(name, split))
+
+
+def _import(context: RunContext, name: str) -> None:
+    for split, path in foreign_files(context, name).items():
+        results = read_results(
+            path, dataset_of(context, split), skip_invalid=context.recipe.data.skip_invalid
+        )
+        write_results(results, context.root / context.detections_file(name, split))
+
+
+def _hashes(root: Path, files: Sequence[str]) -> dict[str, str]:
+    return {file: sha256_of(root / file) for file in files}

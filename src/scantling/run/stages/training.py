@@ -1,0 +1,201 @@
+"""A member, or one fold of it: its training, and everything it sees in the images that are predicted."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from scantling.data.coco import CocoDataset
+from scantling.data.io import sha256_of
+from scantling.data.samples.dataset import DetectionDataset
+from scantling.data.samples.loader import LoaderConfig, TrainLoader
+from scantling.data.samples.transforms import build_transforms
+from scantling.errors import ConfigError
+from scantling.evaluate.coco_eval import evaluate_results
+from scantling.models.two_stage import Detector
+from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model
+from scantling.predict.candidates import find_candidates
+from scantling.predict.whole_set import predict_dataset
+from scantling.recipe.recipe import MemberConfig
+from scantling.run.context import RunContext, Unit, seed_of
+from scantling.run.stage import Stage
+from scantling.run.stages.pretraining import initial_weights
+from scantling.settings.auto import decided
+from scantling.train.checkpoint import CheckpointMeta, load_checkpoint, load_weights, weights_in
+from scantling.train.devices import require_precision
+from scantling.train.history import CSV_NAME, JSONL_NAME
+from scantling.train.keeper import BEST_NAME, LAST_NAME, PREVIOUS_NAME
+from scantling.train.loop import RunInfo, fit, resumable
+
+log = logging.getLogger(__name__)
+
+
+def check_detectors(context: RunContext, *, begun: bool) -> None:
+    """Find what cannot work before anything is written.
+
+    Args:
+        context: Of the run.
+        begun: Compare with what an earlier run left in the folder.
+
+    Raises:
+        ConfigError: A model cannot be built, a category is unknown, or the folder holds training of other
+            settings or data.
+        UsageError: The device cannot compute in the precision that is asked for.
+    """
+    for unit in context.units():
+        try:
+            _check_member(context, unit.member)
+        except ConfigError as error:
+            raise ConfigError(f"members.{unit.member}: {error.message}", hint=error.hint) from error
+        if begun and initial_weights(context, unit.member).is_known:
+            train_stage(context, unit).is_done(context.root)
+
+
+def _check_member(context: RunContext, name: str) -> None:
+    member, class_names = context.member(name), context.data.train.class_names
+    require_precision(member.train.precision, context.device)
+    member.predict.suppress.thresholds(class_names)
+    with torch.device("meta"):  # shapes only: nothing is allocated or initialised
+        build_model(_from_random(member), len(class_names))
+
+
+def train_stage(context: RunContext, unit: Unit) -> Stage:
+    """Train a unit; its settings of prediction are no inputs, so changing them keeps the weights."""
+    member, data = context.member(unit.member), context.data
+    inputs: dict[str, Any] = {
+        "seed": context.recipe.seed,
+        "classes": list(data.train.class_names),
+        "data": {split: data.hashes[split] for split in ("train", "val")},
+        "model": member.detector.model_dump(mode="json"),
+        "augment": member.augment.model_dump(mode="json"),
+        "train": member.train.result_settings(),
+        "initial_weights": initial_weights(context, unit.member).sha256,
+    }
+    if unit.fold is not None:
+        inputs |= {"data": {"train": data.hashes["train"]}, "fold": [unit.fold, len(context.folds)]}
+    stage = Stage(
+        folder=unit.folder,
+        name="train",
+        inputs=inputs,
+        outputs=tuple(f"{unit.folder}/{file}" for file in (BEST_NAME, JSONL_NAME, CSV_NAME)),
+        working_files=tuple(f"{unit.folder}/{file}" for file in (LAST_NAME, PREVIOUS_NAME)),
+        action=lambda: _train(context, unit, stage.inputs_sha256),
+        costly=True,
+    )
+    return stage
+
+
+def predict_stage(context: RunContext, unit: Unit) -> Stage:
+    """See with a unit's best weights what is in the images; suppression is no input beyond what it never sees."""
+    predict, splits = context.member(unit.member).predict, context.splits_of(unit)
+    settings = predict.model_dump(mode="json", exclude={"workers", "suppress"})
+    seen = predict.suppress.model_dump(mode="json", include={"score_threshold", "max_candidates"})
+    inputs = {
+        "weights": sha256_of(context.root / unit.weights),
+        "predict": {**settings, **seen},
+        "data": {split: _hash_of(context, split) for split in splits},
+    }
+    return Stage(
+        folder=unit.folder,
+        name="predict",
+        inputs=inputs,
+        outputs=tuple(unit.candidates(split) for split in splits),
+        action=partial(_predict, context, unit),
+    )
+
+
+def initial_model(context: RunContext, unit: Unit) -> nn.Module:
+    """A unit before training; its random weights depend on the seed and the unit's name only."""
+    member = context.member(unit.member)
+    name = unit.member if unit.fold is None else f"{unit.member} fold {unit.fold}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(context.recipe.seed, f"{name} weights"))
+        model = initial_weights(context, unit.member).applied_to(member.detector)
+        return build_model(model, len(context.data.train.class_names))
+
+
+def _hash_of(context: RunContext, split: str) -> str:
+    return context.data.hashes.get(split, context.data.hashes["train"])
+
+
+def _from_random(member: MemberConfig) -> ModelConfig:
+    return member.detector.model_copy(update={"init": "random"})
+
+
+def _train(context: RunContext, unit: Unit, recipe_hash: str) -> None:
+    member, data, out = context.member(unit.member), context.data, context.root / unit.folder
+    train, held_out = context.train_and_held_out(unit)
+    begun = context.processes.from_main(resumable(out))
+    log.info("%s: %s", unit.title, "training goes on" if begun else "training")
+    saved = member.detector if member.detector.init != INIT_PRETRAIN else _from_random(member)
+    meta = CheckpointMeta(
+        class_names=data.train.class_names,
+        category_ids=data.train.category_ids,
+        model=saved.model_dump(mode="json"),
+        predict=member.predict.model_dump(mode="json"),
+        recipe_hash=recipe_hash,
+        data_hash=data.hashes["train"],
+    )
+    run = RunInfo(
+        seed=context.recipe.seed,
+        meta=meta,
+        device=str(context.device),
+        resume=begun,
+        overwrite=not begun,
+        validate=partial(_validate, context, member, held_out),
+        console=context.console,
+    )
+    loader = _loader(context, member, train)
+    try:
+        fit(initial_model(context, unit), loader, member.train, out=out, run=run)
+    finally:
+        loader.close()
+
+
+def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> TrainLoader:
+    transforms = build_transforms(member.augment)
+    config = LoaderConfig(
+        batch_size=decided(member.train.batch_size),
+        repeats=decided(member.train.repeats),
+        workers=decided(member.train.workers),
+        rank=context.processes.rank,
+        world=context.processes.world,
+    )
+    return TrainLoader(DetectionDataset(train, transforms, seed=context.recipe.seed), config)
+
+
+def _validate(
+    context: RunContext, member: MemberConfig, held_out: CocoDataset, model: nn.Module
+) -> dict[str, float | None]:
+    results = predict_dataset(
+        cast("Detector", model), member.predict, held_out, context.device, context.processes
+    )
+    judge = partial(evaluate_results, held_out, results, backend=context.recipe.evaluate.backend)
+    return context.processes.on_main(lambda: {f"bbox/{key}": v for key, v in judge().metrics.items()})
+
+
+def _predict(context: RunContext, unit: Unit) -> None:
+    member = context.member(unit.member)
+    model = load_trained(context.root / unit.weights, member, len(context.data.target.class_names))
+    for split, dataset in context.splits_of(unit).items():
+        log.info("%s: predicting the %d images of %s", unit.title, len(dataset), split)
+        found = find_candidates(model, member.predict, dataset, context.device, context.processes)
+        context.processes.on_main(partial(found.save, context.root / unit.candidates(split)))
+
+
+def load_trained(path: Path, member: MemberConfig, num_classes: int) -> Detector:
+    """A member with the weights of its training.
+
+    Args:
+        path: Its best checkpoint.
+        member: Its settings.
+        num_classes: K.
+    """
+    model = build_model(_from_random(member), num_classes)
+    load_weights(model, weights_in(load_checkpoint(path).tensors), source=path)
+    return model

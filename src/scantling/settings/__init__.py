@@ -1,0 +1,1 @@
+"""What a person typed, read strictly and checked; nothing here needs torch."""

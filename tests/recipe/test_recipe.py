@@ -1,0 +1,220 @@
+"""Recipes: the shipped ones, reading and writing, and what `auto` becomes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from scantling.data.samples.transforms import AugmentConfig, SideRange
+from scantling.errors import ConfigError
+from scantling.models.zoo import MODELS, ModelConfig
+from scantling.predict.predictor import PredictConfig
+from scantling.recipe.auto import RULES, resolve
+from scantling.recipe.facts import DataFacts
+from scantling.recipe.recipe import MemberConfig, Recipe, load_recipe, parse_recipe
+from scantling.recipe.shipped import find_recipe, read_recipe, shipped_recipes
+from scantling.train.config import TrainConfig
+
+AUTOMATIC = """
+members:
+  a:
+    model: {name: faster_rcnn_r18_small}
+    augment: {short_side: auto}
+    train: {epochs: auto, repeats: auto, batch_size: auto, workers: auto}
+"""
+
+
+def facts(**changes) -> DataFacts:
+    known = {
+        "num_images": 200,
+        "median_hw": (480, 640),
+        "small_object": 32.0,
+        "device": "cpu",
+        "memory_gib": None,
+        "cpu_count": 8,
+    }
+    return DataFacts(**{**known, **changes})
+
+
+def resolved(text: str = AUTOMATIC, **changes) -> MemberConfig:
+    return resolve(parse_recipe(text, file="r.yaml"), facts(**changes)).recipe.members["a"]
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_load_resolve_and_read_back_equal(name):
+    recipe = resolve(load_recipe(name), facts()).recipe
+    assert parse_recipe(recipe.to_yaml(), file="again") == recipe
+    assert recipe.about.endswith(".")
+    assert all(member.detector.name in MODELS for member in recipe.members.values())
+
+
+def test_the_whole_delftbikes_recipe_is_the_published_one():
+    whole, base = load_recipe("delftbikes-cs21"), load_recipe("delftbikes-cs21-base").members["cascade"]
+    names = {name: member.detector.name for name, member in whole.members.items()}
+    assert names == {"cascade": "cascade_rcnn_r50_dcn_gn", "double_head": "double_head_rcnn_r50_dcn_gn"}
+    for member in whole.members.values():
+        assert member.detector.init == "pretrain"
+        assert (member.augment, member.train, member.predict) == (base.augment, base.train, base.predict)
+    pretrain = whole.pretrain
+    assert pretrain is not None
+    assert (pretrain.epochs, pretrain.batch_size, pretrain.queue, pretrain.lr) == (200, 256, 65_536, 0.03)
+    assert (pretrain.momentum, pretrain.temperature, pretrain.embedding, pretrain.head) == (
+        0.999,
+        0.2,
+        128,
+        "plain",
+    )
+    assert (whole.combining.ensemble.method, whole.tunes_suppression, whole.tunes_weights) == (
+        "wbf",
+        True,
+        True,
+    )
+    assert whole.combining.eliminate is not None
+
+
+def test_the_delftbikes_detector_is_the_published_one():
+    member = load_recipe("delftbikes-cs21-base").members["cascade"]
+    assert member.model == ModelConfig(name="cascade_rcnn_r50_dcn_gn")
+    assert member.augment.short_side == SideRange(min=800, max=1600)
+    assert member.augment.long_side == member.predict.long_side == 2666
+    assert member.predict.scales == tuple(range(800, 1700, 100))
+    assert not member.predict.flip
+    train, suppress = member.train, member.predict.suppress
+    assert (train.optimizer, train.lr, train.momentum, train.weight_decay) == ("sgd", 0.08, 0.9, 1e-4)
+    assert (train.epochs, train.milestones, train.gamma) == (24, (16, 22), 0.1)
+    assert (suppress.method, suppress.score_threshold) == ("soft_linear", 1e-7)
+
+
+def test_every_value_survives_writing_and_reading():
+    recipe = Recipe(
+        about="yes: 1e-4 # no",
+        seed=7,
+        members={
+            "a-1": MemberConfig(
+                model=ModelConfig(name="cascade_rcnn_r50", deform=(2, 3), init="weights/ä b.pth"),
+                augment=AugmentConfig(short_side=(480, 640), long_side=None, crop=(64, 96)),
+                train=TrainConfig(lr=1e-7, ema=0.999, milestones=(1.5, 3)),
+                predict=PredictConfig(
+                    scales=(480, 640), suppress={"iou_threshold": {"WBC": 0.4, "1": 0.5, "no": 1}}
+                ),
+            )
+        },
+    )
+    assert parse_recipe(recipe.to_yaml(), file="again") == recipe
+
+
+def test_a_recipe_is_found_by_name_or_as_a_file(tmp_path):
+    assert find_recipe("parts-cpu").name == "parts-cpu.yaml"
+    own = tmp_path / "own.yaml"
+    own.write_bytes(b"\xef\xbb\xbfmembers: {a: {model: {name: cascade_rcnn_r50}, train: {lr: 1e-4}}}")
+    assert load_recipe(own).members["a"].train.lr == 1e-4
+    with pytest.raises(ConfigError, match=r"no recipe is called 'parts-cp'; did you mean 'parts-cpu'\?"):
+        find_recipe("parts-cp")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file"),
+        ("folder", "cannot be read"),
+        (b"\xff\xd8\xff\xe0\x00", "not a text file"),
+        (
+            b"- a\n- b",
+            "expected a mapping with the keys about, seed, data, pretrain, members, combine, refine, audit, evaluate",
+        ),
+        (b"", "expected a mapping"),
+        (b"members: {a: {model: {name: x}}}\nmembers: {}", "line 2: key 'members' is given twice"),
+        (b"members:\n\ta: 1", "line 2"),
+        (b"refining: {backbone: x}\nmembers: {a: {model: {name: x}}}", "refining: unknown key"),
+        (b"members: {../x: {}}", "a name here should match pattern"),
+        (b"seed: -1\nmembers: {a: {model: {}}}", "seed: found -1; expected greater than or equal to 0"),
+        (b"members: {a: {model: {}, train: {epochs: 1e3}}}", "epochs: found 1000.0"),
+        (b"members: {a: {model: {}, augment: {short_side: 10000000}}}", "short_side"),
+    ],
+)
+def test_wrong_files_are_refused_with_their_name(tmp_path, content, message):
+    path = tmp_path / "r.yaml"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_data_set_and_a_seed_are_put_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("parts-cpu")
+    assert recipe.on() == recipe
+    assert recipe.on(data="d", seed=3).seed == 3
+    assert recipe.on(data="d").data.root == str(Path.cwd() / "d")
+
+
+@pytest.mark.parametrize(
+    ("num_images", "passes"),
+    [
+        (7_000, 24),  # the anchor: DelftBikes' published schedule
+        (28_000, 12),  # four times the images, half the epochs
+        (1_750, 48),  # a quarter of the images, twice the epochs
+        (117_000, 12),  # COCO, never fewer than 12
+        (50, 150),  # never more than 150
+    ],
+)
+def test_length_falls_with_the_root_of_the_number_of_images(num_images, passes):
+    member = resolved(num_images=num_images)
+    assert member.train.epochs == round(passes / member.train.repeats)
+    assert member.train.decay_epochs() == pytest.approx(
+        (member.train.epochs * 2 / 3, member.train.epochs * 11 / 12)
+    )
+
+
+@pytest.mark.parametrize(("num_images", "repeats"), [(1, 50), (40, 5), (100, 2), (200, 1), (5000, 1)])
+def test_small_sets_are_repeated_to_fifty_steps(num_images, repeats):
+    member = resolved(num_images=num_images)
+    assert member.train.repeats == repeats
+    assert math.ceil(num_images * repeats / member.train.batch_size) >= 50
+
+
+@pytest.mark.parametrize(
+    ("changes", "limits"),
+    [
+        ({"device": "cuda", "memory_gib": 24.0}, (384, 576)),  # 480 px as it is, objects are 32 px
+        ({"device": "cuda", "memory_gib": 24.0, "small_object": 16.0}, (768, 1152)),  # objects doubled
+        ({"device": "cuda", "memory_gib": 24.0, "small_object": 4.0}, (768, 1152)),  # not more than doubled
+        ({"device": "cuda", "memory_gib": 24.0, "small_object": 64.0}, (256, 384)),  # large objects: smaller
+        ({"device": "cuda", "memory_gib": 24.0, "small_object": None}, (384, 576)),
+        ({"device": "cpu"}, (256, 384)),  # a CPU takes up to 320
+    ],
+)
+def test_image_size_follows_the_smaller_objects(changes, limits):
+    assert resolved(**changes).augment.short_side == SideRange(min=limits[0], max=limits[1])
+
+
+def test_batch_follows_memory_and_prediction_follows_training():
+    large, small = (resolved(device="cuda", memory_gib=gib) for gib in (80.0, 4.0))
+    assert large.train.batch_size == 16
+    assert small.train.batch_size == 2  # 3.2 GiB for 0.44 megapixels at 3 GiB each
+    assert resolved().train.batch_size == 4
+    assert resolved(num_images=3).train.batch_size == 3
+    assert large.predict.scales == 480
+    assert (resolved().train.workers, large.train.workers) == (0, 7)
+
+
+def test_every_choice_is_explained_and_nothing_else_changes():
+    recipe = parse_recipe(AUTOMATIC, file="r.yaml")
+    chosen, reasons = resolve(recipe, facts())
+    assert len(reasons) == len(RULES)
+    assert all(reason.startswith("members.a.") and ": " in reason for reason in reasons)
+    assert resolve(chosen, facts(num_images=5000)) == (chosen, ())
+    assert chosen.members["a"].model == recipe.members["a"].model
+
+
+def test_what_is_shipped_is_readable():
+    for name, path in shipped_recipes().items():
+        text = read_recipe(path)
+        assert text.startswith("about: "), name
+        assert max(map(len, text.splitlines())) <= 120, name

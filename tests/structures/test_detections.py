@@ -1,0 +1,100 @@
+"""Detections: columns and COCO results are two forms of the same rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scantling.data.coco import ReadOptions, parse_coco
+from scantling.data.coco.records import to_rle
+from scantling.data.detections import (
+    Detections,
+    compare_detections,
+    detections_of,
+    load_detections,
+    results_of,
+    save_detections,
+)
+from scantling.errors import DataError, Severity
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    images = [
+        {"id": name, "file_name": f"{name}.png", "width": 40, "height": 30} for name in ("first", "second")
+    ]
+    categories = [{"id": 90, "name": "bolt"}, {"id": 3, "name": "nut"}]
+    content = {"images": images, "annotations": [], "categories": categories}
+    return parse_coco(content, tmp_path / "set.json", tmp_path, ReadOptions())
+
+
+RESULTS = [
+    {"image_id": "second", "category_id": 3, "bbox": [1.5, 2.0, 4.0, 5.0], "score": 0.25},
+    {"image_id": "first", "category_id": 90, "bbox": [0.0, 1.0, 10.0, 2.0], "score": 0.75},
+]
+
+
+def test_a_row_is_a_result_by_position_and_label(dataset):
+    found = detections_of(RESULTS, dataset)
+    assert found.images.tolist() == [1, 0]
+    assert [dataset.class_names[label] for label in found.labels] == ["nut", "bolt"]
+    assert found.boxes.tolist() == [[1.5, 2.0, 5.5, 7.0], [0.0, 1.0, 10.0, 3.0]]
+    assert found.scores.tolist() == [0.25, 0.75]
+
+
+def test_results_come_back_unchanged(dataset):
+    assert results_of(detections_of(RESULTS, dataset), dataset) == RESULTS
+    assert results_of(Detections.empty(), dataset) == []
+
+
+def test_a_result_without_a_box_has_that_of_its_mask(dataset):
+    mask = {"size": [30, 40], "counts": [31 * 2, 5, 30 * 40 - 31 * 2 - 5]}  # column 2, rows 2..6
+    result = {"image_id": "first", "category_id": 3, "segmentation": to_rle(mask, (30, 40)), "score": 1.0}
+    assert detections_of([result], dataset).boxes.tolist() == [[2.0, 2.0, 3.0, 7.0]]
+
+
+def test_saved_rows_load_in_single_precision(dataset, tmp_path):
+    found = detections_of(RESULTS, dataset)
+    save_detections(found, tmp_path / "candidates.safetensors", views=np.array([3, 1]))
+    loaded, extra = load_detections(tmp_path / "candidates.safetensors")
+    assert results_of(loaded, dataset) == RESULTS  # these numbers are exact in single precision
+    assert {name: column.tolist() for name, column in extra.items()} == {"views": [3, 1]}
+    (tmp_path / "text.safetensors").write_text("not a file of detections")
+    for name in ("text.safetensors", "missing.safetensors"):
+        with pytest.raises(DataError, match=name):
+            load_detections(tmp_path / name)
+
+
+def test_rows_are_joined_selected_and_ordered(dataset):
+    found = detections_of(RESULTS, dataset)
+    both = Detections.cat([found, found[np.array([True, False])]])
+    assert both.images.tolist() == [1, 0, 1]
+    assert both.by_score().scores.tolist() == [0.75, 0.25, 0.25]
+    assert len(Detections.cat([])) == 0
+    with pytest.raises(ValueError, match=r"\(N, 4\)"):
+        Detections(images=found.images, labels=found.labels, scores=found.scores, boxes=found.boxes[:, :2])
+
+
+def test_row_65_files_that_belong_together_or_not(dataset):
+    both = detections_of(RESULTS, dataset)
+    first, second = both[:1], both[1:]
+
+    def told(*files):
+        findings = compare_detections(files, dataset.class_names)
+        assert all(finding.severity is Severity.WARNING for finding in findings)
+        return [(finding.file, finding.code, finding.message) for finding in findings]
+
+    assert told(("a", both), ("b", Detections.empty())) == told(("a", both)) == []
+    assert told(("a", first), ("b", both)) == [
+        ("a", "results-categories-differ", "has no prediction of 'bolt', which other files have")
+    ]
+    assert [row[:2] for row in told(("a", first), ("b", second))] == [
+        ("b", "results-disjoint"),
+        ("a", "results-categories-differ"),
+        ("b", "results-categories-differ"),
+    ]
+    reversed_rows = both[::-1]
+    assert told(("a", both), ("b", reversed_rows)) == [
+        ("b", "results-same-twice", "holds the same predictions as a")
+    ]
+    assert told(("a", both), ("b", both.with_scores(both.scores / 2))) == []
