@@ -19,7 +19,7 @@ from typing import Any
 from scantling.combine.eliminate import EliminateConfig
 from scantling.combine.ensemble import EnsembleConfig
 from scantling.data.coco.results import Result
-from scantling.data.detections import Detections, results_of
+from scantling.data.detections import results_of
 from scantling.data.io import atomic_write, sha256_of, write_json
 from scantling.errors import UsageError
 from scantling.evaluate.variants import Variant, VariantTable, compare_variants
@@ -32,6 +32,7 @@ from scantling.run.pipeline import do_stages, prepared_run
 from scantling.run.stage import Stage
 from scantling.run.stages.combining import cleaned, combined_members, fused
 from scantling.run.stages.detecting import detections_with, num_views, read_member, suppression_of
+from scantling.structures.detections import Detections
 
 FROM_RANDOM, FROM_FILE = "from-random", "from-file"
 TEXT, JSON = "ablation.md", "ablation.json"

@@ -14,15 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import torch
-
 from scantling.combine.eliminate import eliminate
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.relations import Relations
 from scantling.combine.tuned import read_tuned
 from scantling.data.coco import Category, CocoDataset, ImageRecord
-from scantling.data.detections import Detections, detections_of, results_of
+from scantling.data.detections import detections_of, results_of
 from scantling.data.io import read_json
 from scantling.errors import Finding
 from scantling.predict.loaded import Finder, LoadedDetector, load_detector
@@ -32,6 +29,7 @@ from scantling.run.folder import METRICS, RECIPE
 from scantling.run.stages.combining import ENSEMBLE, RELATIONS
 from scantling.run.stages.detecting import tuned_file
 from scantling.run.stages.refining import refined_results
+from scantling.structures.detections import Detections
 from scantling.structures.instances import Instances
 
 log = logging.getLogger(__name__)
@@ -126,14 +124,16 @@ class RunDetectors:
                 log.info("%s%s", name, "" if len(detectors) == 1 else f", fold {number}")
                 seen = {place[id(record)]: instances for record, instances in detector.find(records)}
                 readable |= seen.keys()
-                folds[str(number)] = _columns(seen)
+                folds[str(number)] = Detections.cat(
+                    [found.to_detections(p) for p, found in sorted(seen.items())]
+                )
             found[name] = self._one_voice(folds, detectors)
         first = next(iter(self.members.values()))[0]
         self.findings.extend(first.findings)
         everything = self._refined(self._combined(found), records)
         for position in sorted(readable):
             record = records[position]
-            yield record, _instances(everything[everything.images == position], record.size_hw)
+            yield record, Instances.from_detections(everything[everything.images == position], record.size_hw)
 
     def _one_voice(self, folds: Mapping[str, Detections], detectors: Sequence[LoadedDetector]) -> Detections:
         if len(folds) == 1:
@@ -176,25 +176,3 @@ class RunDetectors:
     @property
     def _names(self) -> tuple[str, ...]:
         return tuple(category.name for category in self.categories)
-
-
-def _columns(seen: Mapping[int, Instances]) -> Detections:
-    parts = [
-        Detections(
-            images=np.full(len(found), position, dtype=np.int64),
-            labels=found.labels.numpy(),
-            scores=(torch.zeros(0) if found.scores is None else found.scores).double().numpy(),
-            boxes=found.boxes.double().numpy(),
-        )
-        for position, found in sorted(seen.items())
-    ]
-    return Detections.cat(parts)
-
-
-def _instances(rows: Detections, size_hw: tuple[int, int]) -> Instances:
-    return Instances(
-        size_hw=size_hw,
-        boxes=torch.from_numpy(rows.boxes).float().reshape(-1, 4),
-        labels=torch.from_numpy(rows.labels),
-        scores=torch.from_numpy(rows.scores).float(),
-    )

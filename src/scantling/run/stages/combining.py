@@ -13,12 +13,13 @@ from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.tune import tune_weights
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.coco import read_results, write_results
-from scantling.data.detections import Detections, detections_of, results_of
+from scantling.data.detections import detections_of, results_of
 from scantling.data.io import atomic_write, sha256_of, write_json
 from scantling.errors import ConfigError
 from scantling.run.context import PREDICTIONS, RunContext
 from scantling.run.stage import Stage
 from scantling.run.stages.detecting import TUNED, foreign_files, read_member, tuned_file
+from scantling.structures.detections import Detections
 
 ENSEMBLE, ELIMINATE = "ensemble", "eliminate"
 RELATIONS = f"{ELIMINATE}/relations.json"

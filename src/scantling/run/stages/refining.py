@@ -16,7 +16,7 @@ import torch
 from scantling.audit.suspects import find_suspects
 from scantling.data.coco import CocoDataset, read_results, write_results
 from scantling.data.coco.results import Result
-from scantling.data.detections import Detections, detections_of, results_of
+from scantling.data.detections import detections_of, results_of
 from scantling.data.io import atomic_write, sha256_of, write_json
 from scantling.data.splits import RunData
 from scantling.errors import ConfigError
@@ -33,6 +33,7 @@ from scantling.run.stage import Stage
 from scantling.run.stages.combining import cleaned, combined_members, fused, fusion_inputs
 from scantling.run.stages.detecting import read_member
 from scantling.settings.draft import Draft
+from scantling.structures.detections import Detections
 from scantling.train.checkpoint import load_checkpoint
 from scantling.train.devices import Processes
 from scantling.train.history import CSV_NAME, JSONL_NAME
