@@ -294,9 +294,13 @@ def corner_piece() -> Sample:
 
 def test_an_instance_is_visible_by_its_mask_and_not_by_its_box():
     sample = corner_piece()  # 64 * 4 + 60 * 4 = 496 pixels
-    upper_right = View.of(sample).cropped((20, 0), (44, 44), min_visibility=0.05)  # half of the box, nothing of it
+    upper_right = View.of(sample).cropped(
+        (20, 0), (44, 44), min_visibility=0.05
+    )  # half of the box, nothing of it
     assert len(render(sample, upper_right).instances) == 0
-    left = View.of(sample).cropped((0, 0), (32, 32), min_visibility=0.25)  # 128 of 496 pixels, a quarter of the box
+    left = View.of(sample).cropped(
+        (0, 0), (32, 32), min_visibility=0.25
+    )  # 128 of 496 pixels, a quarter of the box
     assert len(render(sample, left).instances) == 1
     assert len(render(sample, replace(left, min_visibility=0.26)).instances) == 0
     ignored = replace(left, min_visibility=0.0, ignored_below=0.26)
