@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as mask_api
 
 from scantling.evaluate.backends import IOU_THRESHOLDS
 from scantling.ops import overlaps
@@ -79,28 +78,16 @@ def rank_among_equals(keys: Ints) -> Ints:
 
 def find_pairs(detections: Objects, truths: Objects) -> Pairs:
     """Every pair worth matching, in the order of the detections."""
-    masks = None
-    boxes, other_boxes = detections.shapes, truths.shapes
-    if boxes.dtype.hasobject or other_boxes.dtype.hasobject:
-        masks, (boxes, other_boxes) = (boxes, other_boxes), (_boxes_of(boxes), _boxes_of(other_boxes))
     order, other, iou = overlaps.find_pairs(
         detections.keys,
-        boxes,
+        detections.shapes,
         truths.keys,
-        other_boxes,
-        masks=masks,
+        truths.shapes,
         is_crowd=truths.is_crowd,
         at_least=float(IOU_THRESHOLDS[0]),
     )
     preference = np.lexsort((other, iou, order))
     return Pairs(detections=order[preference], truths=other[preference], iou=iou[preference])
-
-
-def _boxes_of(masks: NDArray[Any]) -> Floats:
-    """(N, 4) tight xywh of masks as RLE; what is no mask (an empty column) has none."""
-    if not len(masks):
-        return np.zeros((0, 4))
-    return np.asarray(mask_api.toBbox(masks.tolist()), dtype=np.float64).reshape(-1, 4)
 
 
 # ---------------------------------------------------------------- matching
