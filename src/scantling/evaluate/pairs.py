@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.evaluate.backends import IOU_THRESHOLDS
-from scantling.ops.masks import pairwise_mask_iou
+from scantling.ops.polygons import pairwise_mask_iou
 
 _MAX_PAIRS = 1_000_000  # compared at once
 _MAX_ROWS = 16_384  # matched at once

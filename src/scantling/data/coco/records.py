@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scantling.ops.masks import RLE, polygons_to_rle, rle_area, rle_from_uncompressed
+from scantling.ops.polygons import polygons_to_rle
+from scantling.ops.rle import RLE, rle_area, rle_from_uncompressed
 
 ImageId = int | float | str
 AnnotationId = int | float | str

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
 
 from scantling.data.coco.records import ImageRecord
 from scantling.data.images.open import open_image
@@ -93,8 +92,7 @@ def read_thumbnail(path: Path, size_hw: tuple[int, int] | None = None) -> Thumbn
 def _spectrum(picture: Thumbnail) -> NDArray[np.complex64]:
     """Fourier transform (S, S / 2 + 1) under a window that hides the frame."""
     window = cv2.createHanningWindow((SIDE, SIDE), cv2.CV_32F)
-    spectrum: NDArray[np.complex64] = fft.rfft2((picture - picture.mean()) * window)
-    return spectrum
+    return np.fft.rfft2((picture - picture.mean()) * window).astype(np.complex64, copy=False)
 
 
 def _amplitudes(spectra: NDArray[np.complex64]) -> NDArray[np.float32]:
@@ -124,6 +122,6 @@ def _likely_pairs(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
 def _peaks(spectra: NDArray[np.complex64], pairs: NDArray[np.int64]) -> NDArray[np.float32]:
     """Peak of the phase correlation of each pair (P); `spectra` have amplitude 1."""
     crossed = spectra[pairs[:, 0]] * spectra[pairs[:, 1]].conj()
-    surfaces: NDArray[np.float32] = fft.irfft2(crossed, s=(SIDE, SIDE))
-    peaks: NDArray[np.float32] = surfaces.reshape(len(pairs), -1).max(axis=1)
+    surfaces = np.fft.irfft2(crossed, s=(SIDE, SIDE), axes=(1, 2))
+    peaks: NDArray[np.float32] = surfaces.reshape(len(pairs), -1).max(axis=1).astype(np.float32)
     return peaks
