@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ PER_KIND = 12
 _SIDE = 320
 _CONTEXT = 2.0
 _QUALITY = 82
+_MARGIN = 6
+_LINE, _GAP = (20, 20, 20), (255, 170, 60)
 
 Pixels = NDArray[np.uint8]
 
@@ -121,16 +123,23 @@ def _pair_shot(pair: SceneTwins) -> Shot | None:
     shown = [_fitted(pixels) for pixels in pictures if pixels is not None]
     if len(shown) < 2:
         return None
-    height = max(pixels.shape[0] for pixels in shown)
-    padded = [
-        np.pad(pixels, ((0, height - pixels.shape[0]), (0, 4), (0, 0)), constant_values=255)
-        for pixels in shown
-    ]
     return Shot(
-        jpeg=_encoded(np.concatenate(padded, axis=1)),
+        jpeg=_encoded(_side_by_side(shown)),
         title=" = ".join(f"{s}: {i.file_name}" for s, i in zip(pair.splits, pair.images, strict=True)),
         note=f"likeness {pair.peak:.2f}",
     )
+
+
+def _side_by_side(pictures: Sequence[Pixels]) -> Pixels:
+    """Pictures in one row, each in a frame of its own, so that blank ones can be told apart on any ground."""
+    height = max(pixels.shape[0] for pixels in pictures)
+    framed = []
+    for pixels in pictures:
+        for colour, width in ((_LINE, 1), (_GAP, _MARGIN)):
+            pixels = cv2.copyMakeBorder(pixels, *4 * [width], cv2.BORDER_CONSTANT, value=colour)  # noqa: PLW2901
+        below = height + 2 * (_MARGIN + 1) - pixels.shape[0]
+        framed.append(cv2.copyMakeBorder(pixels, 0, below, 0, 0, cv2.BORDER_CONSTANT, value=_GAP))
+    return np.concatenate(framed, axis=1)
 
 
 def _open(record: ImageRecord) -> Pixels | None:
