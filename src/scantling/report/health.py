@@ -132,13 +132,14 @@ def _pair_shot(pair: SceneTwins) -> Shot | None:
 
 def _side_by_side(pictures: Sequence[Pixels]) -> Pixels:
     """Pictures in one row, each in a frame of its own, so that blank ones can be told apart on any ground."""
-    height = max(pixels.shape[0] for pixels in pictures)
+    height = max(pixels.shape[0] for pixels in pictures) + 2 * _MARGIN + 2
     framed = []
     for pixels in pictures:
-        for colour, width in ((_LINE, 1), (_GAP, _MARGIN)):
-            pixels = cv2.copyMakeBorder(pixels, *4 * [width], cv2.BORDER_CONSTANT, value=colour)  # noqa: PLW2901
-        below = height + 2 * (_MARGIN + 1) - pixels.shape[0]
-        framed.append(cv2.copyMakeBorder(pixels, 0, below, 0, 0, cv2.BORDER_CONSTANT, value=_GAP))
+        bottom, right = pixels.shape[0] + _MARGIN + 1, pixels.shape[1] + _MARGIN + 1
+        ground = np.full((height, right + _MARGIN + 1, 3), _GAP, dtype=np.uint8)
+        ground[_MARGIN : bottom + 1, _MARGIN : right + 1] = _LINE
+        ground[_MARGIN + 1 : bottom, _MARGIN + 1 : right] = pixels
+        framed.append(ground)
     return np.concatenate(framed, axis=1)
 
 
