@@ -145,7 +145,7 @@ def _side_by_side(pictures: Sequence[Pixels]) -> Pixels:
 
 def _open(record: ImageRecord) -> Pixels | None:
     try:
-        return open_image(record.path, size_hw=record.size_hw)
+        return open_image(record.path, size_hw=record.size_hw, white=record.white)
     except DataError:
         return None
 

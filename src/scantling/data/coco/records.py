@@ -66,6 +66,7 @@ class ImageRecord:
         path: Where the image is expected.
         size_hw: Height and width of the frame in which the labels live.
         extra: Further keys of the record, written back unchanged.
+        white: Value that is white in pictures of 16 bits that do not say it themselves; None: 65535.
     """
 
     id: ImageId
@@ -73,6 +74,7 @@ class ImageRecord:
     path: Path
     size_hw: tuple[int, int]
     extra: Extra = field(default_factory=_no_extra, compare=False)
+    white: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

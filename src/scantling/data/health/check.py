@@ -20,6 +20,7 @@ from scantling.data.health.boxes import PERCENTILES, Suspect, size_percentiles, 
 from scantling.data.health.images import check_images
 from scantling.data.health.leaks import compare_splits
 from scantling.data.health.near_duplicates import find_twins, thumbnails
+from scantling.data.images.white import dataset_with_white, range_message, white_of
 from scantling.errors import DataError, Finding, Severity
 
 RARE = 10
@@ -126,6 +127,10 @@ def check_data(location: Location | str, *, pixels: bool = True, strict: bool = 
         if dataset is not None:
             splits[name] = dataset
             findings += check_images(dataset, decode=pixels, strict=strict)
+    white = white_of(record for dataset in splits.values() for record in dataset.images) if pixels else None
+    if white is not None:
+        log.add("image-range", range_message(white), value=white)
+        splits = {name: dataset_with_white(dataset, white) for name, dataset in splits.items()}
     odd = [suspect for name, dataset in splits.items() for suspect in suspects(name, dataset)]
     _report_suspects(odd, log)
     if train in splits:

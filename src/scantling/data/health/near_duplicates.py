@@ -85,13 +85,15 @@ def find_twins(pictures: Sequence[Thumbnail | None], *, threshold: float = SAME_
 
 
 def _thumbnail(record: ImageRecord) -> Thumbnail | None:
-    return read_thumbnail(record.path, record.size_hw)
+    return read_thumbnail(record.path, record.size_hw, record.white)
 
 
-def read_thumbnail(path: Path, size_hw: tuple[int, int] | None = None) -> Thumbnail | None:
+def read_thumbnail(
+    path: Path, size_hw: tuple[int, int] | None = None, white: int | None = None
+) -> Thumbnail | None:
     """Grey thumbnail (S, S) of an image file; None where it cannot be read or is flat."""
     try:
-        pixels = open_image(path, size_hw=size_hw)
+        pixels = open_image(path, size_hw=size_hw, white=white)
     except DataError:
         return None
     grey = cv2.cvtColor(cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
