@@ -156,6 +156,11 @@ _IMAGES = {
     "image-too-large": Code(_G, "More pixels than are ever decoded.", "Tile or shrink the image."),
     "image-large": Code(_W, "A very large image.", "Expect much memory; consider tiles."),
     "image-animated": Code(_W, "Several frames or pages; the first is used.", "Save the frame as an image."),
+    "image-range": Code(
+        _N,
+        "Pictures of 16 bits that use fewer; the range that they use is scaled to black and white.",
+        "If they are dark, and no camera of fewer bits took them, set data.white=65535.",
+    ),
     "image-orientation": Code(
         _W,
         "An EXIF rotation, and width and height do not tell whether the labels follow it; it is applied.",

@@ -128,6 +128,20 @@ def describe_content(head: bytes) -> str | None:
     return None
 
 
+def is_no_text(path: Path) -> bool:
+    """Whether a file that should be UTF-8 text is certainly none, by its beginning; reading it then says why.
+
+    Args:
+        path: Empty files, Git-LFS pointers, archives, pages, UTF-16 and what cannot be opened are no text.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except OSError:
+        return True
+    return not head.strip() or describe_content(head) is not None or _is_wide(head)
+
+
 def read_json(path: Path | str, *, keep_nan: bool = False) -> object:
     """Read a JSON file completely; every way in which it can be unreadable is a `DataError`.
 
@@ -217,7 +231,7 @@ def _text_of(data: bytes, file: str) -> str:
     looks = describe_content(data[:_HEAD_BYTES])
     if looks:
         refuse("json-foreign", file, f"not JSON but {looks}")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
+    if _is_wide(data):
         refuse("json-encoding", file, "encoded as UTF-16 or UTF-32, not UTF-8", hint="Save it as UTF-8.")
     try:
         return data.decode("utf-8-sig")
@@ -225,6 +239,11 @@ def _text_of(data: bytes, file: str) -> str:
         found = data[error.start : error.start + 1].hex()
         message = f"not UTF-8: byte 0x{found} at byte offset {error.start}"
         refuse("json-encoding", file, message, hint="Save it as UTF-8.")
+
+
+def _is_wide(data: bytes) -> bool:
+    """Whether text is UTF-16 or UTF-32 by its byte order mark, or by the zeros of its first letters."""
+    return data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]
 
 
 def hint_for_missing(path: Path) -> str | None:

@@ -19,6 +19,7 @@ from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, read_location
 from scantling.data.health.images import usable_images
 from scantling.data.health.leaks import compare_splits
+from scantling.data.images.white import dataset_with_white, range_message, white_of
 from scantling.data.io import sha256_of
 from scantling.errors import DataError, Finding, Severity, UsageError
 from scantling.settings.section import Section
@@ -40,6 +41,8 @@ class DataConfig(Section):
         strict: Stop at warnings too.
         folds: Divide the training split into so many folds and train every member once without each: every training
             image is then predicted by a detector that has not seen it. null: train once on all of it.
+        white: Value that is white in pictures of 16 bits, such as 4095 for a camera of 12. null: what the file says,
+            else what all pictures together show.
     """
 
     root: str | None = None
@@ -49,6 +52,7 @@ class DataConfig(Section):
     skip_invalid: bool = False
     strict: bool = False
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
+    white: Annotated[int, Field(ge=255, le=65535)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +63,13 @@ class RunData:
         splits: By name: `train`, `val`, and what else is evaluated.
         hashes: For each split a hash of its annotations and of the names and lengths of its images.
         evaluated: Name of the split that predictions are made for.
+        white: Value that is white in its pictures of 16 bits; None for the full range.
     """
 
     splits: Mapping[str, CocoDataset]
     hashes: Mapping[str, str]
     evaluated: str
+    white: int | None = None
 
     @property
     def train(self) -> CocoDataset:
@@ -114,8 +120,11 @@ def read_run_data(config: DataConfig, evaluated: str) -> RunData:
             findings += compared
     if any(finding.severity is Severity.ERROR for finding in findings):
         raise DataError(f"{config.root}: {summarise(findings)}", findings=findings)
-    hashes = {name: _fingerprint(dataset) for name, dataset in splits.items()}
-    return RunData(splits=splits, hashes=hashes, evaluated=evaluated)
+    records = [record for dataset in splits.values() for record in dataset.images]
+    white = config.white or white_of(records)
+    splits = {name: dataset_with_white(dataset, white) for name, dataset in splits.items()}
+    hashes = {name: _fingerprint(dataset, white) for name, dataset in splits.items()}
+    return RunData(splits=splits, hashes=hashes, evaluated=evaluated, white=white)
 
 
 def locate_split(config: DataConfig, name: str) -> tuple[Path, Path | None]:
@@ -140,6 +149,8 @@ def log_run_data(data: RunData) -> None:
             f"{len(dataset)} images, {dataset.num_annotations} objects, {len(dataset.categories)} categories"
         )
         log.info("%s: %s (%s)", name, counts, dataset.file)
+    if data.white is not None:
+        log.info("%s", range_message(data.white))
     warnings = [
         f for dataset in data.splits.values() for f in dataset.findings if f.severity is Severity.WARNING
     ]
@@ -155,7 +166,11 @@ def log_run_data(data: RunData) -> None:
 
 def describe_run_data(data: RunData) -> dict[str, Any]:
     """Content of `data.json`: where the splits came from, their counts and every finding."""
-    return {name: _describe(dataset, data.hashes[name]) for name, dataset in data.splits.items()}
+    white = data.white
+    return {
+        name: _describe(dataset, data.hashes[name]) | ({} if white is None else {"white": white})
+        for name, dataset in data.splits.items()
+    }
 
 
 def _entry(config: DataConfig, name: str) -> str:
@@ -204,14 +219,14 @@ def _collecting(findings: list[Finding], read: Callable[[], CocoDataset]) -> Coc
     return dataset
 
 
-def _fingerprint(dataset: CocoDataset) -> str:
-    """Hash of the annotations file, and of the names and lengths of the images (not their pixels)."""
+def _fingerprint(dataset: CocoDataset, white: int | None) -> str:
+    """Hash of the annotations file, of the names and lengths of the images (not their pixels), and of their white."""
     lengths = [[record.file_name, record.path.stat().st_size] for record in dataset.images]
     is_json = dataset.file.suffix == ".json"
     labels = (
         sha256_of(dataset.file) if is_json else json.dumps(dataset.to_coco(), sort_keys=True, default=str)
     )
-    text = json.dumps([labels, sorted(lengths)])
+    text = json.dumps([labels, sorted(lengths), *([] if white is None else [white])])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

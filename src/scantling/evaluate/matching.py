@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
 from scantling.evaluate.problem import IouType, Problem, Record
-from scantling.ops.masks import RLE, pairwise_mask_iou
+from scantling.ops.polygons import pairwise_mask_iou
+from scantling.ops.rle import RLE
 
 BACKGROUND_IOU = 0.1
 NONE = -1

@@ -30,6 +30,10 @@ class Finder(Protocol):
         """With the ids of the data set it was trained on, in label order."""
 
     @property
+    def white(self) -> int | None:
+        """Value that was white in the pictures of 16 bits that it learned from; None for the full range."""
+
+    @property
     def findings(self) -> Sequence[Finding]:
         """Warnings about images left out so far."""
 
@@ -48,10 +52,12 @@ class LoadedDetector:
     Attributes:
         predictor: Ready to look at images.
         categories: With the ids of the data set it was trained on, in label order.
+        white: Value that was white in the pictures of 16 bits that it learned from; None for the full range.
     """
 
     predictor: Predictor
     categories: tuple[Category, ...]
+    white: int | None = None
 
     @property
     def findings(self) -> Sequence[Finding]:
@@ -87,7 +93,8 @@ def load_detector(path: Path, overrides: Iterable[str] = (), *, device: str = "a
     categories = tuple(
         Category(int(i), name) for i, name in zip(meta.category_ids, meta.class_names, strict=True)
     )
-    return LoadedDetector(predictor=Predictor(model, config, meta.class_names, chosen), categories=categories)
+    predictor = Predictor(model, config, meta.class_names, chosen)
+    return LoadedDetector(predictor=predictor, categories=categories, white=meta.white)
 
 
 def _predict_config(saved: dict[str, Any], overrides: Iterable[str]) -> PredictConfig:

@@ -11,6 +11,7 @@ from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, parse_location, read_location, split_name
 from scantling.data.health.images import images_of_folder, usable_images
+from scantling.data.images.white import dataset_with_white, range_message, white_of, with_white
 from scantling.errors import DataError, Finding, Severity
 from scantling.pretrain.config import PretrainConfig
 from scantling.pretrain.crops import CropPlan, image_crops, object_crops
@@ -43,11 +44,16 @@ def read_crops(data: Path | str, config: PretrainConfig, *, seed: int = 0) -> Cr
     if location.path.is_dir() and layout is None:
         found = images_of_folder(location.path)
         _tell(found.findings)
-        return _without_objects({_FOLDER: found.records}, config, seed)
+        records = with_white(found.records, white_of(found.records))
+        return _without_objects({_FOLDER: records}, config, seed)
     splits = {
         name: usable_images(dataset, skip_invalid=config.skip_invalid, strict=config.strict)
         for name, dataset in _read_splits(location, layout, config, options).items()
     }
+    white = white_of(record for dataset in splits.values() for record in dataset.images)
+    splits = {name: dataset_with_white(dataset, white) for name, dataset in splits.items()}
+    if white is not None:
+        log.info("%s", range_message(white))
     _tell([finding for dataset in splits.values() for finding in dataset.findings])
     return plan_crops(splits, config, seed=seed)
 

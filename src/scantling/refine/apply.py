@@ -103,7 +103,7 @@ def refiner_of(checkpoint: Checkpoint, path: Path | str, device: str) -> Refiner
         config = RefinerConfig.model_validate({**meta.model, "pretrained": False, "weights": None})
     except ValidationError as error:
         raise CheckpointError(f"{path}: describes a refiner that this version does not know") from error
-    refiner = Refiner(config, meta.class_names)
+    refiner = Refiner(config, meta.class_names, meta.white)
     load_weights(refiner, weights_in(tensors), source=path)
     return refiner.to(chosen).eval()
 
@@ -211,7 +211,7 @@ def refine_rows(
     refined = boxes.copy()
     for chunk in _chunks(dataset, images, config.batch_size):
         decoded = {
-            int(image): open_image(record.path, size_hw=record.size_hw)
+            int(image): open_image(record.path, size_hw=record.size_hw, white=record.white)
             for image in np.unique(images[chunk])
             for record in (dataset.images[image],)
         }

@@ -148,6 +148,7 @@ class Refiner(nn.Module):
     Args:
         config: What it is.
         class_names: Of the K classes, in label order; categories of other data sets are matched with them by name.
+        white: Value that is white in the pictures of 16 bits that it learns from; None for the full range.
 
     Raises:
         ConfigError: timm has no such backbone, or the weights do not fit it.
@@ -156,9 +157,10 @@ class Refiner(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, config: RefinerConfig, class_names: Sequence[str]) -> None:
+    def __init__(self, config: RefinerConfig, class_names: Sequence[str], white: int | None = None) -> None:
         super().__init__()
         self.config = config
+        self.white = white
         self.class_names = tuple(class_names)
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", 1 / torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)

@@ -183,6 +183,7 @@ def refiner_meta(config: RefineConfig, train: CocoDataset, data_hash: str) -> Ch
         predict=config.apply.model_dump(mode="json"),
         recipe_hash=hashlib.sha256(text.encode()).hexdigest(),
         data_hash=data_hash,
+        white=train.images[0].white if len(train) else None,
     )
 
 

@@ -185,7 +185,7 @@ class DecodedImages:
         if (kept := self._kept.get(index)) is not None:
             return kept
         record = self._records[index]
-        pixels = open_image(record.path, size_hw=record.size_hw)
+        pixels = open_image(record.path, size_hw=record.size_hw, white=record.white)
         if pixels.nbytes <= self._left:
             self._left -= pixels.nbytes
             self._kept[index] = pixels

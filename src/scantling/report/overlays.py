@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.evaluate.matching import NONE, ImageMatch, Shapes
-from scantling.ops.masks import RLE, rle_to_patch
+from scantling.ops.rle import RLE, rle_to_patch
 from scantling.report.content import Overlay
 from scantling.report.draw import Rectangle, place_tags
 

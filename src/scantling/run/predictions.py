@@ -12,6 +12,7 @@ from PIL import Image
 
 from scantling.data.coco import Category, ImageId, ImageRecord, to_results, write_results
 from scantling.data.images.open import open_image
+from scantling.data.images.white import with_white
 from scantling.data.io import replacing
 from scantling.errors import Finding, UsageError
 from scantling.evaluate.problem import Result
@@ -73,6 +74,7 @@ def predict_source(
         UsageError: `overlays` would overwrite the images that are looked at.
     """
     records, findings, own = open_source(source)
+    records = with_white(records, finder.white)
     if overlays is not None:
         _refuse_overwriting(overlays, records)
     log.info("%s: %d images", source, len(records))
@@ -115,6 +117,6 @@ def _refuse_overwriting(overlays: Path, records: Iterable[ImageRecord]) -> None:
 
 def _write_overlay(path: Path, record: ImageRecord, instances: Instances, class_names: Sequence[str]) -> None:
     shown = instances if instances.scores is None else instances[instances.scores >= DRAWN_SCORE]
-    picture = draw(open_image(record.path, size_hw=record.size_hw), shown, class_names)
+    picture = draw(open_image(record.path, size_hw=record.size_hw, white=record.white), shown, class_names)
     with replacing(path) as temporary:
         Image.fromarray(picture).save(temporary, format="JPEG", quality=90)

@@ -109,6 +109,11 @@ class RunDetectors:
         """With the ids of the data set they were trained on, in label order."""
         return next(iter(self.members.values()))[0].categories
 
+    @property
+    def white(self) -> int | None:
+        """What they learned with; see `Finder`."""
+        return next(iter(self.members.values()))[0].white
+
     def find(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
         """Detections of each readable image; see `Finder`. Every detector looks at all images before the first comes.
 

@@ -64,6 +64,7 @@ class CheckpointMeta(BaseModel):
         step: Updates of the weights so far.
         epoch: Finished epochs.
         metrics: Validation metrics of these weights; null where undefined.
+        white: Value that was white in the pictures of 16 bits that it learned from; null for the full range.
         training: State of the training loop; only in a checkpoint that training can go on from.
         sha256: Checksum over everything above and every tensor; filled in when the file is written.
     """
@@ -81,6 +82,7 @@ class CheckpointMeta(BaseModel):
     step: int = 0
     epoch: int = 0
     metrics: dict[str, float | None] = Field(default_factory=dict)
+    white: int | None = None
     training: dict[str, JsonValue] | None = None
     sha256: str = ""
 

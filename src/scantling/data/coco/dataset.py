@@ -9,9 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from scantling.data.coco.records import (
     Annotation,
@@ -26,8 +24,10 @@ from scantling.data.coco.records import (
     to_rle,
 )
 from scantling.errors import Finding, UsageError
-from scantling.structures.instances import Instances
-from scantling.structures.masks import ImageMasks
+
+if TYPE_CHECKING:
+    from scantling.structures.instances import Instances
+    from scantling.structures.masks import ImageMasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,10 @@ class CocoDataset:
         Raises:
             UsageError: Masks are wanted and an annotation has none.
         """
+        import torch  # here, because what only reads or checks labels shall start without it
+
+        from scantling.structures.instances import Instances
+
         size_hw = self.images[index].size_hw
         annotations = self.annotations[index]
         boxes = clipped_xyxy([annotation.box_xywh for annotation in annotations], size_hw)
@@ -109,6 +113,8 @@ class CocoDataset:
         )
 
     def _masks(self, index: int) -> ImageMasks:
+        from scantling.structures.masks import ImageMasks
+
         size_hw = self.images[index].size_hw
         rles = []
         for annotation in self.annotations[index]:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scantling.data.coco.records import Polygons, Segmentation, to_rle
 from scantling.data.findings import FindingLog, Kind, RecordLog
 from scantling.errors import DataError
-from scantling.ops.masks import MAX_OUTLINE, RLE, check_rle, rle_to_box
+from scantling.ops.polygons import MAX_OUTLINE
+from scantling.ops.rle import RLE, check_rle, rle_to_box
 
 Box = tuple[float, float, float, float]
 SizeHw = tuple[int, int]

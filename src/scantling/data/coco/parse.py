@@ -198,7 +198,9 @@ def _declared_size(record: Raw, log: RecordLog) -> tuple[int, int] | None:
         return None
     if sides[0] * sides[1] > MAX_PIXELS:
         message = f"{sides[1]} x {sides[0]} pixels are more than the {MAX_PIXELS} that are ever decoded"
-        log.add("image-size", message)
+        log.add(
+            "image-size", message, hint="Cut the picture into tiles, or shrink it together with its labels."
+        )
         return None
     return sides[0], sides[1]
 

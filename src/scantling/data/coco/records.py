@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scantling.ops.masks import RLE, polygons_to_rle, rle_area, rle_from_uncompressed
+from scantling.ops.polygons import polygons_to_rle
+from scantling.ops.rle import RLE, rle_area, rle_from_uncompressed
 
 ImageId = int | float | str
 AnnotationId = int | float | str
@@ -65,6 +66,7 @@ class ImageRecord:
         path: Where the image is expected.
         size_hw: Height and width of the frame in which the labels live.
         extra: Further keys of the record, written back unchanged.
+        white: Value that is white in pictures of 16 bits that do not say it themselves; None: 65535.
     """
 
     id: ImageId
@@ -72,6 +74,7 @@ class ImageRecord:
     path: Path
     size_hw: tuple[int, int]
     extra: Extra = field(default_factory=_no_extra, compare=False)
+    white: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

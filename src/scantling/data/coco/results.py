@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.geometry import Box, is_finite_number, looks_xyxy, numbers_of_box, rle_fault
@@ -26,9 +25,10 @@ from scantling.data.coco.records import Category, ImageId, to_rle
 from scantling.data.findings import FindingLog, Policy, RecordLog, name_some
 from scantling.data.io import read_json, write_json
 from scantling.errors import Finding
-from scantling.ops.masks import rle_to_box
-from scantling.structures.instances import Instances
-from scantling.structures.masks import ImageMasks, RoiMasks
+from scantling.ops.rle import rle_to_box
+
+if TYPE_CHECKING:
+    from scantling.structures.instances import Instances
 
 Result = dict[str, Any]
 
@@ -57,6 +57,10 @@ def to_results(image_id: ImageId, instances: Instances, categories: Sequence[Cat
     Raises:
         ValueError: The instances have no scores.
     """
+    import torch  # here, because what only reads results shall start without it
+
+    from scantling.structures.masks import RoiMasks
+
     if instances.scores is None:
         raise ValueError("to_results: expected detections, found instances without scores")
     corners = instances.boxes.detach().cpu().double()
@@ -164,6 +168,11 @@ def results_to_instances(results: Sequence[Result], dataset: CocoDataset) -> dic
 def _to_instances(
     results: list[Result], size_hw: tuple[int, int], labels: Mapping[int, int], *, with_masks: bool
 ) -> Instances:
+    import torch
+
+    from scantling.structures.instances import Instances
+    from scantling.structures.masks import ImageMasks
+
     corners = [_corners(result) for result in results]
     masks = [to_rle(result["segmentation"], size_hw) for result in results] if with_masks else []
     return Instances(

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
+from scantling.data.coco.layout import alias_of
 from scantling.data.findings import CODES, FindingLog, Kind, Policy, name_some, summarise
 from scantling.data.formats.layouts import announce, detect_format
 from scantling.data.formats.locations import Location, parse_location, read_location, split_name
@@ -19,6 +20,7 @@ from scantling.data.health.boxes import PERCENTILES, Suspect, size_percentiles, 
 from scantling.data.health.images import check_images
 from scantling.data.health.leaks import compare_splits
 from scantling.data.health.near_duplicates import find_twins, thumbnails
+from scantling.data.images.white import dataset_with_white, range_message, white_of
 from scantling.errors import DataError, Finding, Severity
 
 RARE = 10
@@ -115,18 +117,24 @@ def check_data(location: Location | str, *, pixels: bool = True, strict: bool = 
     """
     location = location if isinstance(location, Location) else parse_location(location)
     title, readers = _splits_of(location)
+    train = alias_of("train", readers)
     splits: dict[str, CocoDataset] = {}
     log = FindingLog(str(location.path), Policy(strict=strict))
     findings: list[Finding] = []
     for name, read in readers.items():
-        dataset, found = _read(read, strict=strict)
+        dataset, found = _read(read, strict=strict, learned=name == train)
         findings += found
         if dataset is not None:
             splits[name] = dataset
             findings += check_images(dataset, decode=pixels, strict=strict)
+    white = white_of(record for dataset in splits.values() for record in dataset.images) if pixels else None
+    if white is not None:
+        log.add("image-range", range_message(white), value=white)
+        splits = {name: dataset_with_white(dataset, white) for name, dataset in splits.items()}
     odd = [suspect for name, dataset in splits.items() for suspect in suspects(name, dataset)]
     _report_suspects(odd, log)
-    _report_rare_classes(splits, log)
+    if train in splits:
+        _report_rare_classes(train, splits[train], log)
     findings += _compared(splits, pixels=pixels, strict=strict)
     twins = _scene_twins(splits) if pixels else []
     _report_twins(twins, log)
@@ -150,10 +158,16 @@ def _splits_of(location: Location) -> tuple[str, dict[str, Reader]]:
     return str(layout), {name: partial(layout.read, name) for name in names}
 
 
-def _read(read: Reader, *, strict: bool) -> tuple[CocoDataset | None, list[Finding]]:
-    """The usable part of a split, None if there is none, and everything that is wrong with all of it."""
+def _read(read: Reader, *, strict: bool, learned: bool) -> tuple[CocoDataset | None, list[Finding]]:
+    """The usable part of a split, None if there is none, and everything that is wrong with all of it.
+
+    Args:
+        read: Reads it.
+        strict: Warnings are errors.
+        learned: It is the one to train on, where nothing to learn from is an error.
+    """
     try:
-        dataset = read(ReadOptions(strict=strict))
+        dataset = read(ReadOptions(strict=strict, require_instances=learned))
     except DataError as error:
         try:
             return read(ReadOptions(skip_invalid=True)), list(error.findings)
@@ -172,11 +186,10 @@ def _report_suspects(odd: list[Suspect], log: FindingLog) -> None:
         log.add(code, f"{split}: {len(members)} boxes: {name_some(examples, _EXAMPLES)}")
 
 
-def _report_rare_classes(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
-    if "train" in splits:
-        for name, count in _class_counts(splits["train"]).items():
-            if 0 < count < RARE:
-                log.add("class-rare", f"train: class {name!r} has {count} objects", value=name)
+def _report_rare_classes(split: str, train: CocoDataset, log: FindingLog) -> None:
+    for name, count in _class_counts(train).items():
+        if 0 < count < RARE:
+            log.add("class-rare", f"{split}: class {name!r} has {count} objects", value=name)
 
 
 def _compared(splits: Mapping[str, CocoDataset], *, pixels: bool, strict: bool) -> list[Finding]:

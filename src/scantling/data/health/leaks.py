@@ -94,7 +94,9 @@ def _pixel_key(train: CocoDataset, other: CocoDataset) -> Key:
         if record.size_hw not in shared:
             return None
         try:
-            return hashlib.sha256(open_image(record.path, size_hw=record.size_hw).data).digest()
+            return hashlib.sha256(
+                open_image(record.path, size_hw=record.size_hw, white=record.white).data
+            ).digest()
         except DataError:
             return None  # `check_images` tells what is wrong with it
 

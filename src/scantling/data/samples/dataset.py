@@ -64,7 +64,7 @@ class DetectionDataset:
             DataError: The image cannot be read.
         """
         record = self.coco.images[index]
-        pixels = open_image(record.path, size_hw=record.size_hw)
+        pixels = open_image(record.path, size_hw=record.size_hw, white=record.white)
         return Sample(
             image=pixels.transpose(2, 0, 1),
             instances=self.coco.instances(index, masks=self.masks),

@@ -140,6 +140,7 @@ def _train(context: RunContext, unit: Unit, recipe_hash: str) -> None:
         predict=member.predict.model_dump(mode="json"),
         recipe_hash=recipe_hash,
         data_hash=data.hashes["train"],
+        white=data.white,
     )
     run = RunInfo(
         seed=context.recipe.seed,
