@@ -49,7 +49,7 @@ def suspects(split: str, dataset: CocoDataset) -> list[Suspect]:
     """Every suspicious box of a split, the oddest of each kind first; crowds are left out."""
     found = []
     for image, labelled in zip(dataset.images, dataset.annotations, strict=True):
-        objects = [annotation for annotation in labelled if not annotation.is_crowd]
+        objects = [annotation for annotation in labelled if annotation.is_object]
         for code, index, note, oddness in _oddities(objects, image.size_hw):
             suspect = Suspect(
                 code=code, split=split, image=image, annotation=objects[index], note=note, oddness=oddness
@@ -99,7 +99,7 @@ def size_percentiles(dataset: CocoDataset) -> dict[str, list[float]]:
 
     Lists are empty where there is nothing to count; `PERCENTILES` names their entries.
     """
-    objects = [[a for a in annotations if not a.is_crowd] for annotations in dataset.annotations]
+    objects = [[a for a in annotations if a.is_object] for annotations in dataset.annotations]
     sides = np.array([a.box_xywh[2:] for many in objects for a in many]).reshape(-1, 2)
     return {
         "size": _percentiles(np.sqrt(sides.prod(axis=1))),

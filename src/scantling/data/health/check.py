@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
+from scantling.data.coco.dataset import objects_text
 from scantling.data.findings import CODES, FindingLog, Kind, Policy, name_some, summarise
 from scantling.data.formats.layouts import announce, detect_format
 from scantling.data.formats.locations import Location, parse_location, read_location, split_name
@@ -94,7 +95,11 @@ class DataHealth:
         )
         for name, dataset in self.splits.items():
             facts = _facts(dataset)
-            lines += ["", f"{name}: {facts['images']} images ({facts['empty_images']} without objects)"]
+            others = objects_text(facts["objects"], facts["crowds"], facts["ignored"])
+            lines += [
+                "",
+                f"{name}: {facts['images']} images ({facts['empty_images']} without objects), {others}",
+            ]
             lines += _table(
                 ("percentile", *map(str, PERCENTILES)),
                 [(key.replace("_", " "), *values) for key, values in facts["percentiles"].items() if values],
@@ -219,7 +224,7 @@ def _report_twins(twins: list[SceneTwins], log: FindingLog) -> None:
 
 
 def _class_counts(dataset: CocoDataset) -> Counter[str]:
-    labels = (a.label for annotations in dataset.annotations for a in annotations if not a.is_crowd)
+    labels = (a.label for annotations in dataset.annotations for a in annotations if a.is_object)
     return Counter({name: 0 for name in dataset.class_names}) + Counter(
         dataset.class_names[i] for i in labels
     )
@@ -229,9 +234,10 @@ def _facts(dataset: CocoDataset) -> dict[str, Any]:
     return {
         "file": str(dataset.file),
         "images": len(dataset),
-        "objects": dataset.num_annotations,
-        "crowds": sum(a.is_crowd for annotations in dataset.annotations for a in annotations),
-        "empty_images": sum(not annotations for annotations in dataset.annotations),
+        "objects": dataset.num_objects,
+        "crowds": dataset.num_crowd,
+        "ignored": dataset.num_ignored,
+        "empty_images": sum(not any(a.is_object for a in annotations) for annotations in dataset.annotations),
         "percentiles": size_percentiles(dataset),
     }
 
