@@ -6,6 +6,7 @@ import pytest
 
 from scantling.combine.tune import TuneConfig, tune_suppression
 from scantling.data.detections import detections_of
+from scantling.data.health.check import check_data
 from scantling.errors import UsageError
 from scantling.evaluate.breakdown import break_down
 from scantling.evaluate.coco_eval import evaluate_results, limits_up_to
@@ -62,3 +63,9 @@ def test_comparison_breakdown_and_tuning_take_the_same_limit(crowded):
 def test_a_limit_must_leave_room_for_the_table(limit):
     with pytest.raises(UsageError, match="above 10"):
         limits_up_to(limit)
+
+
+def test_check_tells_before_anything_is_trained(crowded):
+    health = check_data(str(crowded[0].file), pixels=False)
+    (told,) = [finding for finding in health.findings if finding.code == "objects-over-limit"]
+    assert "120 of 'bolt'" in told.message

@@ -29,7 +29,7 @@ from scantling.evaluate.backends import (
 from scantling.evaluate.bootstrap import METRICS as RESAMPLED_METRICS
 from scantling.evaluate.bootstrap import Interval, draw_weights, interval, resample
 from scantling.evaluate.outcomes import match_outcomes
-from scantling.evaluate.problem import IouType, Problem, Result, build_problem, over_limit
+from scantling.evaluate.problem import IouType, Problem, Result, build_problem, limit_findings
 
 _ALL_IOUS = slice(None)
 _IOU_NAMES = {"AP": "0.50:0.95", "AP50": "0.50", "AP75": "0.75"}
@@ -129,7 +129,7 @@ def evaluate_results(
         curves=curves,
         max_detections=limits,
         num_images=len(dataset.images),
-        findings=(*problem.findings, *over_limit(dataset, limits[-1])),
+        findings=(*problem.findings, *limit_findings(dataset, limits[-1])),
         backend=engine,
     )
     return _with_intervals(evaluation, problem, bootstrap, seed) if bootstrap else evaluation

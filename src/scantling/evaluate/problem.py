@@ -6,7 +6,6 @@ for "not matched" and cannot sort image ids of mixed types), and copying keeps t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from scantling.data.coco import CocoDataset, ImageRecord
 from scantling.data.coco.records import Annotation, area_of, to_rle
 from scantling.data.coco.results import CheckedResults, box_xywh, check_results
+from scantling.data.limits import over_limit
 from scantling.errors import Finding, Severity
 
 IouType = Literal["bbox", "segm"]
@@ -150,30 +150,16 @@ def truth_findings(dataset: CocoDataset, iou_type: IouType, limit: int | None) -
         missing = len(everything) - len(usable)
         message = f"{missing} of {len(everything)} annotations have no mask and are not part of the mask AP"
         found.append(_warning("mask-missing", message, file=file, value=missing))
-    return found + ([] if limit is None else over_limit(dataset, limit))
+    return found + ([] if limit is None else limit_findings(dataset, limit))
 
 
-def over_limit(dataset: CocoDataset, limit: int) -> list[Finding]:
-    """Images that have more objects of one class than predictions are counted."""
-    counts = [
-        (number, label, image)
-        for image, annotations in zip(dataset.images, dataset.annotations, strict=True)
-        for label, number in Counter(a.label for a in annotations if a.is_object).items()
-        if number > limit
-    ]
-    if not counts:
+def limit_findings(dataset: CocoDataset, limit: int) -> list[Finding]:
+    """The warning that an image has more objects of a class than predictions are counted; [] where none has."""
+    over = over_limit(dataset, limit)
+    if over is None:
         return []
-    number, label, image = max(counts, key=lambda count: count[0])
-    message = (
-        f"{len({image.id for _, _, image in counts})} images have more than {limit} objects of one class, but only "
-        f"{limit} predictions per image and class are counted ({image.file_name}: {number} of "
-        f"{dataset.class_names[label]!r}, recall there is at most {limit / number:.3f})"
-    )
-    hint = (
-        f"Count more with --max-dets {number} (in a recipe evaluate.max_dets); COCO's own numbers are at 100."
-    )
-    finding = _warning("objects-over-limit", message, file=str(dataset.file), value=number)
-    return [replace(finding, hint=hint)]
+    finding = _warning("objects-over-limit", over.message, file=str(dataset.file), value=over.number)
+    return [replace(finding, hint=over.hint)]
 
 
 def _result_findings(checked: CheckedResults, num_usable: int, key: str) -> tuple[Finding, ...]:

@@ -20,6 +20,7 @@ from scantling.data.health.boxes import PERCENTILES, Suspect, size_percentiles, 
 from scantling.data.health.images import check_images
 from scantling.data.health.leaks import compare_splits
 from scantling.data.health.near_duplicates import find_twins, thumbnails
+from scantling.data.limits import COCO_LIMIT, over_limit
 from scantling.errors import DataError, Finding, Severity
 
 RARE = 10
@@ -132,6 +133,7 @@ def check_data(location: Location | str, *, pixels: bool = True, strict: bool = 
     odd = [suspect for name, dataset in splits.items() for suspect in suspects(name, dataset)]
     _report_suspects(odd, log)
     _report_rare_classes(splits, log)
+    _report_many_objects(splits, log)
     findings += _compared(splits, pixels=pixels, strict=strict)
     twins = _scene_twins(splits) if pixels else []
     _report_twins(twins, log)
@@ -182,6 +184,12 @@ def _report_rare_classes(splits: Mapping[str, CocoDataset], log: FindingLog) -> 
         for name, count in _class_counts(splits["train"]).items():
             if 0 < count < RARE:
                 log.add("class-rare", f"train: class {name!r} has {count} objects", value=name)
+
+
+def _report_many_objects(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
+    for name, dataset in splits.items():
+        if over := over_limit(dataset, COCO_LIMIT):
+            log.add("objects-over-limit", f"{name}: {over.message}", value=over.number, hint=over.hint)
 
 
 def _compared(splits: Mapping[str, CocoDataset], *, pixels: bool, strict: bool) -> list[Finding]:
