@@ -16,6 +16,7 @@ SNAPSHOT = Path(__file__).with_name("commands.txt")
 SHOWN_ONLY = {"help", "json", "quiet", "debug"}
 """Options that change what is shown, not what is done."""
 TRANSLATED = {
+    "count_difficult",
     "skip_invalid",
     "strict",
     "folds",

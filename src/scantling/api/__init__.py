@@ -112,6 +112,7 @@ def evaluate(
     iou_type: IouType = "bbox",
     backend: Backend = "auto",
     bootstrap: int = 0,
+    max_dets: int = 100,
     out: str | Path | None = None,
 ) -> Evaluation:
     """The COCO numbers of a results file of any detector.
@@ -119,10 +120,11 @@ def evaluate(
     Args:
         results: COCO results file.
         data: The truth: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
-            `Lenient` leaves faulty records out.
+            `Lenient` leaves faulty records out; `Given` and it may count objects marked difficult or ignore.
         iou_type: `bbox` or `segm`.
         backend: `auto`, `pycocotools` or `hotcoco` (same numbers, faster).
         bootstrap: Resamples of the images for a 95 % interval of every AP; 0 for none.
+        max_dets: Predictions counted per image and category, best first; COCO's own number is 100.
         out: JSON file to write the numbers to.
 
     Raises:
@@ -133,13 +135,22 @@ def evaluate(
     if out is not None:
         require_output(Path(out), "file of metrics", [results, data])
     from scantling.data.coco import read_results
+    from scantling.data.findings import tell_warnings
     from scantling.data.formats.locations import read_given
     from scantling.data.io import write_json
-    from scantling.evaluate.coco_eval import evaluate_results, metrics_json
+    from scantling.evaluate.coco_eval import evaluate_results, limits_up_to, metrics_json
 
     dataset = read_given(data)
     found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
-    evaluation = evaluate_results(dataset, found, iou_type=iou_type, backend=backend, bootstrap=bootstrap)
+    evaluation = evaluate_results(
+        dataset,
+        found,
+        iou_type=iou_type,
+        backend=backend,
+        bootstrap=bootstrap,
+        max_detections=limits_up_to(max_dets),
+    )
+    tell_warnings(evaluation.findings, log, rest="all of this kind")
     if out is not None:
         write_json(out, metrics_json([evaluation]), indent=2)
     return evaluation
@@ -153,6 +164,7 @@ def compare(
     iou_type: IouType = "bbox",
     bootstrap: int = 1000,
     seed: int = 0,
+    max_dets: int = 100,
 ) -> Comparison:
     """Whether one results file is better than another, by a bootstrap over the images that is paired.
 
@@ -163,6 +175,7 @@ def compare(
         iou_type: `bbox` or `segm`.
         bootstrap: Resamples.
         seed: Of the resamples.
+        max_dets: As in `evaluate`.
 
     Raises:
         DataError: One of the files cannot be used; with all findings.
@@ -171,12 +184,17 @@ def compare(
         require_existing(Path(path), "results file")
     require_existing(folder_of(data), "data set")
     from scantling.data.coco import read_results
+    from scantling.data.findings import tell_warnings
     from scantling.data.formats.locations import read_given
     from scantling.evaluate.compare import compare_results
+    from scantling.evaluate.problem import truth_findings
 
     dataset = read_given(data)
     pair = [read_results(path, dataset, skip_invalid=isinstance(data, Lenient)) for path in (first, second)]
-    return compare_results(dataset, *pair, iou_type=iou_type, bootstrap=bootstrap, seed=seed)
+    tell_warnings(truth_findings(dataset, iou_type, max_dets), log, rest="all of this kind")
+    return compare_results(
+        dataset, *pair, iou_type=iou_type, bootstrap=bootstrap, seed=seed, max_detections=max_dets
+    )
 
 
 def import_weights(

@@ -67,6 +67,7 @@ def tune(
     out: str | Path,
     *,
     what: Literal["auto", "suppress", "weights"] = "auto",
+    max_dets: int = 100,
     overrides: Iterable[str] = (),
 ) -> TuneSummary:
     """Find settings of suppression, or weights of an ensemble, by category where that is surely better.
@@ -78,6 +79,7 @@ def tune(
             `Lenient` leaves faulty records out.
         out: YAML file to write, which `predict` and `ensemble` take.
         what: `suppress`, `weights`, or `auto`: by the number of files.
+        max_dets: Predictions counted per image and category, as in `evaluate`.
         overrides: `KEY=VALUE` texts: how to search, such as `search.folds=10`, and the settings in use, such as
             `suppress.min_score=1e-5` or `ensemble.method=nms`.
 
@@ -93,7 +95,8 @@ def tune(
     from scantling.data.formats.locations import read_given
     from scantling.settings.draft import Draft
 
-    request = Draft.of(TuneRequest, overrides).check()
+    limit = [f"max_dets={max_dets}"] if max_dets != 100 else []
+    request = Draft.of(TuneRequest, [*overrides, *limit]).check()
     chosen: Literal["suppress", "weights"] = "suppress" if len(paths) == 1 else "weights"
     chosen = chosen if what == "auto" else what
     lenient = isinstance(data, Lenient)

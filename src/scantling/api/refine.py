@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from scantling.settings.paths import (
     GivenData,
     Lenient,
+    counts_difficult,
     folder_of,
     named,
     require_existing,
@@ -121,7 +122,9 @@ def refine_train(
     from scantling.refine.train import RefinerRun, train_refiner
 
     settings = _settings(config, overrides)
-    chosen = DataConfig(root=str(named(data)), skip_invalid=isinstance(data, Lenient))
+    chosen = DataConfig(
+        root=str(named(data)), skip_invalid=isinstance(data, Lenient), count_difficult=counts_difficult(data)
+    )
     splits = read_run_data(chosen, "val")
     log_run_data(splits)
     run = RefinerRun(

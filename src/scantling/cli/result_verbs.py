@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import DeviceOption, JsonOption, SkipOption, show, verb
+from scantling.cli.shell import (
+    DeviceOption,
+    DifficultOption,
+    JsonOption,
+    LimitOption,
+    SkipOption,
+    show,
+    verb,
+)
 from scantling.settings.paths import given
 
 
@@ -68,7 +76,9 @@ def evaluate(
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Resamples of the images for 95 % intervals of every AP, such as 1000.")
     ] = 0,
+    max_dets: LimitOption = 100,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
+    count_difficult: DifficultOption = False,
     skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -76,9 +86,9 @@ def evaluate(
     from scantling import api
     from scantling.evaluate.coco_eval import interval_table, metrics_json
 
-    truth = given(data, skip_invalid=skip_invalid)
+    truth = given(data, skip_invalid=skip_invalid, count_difficult=count_difficult)
     evaluation = api.evaluate(
-        results, truth, iou_type=iou_type, backend=backend, bootstrap=bootstrap, out=out
+        results, truth, iou_type=iou_type, backend=backend, bootstrap=bootstrap, max_dets=max_dets, out=out
     )
     text = "\n\n".join(filter(None, [evaluation.table, interval_table(evaluation)]))
     show(text, metrics_json([evaluation]), as_json=json)

@@ -36,6 +36,16 @@ SkipOption = Annotated[
         help="Leave out faulty annotations, results and images, counted, instead of stopping.",
     ),
 ]
+DifficultOption = Annotated[
+    bool,
+    typer.Option(
+        "--count-difficult",
+        help="Objects marked difficult (VOC) or ignore (COCO) are ordinary ones; else they count neither way.",
+    ),
+]
+LimitOption = Annotated[
+    int, typer.Option(min=11, help="Predictions counted per image and category, best first; COCO's are 100.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import JsonOption, SkipOption, show, verb
+from scantling.cli.shell import DifficultOption, JsonOption, LimitOption, SkipOption, show, verb
 from scantling.settings.paths import given
 
 
@@ -31,15 +31,16 @@ def tune(
             help="Such as search.folds=10 or suppress.min_score=1e-5; repeatable.",
         ),
     ] = None,
+    max_dets: LimitOption = 100,
+    count_difficult: DifficultOption = False,
     skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
     """Find settings of suppression or weights of an ensemble, by category where that is surely better."""
     from scantling import api
 
-    summary = api.tune(
-        predictions, given(data, skip_invalid=skip_invalid), out, what=what, overrides=overrides or ()
-    )
+    truth = given(data, skip_invalid=skip_invalid, count_difficult=count_difficult)
+    summary = api.tune(predictions, truth, out, what=what, max_dets=max_dets, overrides=overrides or ())
     show(summary.to_text(), summary.to_dict(), as_json=json)
 
 

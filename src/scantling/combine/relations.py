@@ -128,7 +128,7 @@ def _objects(dataset: CocoDataset) -> tuple[Ints, Ints, Floats]:
         (image, annotation.label, *annotation.box_xywh)
         for image, annotations in enumerate(dataset.annotations)
         for annotation in annotations
-        if not annotation.is_crowd
+        if annotation.is_object
     ]
     table = np.array(flat, dtype=np.float64).reshape(-1, 6)
     boxes = table[:, 2:].copy()
@@ -169,6 +169,8 @@ def _counts(dataset: CocoDataset, images: Ints, labels: Ints) -> tuple[Ints, Int
     most = np.zeros(num_classes, dtype=np.int64)
     np.maximum.at(most, keys % num_classes, counts)
     seen = np.bincount(keys % num_classes, minlength=num_classes)
-    crowded = {each.label for annotations in dataset.annotations for each in annotations if each.is_crowd}
+    crowded = {
+        each.label for annotations in dataset.annotations for each in annotations if not each.is_object
+    }
     seen[list(crowded)] = 0
     return most, seen

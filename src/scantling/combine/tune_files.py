@@ -10,9 +10,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.members import read_members
@@ -20,7 +20,9 @@ from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
 from scantling.combine.tuned import Tuned, write_tuned
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.detections import compare_detections
+from scantling.data.findings import tell_warnings
 from scantling.errors import UsageError
+from scantling.evaluate.problem import truth_findings
 from scantling.models.suppression import SuppressConfig, suppress_detections
 from scantling.structures.detections import Detections
 
@@ -39,6 +41,7 @@ class TuneRequest(BaseModel):
         suppress: Settings of suppression in use. Its score threshold is 0 unless said otherwise: all candidates of
             the file count.
         ensemble: Settings of the ensemble in use.
+        max_dets: Detections counted per image and category, best first; COCO's own number is 100.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,12 +49,13 @@ class TuneRequest(BaseModel):
     search: TuneConfig = TuneConfig()
     suppress: SuppressConfig = SuppressConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
+    max_dets: Annotated[int, Field(gt=10)] = 100
 
     def suppression(self) -> SuppressConfig:
-        """Settings of suppression in use, for candidates of a file."""
-        if "score_threshold" in self.suppress.model_fields_set:
-            return self.suppress
-        return self.suppress.model_copy(update={"score_threshold": 0.0})
+        """Settings of suppression in use, for candidates of a file; as many are kept of an image as are counted."""
+        own = {"score_threshold": 0.0, "max_per_image": max(100, self.max_dets)}
+        given = self.suppress.model_fields_set
+        return self.suppress.model_copy(update={key: value for key, value in own.items() if key not in given})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +110,7 @@ def tune_files(
             f"{len(files)} results files: suppression is tuned from one, of candidates; weights from two or more"
         )
     members = read_members(files, dataset, skip_invalid=skip_invalid)
+    tell_warnings(truth_findings(dataset, "bbox", request.max_dets), log, rest="all of this kind")
     for finding in compare_detections([(m.file, m.detections) for m in members], dataset.class_names):
         log.warning("%s", str(finding).removeprefix("warning "))
     tuned: Tuned[Any]
@@ -117,11 +122,15 @@ def tune_files(
                 "give candidates before suppression (predict --set suppress.method=none)",
                 members[0].file,
             )
-        tuned = tune_suppression(candidates, dataset, request.suppression(), request.search)
+        tuned = tune_suppression(
+            candidates, dataset, request.suppression(), request.search, max_detections=request.max_dets
+        )
         write_tuned(out, suppress=tuned.config, comment=tuned.to_text())
     else:
         detections = {member.name: member.detections for member in members}
-        tuned = tune_weights(detections, dataset, request.ensemble, request.search)
+        tuned = tune_weights(
+            detections, dataset, request.ensemble, request.search, max_detections=request.max_dets
+        )
         write_tuned(out, ensemble=tuned.config, comment=tuned.to_text())
     return TuneSummary(what=what, tuned=tuned, out=out)
 

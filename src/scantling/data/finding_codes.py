@@ -60,6 +60,11 @@ _STRUCTURE = {
     "no-annotations": Code(
         _S, "There are no annotations (a warning outside training; AP is then null).", "Label some images."
     ),
+    "no-objects": Code(
+        _S,
+        "There are annotations, but only crowd regions or ignored ones (a warning outside training; AP is then null).",
+        "If each region is one object, set its iscrowd to 0: some tools write 1 for every mask that is an RLE.",
+    ),
     "no-categories": Code(
         _S, "There are no categories (a warning outside training).", "Declare the classes in `categories`."
     ),
@@ -78,12 +83,25 @@ _STRUCTURE = {
     ),
     "category-name-twice": Code(_W, "Two categories have one name.", "Rename or merge them."),
     "category-unused": Code(_W, "A declared class has no annotation.", "Remove it, or label some objects."),
+    "category-crowd-only": Code(
+        _G,
+        "A class has no object, only crowd regions or ignored ones (a warning outside training): nothing of it is "
+        "learned, and its AP is undefined.",
+        "If each region is one object, set its iscrowd (or difficult, ignore) to 0; else remove the class, or train "
+        "the others with --skip-invalid.",
+    ),
     "crowd-value": Code(_S, "iscrowd is neither 0 nor 1.", "Write 0 or 1."),
     "area-value": Code(_W, "The area is not a finite number >= 0; it is computed instead.", "Remove it."),
     "extra-value": Code(_W, "A further key holds NaN or nests too deep; it is not kept.", "Remove the key."),
     "annotations-dropped": Code(_W, "Annotations were left out because they are unusable."),
+    "masks-dropped": Code(
+        _W, "Masks were left out because they are unusable; the boxes of their annotations are kept."
+    ),
     "images-dropped": Code(_W, "Images were left out because they are unusable, with their annotations."),
     "images-without-annotations": Code(_N, "Images without objects; they count as background."),
+    "images-crowd-only": Code(
+        _N, "Images with crowd regions or ignored objects only; there is nothing to find on them."
+    ),
     "annotation-ids-renumbered": Code(
         _N, "Annotation ids do not fit 64 bits; inside, objects are numbered by position instead."
     ),
@@ -255,6 +273,11 @@ _RESULTS = {
         "Where a detector cannot predict a category, give it the weight 0 there.",
     ),
     "results-same-twice": Code(_W, "The same predictions are given twice.", "Give each file once."),
+    "objects-over-limit": Code(
+        _W,
+        "More objects of one class in an image than predictions are counted there.",
+        "Raise --max-dets, or evaluate.max_dets in a recipe.",
+    ),
     "results-dropped": Code(_W, "Predictions were left out because they are unusable."),
 }
 

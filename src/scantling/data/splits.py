@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from scantling.data.coco import CocoDataset, ReadOptions, find_split
-from scantling.data.findings import summarise
+from scantling.data.findings import summarise, tell_warnings
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, read_location
 from scantling.data.health.images import usable_images
@@ -25,8 +25,6 @@ from scantling.errors import DataError, Finding, Severity, UsageError
 from scantling.settings.section import Section
 
 log = logging.getLogger(__name__)
-
-SHOWN_PER_CODE = 3
 
 
 class DataConfig(Section):
@@ -39,6 +37,8 @@ class DataConfig(Section):
         images: Folder of the images relative to `root`, where it is not beside the annotations.
         skip_invalid: Leave out single annotations and images that are wrong, counted, instead of stopping.
         strict: Stop at warnings too.
+        count_difficult: Objects marked `difficult` (VOC) or `ignore` (COCO) are ordinary ones; else they are no
+            targets of training, and count neither way in AP.
         folds: Divide the training split into so many folds and train every member once without each: every training
             image is then predicted by a detector that has not seen it. null: train once on all of it.
         white: Value that is white in pictures of 16 bits, such as 4095 for a camera of 12. null: what the file says,
@@ -51,6 +51,7 @@ class DataConfig(Section):
     images: str | None = None
     skip_invalid: bool = False
     strict: bool = False
+    count_difficult: bool = False
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
     white: Annotated[int, Field(ge=255, le=65535)] | None = None
 
@@ -145,23 +146,13 @@ def locate_split(config: DataConfig, name: str) -> tuple[Path, Path | None]:
 def log_run_data(data: RunData) -> None:
     """Say what was understood of the data, and what was found in it."""
     for name, dataset in data.splits.items():
-        counts = (
-            f"{len(dataset)} images, {dataset.num_annotations} objects, {len(dataset.categories)} categories"
+        log.info(
+            "%s: %s, %d categories (%s)", name, dataset.counts_text(), len(dataset.categories), dataset.file
         )
-        log.info("%s: %s (%s)", name, counts, dataset.file)
     if data.white is not None:
         log.info("%s", range_message(data.white))
-    warnings = [
-        f for dataset in data.splits.values() for f in dataset.findings if f.severity is Severity.WARNING
-    ]
-    told: Counter[str] = Counter()
-    for finding in warnings:
-        told[finding.code] += 1
-        if told[finding.code] <= SHOWN_PER_CODE:
-            log.warning("%s", str(finding).removeprefix("warning "))
-    for code, count in told.items():
-        if count > SHOWN_PER_CODE:
-            log.warning("[%s] %d more of these, all in data.json", code, count - SHOWN_PER_CODE)
+    findings = [finding for dataset in data.splits.values() for finding in dataset.findings]
+    tell_warnings(findings, log, rest="all in data.json")
 
 
 def describe_run_data(data: RunData) -> dict[str, Any]:
@@ -195,7 +186,12 @@ def _layout(config: DataConfig, names: Iterable[str]) -> Layout | None:
 def _reader(config: DataConfig, name: str, layout: Layout | None) -> Callable[[], CocoDataset]:
     """A call that reads one split; unusable records are dropped or refused as the recipe says."""
     skip, strict, entry = config.skip_invalid, config.strict, _entry(config, name)
-    options = ReadOptions(skip_invalid=skip, strict=strict, require_instances=name == "train")
+    options = ReadOptions(
+        skip_invalid=skip,
+        strict=strict,
+        require_instances=name == "train",
+        count_difficult=config.count_difficult,
+    )
 
     def read() -> CocoDataset:
         if layout is None or layout.is_coco or entry.endswith(".json"):
@@ -226,7 +222,8 @@ def _fingerprint(dataset: CocoDataset, white: int | None) -> str:
     labels = (
         sha256_of(dataset.file) if is_json else json.dumps(dataset.to_coco(), sort_keys=True, default=str)
     )
-    text = json.dumps([labels, sorted(lengths), *([] if white is None else [white])])
+    ignored = [dataset.num_ignored] if dataset.num_ignored else []
+    text = json.dumps([labels, sorted(lengths), *([] if white is None else [white]), *ignored])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -237,8 +234,10 @@ def _describe(dataset: CocoDataset, data_hash: str) -> dict[str, Any]:
         "hash": data_hash,
         "num_images": len(dataset),
         "num_annotations": dataset.num_annotations,
+        "num_objects": dataset.num_objects,
+        "num_crowd": dataset.num_crowd,
+        "num_ignored": dataset.num_ignored,
         "num_images_without_annotations": sum(not annotations for annotations in dataset.annotations),
-        "num_crowd": sum(a.is_crowd for annotations in dataset.annotations for a in annotations),
         "findings_by_code": dict(Counter(finding.code for finding in dataset.findings)),
         "findings": _plain(dataset.findings),
     }

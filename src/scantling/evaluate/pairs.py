@@ -32,6 +32,8 @@ class Objects:
 
     Attributes:
         keys: (N,) image and category in one number, ascending.
+        is_crowd: (N,) regions in which a detection lies by its own area.
+        is_ignored: (N,) crowd regions and single objects that count neither way, and may be matched many times.
         shapes: (N, 4) boxes xywh, or N masks as RLE.
     """
 
@@ -41,6 +43,7 @@ class Objects:
     scores: Floats
     areas: Floats
     is_crowd: Flags
+    is_ignored: Flags
     shapes: NDArray[Any]
 
     def __len__(self) -> int:
@@ -101,7 +104,9 @@ def match_pairs(
     is_matched = np.zeros((len(detections), *shape), dtype=bool)
     on_ignored = np.zeros_like(is_matched)
     is_taken = np.zeros((len(truths), *shape), dtype=bool)
-    matcher = _Matcher(pairs=pairs, is_crowd=truths.is_crowd, is_ignored=truth_ignored, is_taken=is_taken)
+    matcher = _Matcher(
+        pairs=pairs, is_reusable=truths.is_ignored, is_ignored=truth_ignored, is_taken=is_taken
+    )
     for rows in _rounds(pairs, detections.keys):
         chosen = matcher.choose(rows)
         is_matched[rows] = chosen >= 0
@@ -123,7 +128,7 @@ class _Matcher:
     """Gives truths away; `is_taken` (G, A, T) is written to."""
 
     pairs: Pairs
-    is_crowd: Flags
+    is_reusable: Flags
     is_ignored: Flags
     is_taken: Flags
 
@@ -139,7 +144,7 @@ class _Matcher:
         truth = self.pairs.truths[pair]
         needed = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
         is_close = (self.pairs.iou[pair][..., None] >= needed) & (places < counts[:, None])[..., None]
-        is_free = ~self.is_taken[truth] | self.is_crowd[truth][..., None, None]
+        is_free = ~self.is_taken[truth] | self.is_reusable[truth][..., None, None]
         preference = places[:, None] + len(places) * ~self.is_ignored[truth]
         value = np.where(is_free & is_close[:, :, None], preference[..., None], -1).max(axis=1)
         chosen = np.where(value >= 0, truth[np.arange(len(rows))[:, None, None], value % len(places)], -1)

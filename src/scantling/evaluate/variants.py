@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,7 @@ def compare_variants(
     iou_type: IouType = "bbox",
     bootstrap: int = 1000,
     seed: int = 0,
+    max_detections: int = 100,
 ) -> VariantTable:
     """Measure all variants on the same draws of images.
 
@@ -102,6 +104,7 @@ def compare_variants(
         iou_type: Overlap of boxes or of masks.
         bootstrap: Resamples; 0 for no intervals.
         seed: Of the resamples.
+        max_detections: Predictions counted per image and category, best first.
 
     Raises:
         UsageError: Two variants share a name, or a base does not exist.
@@ -113,7 +116,8 @@ def compare_variants(
             raise UsageError(f"{names.count(name)} variants are called {name!r}")
     measured = np.ones((len(dataset), 1), dtype=np.float32)
     weights = np.concatenate([measured, draw_weights(len(dataset), bootstrap, seed)], axis=1)
-    found = {v.name: resampled_metrics(dataset, v.results, iou_type, weights).of(None) for v in variants}
+    measure = partial(resampled_metrics, weights=weights, max_detections=max_detections)
+    found = {v.name: measure(dataset, v.results, iou_type).of(None) for v in variants}
     rows = tuple(_row(variant, found) for variant in variants)
     return VariantTable(rows=rows, num_images=len(dataset), num_resamples=bootstrap)
 

@@ -215,7 +215,7 @@ def _object_windows(
             box=padded_box(box, config.context, size_hw),
         )
         for annotation, box in zip(annotations, boxes, strict=True)
-        if not annotation.is_crowd and min(box[2] - box[0], box[3] - box[1]) >= config.min_side
+        if annotation.is_object and min(box[2] - box[0], box[3] - box[1]) >= config.min_side
     )
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
+from scantling.data.findings import tell_warnings
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, parse_location, read_location, split_name
 from scantling.data.health.images import images_of_folder, usable_images
 from scantling.data.images.white import dataset_with_white, range_message, white_of, with_white
-from scantling.errors import DataError, Finding, Severity
+from scantling.errors import DataError
 from scantling.pretrain.config import PretrainConfig
 from scantling.pretrain.crops import CropPlan, image_crops, object_crops
 
 log = logging.getLogger(__name__)
 
 _FOLDER = "folder"
-_SHOWN_PER_CODE = 3
+_REST = "`scantling check` tells all"
 
 
 def read_crops(data: Path | str, config: PretrainConfig, *, seed: int = 0) -> CropPlan:
@@ -43,7 +43,7 @@ def read_crops(data: Path | str, config: PretrainConfig, *, seed: int = 0) -> Cr
     layout = _layout(location, config)
     if location.path.is_dir() and layout is None:
         found = images_of_folder(location.path)
-        _tell(found.findings)
+        tell_warnings(found.findings, log, rest=_REST)
         records = with_white(found.records, white_of(found.records))
         return _without_objects({_FOLDER: records}, config, seed)
     splits = {
@@ -54,7 +54,7 @@ def read_crops(data: Path | str, config: PretrainConfig, *, seed: int = 0) -> Cr
     splits = {name: dataset_with_white(dataset, white) for name, dataset in splits.items()}
     if white is not None:
         log.info("%s", range_message(white))
-    _tell([finding for dataset in splits.values() for finding in dataset.findings])
+    tell_warnings((f for dataset in splits.values() for f in dataset.findings), log, rest=_REST)
     return plan_crops(splits, config, seed=seed)
 
 
@@ -106,16 +106,3 @@ def _read_splits(
     else:
         names = tuple(dict.fromkeys(layout.split_named(name) for name in config.splits))
     return {name: layout.read(name, options) for name in names}
-
-
-def _tell(findings: Sequence[Finding]) -> None:
-    """Say what was found, a few of each kind."""
-    told: Counter[str] = Counter()
-    for finding in findings:
-        if finding.severity is Severity.WARNING:
-            told[finding.code] += 1
-            if told[finding.code] <= _SHOWN_PER_CODE:
-                log.warning("%s", str(finding).removeprefix("warning "))
-    for code, count in told.items():
-        if count > _SHOWN_PER_CODE:
-            log.warning("[%s] %d more of these", code, count - _SHOWN_PER_CODE)

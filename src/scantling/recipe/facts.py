@@ -52,7 +52,7 @@ def measure(train: CocoDataset, device: torch.device, processes: Processes = ALO
         device: Where the run computes.
         processes: Those that train together; each gets its part of the machine's cores.
     """
-    objects = [[a for a in annotations if not a.is_crowd] for annotations in train.annotations]
+    objects = [[a for a in annotations if a.is_object] for annotations in train.annotations]
     sizes = [(a.box_xywh[2] * a.box_xywh[3]) ** 0.5 for annotations in objects for a in annotations]
     labels = Counter(a.label for annotations in objects for a in annotations)
     heights, widths = zip(*(record.size_hw for record in train.images), strict=True)

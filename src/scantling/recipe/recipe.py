@@ -142,11 +142,19 @@ class EvaluateConfig(Section):
         split: Split to evaluate: a split's name, or a COCO file relative to the data set's folder.
         backend: `pycocotools`, `hotcoco` (same numbers, faster), or `auto` for the fastest one installed.
         bootstrap: Resamples of the images for the intervals of every AP; 0 for none.
+        max_dets: Predictions counted per image and category, best first; COCO's own number is 100. More than
+            `predict.suppress.max_per_image` (100 unless set) are not predicted.
     """
 
     split: str = "val"
     backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"
     bootstrap: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
+    max_dets: Annotated[int, Field(gt=10)] = 100
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What the stages that count predictions depend on; nothing where the limit is COCO's own."""
+        return {"max_dets": self.max_dets} if self.max_dets != 100 else {}
 
 
 class Recipe(Section):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ from scantling.data.coco import CocoDataset, read_results
 from scantling.data.io import read_json
 from scantling.errors import DataError
 from scantling.evaluate.breakdown import break_down
-from scantling.evaluate.coco_eval import Evaluation, evaluate_results
+from scantling.evaluate.coco_eval import Evaluation, evaluate_results, limits_up_to
 from scantling.evaluate.problem import IouType, Result
 from scantling.refine.gate import RefineGate
 from scantling.report.content import (
@@ -53,6 +54,7 @@ class RunFacts:
         recipe: Resolved recipe as YAML.
         environment: Versions, device, seed and so on.
         commands: Shell commands that repeat the run.
+        max_detections: Predictions that its numbers count per image and category.
     """
 
     stages: Mapping[str, Sequence[Result]]
@@ -65,6 +67,7 @@ class RunFacts:
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
+    max_detections: int = 100
 
 
 def read_run(run_dir: Path, dataset: CocoDataset, *, commands: Sequence[str] = ()) -> RunFacts:
@@ -74,6 +77,7 @@ def read_run(run_dir: Path, dataset: CocoDataset, *, commands: Sequence[str] = (
         run_dir: With `members/NAME/` and the folders of later stages, each with its `predictions.json`.
         dataset: Split the predictions are for.
         commands: Shell commands that repeat the run.
+        max_detections: Predictions that its numbers count per image and category.
 
     Raises:
         DataError: Predictions or `env.json` are damaged, or do not belong to the data set.
@@ -122,10 +126,14 @@ def build_content(
         DataError: Results do not belong to the data set.
     """
     dataset = splits[split]
-    stages = tuple(_stage(name, dataset, results, bootstrap) for name, results in run.stages.items())
+    evaluations = partial(_evaluations, dataset, bootstrap=bootstrap, limit=run.max_detections)
+    stages = tuple(
+        StageResult(name=name, evaluations=tuple(evaluations(results)))
+        for name, results in run.stages.items()
+    )
     last = list(run.stages.values())[-1] if run.stages else []
     iou_type: IouType = stages[-1].evaluations[-1].iou_type if stages else "bbox"
-    breakdown = break_down(dataset, last, iou_type=iou_type)
+    breakdown = break_down(dataset, last, iou_type=iou_type, max_detections=run.max_detections)
     samples = sample_pictures(next(iter(splits.values())), limits=limits)
     return ReportContent(
         title=title,
@@ -267,11 +275,9 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _stage(name: str, dataset: CocoDataset, results: Sequence[Result], bootstrap: int) -> StageResult:
-    return StageResult(name=name, evaluations=tuple(_evaluations(dataset, results, bootstrap)))
-
-
-def _evaluations(dataset: CocoDataset, results: Sequence[Result], bootstrap: int) -> list[Evaluation]:
+def _evaluations(
+    dataset: CocoDataset, results: Sequence[Result], *, bootstrap: int, limit: int
+) -> list[Evaluation]:
     """Boxes where the results have them, masks where both sides have them; of nothing at all, boxes."""
     has_masks = any(a.segmentation is not None for a in chain(*dataset.annotations))
     kinds: list[IouType] = []
@@ -279,4 +285,7 @@ def _evaluations(dataset: CocoDataset, results: Sequence[Result], bootstrap: int
         kinds.append("bbox")
     if has_masks and any(result.get("segmentation") for result in results):
         kinds.append("segm")
-    return [evaluate_results(dataset, results, iou_type=kind, bootstrap=bootstrap) for kind in kinds]
+    evaluate = partial(
+        evaluate_results, dataset, results, bootstrap=bootstrap, max_detections=limits_up_to(limit)
+    )
+    return [evaluate(iou_type=kind) for kind in kinds]

@@ -153,7 +153,10 @@ class ScoreFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitFacts:
-    """Counts of one split; `per_category` in the order of the names; crowd regions count only in `num_crowd`."""
+    """Counts of one split; `per_category` in the order of the names.
+
+    Crowd regions and ignored objects count only in `num_crowd`.
+    """
 
     name: str
     num_images: int

@@ -47,11 +47,11 @@ def histogram(sizes: list[float]) -> SizeHistogram:
 
 
 def _sizes(dataset: CocoDataset) -> list[float]:
-    return [math.sqrt(a.box_xywh[2] * a.box_xywh[3]) for a in chain(*dataset.annotations) if not a.is_crowd]
+    return [math.sqrt(a.box_xywh[2] * a.box_xywh[3]) for a in chain(*dataset.annotations) if a.is_object]
 
 
 def _split_facts(name: str, dataset: CocoDataset, class_names: tuple[str, ...]) -> SplitFacts:
-    objects = [[a for a in annotations if not a.is_crowd] for annotations in dataset.annotations]
+    objects = [[a for a in annotations if a.is_object] for annotations in dataset.annotations]
     counts = Counter(dataset.class_names[annotation.label] for annotation in chain(*objects))
     num_objects = counts.total()
     return SplitFacts(

@@ -80,7 +80,7 @@ def _truths(window: Window, scene: Scene) -> list[Overlay]:
     overlays = []
     for index in _visible(truths, window):
         found = found_by[index] != NONE and scene.accepted[found_by[index]]
-        role = "crowd" if truths.is_crowd[index] else "truth" if found else "missed"
+        role = "crowd" if truths.is_ignored[index] else "truth" if found else "missed"
         overlays.append(
             Overlay(
                 role=role,

@@ -122,6 +122,7 @@ def _ablate_stage(context: RunContext) -> Stage:
     inputs = {
         "metrics": sha256_of(context.root / METRICS),
         "bootstrap": context.recipe.evaluate.bootstrap,
+        **context.recipe.evaluate.limits,
     }
     action = partial(_write, context)
     return Stage(folder=_FOLDER, name=_FOLDER, inputs=inputs, outputs=(TEXT, JSON), action=action)
@@ -135,7 +136,10 @@ def _write(context: RunContext) -> None:
 
 def _measure(context: RunContext) -> AblationSummary:
     table = compare_variants(
-        context.data.target, list(variants(context)), bootstrap=context.recipe.evaluate.bootstrap
+        context.data.target,
+        list(variants(context)),
+        bootstrap=context.recipe.evaluate.bootstrap,
+        max_detections=context.recipe.evaluate.max_dets,
     )
     where = f"{context.data.evaluated}, {table.num_images} images"
     chosen = "out-of-fold predictions of train" if context.folds else "val"

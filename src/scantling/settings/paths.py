@@ -26,28 +26,43 @@ def require_existing(path: Path, what: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Lenient:
-    """A data set whose faulty records are left out and counted, and those of results on it, instead of stopping.
+class Given:
+    """A data set, and how it is read.
 
     Attributes:
         data: As it is named elsewhere: a file, a folder, or `FOLDER:SPLIT`.
+        count_difficult: Objects marked `difficult` (VOC) or `ignore` (COCO) are ordinary ones; else they are ignored.
     """
 
     data: str | Path
+    count_difficult: bool = False
 
 
-GivenData: TypeAlias = str | Path | Lenient
+class Lenient(Given):
+    """A data set whose faulty records are left out and counted, and those of results on it, instead of stopping."""
+
+    __slots__ = ()
+
+
+GivenData: TypeAlias = str | Path | Given
 """A data set as a person names it."""
 
 
-def given(data: str | Path, *, skip_invalid: bool) -> GivenData:
+def given(data: str | Path, *, skip_invalid: bool, count_difficult: bool = False) -> GivenData:
     """A data set as it is named on the command line."""
-    return Lenient(data) if skip_invalid else data
+    if skip_invalid:
+        return Lenient(data, count_difficult)
+    return Given(data, count_difficult) if count_difficult else data
 
 
 def named(data: GivenData) -> str | Path:
     """The name alone."""
-    return data.data if isinstance(data, Lenient) else data
+    return data.data if isinstance(data, Given) else data
+
+
+def counts_difficult(data: GivenData) -> bool:
+    """Whether objects marked `difficult` or `ignore` are ordinary ones."""
+    return isinstance(data, Given) and data.count_difficult
 
 
 def folder_of(text: GivenData) -> Path:

@@ -108,7 +108,7 @@ def made(tmp_path):
     file.write_text(json.dumps(content))
     (tmp_path / "images").mkdir()
     for image in images:
-        Image.new("RGB", (100, 100)).save(tmp_path / "images" / image["file_name"])
+        Image.new("RGB", (100, 100), (image["id"],) * 3).save(tmp_path / "images" / image["file_name"])
     return file
 
 

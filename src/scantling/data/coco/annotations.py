@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,9 +27,12 @@ from scantling.data.coco.records import (
     fits_int64,
     id_order,
 )
-from scantling.data.findings import FindingLog, RecordLog, name_some
+from scantling.data.findings import FindingLog, Kind, RecordLog, name_some
 
 Task = Literal["detection", "segmentation"]
+
+MARKS = ("difficult", "ignore")
+"""Keys of an annotation that make it an object which counts neither way: VOC's name, and COCO's."""
 
 _KEYS = frozenset({"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"})
 
@@ -39,21 +43,25 @@ class Tables:
 
     Attributes:
         task: Segmentation needs a mask for every annotation.
+        count_difficult: Objects marked `difficult` or `ignore` are ordinary ones.
         labels: Category id -> label, for categories that can be used.
         images: Image id -> record, for images that can be used.
         declared: Ids of all `images` and `categories` in the file, usable or not: references to them need no remark.
         log: Takes the findings.
         boxes: Every box of four finite numbers, as in the file.
         box_sizes_hw: Sizes of their images.
+        without_mask: Annotations whose unusable mask was left out while the box was kept.
     """
 
     task: Task
+    count_difficult: bool
     labels: dict[ImageId, int]
     images: dict[ImageId, ImageRecord]
     declared: Mapping[str, frozenset[ImageId]]
     log: FindingLog
     boxes: list[Box] = field(default_factory=list)
     box_sizes_hw: list[tuple[int, int]] = field(default_factory=list)
+    without_mask: list[ImageId] = field(default_factory=list)
 
 
 def parse_annotations(raw: list[object], tables: Tables) -> dict[ImageId, list[Annotation]]:
@@ -74,6 +82,9 @@ def parse_annotations(raw: list[object], tables: Tables) -> dict[ImageId, list[A
         message = f"{len(unfit)} annotation ids are no 64-bit integers: {name_some(unfit)}"
         tables.log.add("annotation-ids-renumbered", message, path="annotations")
     diagnose_boxes(tables.boxes, tables.box_sizes_hw, tables.log, "annotations")
+    if tables.without_mask and not tables.log.failed:
+        message = f"{len(tables.without_mask)} masks are not used, their boxes are: {name_some(tables.without_mask)}"
+        tables.log.add("masks-dropped", message, path="annotations")
     if len(parsed) < len(raw) and not tables.log.failed:
         message = f"{len(raw) - len(parsed)} of {len(raw)} annotations are not used"
         tables.log.add("annotations-dropped", message, path="annotations")
@@ -81,20 +92,71 @@ def parse_annotations(raw: list[object], tables: Tables) -> dict[ImageId, list[A
 
 
 def remark_on_coverage(
-    categories: list[Category], per_image: dict[ImageId, list[Annotation]], log: FindingLog
+    categories: list[Category],
+    per_image: dict[ImageId, list[Annotation]],
+    log: FindingLog,
+    *,
+    trains: bool = False,
 ) -> None:
-    """Name every declared class without an object, and count the images without any."""
-    used = {annotation.label for annotations in per_image.values() for annotation in annotations}
+    """Name every declared class without an object, and count the images without any.
+
+    Args:
+        categories: By label.
+        per_image: Annotations of every usable image.
+        log: Takes the findings.
+        trains: The data is to be learned from: a class of which nothing can be learned is an error.
+    """
+    everything = [annotation for annotations in per_image.values() for annotation in annotations]
+    objects = Counter(annotation.label for annotation in everything if annotation.is_object)
+    others = [annotation for annotation in everything if not annotation.is_object]
+    if everything and not objects:
+        message = f"there is no object among {_counted(others)}: nothing can be learned, and AP is undefined"
+        kind = Kind.STRUCTURAL if trains else Kind.SUSPICIOUS
+        log.add("no-objects", message, path="annotations", kind=kind)
     for label, category in enumerate(categories):
-        if label not in used:
-            message = f"no annotation is of class {category.name!r}"
-            log.add("category-unused", message, path="categories", id=category.id, value=category.name)
+        own = [annotation for annotation in others if annotation.label == label]
+        if label in objects:
+            continue
+        name = category.name
+        if own:
+            message = (
+                f"class {name!r} has no object, only {_counted(own)}: nothing to learn, and AP undefined"
+            )
+            code, kind = "category-crowd-only", Kind.GEOMETRY if trains else Kind.SUSPICIOUS
+        else:
+            message, code, kind = f"no annotation is of class {name!r}", "category-unused", Kind.SUSPICIOUS
+        log.add(code, message, path="categories", id=category.id, value=name, kind=kind)
+    _remark_on_background(per_image, log)
+
+
+def _remark_on_background(per_image: dict[ImageId, list[Annotation]], log: FindingLog) -> None:
+    """Count the images without objects, those that have crowd regions or ignored objects apart."""
     empty = [image_id for image_id, annotations in per_image.items() if not annotations]
     if empty:
         message = (
             f"{len(empty)} of {len(per_image)} images have no annotation (background): {name_some(empty)}"
         )
         log.add("images-without-annotations", message, path="images")
+    crowded = [
+        image_id
+        for image_id, annotations in per_image.items()
+        if annotations and not any(annotation.is_object for annotation in annotations)
+    ]
+    if crowded:
+        message = (
+            f"{len(crowded)} of {len(per_image)} images have no object, only crowd regions or ignored objects: "
+            f"{name_some(crowded)}"
+        )
+        log.add("images-crowd-only", message, path="images")
+
+
+def _counted(annotations: Sequence[Annotation]) -> str:
+    """`3 crowd regions (iscrowd 1)`, `1 object marked difficult or ignore`, or both."""
+    crowd = sum(annotation.is_crowd for annotation in annotations)
+    ignored = len(annotations) - crowd
+    parts = [f"{crowd} crowd region{'s' * (crowd != 1)} (iscrowd 1)"] if crowd else []
+    parts += [f"{ignored} object{'s' * (ignored != 1)} marked difficult or ignore"] if ignored else []
+    return " and ".join(parts)
 
 
 def _parse_annotation(
@@ -105,7 +167,7 @@ def _parse_annotation(
     is_crowd = _crowd_of(record, log)
     if image is None:
         return None
-    mask = check_segmentation(record.get("segmentation"), image.size_hw, log)
+    mask = _mask_of(identifier, record, image, tables, log)
     box = _box_of(record, mask, image, tables, log)
     if mask is None and tables.task == "segmentation" and record.get("segmentation") is None:
         log.add("mask-missing", "the annotation has no segmentation", field="segmentation")
@@ -116,6 +178,7 @@ def _parse_annotation(
         label=label,
         box_xywh=box,
         is_crowd=is_crowd,
+        is_ignored=not (is_crowd or tables.count_difficult) and _is_marked(record),
         area=_area_of(record, log),
         segmentation=mask,
         extra=extra_of(record, _KEYS, log),
@@ -154,6 +217,24 @@ def _crowd_of(record: Raw, log: RecordLog) -> bool:
         return bool(value)
     log.add("crowd-value", "iscrowd is neither 0 nor 1", field="iscrowd", value=value)
     return False
+
+
+def _is_marked(record: Raw) -> bool:
+    """Whether VOC's `difficult` or COCO's `ignore` says that the object counts neither way."""
+    return any(record.get(mark) in (1, True) for mark in MARKS)
+
+
+def _mask_of(
+    identifier: ImageId, record: Raw, image: ImageRecord, tables: Tables, log: RecordLog
+) -> Segmentation | None:
+    """The mask; where boxes are enough and faulty records are left out, a faulty mask alone is left out."""
+    was_faulty = log.faulty
+    mask = check_segmentation(record.get("segmentation"), image.size_hw, log)
+    boxes_do = tables.task == "detection" and tables.log.policy.skip_invalid and "bbox" in record
+    if log.faulty and not was_faulty and boxes_do:
+        log.faulty = False
+        tables.without_mask.append(identifier)
+    return mask
 
 
 def _area_of(record: Raw, log: RecordLog) -> float | None:

@@ -5,6 +5,7 @@ K: number of categories, N: objects of an image.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -57,8 +58,34 @@ class CocoDataset:
 
     @property
     def num_annotations(self) -> int:
-        """Number of objects, crowds included."""
+        """Number of annotations: objects, crowd regions and ignored objects."""
         return sum(map(len, self.annotations))
+
+    @property
+    def num_objects(self) -> int:
+        """Number of objects to be learned and found."""
+        return sum(annotation.is_object for annotations in self.annotations for annotation in annotations)
+
+    @property
+    def num_crowd(self) -> int:
+        """Number of crowd regions."""
+        return sum(annotation.is_crowd for annotations in self.annotations for annotation in annotations)
+
+    @property
+    def num_ignored(self) -> int:
+        """Number of single objects that count neither way."""
+        return self.num_annotations - self.num_objects - self.num_crowd
+
+    def counts_text(self) -> str:
+        """`8 images, 14 objects, 2 crowd regions`; what there is none of, but images and objects, is left out."""
+        return f"{len(self)} images, {objects_text(self.num_objects, self.num_crowd, self.num_ignored)}"
+
+    def objects_by_class(self) -> list[int]:
+        """Objects of each class, in label order."""
+        counts = [0] * len(self.categories)
+        for annotation in itertools.chain.from_iterable(self.annotations):
+            counts[annotation.label] += annotation.is_object
+        return counts
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -90,8 +117,8 @@ class CocoDataset:
             masks: Rasterise the masks too.
 
         Returns:
-            Boxes absolute xyxy in the image's frame and clipped to it; labels, crowd flags, ids. With no object,
-            fields of length 0.
+            Boxes absolute xyxy in the image's frame and clipped to it; labels, ids, and crowd flags, which ignored
+            objects have too. With no object, fields of length 0.
 
         Raises:
             UsageError: Masks are wanted and an annotation has none.
@@ -108,7 +135,7 @@ class CocoDataset:
             boxes=torch.from_numpy(boxes),
             labels=torch.tensor([annotation.label for annotation in annotations], dtype=torch.int64),
             masks=self._masks(index) if masks else None,
-            is_crowd=torch.tensor([annotation.is_crowd for annotation in annotations], dtype=torch.bool),
+            is_crowd=torch.tensor([not annotation.is_object for annotation in annotations], dtype=torch.bool),
             ids=torch.tensor(self.instance_ids[index], dtype=torch.int64),
         )
 
@@ -152,10 +179,7 @@ class CocoDataset:
                 for image, annotations in zip(self.images, self.annotations, strict=True)
                 for annotation in annotations
             ],
-            "categories": [
-                {"id": category.id, "name": category.name, "supercategory": category.supercategory}
-                for category in self.categories
-            ],
+            "categories": [category.to_coco() for category in self.categories],
         }
 
     def _annotation_json(self, image: ImageRecord, annotation: Annotation) -> dict[str, object]:
@@ -170,6 +194,14 @@ class CocoDataset:
         if annotation.segmentation is not None:
             record["segmentation"] = segmentation_json(annotation.segmentation)
         return record | dict(annotation.extra)
+
+
+def objects_text(num_objects: int, num_crowd: int, num_ignored: int) -> str:
+    """`14 objects, 2 crowd regions, 1 difficult or ignored`: the last two only where there are any."""
+    parts = [f"{num_objects} objects"]
+    parts += [f"{num_crowd} crowd regions"] if num_crowd else []
+    parts += [f"{num_ignored} difficult or ignored"] if num_ignored else []
+    return ", ".join(parts)
 
 
 def _image_json(image: ImageRecord) -> dict[str, object]:

@@ -49,11 +49,17 @@ class Category:
         id: The file's own id, written back unchanged.
         name: The file's own name; by it classes of different files are matched.
         supercategory: Group of classes, or "".
+        extra: Further keys of the record, such as `keypoints` and `skeleton`, written back unchanged.
     """
 
     id: int
     name: str
     supercategory: str = ""
+    extra: Extra = field(default_factory=_no_extra, compare=False)
+
+    def to_coco(self) -> dict[str, object]:
+        """The record of a COCO file."""
+        return {"id": self.id, "name": self.name, "supercategory": self.supercategory, **self.extra}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +92,7 @@ class Annotation:
         label: 0..K-1.
         box_xywh: As in the file: left, top, width, height in pixels, not clipped.
         is_crowd: A region of uncounted objects: never a target, ignored in AP.
+        is_ignored: One object that is never a target and counts neither way in AP: VOC's `difficult`, COCO's `ignore`.
         area: As in the file; None if it has none.
         segmentation: Polygons, RLE, or None.
         extra: Further keys of the record, written back unchanged.
@@ -95,9 +102,15 @@ class Annotation:
     label: int
     box_xywh: tuple[float, float, float, float]
     is_crowd: bool = False
+    is_ignored: bool = False
     area: float | None = None
     segmentation: Segmentation | None = field(default=None, compare=False)
     extra: Extra = field(default_factory=_no_extra, compare=False)
+
+    @property
+    def is_object(self) -> bool:
+        """Whether it is an object to be learned and found: no crowd region, and not ignored."""
+        return not (self.is_crowd or self.is_ignored)
 
 
 def told_apart(names: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scantling.data.coco import CocoDataset, ReadOptions, find_split, read_coco
+from scantling.data.coco import CocoDataset, ReadOptions, find_split, read_coco_as
 from scantling.data.coco.layout import alias_of, coco_splits, require_folder
 from scantling.data.findings import FindingLog, name_some, refuse
 from scantling.data.formats.delftbikes import TARGETS, State, delftbikes_folder, read_delftbikes
@@ -154,24 +154,14 @@ def _voc(root: Path) -> Layout | None:
 
 def read_file(file: Path, image_root: Path | None, options: ReadOptions) -> CocoDataset:
     """A COCO file under the given options."""
-    return read_coco(
-        file,
-        image_root,
-        task=options.task,
-        skip_invalid=options.skip_invalid,
-        strict=options.strict,
-        require_instances=options.require_instances,
-        require_labels=options.require_labels,
-    )
+    return read_coco_as(file, image_root, options)
 
 
 def understood(layout: Layout, dataset: CocoDataset, split: str) -> str:
     """One line about a split that was read."""
     names = name_some(list(dataset.class_names), 8)
-    counts = f"{len(dataset)} images, {dataset.num_annotations} objects"
-    return (
-        f"{split}: {counts}, {len(dataset.categories)} categories ({names}); {layout.format}, {dataset.file}"
-    )
+    counts = f"{dataset.counts_text()}, {len(dataset.categories)} categories ({names})"
+    return f"{split}: {counts}; {layout.format}, {dataset.file}"
 
 
 def announce(layout: Layout) -> None:

@@ -26,6 +26,8 @@ from scantling.errors import DataError, Finding
 
 ALL = "all"
 FLAGS = ("truncated", "difficult", "occluded")
+CROWD = "iscrowd"
+"""Not VOC's: marks the difficult object that was a crowd region before it was written as VOC."""
 
 _LABELS, _IMAGES = ("Annotations", "annotations"), ("JPEGImages", "images", "Images", "jpegimages")
 _SPLIT_NAMES = ("train", "val", "trainval", "test")
@@ -174,7 +176,9 @@ def _add_objects(
             fault = "no name" if not name else "no bndbox with the numbers xmin, ymin, xmax, ymax"
             log.add("voc-object", f"the object has {fault}", path=f"line {element.line}", value=name or None)
             continue
-        flags = {flag: 1 for flag in FLAGS if element.text_of(flag) == "1"}
+        is_crowd = element.text_of(CROWD) == "1"
+        marks = [CROWD, *(flag for flag in FLAGS if flag != "difficult")] if is_crowd else FLAGS
+        flags = {flag: 1 for flag in marks if element.text_of(flag) == "1"}
         record: Raw = {"image_id": image_id, "category_id": ids[name], "bbox": box, **flags}
         document.enter("annotations", record, Place(str(file), f"line {element.line}"))
 

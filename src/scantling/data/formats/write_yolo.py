@@ -37,6 +37,11 @@ def yolo_lines(
         if annotation.is_crowd:
             losses["crowd regions (YOLO has none)"] += 1
             continue
+        if annotation.is_ignored:
+            losses[
+                "difficult or ignored objects (YOLO has none; --count-difficult keeps them as objects)"
+            ] += 1
+            continue
         points = None if boxes_only else _polygon(annotation, record, losses)
         losses["masks"] += annotation.segmentation is not None and points is None
         values = points or _box(annotation, record, losses)

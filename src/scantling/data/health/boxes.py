@@ -80,7 +80,7 @@ def suspects(split: str, dataset: CocoDataset) -> list[Suspect]:
 
 
 def _objects_of(dataset: CocoDataset) -> _Objects:
-    per_image = [[a for a in annotations if not a.is_crowd] for annotations in dataset.annotations]
+    per_image = [[a for a in annotations if a.is_object] for annotations in dataset.annotations]
     boxes = [
         clipped_xyxy([annotation.box_xywh for annotation in objects], image.size_hw)
         for image, objects in zip(dataset.images, per_image, strict=True)
@@ -171,7 +171,7 @@ def size_percentiles(dataset: CocoDataset) -> dict[str, list[float]]:
 
     Lists are empty where there is nothing to count; `PERCENTILES` names their entries.
     """
-    objects = [[a for a in annotations if not a.is_crowd] for annotations in dataset.annotations]
+    objects = [[a for a in annotations if a.is_object] for annotations in dataset.annotations]
     sides = np.array([a.box_xywh[2:] for many in objects for a in many]).reshape(-1, 2)
     return {
         "size": _percentiles(np.sqrt(sides.prod(axis=1))),

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
+from scantling.data.coco.dataset import objects_text
 from scantling.data.coco.layout import alias_of
 from scantling.data.findings import CODES, FindingLog, Kind, Policy, name_some, summarise
 from scantling.data.formats.layouts import announce, detect_format
@@ -21,6 +22,7 @@ from scantling.data.health.images import check_images
 from scantling.data.health.leaks import compare_splits
 from scantling.data.health.near_duplicates import find_twins, thumbnails
 from scantling.data.images.white import dataset_with_white, range_message, white_of
+from scantling.data.limits import COCO_LIMIT, over_limit
 from scantling.errors import DataError, Finding, Severity
 
 RARE = 10
@@ -96,7 +98,11 @@ class DataHealth:
         )
         for name, dataset in self.splits.items():
             facts = _facts(dataset)
-            lines += ["", f"{name}: {facts['images']} images ({facts['empty_images']} without objects)"]
+            others = objects_text(facts["objects"], facts["crowds"], facts["ignored"])
+            lines += [
+                "",
+                f"{name}: {facts['images']} images ({facts['empty_images']} without objects), {others}",
+            ]
             lines += _table(
                 ("percentile", *map(str, PERCENTILES)),
                 [(key.replace("_", " "), *values) for key, values in facts["percentiles"].items() if values],
@@ -135,6 +141,7 @@ def check_data(location: Location | str, *, pixels: bool = True, strict: bool = 
     _report_suspects(odd, log)
     if train in splits:
         _report_rare_classes(train, splits[train], log)
+    _report_many_objects(splits, log)
     findings += _compared(splits, pixels=pixels, strict=strict)
     twins = _scene_twins(splits) if pixels else []
     _report_twins(twins, log)
@@ -192,6 +199,12 @@ def _report_rare_classes(split: str, train: CocoDataset, log: FindingLog) -> Non
             log.add("class-rare", f"{split}: class {name!r} has {count} objects", value=name)
 
 
+def _report_many_objects(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
+    for name, dataset in splits.items():
+        if over := over_limit(dataset, COCO_LIMIT):
+            log.add("objects-over-limit", f"{name}: {over.message}", value=over.number, hint=over.hint)
+
+
 def _compared(splits: Mapping[str, CocoDataset], *, pixels: bool, strict: bool) -> list[Finding]:
     """Every split with those before it; classes are compared with the first only."""
     names = list(splits)
@@ -232,7 +245,7 @@ def _report_twins(twins: list[SceneTwins], log: FindingLog) -> None:
 
 
 def _class_counts(dataset: CocoDataset) -> Counter[str]:
-    labels = (a.label for annotations in dataset.annotations for a in annotations if not a.is_crowd)
+    labels = (a.label for annotations in dataset.annotations for a in annotations if a.is_object)
     return Counter({name: 0 for name in dataset.class_names}) + Counter(
         dataset.class_names[i] for i in labels
     )
@@ -242,9 +255,10 @@ def _facts(dataset: CocoDataset) -> dict[str, Any]:
     return {
         "file": str(dataset.file),
         "images": len(dataset),
-        "objects": dataset.num_annotations,
-        "crowds": sum(a.is_crowd for annotations in dataset.annotations for a in annotations),
-        "empty_images": sum(not annotations for annotations in dataset.annotations),
+        "objects": dataset.num_objects,
+        "crowds": dataset.num_crowd,
+        "ignored": dataset.num_ignored,
+        "empty_images": sum(not any(a.is_object for a in annotations) for annotations in dataset.annotations),
         "percentiles": size_percentiles(dataset),
     }
 

@@ -63,6 +63,7 @@ def weights_stage(context: RunContext) -> Stage:
         "detections": _member_hashes(context, split),
         "ensemble": _ensemble_config(context).model_dump(mode="json"),
         "tune": context.recipe.combining.tuning.model_dump(mode="json"),
+        **context.recipe.evaluate.limits,
     }
     outputs = (tuned_file(ENSEMBLE), f"{TUNED}/{ENSEMBLE}.txt")
     return Stage(folder=TUNED, name=ENSEMBLE, inputs=inputs, outputs=outputs, action=partial(_weigh, context))
@@ -147,7 +148,13 @@ def _member_hashes(context: RunContext, split: str) -> dict[str, str]:
 def _weigh(context: RunContext) -> None:
     members = {name: read_member(context, name, context.tuning_split) for name in combined_members(context)}
     config = _ensemble_config(context)
-    found = tune_weights(members, context.tuning_data, config, context.recipe.combining.tuning)
+    found = tune_weights(
+        members,
+        context.tuning_data,
+        config,
+        context.recipe.combining.tuning,
+        max_detections=context.recipe.evaluate.max_dets,
+    )
     write_tuned(context.root / tuned_file(ENSEMBLE), ensemble=found.config)
     atomic_write(context.root / TUNED / f"{ENSEMBLE}.txt", found.to_text() + "\n")
 

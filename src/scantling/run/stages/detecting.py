@@ -36,6 +36,7 @@ def tune_stage(context: RunContext, name: str) -> Stage:
         "suppress": context.member(name).predict.suppress.model_dump(mode="json"),
         "tune": context.recipe.combining.tuning.model_dump(mode="json"),
         "data": context.data.hashes["train" if context.folds else "val"],
+        **context.recipe.evaluate.limits,
     }
     outputs = (tuned_file(name), f"{TUNED}/{name}.txt")
     return Stage(
@@ -166,6 +167,7 @@ def _tune(context: RunContext, name: str) -> None:
         context.tuning_data,
         context.member(name).predict.suppress,
         context.recipe.combining.tuning,
+        max_detections=context.recipe.evaluate.max_dets,
     )
     write_tuned(context.root / tuned_file(name), suppress=found.config)
     atomic_write(context.root / TUNED / f"{name}.txt", found.to_text() + "\n")

@@ -13,9 +13,10 @@ from typing import Any, cast
 from scantling.data.coco import read_results
 from scantling.data.coco.results import Result
 from scantling.data.detections import results_of
+from scantling.data.findings import tell_warnings
 from scantling.data.io import atomic_write, read_json, sha256_of, write_json
 from scantling.data.splits import RunData
-from scantling.evaluate.coco_eval import Evaluation, evaluate_results, metrics_json
+from scantling.evaluate.coco_eval import Evaluation, evaluate_results, limits_up_to, metrics_json
 from scantling.evaluate.variants import Variant, compare_variants
 from scantling.models.suppression import SuppressConfig
 from scantling.recipe.recipe import Recipe
@@ -43,6 +44,7 @@ def evaluate_stage(context: RunContext) -> Stage:
         "data": context.data.hashes[context.data.evaluated],
         "split": context.data.evaluated,
         "bootstrap": context.recipe.evaluate.bootstrap,
+        **context.recipe.evaluate.limits,
     }
     outputs = (METRICS, TABLE, INGREDIENTS, INGREDIENTS_JSON)
     return Stage(
@@ -89,6 +91,7 @@ def _of_recipe(facts: RunFacts, recipe: Recipe) -> RunFacts:
         removals=facts.removals if combining.eliminate is not None else None,
         refinement=refinement if recipe.refine is not None else None,
         audit=facts.audit if recipe.audit is not None else None,
+        max_detections=recipe.evaluate.max_dets,
     )
 
 
@@ -135,8 +138,13 @@ def _evaluate(context: RunContext) -> None:
     }
     config = context.recipe.evaluate
     table = compare_variants(
-        context.data.target, ingredients(context, found, best), bootstrap=config.bootstrap, seed=0
+        context.data.target,
+        ingredients(context, found, best),
+        bootstrap=config.bootstrap,
+        seed=0,
+        max_detections=config.max_dets,
     )
+    tell_warnings(evaluations[last].findings, log, rest="all of this kind")
     atomic_write(context.root / INGREDIENTS, table.to_text() + "\n")
     write_json(context.root / INGREDIENTS_JSON, table.to_dict(), indent=2)
     atomic_write(context.root / TABLE, evaluations[last].table + "\n")
@@ -202,7 +210,13 @@ def _read(context: RunContext, file: str) -> list[Result]:
 
 def _evaluation(context: RunContext, results: Sequence[Result]) -> Evaluation:
     config = context.recipe.evaluate
-    return evaluate_results(context.data.target, results, backend=config.backend, bootstrap=config.bootstrap)
+    return evaluate_results(
+        context.data.target,
+        results,
+        backend=config.backend,
+        bootstrap=config.bootstrap,
+        max_detections=limits_up_to(config.max_dets),
+    )
 
 
 def _prediction_hashes(context: RunContext) -> dict[str, str]:

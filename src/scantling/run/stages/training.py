@@ -16,7 +16,7 @@ from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import LoaderConfig, TrainLoader
 from scantling.data.samples.transforms import build_transforms
 from scantling.errors import ConfigError
-from scantling.evaluate.coco_eval import evaluate_results
+from scantling.evaluate.coco_eval import evaluate_results, limits_up_to
 from scantling.models.two_stage import Detector
 from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model
 from scantling.predict.candidates import find_candidates
@@ -176,7 +176,9 @@ def _validate(
     results = predict_dataset(
         cast("Detector", model), member.predict, held_out, context.device, context.processes
     )
-    judge = partial(evaluate_results, held_out, results, backend=context.recipe.evaluate.backend)
+    config = context.recipe.evaluate
+    limits = limits_up_to(config.max_dets)
+    judge = partial(evaluate_results, held_out, results, backend=config.backend, max_detections=limits)
     return context.processes.on_main(lambda: {f"bbox/{key}": v for key, v in judge().metrics.items()})
 
 
