@@ -188,7 +188,9 @@ def _write_yolo(splits: Mapping[str, CocoDataset], job: _Job) -> None:
             name = _unique(PurePosixPath(split) / record.file_name, record, job)
             _place_image(record, job.folder / "images" / name, job)
             lines = yolo_lines(record, objects, job.losses, boxes_only=job.boxes_only)
-            atomic_write(label_path(job.folder / "images" / name), "".join(f"{line}\n" for line in lines))
+            atomic_write(
+                label_path(job.folder / "images" / name, job.folder), "".join(f"{line}\n" for line in lines)
+            )
     first = next(iter(splits.values()))
     atomic_write(job.folder / "data.yaml", settings_text(tuple(splits), first.class_names))
     _write_categories(first, job)

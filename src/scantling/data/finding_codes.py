@@ -104,6 +104,11 @@ _GEOMETRY = {
     ),
     "boxes-normalised": Code(_S, "All boxes lie within 0..1.", "COCO boxes are in pixels."),
     "box-mask-differ": Code(_W, "A bbox is not the box around its mask.", "Recompute the bbox."),
+    "box-rotated": Code(
+        _W,
+        "Turned boxes are read as the upright boxes around them (a note where the settings say that all are).",
+        "Look at some of them.",
+    ),
     "mask-missing": Code(_S, "Segmentation, but an annotation has no mask.", "Label it, or use detection."),
     "mask-empty": Code(
         _W, "A mask without area; the box is kept for detection, segmentation drops the object.", "Label it."
@@ -193,10 +198,31 @@ _FORMATS = {
         "Boxes have edges 0, but VOC counts pixels from 1; they are clipped.",
         "If the labels count from 0, all boxes are 1 px off: add 1 to every edge.",
     ),
+    "label-unused": Code(_W, "Label files that belong to no image.", "Rename them, or add their images."),
+    "label-spelling": Code(
+        _W, "Label files spelled unlike their images; they are used.", "Give both the same name."
+    ),
+    "label-shared": Code(
+        _W, "One label file serves several images of one name.", "Give every image a name of its own."
+    ),
+    "image-unlabelled": Code(
+        _W, "Images without a label file, where every image has one; they are not used.", "Label them."
+    ),
+    "class-list": Code(_S, "An empty line in a list of class names.", "Remove the line, or name the class."),
     "yolo-names-missing": Code(_S, "The names of the YOLO classes are not known.", "Write a data.yaml."),
-    "yolo-line": Code(_G, "A label line is neither a box nor a polygon.", "Write: class x y width height."),
+    "yolo-line": Code(
+        _G,
+        "A label line is neither a box nor a polygon nor what the settings say.",
+        "Write: class x y width height.",
+    ),
     "yolo-class": Code(_S, "A class number that `names` does not have.", "Correct the number or the names."),
     "yolo-range": Code(_G, "Label coordinates outside 0..1.", "Divide them by the image's width and height."),
+    "yolo-reading": Code(
+        _S,
+        "Rows that can be read in two ways, or settings that do not say how.",
+        "Write `task` or `kpt_shape`.",
+    ),
+    "yolo-keypoints": Code(_N, "Rows with key points; only their boxes are read."),
     "part-layout": Code(_S, "Not a DelftBikes file.", 'Expected {"a.jpg": {"parts": {...}}}.'),
     "part-state": Code(_G, "A part without a known state.", "States: intact, damaged, occluded, absent."),
     "parts-not-targets": Code(_N, "Parts whose state excludes them as targets."),

@@ -24,6 +24,7 @@ from scantling.data.images.open import (
     read_image,
     rotation_for,
 )
+from scantling.data.spelling import alike, did_you_mean
 from scantling.errors import DataError, Finding, Severity
 
 
@@ -223,7 +224,7 @@ class _Folders:
         if self.have(record):
             return None
         meant = self._similar(record)
-        hint = f"Did you mean {meant!r}?" if meant else None
+        hint = did_you_mean(record.file_name, meant) if meant else None
         return Problem("image-missing", f"there is no file {record.path}", hint)
 
     def elsewhere(self, record: ImageRecord) -> Path | None:
@@ -243,11 +244,11 @@ class _Folders:
         return self._names[folder]
 
     def _similar(self, record: ImageRecord) -> str | None:
-        """A name that exists: other letter case, or the same file in the image folder itself."""
+        """A name that exists: in another spelling, or the same file in the image folder itself."""
         name = Path(record.file_name)
-        for twin in sorted(self._listed(record.path.parent)):
-            if twin.lower() == name.name.lower():
-                return (name.parent / twin).as_posix()
+        twin = alike(name.name, self._listed(record.path.parent))
+        if twin is not None:
+            return (name.parent / twin).as_posix()
         for skipped in range(1, len(name.parts)):
             shorter = Path(*name.parts[skipped:])
             if shorter.name in self._listed(self._root / shorter.parent):
