@@ -84,6 +84,7 @@ _STRUCTURE = {
     "annotations-dropped": Code(_W, "Annotations were left out because they are unusable."),
     "images-dropped": Code(_W, "Images were left out because they are unusable, with their annotations."),
     "images-without-annotations": Code(_N, "Images without objects; they count as background."),
+    "keys-not-used": Code(_N, "Keys of annotations that mean nothing here; they are kept."),
     "annotation-ids-renumbered": Code(
         _N, "Annotation ids do not fit 64 bits; inside, objects are numbered by position instead."
     ),
@@ -108,6 +109,11 @@ _GEOMETRY = {
         _W,
         "Turned boxes are read as the upright boxes around them (a note where the settings say that all are).",
         "Look at some of them.",
+    ),
+    "labels-upright": Code(
+        _W,
+        "Boxes that fit the image with its EXIF rotation applied, and leave it as it is declared.",
+        "Exchange width and height of the image record: labels and size then both mean the upright picture.",
     ),
     "mask-missing": Code(_S, "Segmentation, but an annotation has no mask.", "Label it, or use detection."),
     "mask-empty": Code(
@@ -166,6 +172,12 @@ _IMAGES = {
         "An EXIF rotation, and width and height do not tell whether the labels follow it; it is applied.",
         "Rotate the pixels and remove the EXIF entry.",
     ),
+    "image-orientation-kept": Code(
+        _N,
+        "Images whose EXIF rotation is not applied, because the labels' width and height are the stored ones.",
+        "Look at some of them: labels measured in the upright picture would lie beside their objects.",
+    ),
+    "image-unlisted": Code(_N, "Pictures in the image folder that no split names."),
     "not-an-image": Code(_W, "A file in an image folder that is no image.", "Move it elsewhere."),
     "no-image-in-folder": Code(_S, "A folder without a single image.", "Give a folder with images."),
 }

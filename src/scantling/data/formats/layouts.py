@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scantling.data.coco import CocoDataset, ReadOptions, find_split, read_coco
-from scantling.data.coco.layout import alias_of, coco_splits, require_folder
+from scantling.data.coco.layout import alias_of, coco_splits, other_annotations, require_folder
 from scantling.data.findings import FindingLog, name_some, refuse
 from scantling.data.formats.darknet import darknet_file, read_darknet
 from scantling.data.formats.delftbikes import TARGETS, State, delftbikes_folder, read_delftbikes
@@ -100,8 +100,8 @@ def detect_format(folder: Path | str, *, states: tuple[State, ...] = TARGETS) ->
     if not found:
         _refuse_unknown(root)
     others = [layout.format for layout in found[1:]]
-    note = f"it could be read as {', '.join(others)} too" if others else ""
-    return replace(found[0], notes=(note,)) if note else found[0]
+    notes = (f"it could be read as {', '.join(others)} too",) if others else ()
+    return replace(found[0], notes=(*found[0].notes, *notes))
 
 
 def _coco(root: Path) -> Layout | None:
@@ -114,7 +114,9 @@ def _coco(root: Path) -> Layout | None:
         file, image_root = find_split(root, split)
         return read_file(file, image_root, options)
 
-    return Layout(format="Roboflow" if beside else "COCO", root=root, splits=tuple(files), read=read)
+    name, passed = "Roboflow" if beside else "COCO", other_annotations(root)
+    notes = (f"no splits of their own, not read: {name_some(passed, 8)}",) if passed else ()
+    return Layout(format=name, root=root, splits=tuple(files), read=read, notes=notes)
 
 
 def _delftbikes(root: Path, states: tuple[State, ...]) -> Layout | None:

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
+from scantling.data.coco.records import told_apart
 from scantling.data.findings import CODES, FindingLog, Kind, Policy, name_some, summarise
 from scantling.data.formats.layouts import announce, detect_format
 from scantling.data.formats.locations import Location, parse_location, read_location, split_name
@@ -25,6 +27,7 @@ RARE = 10
 """Objects of a class in training below which it is rare."""
 
 _EXAMPLES = 5
+_KNOWN_KEYS = frozenset({"attributes.rotation", "state", "truncated", "difficult", "occluded", "ignore"})
 _SHOWN_PER_CODE = 5
 
 
@@ -67,7 +70,7 @@ class DataHealth:
 
     def class_counts(self) -> dict[str, dict[str, int]]:
         """Objects of every class in every split."""
-        names = dict.fromkeys(name for dataset in self.splits.values() for name in dataset.class_names)
+        names = dict.fromkeys(n for dataset in self.splits.values() for n in told_apart(dataset.class_names))
         counts = {split: _class_counts(dataset) for split, dataset in self.splits.items()}
         return {name: {split: counts[split][name] for split in self.splits} for name in names}
 
@@ -127,6 +130,7 @@ def check_data(location: Location | str, *, pixels: bool = True, strict: bool = 
     odd = [suspect for name, dataset in splits.items() for suspect in suspects(name, dataset)]
     _report_suspects(odd, log)
     _report_rare_classes(splits, log)
+    _report_keys(splits, log)
     findings += _compared(splits, pixels=pixels, strict=strict)
     twins = _scene_twins(splits) if pixels else []
     _report_twins(twins, log)
@@ -179,6 +183,21 @@ def _report_rare_classes(splits: Mapping[str, CocoDataset], log: FindingLog) -> 
                 log.add("class-rare", f"train: class {name!r} has {count} objects", value=name)
 
 
+def _report_keys(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
+    """Name once what labels say that nothing here reads."""
+    found: Counter[str] = Counter()
+    for dataset in splits.values():
+        for annotation in chain(*dataset.annotations):
+            for key, value in annotation.extra.items():
+                inner = value.keys() if isinstance(value, dict) else ()
+                found.update(f"{key}.{name}" for name in inner)
+                found[key] += not inner
+    listed = [f"{key} ({count})" for key, count in found.most_common() if key not in _KNOWN_KEYS and count]
+    if listed:
+        message = f"annotations have keys that mean nothing here and are kept: {name_some(listed, 12)}"
+        log.add("keys-not-used", message)
+
+
 def _compared(splits: Mapping[str, CocoDataset], *, pixels: bool, strict: bool) -> list[Finding]:
     """Every split with those before it; classes are compared with the first only."""
     names = list(splits)
@@ -220,9 +239,8 @@ def _report_twins(twins: list[SceneTwins], log: FindingLog) -> None:
 
 def _class_counts(dataset: CocoDataset) -> Counter[str]:
     labels = (a.label for annotations in dataset.annotations for a in annotations if not a.is_crowd)
-    return Counter({name: 0 for name in dataset.class_names}) + Counter(
-        dataset.class_names[i] for i in labels
-    )
+    names = told_apart(dataset.class_names)
+    return Counter({name: 0 for name in names}) + Counter(names[label] for label in labels)
 
 
 def _facts(dataset: CocoDataset) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from scantling.data.images.open import (
 from scantling.data.spelling import alike, did_you_mean
 from scantling.errors import DataError, Finding, Severity
 
+_KEPT = "image-orientation-kept"  # told once for all images
+
 
 class Problem(NamedTuple):
     """What is wrong with one image file: the fields of a finding that the file alone decides."""
@@ -73,11 +75,18 @@ def check_images(
         missing = folders.explain_missing(record)
         return [missing] if missing else problems_of(record.path, record.size_hw, decode=decode)
 
+    kept: list[str] = []
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for record, problems in zip(dataset.images, pool.map(look, dataset.images), strict=True):
             for problem in problems:
+                if problem.code == _KEPT:
+                    kept.append(record.file_name)
+                    continue
                 path = f"image {record.file_name}"
                 log.add(problem.code, problem.message, path=path, id=record.id, hint=problem.hint)
+    if kept:
+        message = f"the EXIF rotation of {len(kept)} images is not applied: {name_some(kept)}"
+        log.add(_KEPT, message, path="images")
     return log.findings
 
 
@@ -156,12 +165,13 @@ def problems_of(path: Path, size_hw: tuple[int, int] | None, *, decode: bool) ->
     try:
         data = read_image(path) if decode else b""
         header = parse_header(data, str(path)) if decode else image_header(path)
-        rotation_for(header, size_hw, str(path))
+        rotation = rotation_for(header, size_hw, str(path))
         if decode:
             decode_image(data, header, str(path))
     except DataError as error:
         return [Problem(finding.code, finding.message, finding.hint) for finding in error.findings]
-    return _remarks(data, header, has_record=size_hw is not None)
+    remarks = _remarks(data, header, has_record=size_hw is not None)
+    return [*remarks, Problem(_KEPT, "")] if rotation != header.orientation else remarks
 
 
 def _explain_nowhere(dataset: CocoDataset, folders: _Folders) -> Problem | None:
