@@ -55,11 +55,13 @@ def read_yolo(folder: YoloFolder, split: str, options: ReadOptions) -> CocoDatas
     }
     pairs = pair_labels((p for paths in by_split.values() for p in paths), folder.splits[split], folder.bases)
     reader = _Objects(document, ids, reading_of(folder, _in_turn(pairs, by_split[split])))
-    for path in add_sizes(records, document):
+    usable = add_sizes(records, document)
+    for path in usable:
         document.enter("images", records[path], Place(str(path)))
         if path in pairs.labels:
             reader.add(pairs.labels[path], records[path])
     reader.remark()
+    reader.remark_on_lost(pairs.labels[path] for path in (records.keys() - set(usable)) & pairs.labels.keys())
     _remark_on_pairs(pairs, by_split[split], document)
     return document.dataset()
 
@@ -100,6 +102,15 @@ class _Objects:
             log.add("box-rotated", message, kind=Kind.NOTE)
         elif self.shortened:
             log.add("yolo-keypoints", f"{self.shortened} rows have key points; their boxes are read")
+
+    def remark_on_lost(self, files: Iterable[Path]) -> None:
+        """Count the rows of images that cannot be used."""
+        rows = [sum(1 for _ in rows_of(file)) for file in files]
+        if any(rows):
+            message = (
+                f"{sum(rows)} rows of {len(rows)} label files are not used, because their images cannot be"
+            )
+            self.document.log_for(self.document.file).add("annotations-dropped", message)
 
 
 def _in_turn(pairs: Pairs, first: Iterable[Path]) -> list[Path]:

@@ -21,6 +21,7 @@ from scantling.data.health.boxes import PERCENTILES, Suspect, size_percentiles, 
 from scantling.data.health.images import check_images
 from scantling.data.health.leaks import compare_splits
 from scantling.data.health.near_duplicates import find_twins, thumbnails
+from scantling.data.images.open import pictures_below
 from scantling.errors import DataError, Finding, Severity
 
 RARE = 10
@@ -131,6 +132,8 @@ def check_data(location: Location | str, *, pixels: bool = True, strict: bool = 
     _report_suspects(odd, log)
     _report_rare_classes(splits, log)
     _report_keys(splits, log)
+    if location.path.is_dir() and location.split is None and len(splits) == len(readers):
+        _report_unlisted(splits, log)
     findings += _compared(splits, pixels=pixels, strict=strict)
     twins = _scene_twins(splits) if pixels else []
     _report_twins(twins, log)
@@ -196,6 +199,16 @@ def _report_keys(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
     if listed:
         message = f"annotations have keys that mean nothing here and are kept: {name_some(listed, 12)}"
         log.add("keys-not-used", message)
+
+
+def _report_unlisted(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
+    """Count the pictures in the image folders that no split names."""
+    named = {record.path.absolute() for dataset in splits.values() for record in dataset.images}
+    roots = dict.fromkeys(dataset.image_root.absolute() for dataset in splits.values())
+    there = dict.fromkeys(path for root in roots for path in pictures_below(root))
+    unlisted = [str(path) for path in there if path not in named]
+    if unlisted:
+        log.add("image-unlisted", f"{len(unlisted)} pictures are in no split: {name_some(unlisted)}")
 
 
 def _compared(splits: Mapping[str, CocoDataset], *, pixels: bool, strict: bool) -> list[Finding]:

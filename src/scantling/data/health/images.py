@@ -119,7 +119,10 @@ def usable_images(
     log = FindingLog(str(dataset.file), Policy())
     if unusable:
         names = [record.file_name for record in dataset.images if record.id in unusable]
-        message = f"{len(names)} of {len(dataset)} images are not used: {name_some(names)}"
+        kept_images = dataset.subset(kept)
+        lost = dataset.num_annotations - kept_images.num_annotations
+        objects = f", with {lost} objects" if lost else ""
+        message = f"{len(names)} of {len(dataset)} images are not used{objects}: {name_some(names)}"
         log.add("images-dropped", message, path="images")
     return replace(dataset.subset(kept), findings=(*dataset.findings, *findings, *log.findings))
 
