@@ -36,6 +36,7 @@ from scantling.data.formats.voc import FLAGS
 from scantling.data.formats.write_voc import voc_text
 from scantling.data.formats.write_yolo import settings_text, yolo_lines
 from scantling.data.formats.yolo import label_path
+from scantling.data.formats.yolo_rows import BOX
 from scantling.data.health.images import usable_images
 from scantling.data.io import atomic_write, write_json
 from scantling.errors import UsageError
@@ -219,14 +220,19 @@ def _with_ignore(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_yolo(splits: Mapping[str, CocoDataset], job: _Job) -> None:
+    polygons = False
     for split, dataset in splits.items():
         for record, objects in zip(dataset.images, dataset.annotations, strict=True):
             name = _unique(PurePosixPath(split) / record.file_name, record, job)
             _place_image(record, job.folder / "images" / name, job)
             lines = yolo_lines(record, objects, job.losses, boxes_only=job.boxes_only)
-            atomic_write(label_path(job.folder / "images" / name), "".join(f"{line}\n" for line in lines))
+            polygons = polygons or any(len(line.split()) > BOX for line in lines)
+            job.losses["images that Ultralytics does not open (GIF)"] += name.suffix.lower() == ".gif"
+            atomic_write(
+                label_path(job.folder / "images" / name, job.folder), "".join(f"{line}\n" for line in lines)
+            )
     first = next(iter(splits.values()))
-    atomic_write(job.folder / "data.yaml", settings_text(tuple(splits), first.class_names))
+    atomic_write(job.folder / "data.yaml", settings_text(tuple(splits), first.class_names, polygons=polygons))
     _write_categories(first, job)
 
 

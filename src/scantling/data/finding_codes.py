@@ -102,6 +102,7 @@ _STRUCTURE = {
     "images-crowd-only": Code(
         _N, "Images with crowd regions or ignored objects only; there is nothing to find on them."
     ),
+    "keys-not-used": Code(_N, "Keys of annotations that mean nothing here; they are kept."),
     "annotation-ids-renumbered": Code(
         _N, "Annotation ids do not fit 64 bits; inside, objects are numbered by position instead."
     ),
@@ -122,6 +123,16 @@ _GEOMETRY = {
     ),
     "boxes-normalised": Code(_S, "All boxes lie within 0..1.", "COCO boxes are in pixels."),
     "box-mask-differ": Code(_W, "A bbox is not the box around its mask.", "Recompute the bbox."),
+    "box-rotated": Code(
+        _W,
+        "Turned boxes are read as the upright boxes around them (a note where the settings say that all are).",
+        "Look at some of them.",
+    ),
+    "labels-upright": Code(
+        _W,
+        "Boxes that fit the image with its EXIF rotation applied, and leave it as it is declared.",
+        "Exchange width and height of the image record: labels and size then both mean the upright picture.",
+    ),
     "mask-missing": Code(_S, "Segmentation, but an annotation has no mask.", "Label it, or use detection."),
     "mask-empty": Code(
         _W, "A mask without area; the box is kept for detection, segmentation drops the object.", "Label it."
@@ -184,6 +195,12 @@ _IMAGES = {
         "An EXIF rotation, and width and height do not tell whether the labels follow it; it is applied.",
         "Rotate the pixels and remove the EXIF entry.",
     ),
+    "image-orientation-kept": Code(
+        _N,
+        "Images whose EXIF rotation is not applied, because the labels' width and height are the stored ones.",
+        "Look at some of them: labels measured in the upright picture would lie beside their objects.",
+    ),
+    "image-unlisted": Code(_N, "Pictures in the image folder that no split names."),
     "not-an-image": Code(_W, "A file in an image folder that is no image.", "Move it elsewhere."),
     "no-image-in-folder": Code(_S, "A folder without a single image.", "Give a folder with images."),
 }
@@ -216,10 +233,31 @@ _FORMATS = {
         "Boxes have edges 0, but VOC counts pixels from 1; they are clipped.",
         "If the labels count from 0, all boxes are 1 px off: add 1 to every edge.",
     ),
+    "label-unused": Code(_W, "Label files that belong to no image.", "Rename them, or add their images."),
+    "label-spelling": Code(
+        _W, "Label files spelled unlike their images; they are used.", "Give both the same name."
+    ),
+    "label-shared": Code(
+        _W, "One label file serves several images of one name.", "Give every image a name of its own."
+    ),
+    "image-unlabelled": Code(
+        _W, "Images without a label file, where every image has one; they are not used.", "Label them."
+    ),
+    "class-list": Code(_S, "An empty line in a list of class names.", "Remove the line, or name the class."),
     "yolo-names-missing": Code(_S, "The names of the YOLO classes are not known.", "Write a data.yaml."),
-    "yolo-line": Code(_G, "A label line is neither a box nor a polygon.", "Write: class x y width height."),
+    "yolo-line": Code(
+        _G,
+        "A label line is neither a box nor a polygon nor what the settings say.",
+        "Write: class x y width height.",
+    ),
     "yolo-class": Code(_S, "A class number that `names` does not have.", "Correct the number or the names."),
     "yolo-range": Code(_G, "Label coordinates outside 0..1.", "Divide them by the image's width and height."),
+    "yolo-reading": Code(
+        _S,
+        "Rows that can be read in two ways, or settings that do not say how.",
+        "Write `task` or `kpt_shape`.",
+    ),
+    "yolo-keypoints": Code(_N, "Rows with key points; only their boxes are read."),
     "part-layout": Code(_S, "Not a DelftBikes file.", 'Expected {"a.jpg": {"parts": {...}}}.'),
     "part-state": Code(_G, "A part without a known state.", "States: intact, damaged, occluded, absent."),
     "parts-not-targets": Code(_N, "Parts whose state excludes them as targets."),

@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from scantling.data.findings import refuse
+from scantling.data.spelling import alike, did_you_mean
 from scantling.errors import UsageError
 
 _HEAD_BYTES = 512
 _MAX_REPEATED_KEYS = 20
 _LFS_MARK = b"version https://git-lfs.github.com/spec"
+_BRANDS = {b"avif": "an AVIF image", b"avis": "an AVIF image", b"jxl ": "a JPEG XL image"}
+_BRANDS |= dict.fromkeys((b"heic", b"heix", b"hevc", b"mif1", b"msf1"), "a HEIC image")
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (_LFS_MARK, "a Git-LFS pointer (the content was never downloaded: run `git lfs pull`)"),
     (b"PK\x03\x04", "a zip archive"),
@@ -37,6 +40,11 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG", "a PNG image"),
     (b"\x89HDF", "an HDF5 file"),
     (b"%PDF", "a PDF document"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"8BPS", "a Photoshop document"),
 )
 
 
@@ -120,6 +128,8 @@ def describe_content(head: bytes) -> str | None:
     for signature, words in _SIGNATURES:
         if head.startswith(signature):
             return words
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12], "a film or picture in an ISO media file")
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:15].lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "an HTML page (an error page of a download, perhaps)"
@@ -247,14 +257,14 @@ def _is_wide(data: bytes) -> bool:
 
 
 def hint_for_missing(path: Path) -> str | None:
-    """What to say about a path that does not exist: a name that differs in case only, or where the path breaks."""
+    """What to say about a path that does not exist: the name in another spelling, or where the path breaks."""
     folder = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
     if folder is None:
         return None
     if folder != path.absolute().parent:
         return f"The folder {folder} exists, what follows does not."
-    twins = [entry.name for entry in folder.iterdir() if entry.name.lower() == path.name.lower()]
-    return f"Did you mean {twins[0]!r}?" if twins else None
+    meant = alike(path.name, (entry.name for entry in folder.iterdir()))
+    return did_you_mean(path.name, meant) if meant else None
 
 
 def _flush(path: Path, flags: int) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from scantling.data.coco.records import told_apart
+from scantling.data.coco.records import labels_by_name
 from scantling.refine.apply import ApplyConfig
 from scantling.refine.crops import Boxes
 from scantling.settings import yaml as strict_yaml
@@ -131,7 +131,7 @@ class RefineGate(BaseModel):
         """
         allowed = np.zeros(len(detections), dtype=bool)
         sizes = size_of(detections.boxes)
-        labels = {name: label for label, name in enumerate(told_apart(class_names))}
+        labels = labels_by_name(class_names)
         for cell in self.cells:
             if cell.open and cell.category in labels:
                 low, high = cell.band

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
-from scantling.data.coco.records import told_apart
+from scantling.data.coco.records import labels_by_name, told_apart
 from scantling.data.coco.results import Result
 from scantling.data.detections import detections_of
 from scantling.data.truths import labels_of, overlaps, row_overlaps
@@ -257,7 +257,7 @@ def _judge_ap(cells: Mapping[int, _Judged], trial: _Trial, *, pool: bool) -> dic
         return decided
     first = trial.metrics(set())
     alone = trial.metrics(sure) if sure else first
-    label_of = {name: label for label, name in enumerate(told_apart(trial.dataset.class_names))}
+    label_of = labels_by_name(trial.dataset.class_names)
     for number in sure:
         cell = decided[number]
         gain = _ap_gain(first, alone, label_of[cell.category], cell.size)

@@ -14,8 +14,12 @@ from scantling.data.coco.geometry import (
     check_segmentation,
     compare_box_with_mask,
     diagnose_boxes,
+    holds_no_polygon,
+    is_finite_number,
+    leaves,
     mask_extent,
     numbers_of_box,
+    upright_box,
 )
 from scantling.data.coco.parse import Raw, extra_of, parse_list, unknown_reference, usable_id
 from scantling.data.coco.records import (
@@ -28,6 +32,8 @@ from scantling.data.coco.records import (
     id_order,
 )
 from scantling.data.findings import FindingLog, Kind, RecordLog, name_some
+from scantling.data.images.open import image_header
+from scantling.errors import DataError
 
 Task = Literal["detection", "segmentation"]
 
@@ -51,6 +57,9 @@ class Tables:
         boxes: Every box of four finite numbers, as in the file.
         box_sizes_hw: Sizes of their images.
         without_mask: Annotations whose unusable mask was left out while the box was kept.
+        no_polygons: Of the annotations whose segmentation is a list without polygons.
+        num_rotated: Boxes that were turned.
+        upright_hw: Size of an image once its EXIF rotation is applied, where that is another; filled as needed.
     """
 
     task: Task
@@ -62,6 +71,9 @@ class Tables:
     boxes: list[Box] = field(default_factory=list)
     box_sizes_hw: list[tuple[int, int]] = field(default_factory=list)
     without_mask: list[ImageId] = field(default_factory=list)
+    no_polygons: list[RecordLog] = field(default_factory=list)
+    num_rotated: int = 0
+    upright_hw: dict[ImageId, tuple[int, int] | None] = field(default_factory=dict)
 
 
 def parse_annotations(raw: list[object], tables: Tables) -> dict[ImageId, list[Annotation]]:
@@ -77,6 +89,15 @@ def parse_annotations(raw: list[object], tables: Tables) -> dict[ImageId, list[A
     for image_id, objects in per_image.items():
         objects.sort(key=lambda annotation: id_order(annotation.id))
         _warn_of_repeated_boxes(image_id, objects, tables.log)
+    if tables.task == "segmentation" or any(annotation.segmentation is not None for _, annotation in parsed):
+        for record_log in tables.no_polygons:
+            record_log.add("mask-empty", "the segmentation holds no polygon", field="segmentation", value=[])
+    if tables.num_rotated:
+        message = (
+            f"{tables.num_rotated} boxes have a rotation (attributes.rotation, as CVAT writes it); the upright"
+            " boxes around the turned ones are used"
+        )
+        tables.log.add("box-rotated", message, path="annotations")
     unfit = [annotation.id for _, annotation in parsed if not fits_int64(annotation.id)]
     if unfit:
         message = f"{len(unfit)} annotation ids are no 64-bit integers: {name_some(unfit)}"
@@ -168,6 +189,9 @@ def _parse_annotation(
     if image is None:
         return None
     mask = _mask_of(identifier, record, image, tables, log)
+    if mask is None:
+        tables.no_polygons += [log] if holds_no_polygon(record.get("segmentation")) else []
+        record = _set_upright(record, tables)
     box = _box_of(record, mask, image, tables, log)
     if mask is None and tables.task == "segmentation" and record.get("segmentation") is None:
         log.add("mask-missing", "the annotation has no segmentation", field="segmentation")
@@ -183,6 +207,19 @@ def _parse_annotation(
         segmentation=mask,
         extra=extra_of(record, _KEYS, log),
     )
+
+
+def _set_upright(record: Raw, tables: Tables) -> Raw:
+    """The record of a turned box with the upright box around it, and without its rotation, which is then spent."""
+    attributes = record.get("attributes")
+    if not isinstance(attributes, dict) or "rotation" not in attributes:
+        return record
+    degrees, box = attributes["rotation"], numbers_of_box(record.get("bbox"))
+    if not is_finite_number(degrees) or degrees % 180 == 0 or box is None or min(box[2:]) <= 0:
+        return record
+    tables.num_rotated += 1
+    rest = {key: value for key, value in attributes.items() if key != "rotation"}
+    return record | {"bbox": list(upright_box(box, degrees)), "attributes": rest}
 
 
 def _image_of(record: Raw, tables: Tables, log: RecordLog) -> ImageRecord | None:
@@ -260,9 +297,25 @@ def _box_of(
         tables.boxes.append(numbers)
         tables.box_sizes_hw.append(image.size_hw)
     box = check_box(value, image.size_hw, log)
+    if numbers is not None and _fits_only_upright(numbers, image, tables):
+        message = "the bbox fits the picture as its EXIF rotation shows it, not as it is stored"
+        log.add("labels-upright", message, field="bbox", value=value)
     if box is not None and extent is not None and record.get("iscrowd") != 1:
         compare_box_with_mask(box, extent, log)
     return box
+
+
+def _fits_only_upright(box: Box, image: ImageRecord, tables: Tables) -> bool:
+    """Whether a box leaves the frame that the record declares, and fits the one its EXIF rotation makes."""
+    if leaves(box, image.size_hw) < 1:
+        return False
+    if image.id not in tables.upright_hw:
+        try:
+            tables.upright_hw[image.id] = image_header(image.path).upright_hw
+        except DataError:
+            tables.upright_hw[image.id] = None
+    upright_hw = tables.upright_hw[image.id]
+    return upright_hw == image.size_hw[::-1] != image.size_hw and leaves(box, upright_hw) < 1
 
 
 def _derived_box(extent: Box | None, log: RecordLog) -> Box | None:

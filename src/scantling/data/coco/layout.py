@@ -2,7 +2,8 @@
 
 DIR/annotations/{split}.json            images in DIR/images
 DIR/{split}/_annotations.coco.json      images beside it (Roboflow, VISION)
-DIR/annotations/instances_{split}*.json images in DIR/{split}*, DIR/images/{split}*, DIR/images
+DIR/annotations/instances_{split}*.json images in DIR/{split}*, DIR/images/{split}*, DIR/images; without one,
+                                        person_keypoints_{split}*.json. Captions and image_info are no splits.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ _OVERLAP = 1 << 12  # longer than any key or file name
 _ANNOTATIONS = "annotations"
 _COCO_KEYS = (b'"images"', b'"annotations"')
 _SPLIT_PREFIX = re.compile(r"^(instances|image_info|person_keypoints)_")
+_KEYPOINTS = re.compile(r"^person_keypoints_")
+_NO_OBJECTS = re.compile(r"^(captions|image_info|panoptic)_")
+_KNOWN_PREFIX = re.compile(r"^(captions|image_info|panoptic|stuff|person_keypoints|instances)_")
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -85,7 +89,7 @@ def coco_splits(folder: Path) -> dict[str, Path]:
         folder: Of a data set.
     """
     beside = {path.parent.name: path for path in folder.glob("*/_annotations.coco.json")}
-    inside = {_SPLIT_PREFIX.sub("", path.stem): path for path in _json_in(folder / _ANNOTATIONS)}
+    inside = {_SPLIT_PREFIX.sub("", path.stem): path for path in _object_files(folder / _ANNOTATIONS)}
     above = {path.stem: path for path in _json_in(folder)}
     content = {path: _content_of(path) for path in (*above.values(), *inside.values(), *beside.values())}
     coco = {path for path, kind in content.items() if kind is _Content.COCO}
@@ -154,6 +158,21 @@ def _json_in(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.suffix.lower() == ".json" and path.is_file())
 
 
+def other_annotations(folder: Path) -> list[str]:
+    """Names of COCO's files that are no splits: captions, images without labels, key points beside instances."""
+    used = set(coco_splits(folder).values())
+    there = sorted((folder / "annotations").glob("*.json"))
+    return [path.name for path in there if path not in used and _KNOWN_PREFIX.match(path.stem)]
+
+
+def _object_files(folder: Path) -> list[Path]:
+    """Annotation files that can hold objects; of several for one split, instances come last and so count."""
+    files = [path for path in _json_in(folder) if not _NO_OBJECTS.match(path.stem)]
+    return sorted(
+        files, key=lambda path: (not _KEYPOINTS.match(path.stem), path.stem.startswith("instances_"))
+    )
+
+
 def alias_of(split: str, names: Collection[str]) -> str | None:
     """The name among `names` that means this split: `valid` or `val2017` for `val`; None if there is none."""
     dated = [name for name in names if _means(split, name)]
@@ -206,19 +225,23 @@ def _annotations_of(folder: Path, name: str) -> Path | None:
 
 
 def _instances_of(folder: Path, name: str) -> list[Path]:
-    """COCO's own file names: `instances_val2017.json`; refuses to choose between several."""
-    exact = folder / f"instances_{name}.json"
-    if exact.is_file():
-        return [exact]
-    matches = sorted(
-        path
-        for path in folder.glob("*.json")
-        if re.match(rf"instances_{re.escape(name)}(\W|_|\d)", path.name)
-    )
-    if len(matches) > 1:
-        message = f"several files could be split {name!r}: {name_some([path.name for path in matches])}"
-        refuse("split-missing", str(folder), message, hint=f"Rename the one meant to {name}.json.")
-    return matches
+    """COCO's own file names: `instances_val2017.json`, else `person_keypoints_val2017.json`.
+
+    Raises:
+        DataError: Several files could be meant.
+    """
+    for prefix in ("instances_", "person_keypoints_"):
+        exact = folder / f"{prefix}{name}.json"
+        if exact.is_file():
+            return [exact]
+        meant = re.compile(rf"{prefix}{re.escape(name)}(\W|_|\d)")
+        matches = sorted(path for path in folder.glob("*.json") if meant.match(path.name))
+        if len(matches) > 1:
+            message = f"several files could be split {name!r}: {name_some([path.name for path in matches])}"
+            refuse("split-missing", str(folder), message, hint=f"Rename the one meant to {name}.json.")
+        if matches:
+            return matches
+    return []
 
 
 def _peek_file_names(file: Path) -> list[str]:

@@ -123,6 +123,11 @@ def told_apart(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
+def labels_by_name(names: Sequence[str]) -> dict[str, int]:
+    """Label of every class; of several of one name, the second is called `bolt (2)` as in `told_apart`."""
+    return {name: label for label, name in enumerate(told_apart(names))}
+
+
 def to_rle(segmentation: Segmentation, size_hw: tuple[int, int]) -> RLE:
     """Rasterise polygons, or compress an RLE whose counts are listed; a compressed RLE comes back as it is."""
     if isinstance(segmentation, tuple):

@@ -77,6 +77,10 @@ def read_delftbikes(
             document.enter("images", records[root / image], Place(str(file), image))
             reader.add(image, numbers[image], parts)
     reader.remark()
+    lost = [len(parts) for image, parts in content[split].items() if root / image not in usable]
+    if any(lost):
+        message = f"{sum(lost)} parts of {len(lost)} images are not used, because their images cannot be"
+        reader.log.add("annotations-dropped", message)
     return document.dataset()
 
 

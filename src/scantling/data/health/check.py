@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
 from scantling.data.coco.dataset import objects_text
 from scantling.data.coco.layout import alias_of
+from scantling.data.coco.records import told_apart
 from scantling.data.findings import CODES, FindingLog, Kind, Policy, name_some, summarise
 from scantling.data.formats.layouts import announce, detect_format
 from scantling.data.formats.locations import Location, parse_location, read_location, split_name
@@ -21,6 +23,7 @@ from scantling.data.health.boxes import PERCENTILES, Suspect, size_percentiles, 
 from scantling.data.health.images import check_images
 from scantling.data.health.leaks import compare_splits
 from scantling.data.health.near_duplicates import find_twins, thumbnails
+from scantling.data.images.open import pictures_below
 from scantling.data.images.white import dataset_with_white, range_message, white_of
 from scantling.data.limits import COCO_LIMIT, over_limit
 from scantling.errors import DataError, Finding, Severity
@@ -29,6 +32,7 @@ RARE = 10
 """Objects of a class in training below which it is rare."""
 
 _EXAMPLES = 5
+_KNOWN_KEYS = frozenset({"attributes.rotation", "state", "truncated", "difficult", "occluded", "ignore"})
 _SHOWN_PER_CODE = 5
 
 
@@ -71,7 +75,7 @@ class DataHealth:
 
     def class_counts(self) -> dict[str, dict[str, int]]:
         """Objects of every class in every split."""
-        names = dict.fromkeys(name for dataset in self.splits.values() for name in dataset.class_names)
+        names = dict.fromkeys(n for dataset in self.splits.values() for n in told_apart(dataset.class_names))
         counts = {split: _class_counts(dataset) for split, dataset in self.splits.items()}
         return {name: {split: counts[split][name] for split in self.splits} for name in names}
 
@@ -142,6 +146,9 @@ def check_data(location: Location | str, *, pixels: bool = True, strict: bool = 
     if train in splits:
         _report_rare_classes(train, splits[train], log)
     _report_many_objects(splits, log)
+    _report_keys(splits, log)
+    if location.path.is_dir() and location.split is None and len(splits) == len(readers):
+        _report_unlisted(splits, log)
     findings += _compared(splits, pixels=pixels, strict=strict)
     twins = _scene_twins(splits) if pixels else []
     _report_twins(twins, log)
@@ -205,6 +212,31 @@ def _report_many_objects(splits: Mapping[str, CocoDataset], log: FindingLog) -> 
             log.add("objects-over-limit", f"{name}: {over.message}", value=over.number, hint=over.hint)
 
 
+def _report_keys(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
+    """Name once what labels say that nothing here reads."""
+    found: Counter[str] = Counter()
+    for dataset in splits.values():
+        for annotation in chain(*dataset.annotations):
+            for key, value in annotation.extra.items():
+                inner = value.keys() if isinstance(value, dict) else ()
+                found.update(f"{key}.{name}" for name in inner)
+                found[key] += not inner
+    listed = [f"{key} ({count})" for key, count in found.most_common() if key not in _KNOWN_KEYS and count]
+    if listed:
+        message = f"annotations have keys that mean nothing here and are kept: {name_some(listed, 12)}"
+        log.add("keys-not-used", message)
+
+
+def _report_unlisted(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
+    """Count the pictures in the image folders that no split names."""
+    named = {record.path.absolute() for dataset in splits.values() for record in dataset.images}
+    roots = dict.fromkeys(dataset.image_root.absolute() for dataset in splits.values())
+    there = dict.fromkeys(path for root in roots for path in pictures_below(root))
+    unlisted = [str(path) for path in there if path not in named]
+    if unlisted:
+        log.add("image-unlisted", f"{len(unlisted)} pictures are in no split: {name_some(unlisted)}")
+
+
 def _compared(splits: Mapping[str, CocoDataset], *, pixels: bool, strict: bool) -> list[Finding]:
     """Every split with those before it; classes are compared with the first only."""
     names = list(splits)
@@ -246,9 +278,8 @@ def _report_twins(twins: list[SceneTwins], log: FindingLog) -> None:
 
 def _class_counts(dataset: CocoDataset) -> Counter[str]:
     labels = (a.label for annotations in dataset.annotations for a in annotations if a.is_object)
-    return Counter({name: 0 for name in dataset.class_names}) + Counter(
-        dataset.class_names[i] for i in labels
-    )
+    names = told_apart(dataset.class_names)
+    return Counter({name: 0 for name in names}) + Counter(names[label] for label in labels)
 
 
 def _facts(dataset: CocoDataset) -> dict[str, Any]:

@@ -24,7 +24,10 @@ from scantling.data.images.open import (
     read_image,
     rotation_for,
 )
+from scantling.data.spelling import alike, did_you_mean
 from scantling.errors import DataError, Finding, Severity
+
+_KEPT = "image-orientation-kept"  # told once for all images
 
 
 class Problem(NamedTuple):
@@ -72,11 +75,18 @@ def check_images(
         missing = folders.explain_missing(record)
         return [missing] if missing else problems_of(record.path, record.size_hw, decode=decode)
 
+    kept: list[str] = []
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for record, problems in zip(dataset.images, pool.map(look, dataset.images), strict=True):
             for problem in problems:
+                if problem.code == _KEPT:
+                    kept.append(record.file_name)
+                    continue
                 path = f"image {record.file_name}"
                 log.add(problem.code, problem.message, path=path, id=record.id, hint=problem.hint)
+    if kept:
+        message = f"the EXIF rotation of {len(kept)} images is not applied: {name_some(kept)}"
+        log.add(_KEPT, message, path="images")
     return log.findings
 
 
@@ -109,7 +119,10 @@ def usable_images(
     log = FindingLog(str(dataset.file), Policy())
     if unusable:
         names = [record.file_name for record in dataset.images if record.id in unusable]
-        message = f"{len(names)} of {len(dataset)} images are not used: {name_some(names)}"
+        kept_images = dataset.subset(kept)
+        lost = dataset.num_annotations - kept_images.num_annotations
+        objects = f", with {lost} objects" if lost else ""
+        message = f"{len(names)} of {len(dataset)} images are not used{objects}: {name_some(names)}"
         log.add("images-dropped", message, path="images")
     return replace(dataset.subset(kept), findings=(*dataset.findings, *findings, *log.findings))
 
@@ -155,12 +168,13 @@ def problems_of(path: Path, size_hw: tuple[int, int] | None, *, decode: bool) ->
     try:
         data = read_image(path) if decode else b""
         header = parse_header(data, str(path)) if decode else image_header(path)
-        rotation_for(header, size_hw, str(path))
+        rotation = rotation_for(header, size_hw, str(path))
         if decode:
             decode_image(data, header, str(path))
     except DataError as error:
         return [Problem(finding.code, finding.message, finding.hint) for finding in error.findings]
-    return _remarks(data, header, has_record=size_hw is not None)
+    remarks = _remarks(data, header, has_record=size_hw is not None)
+    return [*remarks, Problem(_KEPT, "")] if rotation != header.orientation else remarks
 
 
 def _explain_nowhere(dataset: CocoDataset, folders: _Folders) -> Problem | None:
@@ -223,7 +237,7 @@ class _Folders:
         if self.have(record):
             return None
         meant = self._similar(record)
-        hint = f"Did you mean {meant!r}?" if meant else None
+        hint = did_you_mean(record.file_name, meant) if meant else None
         return Problem("image-missing", f"there is no file {record.path}", hint)
 
     def elsewhere(self, record: ImageRecord) -> Path | None:
@@ -243,11 +257,11 @@ class _Folders:
         return self._names[folder]
 
     def _similar(self, record: ImageRecord) -> str | None:
-        """A name that exists: other letter case, or the same file in the image folder itself."""
+        """A name that exists: in another spelling, or the same file in the image folder itself."""
         name = Path(record.file_name)
-        for twin in sorted(self._listed(record.path.parent)):
-            if twin.lower() == name.name.lower():
-                return (name.parent / twin).as_posix()
+        twin = alike(name.name, self._listed(record.path.parent))
+        if twin is not None:
+            return (name.parent / twin).as_posix()
         for skipped in range(1, len(name.parts)):
             shorter = Path(*name.parts[skipped:])
             if shorter.name in self._listed(self._root / shorter.parent):

@@ -42,6 +42,7 @@ from scantling.data.io import hint_for_missing
 __all__ = [
     "LARGE_PIXELS",
     "MAX_PIXELS",
+    "PICTURE_SUFFIXES",
     "ImageHeader",
     "decode_image",
     "image_header",
@@ -56,6 +57,10 @@ Pixels = NDArray[np.uint8]
 FULL_WHITE = (1 << 16) - 1
 """Largest value of a channel of 16 bits."""
 
+_OPENED = "jpg jpeg jpe jfif mpo png bmp dib webp tif tiff gif"
+_NOT_OPENED = "avif heic heif jp2 j2k jpx jpeg2000 jxl dng pfm ppm pgm pbm pnm tga psd"
+PICTURE_SUFFIXES = frozenset(f".{word}" for word in (*_OPENED.split(), *_NOT_OPENED.split()))
+"""Endings that a data set's pictures have, of kinds that are opened and of kinds that are refused by name."""
 _HEAD_BYTES = 1 << 16
 _MAX_FILE_BYTES = 1 << 31
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -333,6 +338,16 @@ def files_below(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [Path(place) / name for name in names]
     return sorted(files)
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """All files in a folder and its sub-folders that are called like pictures, whether they can be opened or not."""
+    return [path for path in files_below(folder) if is_picture(path)]
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is called like a picture; hidden ones (`._a.jpg` of macOS) are none."""
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
 
 
 def _is_image(path: Path) -> bool:
