@@ -17,6 +17,7 @@ SHOWN_ONLY = {"help", "json", "quiet", "debug"}
 """Options that change what is shown, not what is done."""
 TRANSLATED = {
     "skip_invalid",
+    "image_ids",
     "strict",
     "folds",
     "tile",

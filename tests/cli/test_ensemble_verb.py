@@ -148,7 +148,8 @@ def test_masks_are_counted_as_left_out(folder):
     masked = [{**found(i, 3, 0.5, A), "segmentation": rle} for i in ("x", 17)]
     del masked[1]["bbox"]
     (folder / "masked.json").write_text(json.dumps(masked))
-    done = ensemble("masked.json", "--json")
+    (folder / "empty.json").write_text("[]")
+    done = ensemble("masked.json", "empty.json", "--weights", "1,0", "--json")
     assert "masked.json: the masks of 2 predictions are not fused, only the boxes" in done.stderr
     assert json.loads(done.stdout)["members"][0]["num_masks"] == 2
     results = json.loads((folder / "fused.json").read_text())

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import JsonOption, show, verb
+from scantling.cli.shell import ImageIdsOption, JsonOption, show, verb
+from scantling.settings.paths import ResultsFile
 
 
 @verb
@@ -20,10 +21,18 @@ def compare(
     ] = "bbox",
     bootstrap: Annotated[int, typer.Option(min=1, help="Paired resamples of the images.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples.")] = 0,
+    image_ids: ImageIdsOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Say which of two results files is better, and how sure that is: differences with 95 % intervals."""
     from scantling import api
 
-    comparison = api.compare(first, second, data, iou_type=iou_type, bootstrap=bootstrap, seed=seed)
+    comparison = api.compare(
+        ResultsFile(first, image_ids),
+        ResultsFile(second, image_ids),
+        data,
+        iou_type=iou_type,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
     show(comparison.to_text(), comparison.to_dict(), as_json=json)

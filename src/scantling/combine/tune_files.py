@@ -15,19 +15,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from scantling.combine.ensemble import EnsembleConfig
-from scantling.combine.members import read_members
+from scantling.combine.members import NamedFile, read_members
+from scantling.combine.suppress_files import for_results, is_suppressed
 from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
 from scantling.combine.tuned import Tuned, write_tuned
 from scantling.data.coco.dataset import CocoDataset
-from scantling.data.detections import Detections, compare_detections
+from scantling.data.detections import compare_detections
 from scantling.errors import UsageError
-from scantling.models.suppression import SuppressConfig, suppress_detections
+from scantling.models.suppression import SuppressConfig
 
 log = logging.getLogger(__name__)
 
 What = Literal["suppress", "weights"]
-
-_LOOKED_AT = 50  # images
 
 
 class TuneRequest(BaseModel):
@@ -48,9 +47,7 @@ class TuneRequest(BaseModel):
 
     def suppression(self) -> SuppressConfig:
         """Settings of suppression in use, for candidates of a file."""
-        if "score_threshold" in self.suppress.model_fields_set:
-            return self.suppress
-        return self.suppress.model_copy(update={"score_threshold": 0.0})
+        return for_results(self.suppress)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +74,7 @@ class TuneSummary:
 
 
 def tune_files(
-    files: Sequence[Path],
+    files: Sequence[NamedFile],
     dataset: CocoDataset,
     request: TuneRequest,
     out: Path,
@@ -88,7 +85,7 @@ def tune_files(
     """Tune and write the settings found.
 
     Args:
-        files: One of candidates for `suppress`; two or more for `weights`, by the `member_names` of the files.
+        files: One of candidates for `suppress`; two or more for `weights`, by their names.
         dataset: The truth.
         request: Search and settings in use.
         out: YAML file to write.
@@ -123,10 +120,3 @@ def tune_files(
         tuned = tune_weights(detections, dataset, request.ensemble, request.search)
         write_tuned(out, ensemble=tuned.config, comment=tuned.to_text())
     return TuneSummary(what=what, tuned=tuned, out=out)
-
-
-def is_suppressed(candidates: Detections) -> bool:
-    """Whether hard NMS at 0.5 has nothing to remove in the first images; no candidates: no."""
-    some = candidates[(candidates.images < _LOOKED_AT) & (candidates.scores > 0)]
-    rows, _ = suppress_detections(some, SuppressConfig(score_threshold=0.0, max_per_image=None), ())
-    return 0 < len(some) == len(rows)
