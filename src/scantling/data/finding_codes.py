@@ -232,7 +232,9 @@ _RESULTS = {
         "Write each image's file_name beside its image_id, or say what the numbers are: --image-ids id or file.",
     ),
     "results-image-differs": Code(
-        _W, "file_name and image_id name different images; the file counts.", "Predict the same data set."
+        _W,
+        "file_name and image_id name different images; the file counts.",
+        "Write the data set's own image_id.",
     ),
     "results-boxes-outside": Code(
         _W,
