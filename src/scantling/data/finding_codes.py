@@ -229,7 +229,8 @@ _RESULTS = {
     "results-image-ambiguous": Code(
         _S,
         "Numbers as image_id can be ids of the data set or something else, and which images are meant differs.",
-        "Write each image's file_name beside its image_id, or say what the numbers are: --image-ids id or file.",
+        "Write each image's file_name beside its image_id, or say what the numbers are: --image-ids id or file "
+        "(in a recipe, members.NAME.image_ids).",
     ),
     "results-image-differs": Code(
         _W,

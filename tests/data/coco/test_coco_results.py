@@ -360,7 +360,9 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["size", "counts"]), inner),
     max_leaves=8,
 )
-keys = st.sampled_from(["image_id", "category_id", "bbox", "score", "segmentation"])
+keys = st.sampled_from(
+    ["image_id", "category_id", "bbox", "score", "segmentation", "file_name", "category_name"]
+)
 
 
 @given(changes=st.lists(st.tuples(st.integers(0, 1), keys, anything), max_size=3))

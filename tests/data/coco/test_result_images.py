@@ -94,6 +94,12 @@ class TestFileNames:
         named = [{**result, "file_name": f"{folder}{'ab'[result['image_id'] - 1]}.jpg"} for result in exact]
         assert [r["image_id"] for r in check_results(named, dataset).records] == [1, 2]
 
+    def test_a_converted_picture_is_the_picture_unless_there_are_both(self, make):
+        dataset, (result, _) = make(["a.jpg", "b.jpg"], [1, 2])
+        assert check_results([{**result, "file_name": "b.PNG"}], dataset).records[0]["image_id"] == 2
+        dataset, (result, _) = make(["b.jpg", "b.png"], [1, 2])
+        assert check_results([{**result, "file_name": "b.png"}], dataset).records[0]["image_id"] == 2
+
     def test_of_files_of_one_name_the_folder_or_the_id_decides(self, make):
         dataset, (result, _) = make(["left/a.jpg", "right/a.jpg"], [1, 2])
         by_folder = {**result, "file_name": "/x/right/a.jpg", "image_id": 1}

@@ -229,16 +229,23 @@ class FileNames:
     def __init__(self, dataset: CocoDataset) -> None:
         self._dataset = dataset
         self._paths = [PurePosixPath(image.file_name) for image in dataset.images]
+        self._found: dict[tuple[str, int], int] = {}
 
     def find(self, name: str, preferred: int = NONE) -> int:
-        """Position of the image that a name means, with or without folders and ending; NONE where it is unclear.
+        """Position of the image that a name means, with any folders and any ending or none; NONE where it is unclear.
 
         Args:
             name: Of the file; folders before those of the data set do not matter.
             preferred: Position of the image to choose where several are meant alike.
         """
-        path = PurePosixPath(name.replace("\\", "/"))
-        for found in (self._by_name.get(path.name, []), self._by_stem.get(path.name, [])):
+        key = (name, preferred)
+        if key not in self._found:
+            self._found[key] = self._search(PurePosixPath(name.replace("\\", "/")), preferred)
+        return self._found[key]
+
+    def _search(self, path: PurePosixPath, preferred: int) -> int:
+        converted = [] if path.suffix[1:].isdecimal() else self._by_stem.get(path.stem, [])
+        for found in (self._by_name.get(path.name, []), self._by_stem.get(path.name, []), converted):
             alike = [_shared_folders(self._paths[place], path) for place in found]
             best = [place for place, shared in zip(found, alike, strict=True) if shared == max(alike)]
             if len(best) == 1:

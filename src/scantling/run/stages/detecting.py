@@ -65,6 +65,8 @@ def import_stage(context: RunContext, name: str) -> Stage:
     """Take over the detections of another tool, checked, so that the run holds all it was made of."""
     files = foreign_files(context, name)
     inputs = {split: sha256_of(path) for split, path in files.items()}
+    if (image_ids := context.member(name).image_ids) is not None:
+        inputs["image_ids"] = image_ids
     return Stage(
         folder=f"members/{name}",
         name="import",
@@ -183,7 +185,12 @@ def _detect(context: RunContext, name: str, splits: Sequence[str]) -> None:
 def _import(context: RunContext, name: str) -> None:
     for split, path in foreign_files(context, name).items():
         dataset = dataset_of(context, split)
-        results = read_results(path, dataset, skip_invalid=context.recipe.data.skip_invalid)
+        results = read_results(
+            path,
+            dataset,
+            image_ids=context.member(name).image_ids or "auto",
+            skip_invalid=context.recipe.data.skip_invalid,
+        )
         write_results(results, context.root / context.detections_file(name, split), dataset.images)
 
 
