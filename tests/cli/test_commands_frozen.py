@@ -18,6 +18,7 @@ SHOWN_ONLY = {"help", "json", "quiet", "debug"}
 TRANSLATED = {
     "count_difficult",
     "skip_invalid",
+    "image_ids",
     "strict",
     "folds",
     "tile",

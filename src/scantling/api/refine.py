@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from scantling.settings.paths import (
     GivenData,
+    GivenResults,
     Lenient,
+    ResultsFile,
     counts_difficult,
     folder_of,
     named,
@@ -140,7 +142,7 @@ def refine_train(
 
 
 def refine_apply(
-    results: str | Path,
+    results: GivenResults,
     data: GivenData,
     refiner: str | Path,
     *,
@@ -164,19 +166,20 @@ def refine_apply(
     Raises:
         ScantlingError: One of the files, an image or a setting cannot be used.
     """
-    for path, what in ((results, "results file"), (refiner, "refiner"), (gate, "gate file")):
+    file = ResultsFile.of(results)
+    for path, what in ((file.path, "results file"), (refiner, "refiner"), (gate, "gate file")):
         if path is not None:
             require_existing(Path(path), what)
     require_existing(folder_of(data), "data set")
     if out is not None:
-        require_output(Path(out), "results file", [results, data, refiner, gate])
+        require_output(Path(out), "results file", [file, data, refiner, gate])
     from scantling.data.coco import read_results, write_results
     from scantling.data.formats.locations import read_given
     from scantling.data.images.white import dataset_with_white
     from scantling.refine.apply import refine_results
 
     dataset = read_given(data)
-    found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
+    found = read_results(file.path, dataset, skip_invalid=isinstance(data, Lenient), image_ids=file.image_ids)
     require_images(dataset, {result["image_id"] for result in found})
     model, config, sha256 = load_with_settings(Path(refiner), overrides, device)
     dataset = dataset_with_white(dataset, model.white)
@@ -184,12 +187,12 @@ def refine_apply(
     refined, counts = refine_results(found, dataset, model, config, gate=opened)
     _log_unknown(model, dataset.class_names, counts)
     if out is not None:
-        write_results(refined, out)
+        write_results(refined, out, dataset.images)
     return Refined(results=refined, counts=counts, out=Path(out) if out else None)
 
 
 def refine_tune(
-    results: str | Path,
+    results: GivenResults,
     data: GivenData,
     refiner: str | Path,
     *,
@@ -210,11 +213,12 @@ def refine_tune(
     Raises:
         ScantlingError: One of the files, an image or a setting cannot be used.
     """
-    for path, what in ((results, "results file"), (refiner, "refiner")):
+    file = ResultsFile.of(results)
+    for path, what in ((file.path, "results file"), (refiner, "refiner")):
         require_existing(Path(path), what)
     require_existing(folder_of(data), "data set")
     if out is not None:
-        require_output(Path(out), "gate file", [results, data, refiner])
+        require_output(Path(out), "gate file", [file, data, refiner])
     from scantling.data.coco import read_results
     from scantling.data.formats.locations import read_given
     from scantling.data.images.white import dataset_with_white
@@ -224,7 +228,7 @@ def refine_tune(
     from scantling.settings.draft import Draft
 
     dataset = read_given(data)
-    found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
+    found = read_results(file.path, dataset, skip_invalid=isinstance(data, Lenient), image_ids=file.image_ids)
     require_images(dataset, {result["image_id"] for result in found})
     model, apply_config, sha256 = load_with_settings(Path(refiner), (), device)
     dataset = dataset_with_white(dataset, model.white)

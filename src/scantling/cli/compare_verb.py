@@ -7,8 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import DifficultOption, JsonOption, LimitOption, SkipOption, show, verb
-from scantling.settings.paths import given
+from scantling.cli.shell import (
+    DifficultOption,
+    ImageIdsOption,
+    JsonOption,
+    LimitOption,
+    SkipOption,
+    show,
+    verb,
+)
+from scantling.settings.paths import ResultsFile, given
 
 
 @verb
@@ -24,6 +32,7 @@ def compare(
     max_dets: LimitOption = 100,
     count_difficult: DifficultOption = False,
     skip_invalid: SkipOption = False,
+    image_ids: ImageIdsOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Say which of two results files is better, and how sure that is: differences with 95 % intervals."""
@@ -31,6 +40,12 @@ def compare(
 
     truth = given(data, skip_invalid=skip_invalid, count_difficult=count_difficult)
     comparison = api.compare(
-        first, second, truth, iou_type=iou_type, bootstrap=bootstrap, seed=seed, max_dets=max_dets
+        ResultsFile(first, image_ids),
+        ResultsFile(second, image_ids),
+        truth,
+        iou_type=iou_type,
+        bootstrap=bootstrap,
+        seed=seed,
+        max_dets=max_dets,
     )
     show(comparison.to_text(), comparison.to_dict(), as_json=json)

@@ -10,13 +10,14 @@ import typer
 from scantling.cli.shell import (
     DeviceOption,
     DifficultOption,
+    ImageIdsOption,
     JsonOption,
     LimitOption,
     SkipOption,
     show,
     verb,
 )
-from scantling.settings.paths import given
+from scantling.settings.paths import ResultsFile, given
 
 
 @verb
@@ -43,6 +44,7 @@ def predict(
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of prediction; may be repeated."),
     ] = None,
     device: DeviceOption = "auto",
+    skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
     """Detect objects in images; the result is a COCO results list with the data set's own category ids."""
@@ -51,7 +53,7 @@ def predict(
     settings = api.tuned_overrides(tuned) if tuned is not None else []
     tiling = [f"{key}={value}" for key, value in (("tile", tile), ("overlap", overlap)) if value is not None]
     found = api.predict(
-        source,
+        given(source, skip_invalid=skip_invalid),
         run=run,
         checkpoint=checkpoint,
         out=out,
@@ -79,6 +81,7 @@ def evaluate(
     max_dets: LimitOption = 100,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
     count_difficult: DifficultOption = False,
+    image_ids: ImageIdsOption = "auto",
     skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -88,7 +91,13 @@ def evaluate(
 
     truth = given(data, skip_invalid=skip_invalid, count_difficult=count_difficult)
     evaluation = api.evaluate(
-        results, truth, iou_type=iou_type, backend=backend, bootstrap=bootstrap, max_dets=max_dets, out=out
+        ResultsFile(results, image_ids),
+        truth,
+        iou_type=iou_type,
+        backend=backend,
+        bootstrap=bootstrap,
+        max_dets=max_dets,
+        out=out,
     )
     text = "\n\n".join(filter(None, [evaluation.table, interval_table(evaluation)]))
     show(text, metrics_json([evaluation]), as_json=json)

@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import Annotated, NoReturn, ParamSpec
+from typing import Annotated, Literal, NoReturn, ParamSpec
 
 import typer
 
@@ -45,6 +45,12 @@ DifficultOption = Annotated[
 ]
 LimitOption = Annotated[
     int, typer.Option(min=11, help="Predictions counted per image and category, best first; COCO's are 100.")
+]
+ImageIdsOption = Annotated[
+    Literal["auto", "id", "file"],
+    typer.Option(
+        help="What numbers as image_id are: the data set's id, the number a file is called by, or to be found out."
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from scantling.combine.ensemble import EnsembleConfig
-from scantling.combine.members import read_members
+from scantling.combine.members import NamedFile, read_members
+from scantling.combine.suppress_files import for_results, is_suppressed
 from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
 from scantling.combine.tuned import Tuned, write_tuned
 from scantling.data.coco.dataset import CocoDataset
@@ -23,14 +24,11 @@ from scantling.data.detections import compare_detections
 from scantling.data.findings import tell_warnings
 from scantling.errors import UsageError
 from scantling.evaluate.problem import truth_findings
-from scantling.models.suppression import SuppressConfig, suppress_detections
-from scantling.structures.detections import Detections
+from scantling.models.suppression import SuppressConfig
 
 log = logging.getLogger(__name__)
 
 What = Literal["suppress", "weights"]
-
-_LOOKED_AT = 50  # images
 
 
 class TuneRequest(BaseModel):
@@ -53,9 +51,10 @@ class TuneRequest(BaseModel):
 
     def suppression(self) -> SuppressConfig:
         """Settings of suppression in use, for candidates of a file; as many are kept of an image as are counted."""
-        own = {"score_threshold": 0.0, "max_per_image": max(100, self.max_dets)}
-        given = self.suppress.model_fields_set
-        return self.suppress.model_copy(update={key: value for key, value in own.items() if key not in given})
+        config = for_results(self.suppress)
+        if "max_per_image" in self.suppress.model_fields_set:
+            return config
+        return config.model_copy(update={"max_per_image": max(100, self.max_dets)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +81,7 @@ class TuneSummary:
 
 
 def tune_files(
-    files: Sequence[Path],
+    files: Sequence[NamedFile],
     dataset: CocoDataset,
     request: TuneRequest,
     out: Path,
@@ -93,7 +92,7 @@ def tune_files(
     """Tune and write the settings found.
 
     Args:
-        files: One of candidates for `suppress`; two or more for `weights`, by the `member_names` of the files.
+        files: One of candidates for `suppress`; two or more for `weights`, by their names.
         dataset: The truth.
         request: Search and settings in use.
         out: YAML file to write.
@@ -133,10 +132,3 @@ def tune_files(
         )
         write_tuned(out, ensemble=tuned.config, comment=tuned.to_text())
     return TuneSummary(what=what, tuned=tuned, out=out)
-
-
-def is_suppressed(candidates: Detections) -> bool:
-    """Whether hard NMS at 0.5 has nothing to remove in the first images; no candidates: no."""
-    some = candidates[(candidates.images < _LOOKED_AT) & (candidates.scores > 0)]
-    rows, _ = suppress_detections(some, SuppressConfig(score_threshold=0.0, max_per_image=None), ())
-    return 0 < len(some) == len(rows)

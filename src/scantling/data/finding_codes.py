@@ -286,11 +286,32 @@ _RESULTS = {
     "results-image-unknown": Code(
         _G, "Predictions for images that the data set does not have.", "Use the file of the same split."
     ),
+    "results-image-missing": Code(_G, "Predictions without image_id.", "Write image_id or file_name."),
+    "results-image-ambiguous": Code(
+        _S,
+        "Numbers as image_id can be ids of the data set or something else, and which images are meant differs.",
+        "Write each image's file_name beside its image_id, or say what the numbers are: --image-ids id or file "
+        "(in a recipe, members.NAME.image_ids).",
+    ),
+    "results-image-differs": Code(
+        _W,
+        "file_name and image_id name different images; the file counts.",
+        "Write the data set's own image_id.",
+    ),
+    "results-boxes-outside": Code(
+        _W,
+        "Predicted boxes or masks that reach far beyond their image.",
+        "Check that image_id is that of this data set.",
+    ),
     "results-image-named": Code(
         _W, "Images are named by their files; the data set's ids are used instead, and written back."
     ),
     "results-category-unknown": Code(
         _G, "Predictions of categories that the data set does not have.", "Use the data set's category ids."
+    ),
+    "results-category-missing": Code(_G, "Predictions without category_id.", "Write category_id."),
+    "results-category-differs": Code(
+        _W, "category_name and category_id disagree; the name counts.", "Use the data set's category ids."
     ),
     "results-score": Code(_S, "A score is missing or not a finite number.", "Write a number in 0..1."),
     "results-score-range": Code(_W, "Scores outside 0..1.", "Scale them; the order is what counts for AP."),

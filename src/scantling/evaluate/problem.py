@@ -56,7 +56,7 @@ def build_problem(dataset: CocoDataset, results: Sequence[Result], iou_type: Iou
     """
     annotations = _annotations(dataset, iou_type)
     key = "bbox" if iou_type == "bbox" else "segmentation"
-    checked = check_results([dict(result) for result in results], dataset)
+    checked = check_results([dict(result) for result in results], dataset, image_ids="id")
     found = checked.records if iou_type == "segm" else [_boxed(result) for result in checked.records]
     usable = [result for result in found if key in result]
     return Problem(

@@ -55,6 +55,8 @@ class MemberConfig(Section):
         train: How it is trained.
         predict: How it looks at images.
         predictions: COCO results file of any tool for the evaluated split, or a mapping from split to file.
+        image_ids: What numbers as `image_id` in these files are: `id` of the data set, the number that the `file` is
+            called by, or null to find out.
     """
 
     model: ModelConfig | None = None
@@ -62,6 +64,7 @@ class MemberConfig(Section):
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     predictions: str | dict[str, str] | None = None
+    image_ids: Literal["id", "file"] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

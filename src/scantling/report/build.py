@@ -88,7 +88,9 @@ def read_run(run_dir: Path, dataset: CocoDataset, *, commands: Sequence[str] = (
     paths += sorted(later, key=lambda path: path.stat().st_mtime)
     recipe, environment = run_dir / "recipe.yaml", run_dir / "env.json"
     return RunFacts(
-        stages={path.parent.name: read_results(path, dataset) for path in paths if path.is_file()},
+        stages={
+            path.parent.name: read_results(path, dataset, image_ids="id") for path in paths if path.is_file()
+        },
         histories=tuple(_all_histories(run_dir, members)),
         ingredients=read_ingredients(run_dir / "evaluate" / "ingredients.json"),
         tuned={path.stem: path.read_text("utf-8") for path in sorted((run_dir / "tune").glob("*.txt"))},

@@ -10,6 +10,9 @@ from typing import Literal, TypeAlias
 
 from scantling.errors import UsageError, did_you_mean
 
+ImageIds: TypeAlias = Literal["auto", "id", "file"]
+"""What a number as `image_id` is: the data set's id, the number that the file is called by, or to be found out."""
+
 _OTHER_OUT = "Nothing was changed. Choose another file for --out."
 
 
@@ -23,6 +26,46 @@ def require_existing(path: Path, what: str) -> None:
         folder = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
         names = [entry.name for entry in folder.iterdir()] if folder == path.absolute().parent else []
         raise UsageError(f"{path}: there is no such {what}{did_you_mean(path.name, names)}")
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsFile:
+    """A results file, and what else a person says about it.
+
+    Attributes:
+        path: The file.
+        image_ids: What numbers as `image_id` are.
+        name: What its detector is called among the members of an ensemble; None takes it from the path.
+    """
+
+    path: Path
+    image_ids: ImageIds = "auto"
+    name: str | None = None
+
+    @classmethod
+    def of(cls, given: GivenResults) -> ResultsFile:
+        """A file as it was given."""
+        return given if isinstance(given, ResultsFile) else cls(Path(given))
+
+    @classmethod
+    def member(cls, given: GivenResults, image_ids: ImageIds = "auto") -> ResultsFile:
+        """`FILE` or `NAME=FILE`.
+
+        Raises:
+            UsageError: The name cannot be one.
+        """
+        if isinstance(given, ResultsFile):
+            return given
+        name, equals, file = str(given).partition("=")
+        if not equals or not name or not file or "/" in name or Path(given).exists():
+            return cls(Path(given), image_ids)
+        if "," in name or name != name.strip():
+            raise UsageError(f"{given}: {name!r} cannot be the name of a member", hint="Write NAME=FILE.")
+        return cls(Path(file), image_ids, name)
+
+
+GivenResults: TypeAlias = str | Path | ResultsFile
+"""A results file as a person names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +139,7 @@ _BEGINNINGS: dict[Written, tuple[bytes, ...]] = {
 }
 
 
-def require_output(out: Path, what: Written, inputs: Iterable[GivenData | None]) -> None:
+def require_output(out: Path, what: Written, inputs: Iterable[GivenData | ResultsFile | None]) -> None:
     """Refuse to write onto what is read, or onto a file of another kind: a slip of the hand must not cost labels.
 
     Args:
@@ -120,7 +163,7 @@ def require_output(out: Path, what: Written, inputs: Iterable[GivenData | None])
             raise UsageError(f"{out}: there is a file already, and it is no {what}", hint=_OTHER_OUT)
 
 
-def require_unread(out: Path, inputs: Iterable[GivenData | None]) -> None:
+def require_unread(out: Path, inputs: Iterable[GivenData | ResultsFile | None]) -> None:
     """Refuse to write onto one of the inputs, or where a folder is.
 
     Raises:
@@ -128,5 +171,9 @@ def require_unread(out: Path, inputs: Iterable[GivenData | None]) -> None:
     """
     if out.is_dir():
         raise UsageError(f"{out}: this is a folder", hint="Name a file in it for --out.")
-    if out.exists() and out.resolve() in {folder_of(path).resolve() for path in inputs if path is not None}:
+    if out.exists() and out.resolve() in {_path_of(given).resolve() for given in inputs if given is not None}:
         raise UsageError(f"{out}: this is read, and never written over", hint=_OTHER_OUT)
+
+
+def _path_of(given: GivenData | ResultsFile) -> Path:
+    return given.path if isinstance(given, ResultsFile) else folder_of(given)

@@ -30,6 +30,7 @@ from scantling.data.coco.results import (
     read_results,
     results_to_instances,
     to_results,
+    with_file_names,
     write_results,
 )
 from scantling.data.findings import FindingLog, Kind, Policy
@@ -51,6 +52,7 @@ __all__ = [
     "read_results",
     "results_to_instances",
     "to_results",
+    "with_file_names",
     "write_coco",
     "write_results",
 ]

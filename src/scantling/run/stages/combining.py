@@ -161,15 +161,15 @@ def _weigh(context: RunContext) -> None:
 
 def _fuse(context: RunContext) -> None:
     results = results_of(fused(context, combined_members(context)), context.data.target)
-    write_results(results, context.root / ENSEMBLE / PREDICTIONS)
+    write_results(results, context.root / ENSEMBLE / PREDICTIONS, context.data.target.images)
 
 
 def _eliminate(context: RunContext, before: str) -> None:
     target, config = context.data.target, context.recipe.combining.elimination
-    results = read_results(context.root / before, target)
+    results = read_results(context.root / before, target, image_ids="id")
     relations = learn_relations(context.data.train, config)
     found = eliminate(detections_of(results, target), relations, config)
     kept = [result for result, keep in zip(results, found.keep, strict=True) if keep]
-    write_results(kept, context.root / ELIMINATE / PREDICTIONS)
+    write_results(kept, context.root / ELIMINATE / PREDICTIONS, target.images)
     write_json(context.root / ELIMINATE / "removed.json", found.to_dict(), indent=2)
     write_json(context.root / RELATIONS, relations.to_dict())

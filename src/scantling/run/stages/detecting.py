@@ -67,6 +67,8 @@ def import_stage(context: RunContext, name: str) -> Stage:
     """Take over the detections of another tool, checked, so that the run holds all it was made of."""
     files = foreign_files(context, name)
     inputs = {split: sha256_of(path) for split, path in files.items()}
+    if (image_ids := context.member(name).image_ids) is not None:
+        inputs["image_ids"] = image_ids
     return Stage(
         folder=f"members/{name}",
         name="import",
@@ -126,7 +128,8 @@ def dataset_of(context: RunContext, split: str) -> CocoDataset:
 def read_member(context: RunContext, name: str, split: str) -> Detections:
     """Detections of a member, from the run folder."""
     dataset = dataset_of(context, split)
-    return detections_of(read_results(context.root / context.detections_file(name, split), dataset), dataset)
+    file = context.root / context.detections_file(name, split)
+    return detections_of(read_results(file, dataset, image_ids="id"), dataset)
 
 
 def load_candidates(context: RunContext, unit: Unit, split: str) -> Candidates:
@@ -176,17 +179,21 @@ def _tune(context: RunContext, name: str) -> None:
 def _detect(context: RunContext, name: str, splits: Sequence[str]) -> None:
     config = suppression_of(context, name)
     for split in splits:
-        found = detections_with(context, name, config, split=split)
-        results = results_of(found, dataset_of(context, split))
-        write_results(results, context.root / context.detections_file(name, split))
+        dataset = dataset_of(context, split)
+        results = results_of(detections_with(context, name, config, split=split), dataset)
+        write_results(results, context.root / context.detections_file(name, split), dataset.images)
 
 
 def _import(context: RunContext, name: str) -> None:
     for split, path in foreign_files(context, name).items():
+        dataset = dataset_of(context, split)
         results = read_results(
-            path, dataset_of(context, split), skip_invalid=context.recipe.data.skip_invalid
+            path,
+            dataset,
+            image_ids=context.member(name).image_ids or "auto",
+            skip_invalid=context.recipe.data.skip_invalid,
         )
-        write_results(results, context.root / context.detections_file(name, split))
+        write_results(results, context.root / context.detections_file(name, split), dataset.images)
 
 
 def _hashes(root: Path, files: Sequence[str]) -> dict[str, str]:

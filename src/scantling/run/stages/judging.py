@@ -205,7 +205,7 @@ def _results(
 
 
 def _read(context: RunContext, file: str) -> list[Result]:
-    return read_results(context.root / file, context.data.target)
+    return read_results(context.root / file, context.data.target, image_ids="id")
 
 
 def _evaluation(context: RunContext, results: Sequence[Result]) -> Evaluation:

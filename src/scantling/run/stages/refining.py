@@ -236,11 +236,11 @@ def _combined(context: RunContext, split: str) -> Detections:
 
 
 def _refine(context: RunContext, before: str) -> None:
-    results = read_results(context.root / before, context.data.target)
+    results = read_results(context.root / before, context.data.target, image_ids="id")
     refined, counts = refined_results(
         context.root, _config(context), context.data.target, results, str(context.device)
     )
-    write_results(refined, context.root / REFINE / PREDICTIONS)
+    write_results(refined, context.root / REFINE / PREDICTIONS, context.data.target.images)
     write_json(context.root / REFINE / "counts.json", counts, indent=2)
 
 
@@ -256,5 +256,5 @@ def _audit(context: RunContext) -> None:
         detections = fused(context, members, HELD_OUT)
     elif members:
         path = context.root / "members" / members[0] / OUT_OF_FOLD
-        detections = detections_of(read_results(path, train), train)
+        detections = detections_of(read_results(path, train, image_ids="id"), train)
     write_audit(context.root / AUDIT, find_suspects(train, refined, detections, config), train, detections)
