@@ -469,7 +469,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         train(tmp_path, data=asking_to_stop_in(3))
     kept = (tmp_path / "last.safetensors").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("scantling.train.checkpoint._write_safetensors", full)
+        patch.setattr("scantling.train.checkpoint.write_container", full)
         with pytest.raises(TrainingError, match="no space left"):
             train(tmp_path, resume=True)
     assert (tmp_path / "last.safetensors").read_bytes() == kept
