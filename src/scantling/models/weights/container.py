@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -18,7 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from scantling.errors import CheckpointError
+from scantling.data.io import json_text
+from scantling.errors import CheckpointError, is_out_of_memory
 from scantling.models.weights.foreign import header_fault, parse_metadata
 
 FORMAT_VERSION = 1
@@ -59,9 +62,7 @@ def write_container(stream: BinaryIO, tensors: Mapping[str, Tensor], record: Map
         tensors: Contiguous, on the CPU.
         record: What the file says about itself, JSON; its checksum is added.
     """
-    text = json.dumps(
-        dict(record) | {"sha256": _checksum(tensors, record)}, ensure_ascii=False, allow_nan=False
-    )
+    text = json_text(dict(record) | {"sha256": _checksum(tensors, record)})
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header: dict[str, object] = {"__metadata__": {_METADATA_KEY: text}}
     offset = 0
@@ -93,14 +94,30 @@ def read_container(path: Path) -> Container:
     if fault:
         raise damaged(path, fault)
     try:
-        with safe_open(path, framework="pt") as handle:
+        with _named_in_utf8(path) as readable, safe_open(readable, framework="pt") as handle:
             text = (handle.metadata() or {}).get(_METADATA_KEY)
             tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise damaged(path, str(error)) from error
     record = None if text is None else _verified_record(path, tensors, text)
     require_finite(path, tensors)
     return Container(tensors, record)
+
+
+@contextmanager
+def _named_in_utf8(path: Path) -> Iterator[Path]:
+    """The file under a name that safetensors can open: it takes no bytes that are not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / "weights.safetensors"
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
 
 
 def require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
