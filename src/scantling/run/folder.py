@@ -30,6 +30,7 @@ import torch
 from scantling import __version__
 from scantling.data.io import write_json
 from scantling.errors import FOR_THE_FILE, Interrupted, ScantlingError, UsageError
+from scantling.report.build import REASONS
 from scantling.run.stage import Stage, remove_recorded
 from scantling.train.devices import ALONE, Processes, describe_device
 from scantling.train.rundir import LOCK_NAME, claim_folder
@@ -42,7 +43,7 @@ METRICS, REPORT, CATEGORIES, DATA, LOG = (
     "data.json",
     "run.log",
 )
-_TOP_FILES = (RECIPE, STATUS, ENVIRONMENT, METRICS, REPORT, CATEGORIES, DATA, LOG)
+_TOP_FILES = (RECIPE, STATUS, ENVIRONMENT, METRICS, REPORT, CATEGORIES, DATA, LOG, REASONS)
 _DISTRIBUTIONS = (
     "scantling",
     "torch",

@@ -115,6 +115,9 @@ def _commands(root: Path, recipe: Recipe) -> list[str]:
             ["scantling", "run", str(root / RECIPE), "--out", str(root.with_name(root.name + "-again"))]
         ),
         shlex.join(["scantling", "predict", predicted, "--run", str(root), "--out", "predictions.json"]),
+        "# next: look at pictures of your own, with boxes drawn; and for labels and pictures that are wrong",
+        f"scantling predict YOUR_PICTURES --run {shlex.quote(str(root))} --out found.json --overlays found",
+        shlex.join(["scantling", "check", str(recipe.data.root)]),
     ]
 
 
