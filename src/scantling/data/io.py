@@ -16,6 +16,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -83,12 +84,13 @@ def atomic_write(path: Path | str, content: bytes | str) -> None:
 
     Args:
         path: Final name; its folder is created if need be, an existing file is replaced.
-        content: Bytes, or text written as UTF-8 with the line ends it has.
+        content: Bytes, or text written as UTF-8 with the line ends it has; what UTF-8 cannot express (bytes in a file
+            name that are no text) as an escape.
 
     Raises:
         UsageError: The folder cannot be written to or the disk is full.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    data = content.encode("utf-8", errors="backslashreplace") if isinstance(content, str) else content
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
@@ -105,9 +107,29 @@ def write_json(path: Path | str, value: object, *, indent: int | None = None) ->
         ValueError: `value` holds NaN or infinity, which JSON cannot express; the caller must write null.
         UsageError: The file cannot be written.
     """
-    separators = (",", ":") if indent is None else None
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
-    atomic_write(path, text + "\n")
+    atomic_write(path, json_text(value, indent=indent) + "\n")
+
+
+def json_text(value: object, *, indent: int | None = None, encoding: str | None = "utf-8") -> str:
+    """Strict JSON of a value (no NaN or infinity).
+
+    Args:
+        value: Plain lists, dicts, strings, finite numbers, booleans and None.
+        indent: Spaces per level; None for one compact line.
+        encoding: Of what it is written to; letters that this cannot express become JSON's own escapes.
+
+    Raises:
+        ValueError: `value` holds NaN or infinity, which JSON cannot express; the caller must write null.
+    """
+    write = partial(
+        json.dumps, allow_nan=False, indent=indent, separators=(",", ":") if indent is None else None
+    )
+    text = write(value, ensure_ascii=False)
+    try:
+        text.encode(encoding or "ascii")
+    except UnicodeEncodeError:
+        text = write(value, ensure_ascii=True)
+    return text
 
 
 def sha256_of(path: Path | str) -> str:

@@ -21,6 +21,13 @@ from scantling.train.devices import resolve_device
 
 log = logging.getLogger(__name__)
 
+KIND = "detector"
+_VERB_OF = {
+    "refiner": "A refiner sharpens the boxes of a detector: `scantling refine apply RESULTS DATA --refiner FILE`.",
+    "pretraining": "Its folder holds a `backbone.safetensors` to name in a detector's `model.init`; then train it.",
+    "backbone": "A backbone is what a detector starts from: name the file in its `model.init` and train it.",
+}
+
 
 class Finder(Protocol):
     """What finds objects in images: one detector, or all that a run has."""
@@ -83,6 +90,11 @@ def load_detector(path: Path, overrides: Iterable[str] = (), *, device: str = "a
     """
     chosen = resolve_device(device)
     tensors, meta = load_checkpoint(path)
+    if meta.kind != KIND:
+        raise CheckpointError(
+            f"{path}: expected a detector's checkpoint, found that of a {meta.kind}",
+            hint=_VERB_OF.get(meta.kind),
+        )
     config = _predict_config(meta.predict, overrides)
     try:
         model_config = ModelConfig.model_validate({**meta.model, "init": "random"})

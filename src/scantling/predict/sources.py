@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from scantling.data.coco import Category, ImageRecord, ReadOptions
 from scantling.data.formats.locations import parse_location, read_location
-from scantling.data.health.images import images_of_folder
-from scantling.data.images.open import image_header
+from scantling.data.health.images import images_of_folder, single_image
 from scantling.errors import Finding, UsageError
 
 
@@ -50,5 +49,4 @@ def open_source(
         options = ReadOptions(require_labels=False, skip_invalid=skip_invalid)
         dataset = read_location(location, options, image_root=Path(image_root) if image_root else None)
         return Source(dataset.images, dataset.findings, dataset.categories)
-    size_hw = image_header(path).upright_hw
-    return Source((ImageRecord(id=path.name, file_name=path.name, path=path, size_hw=size_hw),), ())
+    return Source(*single_image(path))

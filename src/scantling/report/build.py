@@ -37,6 +37,7 @@ from scantling.report.score_facts import describe_scores
 from scantling.settings import yaml as strict_yaml
 
 HISTORY = "metrics.jsonl"
+REASONS = "reasons.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class RunFacts:
         removals: What the elimination removed, if there was one.
         refinement: What refining did, if there was any.
         audit: What the audit of the labels found, if there was one.
+        reasons: Why settings that were left open are what they are.
         recipe: Resolved recipe as YAML.
         environment: Versions, device, seed and so on.
         commands: Shell commands that repeat the run.
@@ -64,6 +66,7 @@ class RunFacts:
     removals: RemovalFacts | None = None
     refinement: RefinementFacts | None = None
     audit: AuditFacts | None = None
+    reasons: tuple[str, ...] = ()
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
@@ -86,7 +89,7 @@ def read_run(run_dir: Path, dataset: CocoDataset, *, commands: Sequence[str] = (
     later = [path for path in run_dir.glob("*/predictions.json") if path.parent.name != "members"]
     paths = [folder / "predictions.json" for folder in members]
     paths += sorted(later, key=lambda path: path.stat().st_mtime)
-    recipe, environment = run_dir / "recipe.yaml", run_dir / "env.json"
+    recipe, environment, reasons = run_dir / "recipe.yaml", run_dir / "env.json", run_dir / REASONS
     return RunFacts(
         stages={
             path.parent.name: read_results(path, dataset, image_ids="id") for path in paths if path.is_file()
@@ -97,6 +100,7 @@ def read_run(run_dir: Path, dataset: CocoDataset, *, commands: Sequence[str] = (
         removals=read_removals(run_dir / "eliminate" / "removed.json"),
         refinement=read_refinement(run_dir / "refine"),
         audit=read_audit(run_dir / "audit"),
+        reasons=tuple(map(str, cast("list[str]", read_json(reasons)))) if reasons.is_file() else (),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
         environment=flatten(read_json(environment)) if environment.is_file() else {},
         commands=tuple(commands),
@@ -152,6 +156,7 @@ def build_content(
         histories=run.histories,
         galleries=error_galleries(dataset, breakdown, limits) if stages else (),
         dataset=describe_dataset(splits, samples=samples),
+        reasons=run.reasons,
         recipe=run.recipe,
         environment=run.environment,
         commands=run.commands,

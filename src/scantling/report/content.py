@@ -258,9 +258,10 @@ class ReportContent:
         histories: Learning curves by member, of the pretraining and of the refiner.
         galleries: Errors of the last stage.
         dataset: Data set page.
+        reasons: Why settings that were left open are what they are.
         recipe: Resolved recipe as YAML.
         environment: Name and value of versions, device, seed and so on.
-        commands: Shell commands that repeat the run.
+        commands: Shell commands that repeat the run, get its predictions, and go on from there.
     """
 
     title: str
@@ -277,6 +278,7 @@ class ReportContent:
     histories: tuple[History, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     dataset: DatasetFacts | None = None
+    reasons: tuple[str, ...] = ()
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     commands: tuple[str, ...] = ()

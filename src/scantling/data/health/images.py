@@ -145,16 +145,33 @@ def images_of_folder(folder: Path | str) -> FolderImages:
     images = list_images(folder)
     for path in sorted(set(files_below(folder)) - set(images)):
         log.add("not-an-image", "this file is no image and is not used", path=_name(path, folder))
-    records = []
-    for path in images:
-        name = _name(path, folder)
-        problems = problems_of(path, None, decode=False)
-        for problem in problems:
-            log.add(problem.code, problem.message, path=name, id=name, hint=problem.hint)
-        if all(CODES[problem.code].kind is not Kind.GEOMETRY for problem in problems):
-            size_hw = image_header(path).upright_hw
-            records.append(ImageRecord(id=name, file_name=name, path=path, size_hw=size_hw))
+    records = [record for path in images if (record := _recorded(path, folder, log)) is not None]
     return FolderImages(tuple(records), log.findings)
+
+
+def single_image(path: Path) -> FolderImages:
+    """The record of one image, with the warnings that it would get in a folder.
+
+    Raises:
+        DataError: It cannot be used.
+    """
+    log = FindingLog(str(path), Policy(skip_invalid=True))
+    record = _recorded(path, path.parent, log)
+    if record is None:
+        image_header(path)  # raises what is wrong
+        raise DataError(f"{path}: cannot be used", findings=log.findings)
+    return FolderImages((record,), log.findings)
+
+
+def _recorded(path: Path, folder: Path, log: FindingLog) -> ImageRecord | None:
+    """Note what is wrong with an image, and make its record unless it cannot be used."""
+    name = _name(path, folder)
+    problems = problems_of(path, None, decode=False)
+    for problem in problems:
+        log.add(problem.code, problem.message, path=name, id=name, hint=problem.hint)
+    if any(CODES[problem.code].kind is Kind.GEOMETRY for problem in problems):
+        return None
+    return ImageRecord(id=name, file_name=name, path=path, size_hw=image_header(path).upright_hw)
 
 
 def problems_of(path: Path, size_hw: tuple[int, int] | None, *, decode: bool) -> list[Problem]:

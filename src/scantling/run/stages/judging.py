@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -103,10 +104,23 @@ def _content(title: str, data: RunData, facts: RunFacts, bootstrap: int) -> Repo
 
 
 def _commands(root: Path, recipe: Recipe) -> list[str]:
-    """How to get this run again, and how to use it."""
+    """How to get this run again, and how to get its predictions: of the evaluated split, not of all pictures."""
+    split = {"train": recipe.data.train, "val": recipe.data.val}.get(
+        recipe.evaluate.split, recipe.evaluate.split
+    )
+    predicted = (
+        str(Path(recipe.data.root or ".") / split)
+        if split.endswith(".json")
+        else f"{recipe.data.root}:{split}"
+    )
     return [
-        f"scantling run {root / RECIPE} --out {root.with_name(root.name + '-again')}",
-        f"scantling predict {recipe.data.root} --run {root} --out predictions.json",
+        shlex.join(
+            ["scantling", "run", str(root / RECIPE), "--out", str(root.with_name(root.name + "-again"))]
+        ),
+        shlex.join(["scantling", "predict", predicted, "--run", str(root), "--out", "predictions.json"]),
+        "# next: look at pictures of your own, with boxes drawn; and for labels and pictures that are wrong",
+        f"scantling predict YOUR_PICTURES --run {shlex.quote(str(root))} --out found.json --overlays found",
+        shlex.join(["scantling", "check", str(recipe.data.root)]),
     ]
 
 

@@ -19,10 +19,11 @@ from scantling.data.coco.results import Result
 from scantling.data.detections import detections_of, results_of
 from scantling.data.io import atomic_write, sha256_of, write_json
 from scantling.data.splits import RunData
-from scantling.errors import ConfigError
+from scantling.errors import CheckpointError, ConfigError
 from scantling.recipe.auto import Resolution
 from scantling.recipe.recipe import RefineSection
 from scantling.refine.apply import load_refiner, refine_results, refine_truth
+from scantling.refine.bbrefinement import check_initial_weights
 from scantling.refine.gate import RefineGate
 from scantling.refine.gate_tuning import tune_gate
 from scantling.refine.train import RefinerRun, resolve_training, train_refiner
@@ -47,9 +48,16 @@ def check_refining(context: RunContext) -> None:
     """Find what cannot be refined before anything is written.
 
     Raises:
-        ConfigError: There are several members and no ensemble, or an audit has nothing to go by.
+        CheckpointError: The file of the refiner's initial weights is missing or damaged.
+        ConfigError: There are several members and no ensemble, an audit has nothing to go by, or the refiner's weights
+            do not fit it.
     """
     recipe, held_out = context.recipe, _out_of_fold_members(context)
+    if recipe.refine is not None:
+        try:
+            check_initial_weights(recipe.refine.model)
+        except (ConfigError, CheckpointError) as error:
+            raise type(error)(f"refine.{error.message}", hint=error.hint) from error
     apart = recipe.combining.ensemble is None
     for section, several in (
         ("refine", recipe.refine is not None and len(combined_members(context)) > 1),

@@ -15,10 +15,10 @@ from scantling.data.io import sha256_of
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import LoaderConfig, TrainLoader
 from scantling.data.samples.transforms import build_transforms
-from scantling.errors import ConfigError
+from scantling.errors import CheckpointError, ConfigError
 from scantling.evaluate.coco_eval import evaluate_results, limits_up_to
 from scantling.models.two_stage import Detector
-from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model
+from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model, check_initial_weights
 from scantling.predict.candidates import find_candidates
 from scantling.predict.whole_set import predict_dataset
 from scantling.recipe.recipe import MemberConfig
@@ -43,15 +43,17 @@ def check_detectors(context: RunContext, *, begun: bool) -> None:
         begun: Compare with what an earlier run left in the folder.
 
     Raises:
-        ConfigError: A model cannot be built, a category is unknown, or the folder holds training of other
-            settings or data.
+        CheckpointError: A file of initial weights is missing or damaged.
+        ConfigError: A model cannot be built, a file of weights does not fit it, a category is unknown, or the folder
+            holds training of other settings or data.
         UsageError: The device cannot compute in the precision that is asked for.
     """
-    for unit in context.units():
+    for name in dict.fromkeys(unit.member for unit in context.units()):
         try:
-            _check_member(context, unit.member)
-        except ConfigError as error:
-            raise ConfigError(f"members.{unit.member}: {error.message}", hint=error.hint) from error
+            _check_member(context, name)
+        except (ConfigError, CheckpointError) as error:
+            raise type(error)(f"members.{name}: {error.message}", hint=error.hint) from error
+    for unit in context.units():
         if begun and initial_weights(context, unit.member).is_known:
             train_stage(context, unit).is_done(context.root)
 
@@ -60,8 +62,7 @@ def _check_member(context: RunContext, name: str) -> None:
     member, class_names = context.member(name), context.data.train.class_names
     require_precision(member.train.precision, context.device)
     member.predict.suppress.thresholds(class_names)
-    with torch.device("meta"):  # shapes only: nothing is allocated or initialised
-        build_model(_from_random(member), len(class_names))
+    check_initial_weights(member.detector, len(class_names))
 
 
 def train_stage(context: RunContext, unit: Unit) -> Stage:
