@@ -55,7 +55,9 @@ class MocoConfig(BaseModel):
 
     Attributes:
         backbone: timm model name.
-        norm: As in a detector's model; `gn` and the fixed kinds need no shuffling of batch statistics.
+        norm: As in a detector's model; `gn` and the fixed kinds need no shuffling of batch statistics. `sync_bn`
+            learns with `bn`, whose weights are the same: as published, statistics are shuffled in pretraining and
+            pooled over processes in the detector only.
         deform: Stages whose 3x3 convolutions are deformable.
         deform_version: 1 or 2.
         head: `bn` standardises in the head, `plain` is two linear layers and a ReLU.
@@ -68,7 +70,7 @@ class MocoConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str = "resnet50"
-    norm: Literal["default", "bn", "bn_eval", "frozen_bn", "gn"] = "gn"
+    norm: Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"] = "gn"
     deform: tuple[Stage, ...] = ()
     deform_version: Literal[1, 2] = 1
     head: Literal["bn", "plain"] = "bn"
@@ -78,9 +80,12 @@ class MocoConfig(BaseModel):
     queue: Annotated[int, Field(ge=1, le=10_000_000)] | Auto = "auto"
 
     def backbone_config(self) -> BackboneConfig:
-        """The backbone as a detector would have it."""
+        """The backbone as a detector would have it, but for `sync_bn`; their weights fit each other."""
         return BackboneConfig(
-            name=self.backbone, norm=self.norm, deform=self.deform, deform_version=self.deform_version
+            name=self.backbone,
+            norm="bn" if self.norm == "sync_bn" else self.norm,
+            deform=self.deform,
+            deform_version=self.deform_version,
         )
 
 
