@@ -66,6 +66,24 @@ def test_info_nce_by_hand(model, batch, monkeypatch):
     assert model.take_accuracy() is None
 
 
+def test_older_keys_of_a_crop_are_negatives_where_that_is_asked_for(batch, monkeypatch):
+    """As published; the two queries of the test above, whose second now has two negatives as well."""
+    torch.manual_seed(0)
+    model = MoCo(small(own_keys="negatives"))
+    pair = type(batch)(
+        queries=batch.queries[:2],
+        keys=batch.keys[:2],
+        crops=torch.tensor([0, 1]),
+        image_ids=batch.image_ids[:2],
+    )
+    monkeypatch.setattr(model, "_queries", lambda _: torch.tensor([[1.0, 0, 0, 0]] * 2))
+    monkeypatch.setattr(model, "_keys", lambda _: torch.tensor([[0.6, 0.8, 0, 0]] * 2))
+    model.queue[:2] = torch.tensor([[0.0, 1, 0, 0], [-1.0, 0, 0, 0]])
+    model.queue_crops[:2] = torch.tensor([7, 1])
+    terms = [math.exp(x / 0.2) for x in (0.6, 0.0, -1.0)]
+    assert model.losses(pair)["info_nce"].item() == pytest.approx(-math.log(terms[0] / sum(terms)), abs=1e-6)
+
+
 def test_the_queue_holds_the_last_keys_and_wraps(model):
     keys = functional.normalize(torch.arange(1.0, 33).reshape(8, 4), dim=1)
     model._remember(keys[:3], torch.tensor([10, 11, 12]))

@@ -256,7 +256,7 @@ def _size_line(member: MemberConfig, facts: DataFacts) -> str:
 def _schedule_line(member: MemberConfig, facts: DataFacts) -> str:
     train = member.train
     repeats, batch, epochs = decided(train.repeats), decided(train.batch_size), decided(train.epochs)
-    per_step = batch * train.accumulate
+    per_step = batch * train.batches_per_step(facts.processes) * facts.processes
     steps = epochs * math.ceil(facts.num_images * repeats / per_step)
     shown = f"{epochs} epochs of {facts.num_images} images, each {repeats} times: {steps} steps of {per_step}"
     if facts.device != "cpu":
