@@ -231,7 +231,7 @@ def explain(member: MemberConfig, facts: DataFacts) -> tuple[str, ...]:
 
 
 def _model_line(member: MemberConfig, facts: DataFacts) -> str:
-    name, key = member.detector.name, f"--set members.{MEMBER}.detector.init"
+    name, key = member.detector.name, f"--set members.{MEMBER}.model.init"
     if facts.device != "cuda":
         return f"{name}, made for training without a large GPU (the device is {facts.device})"
     memory = f"a GPU of {facts.memory_gib:.0f} GiB" if facts.memory_gib else "a GPU"
