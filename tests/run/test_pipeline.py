@@ -11,12 +11,14 @@ from rich.console import Console
 
 from scantling.data.splits import DataConfig, describe_run_data, locate_split, read_run_data
 from scantling.errors import CheckpointError, ConfigError, DataError, UsageError
+from scantling.models.suppression import SuppressConfig
 from scantling.predict.whole_set import predict_dataset
 from scantling.recipe.facts import measure
 from scantling.recipe.recipe import parse_recipe
 from scantling.run.context import RunContext, Unit
 from scantling.run.pipeline import run_recipe
 from scantling.run.predictions import overlay_path
+from scantling.run.stages.detecting import _tune, suppression_of
 from scantling.run.stages.training import check_detectors, initial_model, train_stage
 from scantling.synth.synth import SynthConfig, write_synth
 from scantling.train.checkpoint import CheckpointMeta, save_checkpoint
@@ -236,3 +238,12 @@ def test_a_file_of_weights_is_opened_before_anything_is_written(scenes, tmp_path
     assert key in str(caught.value)
     assert words in str(caught.value)
     assert not out.exists()
+
+
+def test_suppression_stays_as_it_is_where_there_is_nothing_to_tune_it_on(scenes, tmp_path, caplog):
+    root = edited(scenes, tmp_path, "val", lambda content: content.update(annotations=[]))
+    changes = ("combine={tune: {}, members: [one]}", "members.one.predict.suppress={iou_threshold: 0.35}")
+    context = context_for(root, tmp_path / "run", *changes)
+    _tune(context, "one")
+    assert suppression_of(context, "one") == SuppressConfig(iou_threshold=0.35)
+    assert "one: there are no objects to tune suppression on" in caplog.text

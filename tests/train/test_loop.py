@@ -392,6 +392,19 @@ def test_without_validation_the_last_weights_are_best(tmp_path):
     assert result.metrics == {}
 
 
+def test_a_total_batch_averages_as_many_batches_as_it_takes(tmp_path):
+    """One process of 3 images: 6 a step are two batches."""
+    one = train(tmp_path / "a", config=changed(batch_size=3, total_batch=6, log_every=1))
+    other = train(tmp_path / "b", config=changed(batch_size=3, accumulate=2, log_every=1))
+    assert losses(one) == losses(other)
+    assert losses(one) != losses(train(tmp_path / "c", config=changed(batch_size=3, log_every=1)))
+
+
+def losses(result) -> list[float]:
+    """The loss of every step."""
+    return [entry["loss"] for entry in result.history if "loss" in entry]
+
+
 def test_accumulation_makes_fewer_steps_and_a_short_last_one(tmp_path):
     result = train(tmp_path, config=changed(accumulate=2, log_every=1))
     assert load_checkpoint(result.last).meta.step == 3 * 3  # 5 batches an epoch: 2 + 2 + 1

@@ -96,7 +96,7 @@ class RunDetectors:
         root: The run folder.
         recipe: Resolved.
         members: Detectors by member, one for each fold.
-        findings: Warnings about images left out so far.
+        findings: Warnings of every detector about images left out so far, each once.
     """
 
     root: Path
@@ -133,8 +133,10 @@ class RunDetectors:
                     [found.to_detections(p) for p, found in sorted(seen.items())]
                 )
             found[name] = self._one_voice(folds, detectors)
-        first = next(iter(self.members.values()))[0]
-        self.findings.extend(first.findings)
+        told = (
+            finding for some in self.members.values() for detector in some for finding in detector.findings
+        )
+        self.findings = [*self.findings, *(new for new in _once(told) if new not in self.findings)]
         everything = self._refined(self._combined(found), records)
         for position in sorted(readable):
             record = records[position]
@@ -181,3 +183,12 @@ class RunDetectors:
     @property
     def _names(self) -> tuple[str, ...]:
         return tuple(category.name for category in self.categories)
+
+
+def _once(findings: Iterable[Finding]) -> list[Finding]:
+    """Each finding once, in the order in which they first came."""
+    kept: list[Finding] = []
+    for finding in findings:
+        if finding not in kept:
+            kept.append(finding)
+    return kept

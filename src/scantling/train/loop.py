@@ -131,6 +131,7 @@ def fit(model: nn.Module, data: TrainData, config: TrainConfig, *, out: Path, ru
     if run.resume:
         require_resumable(out)
     processes = join_processes(device)
+    config = config.model_copy(update={"accumulate": config.batches_per_step(processes.world)})
     with (
         _claim(out, run) if processes.is_main else nullcontext(),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),

@@ -8,6 +8,7 @@ each training image has been seen by the one detector that did not train on it: 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from scantling.recipe.recipe import MemberConfig
 from scantling.run.context import HELD_OUT, RunContext, Unit
 from scantling.run.stage import Stage
 from scantling.structures.detections import Detections
+
+log = logging.getLogger(__name__)
 
 TUNED = "tune"
 
@@ -163,12 +166,18 @@ def suppressed(seen: Detections, config: SuppressConfig, class_names: Sequence[s
 
 
 def _tune(context: RunContext, name: str) -> None:
-    split = context.tuning_split
+    split, base = context.tuning_split, context.member(name).predict.suppress
+    if all(a.is_crowd for annotations in context.tuning_data.annotations for a in annotations):
+        told = f"{name}: there are no objects to tune suppression on, so it stays as the recipe has it"
+        log.warning(told)
+        write_tuned(context.root / tuned_file(name), suppress=base)
+        atomic_write(context.root / TUNED / f"{name}.txt", told + "\n")
+        return
     parts = [load_candidates(context, unit, split) for unit in context.units_of(name)]
     found = tune_suppression(
         Candidates.cat(parts).detections,
         context.tuning_data,
-        context.member(name).predict.suppress,
+        base,
         context.recipe.combining.tuning,
         max_detections=context.recipe.evaluate.max_dets,
     )
