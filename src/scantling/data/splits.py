@@ -17,7 +17,7 @@ from scantling.data.coco import CocoDataset, ReadOptions, find_split
 from scantling.data.findings import summarise, tell_warnings
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, read_location
-from scantling.data.health.images import usable_images
+from scantling.data.health.images import look_before_training, usable_images
 from scantling.data.health.leaks import compare_splits
 from scantling.data.images.white import dataset_with_white, range_message, white_of
 from scantling.data.io import sha256_of
@@ -41,6 +41,8 @@ class DataConfig(Section):
             targets of training, and count neither way in AP.
         folds: Divide the training split into so many folds and train every member once without each: every training
             image is then predicted by a detector that has not seen it. null: train once on all of it.
+        decode: Decode every image before anything else, so that damaged pixels are found at once. null: where that is
+            cheap, or where damaged images are to be left out.
         white: Value that is white in pictures of 16 bits, such as 4095 for a camera of 12. null: what the file says,
             else what all pictures together show.
     """
@@ -53,6 +55,7 @@ class DataConfig(Section):
     strict: bool = False
     count_difficult: bool = False
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
+    decode: bool | None = None
     white: Annotated[int, Field(ge=255, le=65535)] | None = None
 
 
@@ -199,7 +202,8 @@ def _reader(config: DataConfig, name: str, layout: Layout | None) -> Callable[[]
             dataset = read_location(Location(file), options, image_root=images)
         else:
             dataset = layout.read(layout.split_named(entry), options)
-        return usable_images(dataset, skip_invalid=skip, strict=strict)
+        look = look_before_training(dataset, decode=config.decode, skip_invalid=skip)
+        return usable_images(dataset, decode=look, skip_invalid=skip, strict=strict)
 
     return read
 

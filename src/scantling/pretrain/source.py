@@ -10,7 +10,7 @@ from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
 from scantling.data.findings import tell_warnings
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, parse_location, read_location, split_name
-from scantling.data.health.images import images_of_folder, usable_images
+from scantling.data.health.images import Look, images_of_folder, look_before_training, usable_images
 from scantling.data.images.white import dataset_with_white, range_message, white_of, with_white
 from scantling.errors import DataError
 from scantling.pretrain.config import PretrainConfig
@@ -42,14 +42,16 @@ def read_crops(data: Path | str, config: PretrainConfig, *, seed: int = 0) -> Cr
     location = parse_location(data)
     layout = _layout(location, config)
     if location.path.is_dir() and layout is None:
-        found = images_of_folder(location.path)
+        found = images_of_folder(location.path, look=Look(decode=True, leftovers=False))
         tell_warnings(found.findings, log, rest=_REST)
         records = with_white(found.records, white_of(found.records))
         return _without_objects({_FOLDER: records}, config, seed)
-    splits = {
-        name: usable_images(dataset, skip_invalid=config.skip_invalid, strict=config.strict)
-        for name, dataset in _read_splits(location, layout, config, options).items()
-    }
+    splits = {}
+    for name, dataset in _read_splits(location, layout, config, options).items():
+        look = look_before_training(dataset, decode=None, skip_invalid=config.skip_invalid)
+        splits[name] = usable_images(
+            dataset, decode=look, skip_invalid=config.skip_invalid, strict=config.strict
+        )
     white = white_of(record for dataset in splits.values() for record in dataset.images)
     splits = {name: dataset_with_white(dataset, white) for name, dataset in splits.items()}
     if white is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from scantling.data.coco import CocoDataset
+from scantling.data.findings import name_some
 from scantling.data.io import sha256_of
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import LoaderConfig, TrainLoader
@@ -157,6 +158,9 @@ def _train(context: RunContext, unit: Unit, recipe_hash: str) -> None:
         fit(initial_model(context, unit), loader, member.train, out=out, run=run)
     finally:
         loader.close()
+        if loader.left_out:
+            names = name_some(list(loader.left_out))
+            log.warning("%s: %d images could not be read: %s", unit.title, len(loader.left_out), names)
 
 
 def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> TrainLoader:
@@ -168,7 +172,10 @@ def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> Tr
         rank=context.processes.rank,
         world=context.processes.world,
     )
-    return TrainLoader(DetectionDataset(train, transforms, seed=context.recipe.seed), config)
+    dataset = DetectionDataset(
+        train, transforms, seed=context.recipe.seed, skip_invalid=context.recipe.data.skip_invalid
+    )
+    return TrainLoader(dataset, config)
 
 
 def _validate(
