@@ -67,13 +67,18 @@ class Golden:
         )
 
 
-def golden_checkpoint(case: str, folder: Path) -> Path:
-    """Write the case's weights as MMDetection would, with the record of classes of its 3.x files."""
+def golden_state(case: str) -> dict[str, torch.Tensor]:
+    """The case's weights by MMDetection's keys."""
     spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     facts = json.loads((GOLDEN / f"{case}.json").read_text())
-    state = {k: torch.from_numpy(v) for k, v in module.state_dict_arrays(facts["state_dict"]).items()}
+    return {k: torch.from_numpy(v) for k, v in module.state_dict_arrays(facts["state_dict"]).items()}
+
+
+def golden_checkpoint(case: str, folder: Path) -> Path:
+    """Write the case's weights as MMDetection would, with the record of classes of its 3.x files."""
+    state = golden_state(case)
     meta = {"dataset_meta": {"classes": ("bolt", "nut", "washer")}, "mmdet_version": "3.3.0", "epoch": 12}
     path = folder / f"{case}.pth"
     torch.save({"meta": meta, "state_dict": state}, path)

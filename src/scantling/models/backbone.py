@@ -128,7 +128,25 @@ class Backbone(nn.Module):
             The keys of `state` that were not used (a classifier's, usually).
 
         Raises:
-            ConfigError: A weight of this network is missing or has another shape.
+            ConfigError: See `fitting`.
+        """
+        found = self.fitting(state)
+        target = self.body.state_dict()
+        self.body.load_state_dict({k: found.get(k, v) for k, v in target.items()})
+        return sorted(k for k in found if k not in target)
+
+    def fitting(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A backbone's weights under the names of this network, once they are known to fill it; loads nothing.
+
+        Offsets of deformable convolutions may all be missing, as they are in the weights of a plain network: they
+        then keep their start at zero. So may counters of batches.
+
+        Args:
+            state: As `load` takes it.
+
+        Raises:
+            ConfigError: A weight of this network is missing or has another shape, or a part of it has a weight or
+                running statistic too many, as a deeper network's or one with another normalisation.
         """
         prefix = "backbone.body."
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} or timm_names(
@@ -136,16 +154,29 @@ class Backbone(nn.Module):
         )
         target = self.body.state_dict()
         renamed = {_feature_key(k, target): v for k, v in own.items()}
-        wanted = {k for k in target if not k.endswith("num_batches_tracked")}
+        optional = {k for k in target if k.endswith("num_batches_tracked")}
+        offsets = {k for k in target if ".conv2.offset." in k}
+        if not offsets & renamed.keys():
+            optional |= offsets
+        wanted = target.keys() - optional
         wrong = sorted(k for k in wanted if k not in renamed or renamed[k].shape != target[k].shape)
-        if wrong:
+        parts = {k.partition(".")[0] for k in target}
+        surplus = sorted(
+            k
+            for k in renamed.keys() - target.keys()
+            if k.partition(".")[0] in parts and not k.endswith(_DERIVED)
+        )
+        if wrong or surplus:
+            told = (
+                f"{len(wrong)} of {len(wanted)} entries are missing or have another shape, first {wrong[:5]}"
+            )
+            if not wrong:
+                told = f"{len(surplus)} of its entries find no place in the network, first {surplus[:5]}"
             raise ConfigError(
-                f"weights do not fit backbone {self.config.name!r}: {len(wrong)} of {len(wanted)} entries are "
-                f"missing or have another shape, first {wrong[:5]}",
+                f"weights do not fit backbone {self.config.name!r}: {told}",
                 hint="Check the backbone's name, `norm` and `deform` against those the weights were made with.",
             )
-        self.body.load_state_dict({k: renamed.get(k, v) for k, v in target.items()})
-        return sorted(k for k in own if _feature_key(k, target) not in target)
+        return renamed
 
     def _replace_norms(self) -> None:
         kind = self.config.norm
@@ -185,6 +216,9 @@ class Backbone(nn.Module):
             end = max(order[module] for module in self.stage(self.config.frozen_stages).modules())
             yield from (m for m in order if all(order[inner] <= end for inner in m.modules()))
 
+
+_DERIVED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
+"""Ends of keys that hold nothing learned."""
 
 _TRAINING_STATE = ("ema.", "optimizer.")
 

@@ -37,7 +37,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class RPNConfig(BaseModel):
-    """Settings of the proposal network; defaults are MMDetection's for FPN detectors.
+    """Settings of the proposal network; defaults are MMDetection's for Faster R-CNN with FPN.
 
     Attributes:
         anchors: Anchor shapes.
@@ -59,7 +59,7 @@ class RPNConfig(BaseModel):
     assign: AssignConfig = AssignConfig(positive_iou=0.7, negative_iou=0.3, low_quality_iou=0.3)
     sample: SampleConfig = SampleConfig(num=256, positive_fraction=0.5)
     allowed_border: float | None = None
-    loss: BoxLossConfig = BoxLossConfig(beta=1 / 9)
+    loss: BoxLossConfig = BoxLossConfig(beta=0.0)
     train_per_level: Count = 2000
     train_proposals: Count = 1000
     test_per_level: Count = 1000

@@ -7,7 +7,8 @@ named model's number; the builder functions below are the one place where these 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,9 @@ Positive = Annotated[float, Field(gt=0)]
 INIT_PRETRAIN = "pretrain"
 """The `init` that stands for the weights of the run's own pretraining."""
 
+NO_FILE = ("random", "pretrained", INIT_PRETRAIN)
+"""Values of `init` that are no path."""
+
 
 class ModelConfig(BaseModel):
     """A named model and what is different from it.
@@ -42,7 +46,9 @@ class ModelConfig(BaseModel):
         name: Key of `MODELS`.
         backbone: timm model name.
         norm: Normalisation of the backbone; `gn` and `sync_bn` also go into the pyramid and the heads'
-            convolutions.
+            convolutions, unless these have their own.
+        neck_norm: Normalisation of the pyramid's convolutions.
+        head_norm: Normalisation of the heads' convolutions.
         frozen_stages: Stem and this many backbone stages are not trained.
         deform: Stages (1..4) with deformable convolution.
         deform_version: 1 or 2.
@@ -74,6 +80,8 @@ class ModelConfig(BaseModel):
     name: str = "cascade_rcnn_r50"
     backbone: str | None = None
     norm: Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"] | None = None
+    neck_norm: NormKind | None = None
+    head_norm: NormKind | None = None
     frozen_stages: Annotated[int, Field(ge=0, le=4)] | None = None
     deform: tuple[Stage, ...] | None = None
     deform_version: Literal[1, 2] | None = None
@@ -97,12 +105,17 @@ class ModelConfig(BaseModel):
 
 
 class Numbers(BaseModel):
-    """The numbers of a named model; what `ModelConfig` may change. Defaults are the common R50-FPN ones."""
+    """The numbers of a named model; what `ModelConfig` may change, and `rpn_beta`, which no recipe can.
+
+    Defaults are MMDetection's for Faster R-CNN on R50-FPN, but for the number of RoIAlign's samples.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str = "resnet50"
     norm: Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"] = "bn_eval"
+    neck_norm: NormKind | None = None
+    head_norm: NormKind | None = None
     frozen_stages: int = 0
     deform: tuple[int, ...] = ()
     deform_version: Literal[1, 2] = 1
@@ -114,7 +127,7 @@ class Numbers(BaseModel):
     box_loss: BoxLossKind = "smooth_l1"
     box_loss_weight: float = 1.0
     smooth_l1_beta: float = 1.0
-    rpn_beta: float = 1 / 9
+    rpn_beta: float = 0.0
     roi_samples: int = 2
     anchor_scales: tuple[float, ...] = (8.0,)
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -141,10 +154,12 @@ def _double_head_rcnn(config: ModelConfig, num_classes: int, numbers: Numbers) -
         )
     chosen = _chosen(config, numbers)
     norm = _head_norm(chosen)
+    if norm == "none" and chosen.head_norm is None:
+        norm = "bn"
     head = DoubleHeadConfig(
         fc_channels=chosen.fc_channels,
         conv_channels=4 * chosen.fpn_channels,
-        norm="bn" if norm == "none" else norm,
+        norm=norm,
         pool_samples=chosen.roi_samples,
         class_agnostic=chosen.class_agnostic,
         box_loss=_box_loss(chosen),
@@ -173,17 +188,17 @@ def faster_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
 
 def cascade_rcnn_r50(config: ModelConfig, num_classes: int) -> Detector:
     """Cascade R-CNN, ResNet-50 + FPN, BatchNorm statistics fixed, class-agnostic boxes."""
-    return _cascade_rcnn(config, num_classes, Numbers(class_agnostic=True))
+    return _cascade_rcnn(config, num_classes, CASCADE)
 
 
 def cascade_rcnn_r50_dcn_gn(config: ModelConfig, num_classes: int) -> Detector:
     """The DelftBikes detector (CS21): ResNet-50 with deformable convolution in stages 2-4, GroupNorm throughout."""
-    return _cascade_rcnn(config, num_classes, Numbers(class_agnostic=True, norm="gn", deform=(2, 3, 4)))
+    return _cascade_rcnn(config, num_classes, CASCADE.model_copy(update={"norm": "gn", "deform": (2, 3, 4)}))
 
 
 def cascade_rcnn_x101_64x4d(config: ModelConfig, num_classes: int) -> Detector:
     """Cascade R-CNN, ResNeXt-101 64x4d + FPN, BatchNorm statistics fixed."""
-    return _cascade_rcnn(config, num_classes, Numbers(class_agnostic=True, backbone="resnext101_64x4d"))
+    return _cascade_rcnn(config, num_classes, CASCADE.model_copy(update={"backbone": "resnext101_64x4d"}))
 
 
 def cascade_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
@@ -208,7 +223,8 @@ def double_head_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detecto
     return _double_head_rcnn(config, num_classes, SMALL.model_copy(update={"box_loss_weight": 2.0}))
 
 
-DOUBLE = Numbers(box_loss_weight=2.0, rpn_beta=0.0)
+DOUBLE = Numbers(box_loss_weight=2.0)
+CASCADE = Numbers(class_agnostic=True, rpn_beta=1 / 9, num_train_proposals=2000)
 
 # BatchNorm, also with two images a step: two painted images are learned to AP 0.89 (Faster) and 0.97 (Cascade) in 100
 # steps, with GroupNorm and all else equal to 0.57 and 0.72 (2026-11-21). The 32 groups have but two channels each in a
@@ -223,6 +239,7 @@ SMALL = Numbers(
     num_test_proposals=200,
     num_rois=64,
     smooth_l1_beta=0.1,
+    rpn_beta=1 / 9,
 )
 
 MODELS: Mapping[str, Callable[[ModelConfig, int], Detector]] = {
@@ -260,14 +277,41 @@ def build_model(config: ModelConfig, num_classes: int) -> Detector:
         hint = "Outside of a run give the file: the `backbone.safetensors` of `scantling pretrain`."
         raise ConfigError(f"model.init is {INIT_PRETRAIN!r}, which only a run can fill in", hint=hint)
     model = MODELS[config.name](config, num_classes)
-    if config.init not in ("random", "pretrained"):
+    if config.init not in NO_FILE:
         _load_backbone(model, Path(config.init))
     return model
 
 
+def check_initial_weights(model: Detector, path: Path) -> None:
+    """Find out whether `init: PATH` could be loaded, before anything is trained or written.
+
+    Args:
+        model: A detector, on the device `meta` perhaps.
+        path: The file.
+
+    Raises:
+        ConfigError: There is no such file, or its weights do not fit; the message names it.
+    """
+    if isinstance(model, TwoStageDetector):
+        with _of_file(path):
+            model.backbone.fitting(read_weights(path))
+
+
 def _load_backbone(model: Detector, path: Path) -> None:
     if isinstance(model, TwoStageDetector):
-        model.backbone.load(read_weights(path))
+        with _of_file(path):
+            model.backbone.load(read_weights(path))
+
+
+@contextmanager
+def _of_file(path: Path) -> Iterator[None]:
+    """Messages about weights name their file."""
+    try:
+        yield
+    except ConfigError as error:
+        if str(path) in error.message:
+            raise
+        raise ConfigError(f"model.init: {path}: {error.message}", hint=error.hint) from error
 
 
 def _chosen(config: ModelConfig, numbers: Numbers) -> Numbers:
@@ -293,6 +337,16 @@ def _box_loss(chosen: Numbers) -> BoxLossConfig:
 
 
 def _head_norm(chosen: Numbers) -> NormKind:
+    return chosen.head_norm or _shared_norm(chosen)
+
+
+def _train_per_level(num_proposals: int) -> int:
+    """Anchors decoded per level in training: twice the proposals, as published for 1000, and 2000 for 2000."""
+    return min(2 * num_proposals, max(num_proposals, 2000))
+
+
+def _shared_norm(chosen: Numbers) -> NormKind:
+    """What the backbone's normalisation means for the pyramid and the heads that do not have their own."""
     shared: dict[str, NormKind] = {"gn": "gn", "sync_bn": "sync_bn"}
     return shared.get(chosen.norm, "none")
 
@@ -309,11 +363,11 @@ def _shared(config: ModelConfig, chosen: Numbers) -> dict[str, Any]:
             drop_path=chosen.drop_path,
             pretrained=config.init == "pretrained",
         ),
-        "neck": FPNConfig(channels=chosen.fpn_channels, norm=_head_norm(chosen)),
+        "neck": FPNConfig(channels=chosen.fpn_channels, norm=chosen.neck_norm or _shared_norm(chosen)),
         "rpn": RPNConfig(
             anchors=AnchorConfig(scales=chosen.anchor_scales, ratios=chosen.anchor_ratios),
             loss=BoxLossConfig(beta=chosen.rpn_beta),
-            train_per_level=2 * chosen.num_train_proposals,
+            train_per_level=_train_per_level(chosen.num_train_proposals),
             train_proposals=chosen.num_train_proposals,
             test_per_level=chosen.num_test_proposals,
             test_proposals=chosen.num_test_proposals,

@@ -14,6 +14,7 @@ from scantling.models.weights.mmdet import (
     ForeignCheckpoint,
     convert,
     load_converted,
+    norm_of,
     num_classes_of,
     read_mmdet_checkpoint,
 )
@@ -150,9 +151,8 @@ def import_mmdet(
     """
     if (out / WEIGHTS).exists() and not overwrite:
         raise UsageError(f"{out / WEIGHTS} exists", hint="Choose another --out, or add --overwrite.")
-    if model.roi_samples is None:  # the weights were trained with RoIAlign's adaptive sampling
-        model = model.model_copy(update={"roi_samples": 0})
     foreign = read_mmdet_checkpoint(file)
+    model = _as_trained(model, foreign)
     found = _class_names(foreign)
     choice.check(found)
     names, rows = choice.classes or found, choice.rows(found)
@@ -179,6 +179,16 @@ def import_mmdet(
     )
     write_json(out / ACCOUNT, summary.to_dict(), indent=2)
     return summary
+
+
+def _as_trained(model: ModelConfig, foreign: ForeignCheckpoint) -> ModelConfig:
+    """The model with what the file says of it, where the user did not: its weights mean nothing otherwise."""
+    told = {
+        "roi_samples": 0,  # MMDetection trains with RoIAlign's adaptive sampling
+        "neck_norm": norm_of(foreign.weights, "neck."),
+        "head_norm": norm_of(foreign.weights, "roi_head.bbox_head."),
+    }
+    return model.model_copy(update={k: v for k, v in told.items() if getattr(model, k) is None})
 
 
 def _class_names(foreign: ForeignCheckpoint) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scantling.errors import CheckpointError
+from scantling.models.layers import NormKind
 from scantling.models.two_stage import Detector
 
 # (their key, our key): regular expressions over whole keys, tried in order.
@@ -84,6 +85,9 @@ _DOUBLE_HEAD = (
     *((rf"conv_branch\.(\d+)\.conv{i + 1}\.(\w+)", rf"blocks.\1.branch.{i}.0.\2") for i in range(3)),
     *((rf"conv_branch\.(\d+)\.(?:bn|gn){i + 1}\.(\w+)", rf"blocks.\1.branch.{i}.1.\2") for i in range(3)),
 )
+_DERIVED = re.compile(r".*\.(?:relative_position_index|num_batches_tracked)")
+_MASK_BRANCH = re.compile(r"roi_head\.mask_(?:head|iou_head)\..+")
+_STATISTICS = re.compile(r"(.*)\.running_(?:mean|var)")
 _SHARED_FC = r"shared_fcs\.(\d+)\.(\w+)"
 _ROI_HEAD = r"roi_head\.bbox_head\.(?:(\d+)\.)?(.+)"
 
@@ -122,6 +126,19 @@ class Conversion:
     unused: tuple[str, ...]
     missing: tuple[str, ...]
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def unplaced(self) -> tuple[str, ...]:
+        """Unused keys without which the detector would not compute what it was trained to.
+
+        Only what is derived from the architecture may be left out, and the masks' branch of a detector of boxes.
+        """
+        has_masks = any(".mask_head" in key for key in self.used)
+        return tuple(
+            key
+            for key in self.unused
+            if not _DERIVED.fullmatch(key) and (has_masks or not _MASK_BRANCH.fullmatch(key))
+        )
 
 
 class _Inert:
@@ -225,11 +242,25 @@ def convert(weights: Mapping[str, Tensor], model: Detector, *, bgr: bool = False
     )
 
 
+def norm_of(weights: Mapping[str, Tensor], part: str) -> NormKind:
+    """Normalisation of the convolutions of a part of the detector, told by the checkpoint's keys.
+
+    Args:
+        weights: Tensors by MMDetection's keys.
+        part: Beginning of the keys, such as `neck.` or `roi_head.bbox_head.`.
+    """
+    own = [key for key in weights if key.startswith(part)]
+    if any(_STATISTICS.fullmatch(key) for key in own):
+        return "bn"
+    return "gn" if any(re.search(r"\.gn\d?\.", key) for key in own) else "none"
+
+
 def load_converted(model: Detector, conversion: Conversion) -> None:
     """Load a complete conversion into `model`.
 
     Raises:
-        CheckpointError: Weights are missing or have other shapes; the first of them are listed.
+        CheckpointError: Weights are missing or have other shapes, or the file has weights or running statistics that
+            find no place in the model; the first of them are listed.
     """
     if conversion.missing or conversion.mismatched:
         shapes = [f"{k}: model {a}, checkpoint {b}" for k, a, b in conversion.mismatched[:5]]
@@ -238,6 +269,16 @@ def load_converted(model: Detector, conversion: Conversion) -> None:
             f"{list(conversion.missing[:5])}; {len(conversion.mismatched)} have other shapes, first {shapes}; "
             f"{len(conversion.unused)} of its own are unused, first {list(conversion.unused[:5])}",
             hint="Check --model: architecture, depth, normalisation and deformable stages must agree.",
+        )
+    if conversion.unplaced:
+        statistics = any(_STATISTICS.fullmatch(key) for key in conversion.unplaced)
+        raise CheckpointError(
+            f"the checkpoint does not fit the model: {len(conversion.unplaced)} of its weights find no place in it, "
+            f"first {list(conversion.unplaced[:5])}; without them the detector would see something else",
+            hint="These layers were trained with BatchNorm, the model has another normalisation there: set `norm` "
+            "(bn_eval), `neck_norm` or `head_norm` (bn)."
+            if statistics
+            else "Check --model: architecture, depth, normalisation and deformable stages must agree.",
         )
     model.load_state_dict(model.state_dict() | conversion.weights)
 

@@ -18,7 +18,7 @@ from scantling.data.samples.transforms import build_transforms
 from scantling.errors import ConfigError
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.two_stage import Detector
-from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model
+from scantling.models.zoo import INIT_PRETRAIN, NO_FILE, ModelConfig, build_model, check_initial_weights
 from scantling.predict.candidates import find_candidates
 from scantling.predict.whole_set import predict_dataset
 from scantling.recipe.recipe import MemberConfig
@@ -61,7 +61,9 @@ def _check_member(context: RunContext, name: str) -> None:
     require_precision(member.train.precision, context.device)
     member.predict.suppress.thresholds(class_names)
     with torch.device("meta"):  # shapes only: nothing is allocated or initialised
-        build_model(_from_random(member), len(class_names))
+        model = build_model(_from_random(member), len(class_names))
+    if member.detector.init not in NO_FILE:
+        check_initial_weights(model, Path(member.detector.init))
 
 
 def train_stage(context: RunContext, unit: Unit) -> Stage:
