@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from scantling.api import import_weights
-from scantling.models.two_stage import Detector
+from scantling.models.contract import Detector, Encoded
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame
@@ -54,6 +55,10 @@ class Golden:
             boxes=torch.from_numpy(self.scene["gt_boxes"]),
             labels=torch.from_numpy(self.scene["gt_labels"]),
         )
+
+    def encoded(self, features: Sequence[torch.Tensor]) -> Encoded:
+        """Levels with the case's own proposals."""
+        return Encoded(levels=features, sizes_hw=[self.size_hw], proposals=[self.proposals])
 
     @property
     def batch(self) -> Batch:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from scantling.models.two_stage import Detector
+from scantling.models.contract import Detector
 
 NORMS = {nn.BatchNorm2d: "bn", nn.SyncBatchNorm: "bn", nn.GroupNorm: "gn"}
 SWIN = (

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from scantling.errors import ConfigError
-from scantling.models.suppression import SuppressConfig
-from scantling.models.two_stage import Detector, total_loss
+from scantling.models.contract import CandidateLimits, Detector, Encoded, total_loss
+from scantling.models.suppression import SuppressConfig, detect
 from scantling.models.zoo import ModelConfig, build_model
+from scantling.settings.draft import Draft
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame, Sample
 
 SIZE_HW = (128, 160)
 STEPS = 160
+ALL = SuppressConfig(score_threshold=0.0)
 SMALL = {
     "backbone": "resnet10t",
     "fpn_channels": 32,
@@ -94,9 +96,10 @@ def test_no_proposals_give_no_detections(variant: str) -> None:
     model, batch = build(variant).eval(), two_images()
     with torch.no_grad():
         features = model.features(model.normalise(batch.images, batch.sizes_hw))
-        found = model.roi_candidates(features, [torch.zeros(0, 4)] * 2, batch.sizes_hw)
+        encoded = Encoded(levels=features, sizes_hw=batch.sizes_hw, proposals=[torch.zeros(0, 4)] * 2)
+        found = model.candidates(encoded, CandidateLimits())
     assert [len(f) for f in found] == [0, 0]
-    losses = model.train().roi_losses(features, [torch.zeros(0, 4)] * 2, batch.instances)
+    losses = model.train().roi_losses(encoded, batch.instances)
     assert all(torch.isfinite(v) for v in losses.values())
 
 
@@ -106,7 +109,8 @@ def test_no_proposals_and_no_truths_leave_nothing_to_learn(variant: str) -> None
     batch = Batch.collate([painted([], [], seed=3), painted([], [], seed=4)])
     features = model.features(model.normalise(batch.images, batch.sizes_hw))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    losses = model.roi_losses(features, [torch.zeros(0, 4)] * 2, batch.instances)
+    encoded = Encoded(levels=features, sizes_hw=batch.sizes_hw, proposals=[torch.zeros(0, 4)] * 2)
+    losses = model.roi_losses(encoded, batch.instances)
     total_loss(losses).backward()
     assert all(float(v.detach()) == 0 for v in losses.values())
     heads = [p for n, p in model.named_parameters() if n.startswith(("head.", "stages."))]
@@ -118,15 +122,14 @@ def test_no_proposals_and_no_truths_leave_nothing_to_learn(variant: str) -> None
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_each_stage_has_a_say_in_the_result(part: int) -> None:
     model, batch = build("cascade").eval(), two_images()
-    model.suppression = SuppressConfig(score_threshold=0.0)
     with torch.no_grad():
-        before = model.predict(batch)
+        before = detect(model, batch, ALL)
         head = model.heads[part]
         head.logits.bias += torch.tensor([2.0, 0.0, 0.0])
-        scores_after = model.predict(batch)
+        scores_after = detect(model, batch, ALL)
         head.logits.bias -= torch.tensor([2.0, 0.0, 0.0])
         head.deltas.bias += 1.0
-        boxes_after = model.predict(batch)
+        boxes_after = detect(model, batch, ALL)
     assert not torch.allclose(before[0].scores, scores_after[0].scores)
     assert not torch.allclose(before[0].boxes, boxes_after[0].boxes[: len(before[0])])
 
@@ -173,7 +176,6 @@ def test_the_fc_head_scores_and_the_conv_head_places(variant: str, part: str) ->
 
 def test_double_head_results_are_the_logits_of_one_head_and_the_boxes_of_the_other() -> None:
     model, batch = build("double head").eval(), two_images()
-    model.suppression = SuppressConfig(score_threshold=0.0)
     rois = torch.tensor([[10.0, 20.0, 50.0, 60.0]])
     with torch.no_grad():
         features = model.features(model.normalise(batch.images, batch.sizes_hw))
@@ -182,7 +184,8 @@ def test_double_head_results_are_the_logits_of_one_head_and_the_boxes_of_the_oth
         model.head.deltas.weight.zero_()
         # class 0 a tenth of the width to the right, class 1 twice as high; deltas are divided by 0.1 and 0.2
         model.head.deltas.bias.copy_(torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 5 * np.log(2)]))
-        found = model.roi_candidates(features, [rois, rois[:0]], batch.sizes_hw)
+        encoded = Encoded(levels=features, sizes_hw=batch.sizes_hw, proposals=[rois, rois[:0]])
+        found = model.candidates(encoded, CandidateLimits(score_threshold=0.0))
     assert [len(f) for f in found] == [2, 0]
     assert found[0].labels.tolist() == [0, 1]
     assert found[0].scores.tolist() == pytest.approx([0.5, 0.3])
@@ -218,8 +221,13 @@ def test_a_double_head_loss_of_weight_zero_teaches_nothing(weight: str, silent: 
 
 
 def test_double_head_takes_no_other_head() -> None:
-    with pytest.raises(ConfigError, match=r"model\.head.*conv_fc"):
-        build_model(ModelConfig(name="double_head_rcnn_r50", head="conv_fc"), num_classes=2)
+    with pytest.raises(ConfigError, match=r"head: unknown key.*keys here: name, init, backbone.*fc_channels"):
+        Draft.of(ModelConfig, ["name=double_head_rcnn_r50", "head=conv_fc"]).check()
+    draft = Draft.of(ModelConfig, ["name=double_head_rcnn_r50", "fc_channel=4", "deform=[1, 2.5]"])
+    with pytest.raises(
+        ConfigError, match=r"fc_channel: unknown key; did you mean 'fc_channels'.*\n.*deform\.1"
+    ):
+        draft.check()
 
 
 def test_losses_do_not_depend_on_the_mode_without_batch_statistics() -> None:
@@ -233,7 +241,6 @@ def test_losses_do_not_depend_on_the_mode_without_batch_statistics() -> None:
 
 def test_an_image_is_detected_alike_alone_and_beside_a_larger_one() -> None:
     model = build("cascade").eval()
-    model.suppression = SuppressConfig(score_threshold=0.0)
     small = painted([(10, 20, 50, 60)], [0], seed=1)
     wide = Sample(
         image=np.zeros((3, 128, 256), np.uint8),
@@ -243,8 +250,8 @@ def test_an_image_is_detected_alike_alone_and_beside_a_larger_one() -> None:
     )
     with torch.no_grad():
         alone, together = (
-            model.candidates(Batch.collate([small])),
-            model.candidates(Batch.collate([small, wide])),
+            model.candidates(model.encode(Batch.collate(samples)), CandidateLimits(score_threshold=0.0))
+            for samples in ([small], [small, wide])
         )
     assert together[0].size_hw == alone[0].size_hw == SIZE_HW
     assert together[0].boxes[:, 2].max() <= SIZE_HW[1]
@@ -273,7 +280,7 @@ def test_two_images_are_learned_by_heart(variant: str, steps: int) -> None:
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        found = model.eval().predict(batch)
+        found = detect(model.eval(), batch)
     assert mean_average_precision(found, batch.instances) > 0.9
 
 

@@ -10,7 +10,7 @@ import torch
 
 from scantling.models.assign import SampleConfig
 from scantling.models.rpn import propose
-from scantling.models.suppression import suppress_instances
+from scantling.models.suppression import SuppressConfig, suppress_instances
 from scantling.ops.boxes import pairwise_iou
 
 CASCADES = ("cascade_rcnn_r50", "cascade_rcnn_r50_dcn_gn")
@@ -61,7 +61,7 @@ def test_rpn_proposals(golden, features) -> None:
 @pytest.mark.parametrize("golden", CASCADES, indirect=True)
 def test_stages(golden, features) -> None:
     with torch.no_grad():
-        outputs = golden.model.run_stages(features, [golden.proposals], [golden.size_hw])
+        outputs = golden.model.run_stages(golden.encoded(features))
     assert len(outputs) == 3
     for stage, output in enumerate(outputs):
         expected = golden.tensor(f"stage{stage}_rois")[:, 1:]
@@ -83,8 +83,8 @@ def test_double_head(golden, features) -> None:
 def test_final_detections(golden, features) -> None:
     model = golden.model
     with torch.no_grad():
-        candidates = model.roi_candidates(features, [golden.proposals], [golden.size_hw])[0]
-    found = suppress_instances(candidates, model.suppression, ())
+        candidates = model.candidates(golden.encoded(features), SuppressConfig().limits(()))[0]
+    found = suppress_instances(candidates, SuppressConfig(), ())
     assert len(found) == len(golden.arrays["final_boxes"])
     torch.testing.assert_close(found.scores, golden.tensor("final_scores"), rtol=1e-3, atol=1e-4)
     expected_labels = golden.tensor("final_labels")
@@ -102,7 +102,7 @@ def test_losses(golden, features) -> None:
     model, facts = golden.model, golden.facts["losses"]
     with every_sample(golden), torch.no_grad():
         found = model.rpn.losses(model.rpn(features), golden.batch)
-        found |= model.roi_losses(features, [golden.proposals], [golden.truth])
+        found |= model.roi_losses(golden.encoded(features), [golden.truth])
     heads = (
         {"": "box_head"} if "loss_cls" in facts else {f"s{number}.": f"stage{number}" for number in range(3)}
     )

@@ -10,9 +10,10 @@ from torch import nn
 
 from models.conftest import golden_state
 from scantling.errors import CheckpointError
-from scantling.models.weights.mmdet import convert, load_converted
+from scantling.models.weights.conversion import load_converted
+from scantling.models.weights.mmdet import convert
 from scantling.models.zoo import ModelConfig, build_model
-from scantling.predict.import_weights import import_mmdet
+from scantling.predict.import_weights import import_detector
 from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
 
 
@@ -56,7 +57,7 @@ def gn_double_head(tmp_path_factory):
 def test_batch_norm_in_the_head_of_a_group_norm_detector_is_read_as_it_is(
     gn_double_head, load_golden, tmp_path
 ):
-    summary = import_mmdet(gn_double_head, ModelConfig(name="double_head_rcnn_r50_dcn_gn"), tmp_path)
+    summary = import_detector(gn_double_head, ModelConfig(name="double_head_rcnn_r50_dcn_gn"), tmp_path)
     assert summary.conversion.unused == ()
     tensors, meta = load_checkpoint(summary.checkpoint)
     model = build_model(ModelConfig(**meta.model), 3).eval()
@@ -88,7 +89,7 @@ def converted(config, weights):
 def test_running_statistics_without_a_place_are_refused(gn_double_head, tmp_path):
     config = ModelConfig(name="double_head_rcnn_r50_dcn_gn", head_norm="gn")
     with pytest.raises(CheckpointError, match=r"30 of its weights find no place.*running_mean") as caught:
-        import_mmdet(gn_double_head, config, tmp_path / "out")
+        import_detector(gn_double_head, config, tmp_path / "out")
     assert "`head_norm` (bn)" in caught.value.hint
     assert not (tmp_path / "out").exists()
 

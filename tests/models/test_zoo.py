@@ -10,8 +10,10 @@ from models.mmdet_layout import mmdet_weights
 from models.test_detectors import painted
 from scantling.errors import ConfigError
 from scantling.models.backbone import Backbone, BackboneConfig
-from scantling.models.two_stage import total_loss
-from scantling.models.weights.mmdet import convert, load_converted
+from scantling.models.contract import total_loss
+from scantling.models.suppression import detect
+from scantling.models.weights.conversion import load_converted
+from scantling.models.weights.mmdet import convert
 from scantling.models.zoo import MODELS, ModelConfig, build_model
 from scantling.structures.sample import Batch
 
@@ -40,7 +42,7 @@ def test_a_model_learns_one_step_and_predicts(name: str) -> None:
     moved = {n.split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n.split(".")[0] for n in before}
     with torch.no_grad():
-        found = model.eval().predict(batch)
+        found = detect(model.eval(), batch)
     assert torch.isfinite(found[0].boxes).all()
     assert (found[0].boxes[:, 2:] <= torch.tensor([160, 128])).all()
 

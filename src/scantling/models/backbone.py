@@ -28,6 +28,7 @@ from scantling.models.weights.torchvision_keys import timm_names
 
 STRIDES = (4, 8, 16, 32)
 Stage = Annotated[int, Field(ge=1, le=4)]
+BackboneNorm = Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"]
 
 
 class BackboneConfig(BaseModel):
@@ -48,7 +49,7 @@ class BackboneConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "resnet50"
-    norm: Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"] = "default"
+    norm: BackboneNorm = "default"
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
     deform: tuple[Stage, ...] = ()
     deform_version: Literal[1, 2] = 1

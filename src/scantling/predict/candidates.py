@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scantling.data.coco import CocoDataset
 from scantling.data.detections import Detections, load_detections, save_detections
 from scantling.errors import DataError
+from scantling.models.contract import Detector
 from scantling.models.suppression import scores_of
-from scantling.models.two_stage import Detector
 from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.structures.instances import Instances
 from scantling.train.devices import ALONE, Processes

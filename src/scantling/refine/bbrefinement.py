@@ -34,7 +34,7 @@ from torch.nn import functional
 
 from scantling.errors import ConfigError
 from scantling.models.backbone import read_weights
-from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD
+from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD
 from scantling.ops.boxes import IouKind, paired_iou
 
 Mixture = Literal["none", "class", "centre", "both"]
