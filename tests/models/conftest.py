@@ -16,7 +16,7 @@ import torch
 from scantling.api import import_weights
 from scantling.models.contract import Detector, Encoded
 from scantling.models.zoo import ModelConfig, build_model
-from scantling.structures.instances import Instances
+from scantling.structures.instances import ImageMasks, Instances
 from scantling.structures.sample import Batch, Frame
 from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
 
@@ -54,6 +54,7 @@ class Golden:
             size_hw=self.size_hw,
             boxes=torch.from_numpy(self.scene["gt_boxes"]),
             labels=torch.from_numpy(self.scene["gt_labels"]),
+            masks=ImageMasks.from_dense(unpacked(self.scene["gt_masks"], 3, self.size_hw)),
         )
 
     def encoded(self, features: Sequence[torch.Tensor]) -> Encoded:
@@ -70,6 +71,11 @@ class Golden:
             frames=[Frame.identity(self.size_hw)],
             image_ids=[0],
         )
+
+
+def unpacked(bits: np.ndarray, count: int, size_hw: tuple[int, int]) -> np.ndarray:
+    """(N, H, W) of the packed bits in which the cases keep masks."""
+    return np.unpackbits(bits)[: count * size_hw[0] * size_hw[1]].reshape(count, *size_hw)
 
 
 def golden_state(case: str) -> dict[str, torch.Tensor]:

@@ -19,6 +19,13 @@ SWIN = (
     (r"layers_(\d)\.blocks\.(\d+)\.mlp\.fc2\.(\w+)", r"stages.\1.blocks.\2.ffn.layers.1.\3"),
     (r"layers_(\d)\.blocks\.(\d+)\.(norm\d\.\w+)", r"stages.\1.blocks.\2.\3"),
 )
+CONVNEXT = (
+    (r"stem_(\d)\.(\w+)", r"downsample_layers.0.\1.\2"),
+    (r"stages_(\d)\.downsample\.(.+)", r"downsample_layers.\1.\2"),
+    (r"stages_(\d)\.blocks\.(\d+)\.conv_dw\.(\w+)", r"stages.\1.\2.depthwise_conv.\3"),
+    (r"stages_(\d)\.blocks\.(\d+)\.mlp\.fc(\d\.\w+)", r"stages.\1.\2.pointwise_conv\3"),
+    (r"stages_(\d)\.blocks\.(\d+)\.(.+)", r"stages.\1.\2.\3"),
+)
 
 
 def mmdet_weights(model: Detector, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -40,17 +47,25 @@ def _their_key(key: str, kinds: Mapping[str, str]) -> str:
     if match := re.fullmatch(r"rpn\.(conv|objectness|deltas)\.(\w+)", key):
         part = {"conv": "rpn_conv", "objectness": "rpn_cls", "deltas": "rpn_reg"}[match[1]]
         return f"rpn_head.{part}.{match[2]}"
+    if match := re.fullmatch(r"mask_(?:head|stages\.(\d))\.(.+)", key):
+        stage = "" if match[1] is None else f"{match[1]}."
+        return f"roi_head.mask_head.{stage}{_mask_head(match[2], kind)}"
     match = re.fullmatch(r"(?:head|stages\.(\d))\.(.+)", key)
     stage = "" if match[1] is None else f"{match[1]}."
     return f"roi_head.bbox_head.{stage}{_head(match[2], kind)}"
 
 
 def _backbone(key: str, kind: str) -> str:
-    for pattern, name in SWIN:
+    for pattern, name in (*SWIN, *CONVNEXT):
         if re.fullmatch(pattern, key):
             return re.sub(pattern, name, key)
     key = key.replace("conv2.offset.", "conv2.conv_offset.")
     return re.sub(r"(^|\.)bn(\d)\.", rf"\1{kind}\2.", key)
+
+
+def _mask_head(key: str, kind: str) -> str:
+    key = re.sub(r"convs\.(\d)\.[01]\.", rf"convs.\1.{kind}.", key)
+    return re.sub(r"^logits\.", "conv_logits.", key)
 
 
 def _head(key: str, kind: str) -> str:

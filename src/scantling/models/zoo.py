@@ -99,9 +99,17 @@ CONV_GIOU: dict[str, Any] = {
     "box_loss": "giou",
     "box_loss_weight": 10.0,
 }
+SYNC_GIOU: dict[str, Any] = {**CONV_GIOU, "head_norm": "sync_bn", "class_agnostic": False}
 
 # Detectors as torchvision trains them; their published weights mean nothing with other samples or anchors.
-TORCHVISION: dict[str, Any] = {"norm": "frozen_bn", "roi_aligned": False, "anchors_rounded": True}
+TORCHVISION: dict[str, Any] = {
+    "norm": "frozen_bn",
+    "roi_aligned": False,
+    "anchors_rounded": True,
+    "smooth_l1_beta": 1 / 9,
+    "rpn_beta": 1 / 9,
+    "num_train_proposals": 2000,
+}
 TORCHVISION_V2: dict[str, Any] = {
     **TORCHVISION,
     "norm": "bn",
@@ -147,10 +155,8 @@ MODELS: Mapping[str, Preset] = {
     "cascade_mask_rcnn_r50": _cascade_mask(),
     "cascade_mask_rcnn_r50_giou": _cascade_mask(**CONV_GIOU),
     "cascade_mask_rcnn_x101_64x4d_dcn": _cascade_mask(**X101, **DCN),
-    "cascade_mask_rcnn_swin_t": _cascade_mask(**SWIN_T, **{**CONV_GIOU, "head_norm": "sync_bn"}),
-    "cascade_mask_rcnn_convnext_t": _cascade_mask(
-        **CONVNEXT_T, **{**CONV_GIOU, "head_norm": "sync_bn", "class_agnostic": False}
-    ),
+    "cascade_mask_rcnn_swin_t": _cascade_mask(**SWIN_T, **SYNC_GIOU),
+    "cascade_mask_rcnn_convnext_t": _cascade_mask(**CONVNEXT_T, **SYNC_GIOU),
     "cascade_mask_rcnn_r18_small": _cascade_mask(**SMALL_MASK),
     "torchvision_faster_rcnn_r50": _faster(**TORCHVISION),
     "torchvision_faster_rcnn_r50_v2": _faster(**TORCHVISION_V2),
