@@ -107,10 +107,6 @@ class RunContext:
         """Settings of a member."""
         return self.recipe.members[name]
 
-    def member_folder(self, name: str) -> Path:
-        """Folder of a member's files."""
-        return self.root / "members" / name
-
     def units_of(self, name: str) -> list[Unit]:
         """What has to be trained for a member; nothing for a file of another tool."""
         if self.member(name).model is None:
