@@ -1,7 +1,9 @@
-"""One evaluation as a self-contained problem: truth and detections in numbers of ours, checked and copied.
+"""What one evaluation is made from: truth and detections as columns, checked, and no part of the user's records.
 
-Renumbering keeps every id of the user's file away from the engines (pycocotools takes an annotation with id 0
-for "not matched" and cannot sort image ids of mixed types), and copying keeps them from writing into it.
+Ids of the user's file stay outside: engines get numbers of ours (pycocotools takes an annotation with id 0 for "not
+matched" and cannot sort image ids of mixed types), see `backends`.
+
+N: detections, G: truths, I: images, K: categories.
 """
 
 from __future__ import annotations
@@ -9,40 +11,102 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from scantling.data.coco import CocoDataset, ImageRecord
-from scantling.data.coco.records import Annotation, area_of, to_rle
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_api
+
+from scantling.data.coco import CocoDataset
 from scantling.data.coco.results import CheckedResults, box_xywh, check_results
+from scantling.data.detections import detections_of
 from scantling.data.limits import over_limit
+from scantling.data.truths import Truths, truths_of
 from scantling.errors import Finding, Severity
+from scantling.ops.overlaps import Floats, Ints, xywh_to_xyxy, xyxy_to_xywh
+from scantling.structures.detections import Detections
 
 IouType = Literal["bbox", "segm"]
 Result = Mapping[str, Any]
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Problem:
-    """Truth and detections in numbers of ours: image number = position in the data set + 1, category = label + 1.
+class EvalInputs:
+    """Truth and detections of one evaluation.
 
     Attributes:
-        truth: COCO object (images, annotations, categories). Annotations with `ignore` are neither required nor a
-            mistake to find, however often, as VOC has it for difficult objects.
-        detections: COCO results in the order given; for `segm` without `bbox`, so that sizes are those of the
-            masks. Segmentations are compressed RLE on both sides.
+        truths: G rows in the data set's order; for masks those that have one, and their boxes are those of the masks.
+        detections: N rows in the order given; for masks those that have one, and their boxes are those of the masks.
+        boxes_xywh: (N, 4) boxes of the detections as they were written, to the last digit: COCO's areas are theirs.
+        sizes_hw: (I, 2) of the images.
+        num_classes: K.
         iou_type: Which overlap counts.
         findings: What was left out and why.
     """
 
-    truth: dict[str, list[Record]]
-    detections: list[Record]
+    truths: Truths
+    detections: Detections
+    boxes_xywh: Floats
+    sizes_hw: Ints
+    num_classes: int
     iou_type: IouType
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...] = ()
+
+    @classmethod
+    def over(cls, detections: Detections, dataset: CocoDataset, iou_type: IouType = "bbox") -> Self:
+        """Detections of a data set and its truths; none of either is fine. For masks, each detection has one."""
+        return cls(
+            truths=_usable_truths(dataset, iou_type),
+            detections=detections,
+            boxes_xywh=xyxy_to_xywh(detections.boxes),
+            sizes_hw=np.array([image.size_hw for image in dataset.images], dtype=np.int64).reshape(-1, 2),
+            num_classes=len(dataset.categories),
+            iou_type=iou_type,
+        )
+
+    def __getitem__(self, rows: NDArray[Any]) -> Self:
+        """The same truth with some of the detections."""
+        return replace(self, detections=self.detections[rows], boxes_xywh=self.boxes_xywh[rows])
+
+    def replace_detections(self, detections: Detections) -> Self:
+        """The same truth with other detections of the data set."""
+        return replace(self, detections=detections, boxes_xywh=xyxy_to_xywh(detections.boxes))
+
+    @property
+    def num_images(self) -> int:
+        """I."""
+        return len(self.sizes_hw)
+
+    @property
+    def keys(self) -> Ints:
+        """(N,) image and category of each detection in one number."""
+        return self.detections.images * self.num_classes + self.detections.labels
+
+    @property
+    def truth_keys(self) -> Ints:
+        """(G,) image and category of each truth in one number."""
+        return self.truths.images * self.num_classes + self.truths.labels
+
+    @property
+    def shapes(self) -> NDArray[Any]:
+        """(N, 4) boxes xywh, or (N,) masks: what overlaps."""
+        return self.boxes_xywh if self.iou_type == "bbox" else _masks(self.detections)
+
+    @property
+    def truth_shapes(self) -> NDArray[Any]:
+        """(G, 4) boxes xywh, or (G,) masks: what they overlap with."""
+        return self.truths.boxes_xywh if self.iou_type == "bbox" else _masks(self.truths)
+
+    @property
+    def areas(self) -> Floats:
+        """(N,) size of each detection in square pixels: that of its box, or of its mask where masks count."""
+        if self.iou_type == "bbox":
+            return self.boxes_xywh[:, 2] * self.boxes_xywh[:, 3]
+        return np.asarray(mask_api.area(_masks(self.detections).tolist()), dtype=np.float64).reshape(-1)
 
 
-def build_problem(dataset: CocoDataset, results: Sequence[Result], iou_type: IouType) -> Problem:
-    """Copy and renumber truth and results.
+def eval_inputs(dataset: CocoDataset, results: Sequence[Result], iou_type: IouType) -> EvalInputs:
+    """Check results, and put them and the truth into columns.
 
     Args:
         dataset: The truth.
@@ -54,80 +118,38 @@ def build_problem(dataset: CocoDataset, results: Sequence[Result], iou_type: Iou
     Raises:
         DataError: Results that do not belong to the data set or are damaged; with all findings.
     """
-    annotations = _annotations(dataset, iou_type)
     key = "bbox" if iou_type == "bbox" else "segmentation"
     checked = check_results([dict(result) for result in results], dataset, image_ids="id")
-    found = checked.records if iou_type == "segm" else [_boxed(result) for result in checked.records]
-    usable = [result for result in found if key in result]
-    return Problem(
-        truth={
-            "images": [_image_record(number, image) for number, image in enumerate(dataset.images, start=1)],
-            "annotations": annotations,
-            "categories": [
-                {"id": number, "name": c.name} for number, c in enumerate(dataset.categories, start=1)
-            ],
-        },
-        detections=_detections(dataset, usable, key),
-        iou_type=iou_type,
-        findings=(
-            *truth_findings(dataset, iou_type, None),
-            *_result_findings(checked, len(usable), key),
-        ),
-    )
+    usable = [result for result in checked.records if iou_type == "bbox" or key in result]
+    found = detections_of(usable, dataset).replace(extra=None)
+    if iou_type == "bbox":
+        boxes_xywh = np.array([box_xywh(result) for result in usable], dtype=np.float64).reshape(-1, 4)
+        found = found.replace(masks=None)
+    else:
+        boxes_xywh = _mask_boxes(_masks(found))
+        found = found.replace(boxes=xywh_to_xyxy(boxes_xywh))
+    findings = (*truth_findings(dataset, iou_type, None), *_result_findings(checked, len(usable), key))
+    return replace(EvalInputs.over(found, dataset, iou_type), boxes_xywh=boxes_xywh, findings=findings)
 
 
-def _boxed(result: Result) -> Result:
-    return result if "bbox" in result else {**result, "bbox": box_xywh(result)}
+def _usable_truths(dataset: CocoDataset, iou_type: IouType) -> Truths:
+    """The truths that can be compared with, in the data set's order."""
+    if iou_type == "bbox":
+        return truths_of(dataset)
+    truths = truths_of(dataset, masks=True)
+    truths = truths[np.array([mask is not None for mask in _masks(truths)], dtype=bool)]
+    boxes_xywh = _mask_boxes(_masks(truths))
+    return truths.replace(boxes_xywh=boxes_xywh, boxes=xywh_to_xyxy(boxes_xywh))
 
 
-def _image_record(number: int, image: ImageRecord) -> Record:
-    return {"id": number, "height": image.size_hw[0], "width": image.size_hw[1]}
+def _masks(rows: Truths | Detections) -> NDArray[np.object_]:
+    return np.zeros(len(rows), dtype=object) if rows.masks is None else rows.masks
 
 
-def _annotations(dataset: CocoDataset, iou_type: IouType) -> list[Record]:
-    usable = [
-        (number, image.size_hw, annotation)
-        for number, (image, annotations) in enumerate(
-            zip(dataset.images, dataset.annotations, strict=True), start=1
-        )
-        for annotation in annotations
-        if iou_type == "bbox" or annotation.segmentation is not None
-    ]
-    return [
-        {"id": n, "image_id": image_number, **_annotation_record(annotation, size_hw, iou_type)}
-        for n, (image_number, size_hw, annotation) in enumerate(usable, start=1)
-    ]
-
-
-def _annotation_record(annotation: Annotation, size_hw: tuple[int, int], iou_type: IouType) -> Record:
-    record: Record = {
-        "category_id": annotation.label + 1,
-        "bbox": list(annotation.box_xywh),
-        "area": area_of(annotation, size_hw),
-        "iscrowd": int(annotation.is_crowd),
-        "ignore": int(annotation.is_ignored),
-    }
-    if iou_type == "segm" and annotation.segmentation is not None:
-        record["segmentation"] = to_rle(annotation.segmentation, size_hw)
-    return record
-
-
-def is_ignored(record: Mapping[str, Any]) -> bool:
-    """Whether a record of a problem counts neither way: a crowd region, or an ignored object."""
-    return bool(record.get("iscrowd", 0) or record.get("ignore", 0))
-
-
-def _detections(dataset: CocoDataset, results: Sequence[Result], key: str) -> list[Record]:
-    label_of = {category.id: label for label, category in enumerate(dataset.categories)}
-    return [
-        {
-            "image_id": dataset.index_of[result["image_id"]] + 1,
-            "category_id": label_of[result["category_id"]] + 1,
-            "score": float(result["score"]),
-            key: [float(number) for number in result[key]] if key == "bbox" else result[key],
-        }
-        for result in results
-    ]
+def _mask_boxes(masks: NDArray[np.object_]) -> Floats:
+    """(N, 4) xywh around each mask."""
+    boxes: Floats = np.asarray(mask_api.toBbox(masks.tolist()), dtype=np.float64).reshape(-1, 4)
+    return boxes
 
 
 def truth_findings(dataset: CocoDataset, iou_type: IouType, limit: int | None) -> list[Finding]:
