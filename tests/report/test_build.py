@@ -13,7 +13,7 @@ import pytest
 from scantling.errors import DataError
 from scantling.evaluate.variants import Variant, compare_variants
 from scantling.refine.apply import ApplyConfig
-from scantling.refine.gate import GateCell, RefineGate
+from scantling.refine.gate import GateCell, RefineGate, RuleGain
 from scantling.report.build import RunFacts, build_content, flatten, read_run
 from scantling.report.dataset_facts import describe_dataset
 from scantling.report.html import render
@@ -117,6 +117,11 @@ def write_refinement(run_dir, *, gate):
         refiner="0" * 64,
         apply=ApplyConfig(),
         ap={"before": 0.4, "refined": 0.41, "gated": 0.45},
+        rule="category",
+        rules=(
+            RuleGain(rule="all", opened=2, gain=(0.01, -0.01, 0.03)),
+            RuleGain(rule="category", opened=1, gain=(0.05, 0.02, 0.07)),
+        ),
         cells=(cell, shut),
     )
     folder = run_dir / "refine"
@@ -143,6 +148,8 @@ def test_the_gate_of_a_run_and_what_it_let_through_are_shown(run_dir, dataset):
     assert "1 234 refined, 5 kept by the gate." in page
     assert "too small" not in page
     assert "0.400 before, 0.410 with every box refined, and 0.450 with this gate" in page
+    assert "<li>no gate +0.010 [-0.010, +0.030], 2 cells</li>" in page
+    assert "<li>by category +0.050 [+0.020, +0.070], 1 cells used</li>" in page
     rows = [row.split("</tr>")[0] for row in page.split("<tr>") if '<th scope="row">crack' in row]
     assert any("refined" in row and "+0.050" in row and "+0.010 – +0.090" in row for row in rows)
     assert any('<th scope="row">dent' in row and "kept" in row for row in page.split("<tr>"))
