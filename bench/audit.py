@@ -27,10 +27,11 @@ from refine_gain import SMALL
 from scantling import api
 from scantling.audit.suspects import AuditConfig, find_suspects
 from scantling.data.coco import CocoDataset, read_coco, read_results
-from scantling.data.detections import Detections, detections_of
+from scantling.data.detections import detections_of
 from scantling.data.truths import labels_of, overlaps
 from scantling.refine.apply import ApplyConfig, load_refiner, refine_truth
 from scantling.settings import yaml as strict_yaml
+from scantling.structures.detections import Detections
 from scantling.synth.synth import LabelNoise, SynthConfig, write_synth
 
 NOISE = LabelNoise(box_jitter=0.04, wrong_class=0.02, missing=0.02, spurious=0.02, splits=("train", "val"))

@@ -24,10 +24,11 @@ import numpy as np
 
 from scantling.combine.eliminate import EliminateConfig, eliminate, learn_relations
 from scantling.data.coco import CocoDataset
-from scantling.data.detections import Detections, results_of
+from scantling.data.detections import results_of
 from scantling.data.formats.locations import read_location
 from scantling.evaluate.compare import compare_results
 from scantling.evaluate.outcomes import MatchableBoxes
+from scantling.structures.detections import Detections
 from scantling.synth.synth import LabelNoise, SynthConfig, write_synth
 
 SCENES = (

@@ -42,7 +42,8 @@ from scantling.combine.members import EnsembleSummary, ensemble_files
 from scantling.data.coco import read_coco
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.results import write_results
-from scantling.data.detections import Detections, results_of
+from scantling.data.detections import results_of
+from scantling.structures.detections import Detections
 
 SIDE = 1024.0
 IOU_THRESHOLD = 0.55

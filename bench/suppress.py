@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
-from scantling.data.detections import Detections
 from scantling.models.suppression import SuppressConfig, suppress_detections
 from scantling.ops.nms import suppress
+from scantling.structures.detections import Detections
 
 NUM_CATEGORIES, SCALES, PER_SCALE, PLACES = 22, 9, 1000, 40
 WIDTH, HEIGHT = 1600, 1200

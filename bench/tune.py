@@ -24,9 +24,10 @@ import torch
 
 from scantling.combine.tune import Option, TuneConfig, tune_suppression
 from scantling.data.coco import CocoDataset, ReadOptions, parse_coco
-from scantling.data.detections import Detections, results_of
+from scantling.data.detections import results_of
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.suppression import SuppressConfig, suppress_detections
+from scantling.structures.detections import Detections
 
 NUM_CATEGORIES = 22
 NAMES = [f"part{label}" for label in range(NUM_CATEGORIES)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scantling.data.coco import CocoDataset, ReadOptions, parse_coco
-from scantling.data.detections import Detections
+from scantling.structures.detections import Detections
 
 Box = Sequence[float]
 

@@ -9,9 +9,10 @@ import pytest
 
 from combine.planted import dataset_of, detections_from
 from scantling.combine.eliminate import EliminateConfig, Reason, eliminate, learn_relations
-from scantling.data.detections import Detections, results_of
+from scantling.data.detections import results_of
 from scantling.errors import DataError
 from scantling.evaluate.coco_eval import evaluate_results
+from scantling.structures.detections import Detections
 
 NAMES = ("wheel", "hub", "saddle")
 WHEEL, HUB, SADDLE = (0.0, 0.0, 100.0, 100.0), (45.0, 45.0, 55.0, 55.0), (200.0, 0.0, 260.0, 30.0)

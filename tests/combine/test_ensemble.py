@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from reference import slow_ensemble, slow_nms
 from scantling.combine import clusters, pool
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
-from scantling.data.detections import Detections
 from scantling.errors import ConfigError, DataError
+from scantling.structures.detections import Detections
 
 NAMES = ("bolt", "nut", "washer")
 SCORES = ("mean", "max", "box_and_model_mean", "absent_model_aware_mean")

@@ -9,12 +9,13 @@ from combine.planted import dataset_of, detections_from, planted
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
 from scantling.combine.tuned import read_tuned, write_tuned
-from scantling.data.detections import Detections, results_of
+from scantling.data.detections import results_of
 from scantling.errors import ConfigError, DataError, UsageError
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.suppression import SuppressConfig, suppress_detections
 from scantling.predict.predictor import PredictConfig
 from scantling.settings.draft import Draft
+from scantling.structures.detections import Detections
 
 BASE = SuppressConfig(score_threshold=0.0)
 HARD = TuneConfig(methods=("hard",), bootstrap=100)

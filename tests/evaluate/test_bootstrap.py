@@ -26,10 +26,12 @@ SLICES = {
 
 def pycocotools(problem: Problem) -> np.ndarray:
     """(K + 1, M) metrics of every category, then of all, with NaN for undefined."""
-    precision = match_and_accumulate(problem, (1, 10, 100), "pycocotools").precision[..., -1]
+    curves = match_and_accumulate(problem, (1, 10, 100), "pycocotools")
+    precision, recall = curves.precision[..., -1], curves.recall[:, :, 0, -1]
     categories = [[k] for k in range(precision.shape[2])]
     rows = [
         [mean_defined(precision[ious][:, :, chosen, area]) for ious, area in SLICES.values()]
+        + [mean_defined(recall[:, chosen])]
         for chosen in [*categories, list(range(precision.shape[2]))]
     ]
     return np.array(rows, dtype=float)
@@ -115,7 +117,7 @@ def test_the_detection_limit_holds_per_image_and_category(make_dataset):
 def test_nothing_at_all(make_dataset):
     dataset = make_dataset([])
     evaluation = evaluate_results(dataset, [], bootstrap=10)
-    assert evaluation.intervals == dict.fromkeys(METRICS)
+    assert evaluation.intervals == dict.fromkeys((*METRICS[:-1], "AR100"))
     truths = make_dataset([{"image_id": 1, "category_id": 1, "bbox": [10, 10, 50, 40]}], folder="truths")
     only_truths = evaluate_results(truths, [], bootstrap=200)
     assert only_truths.intervals["AP"] == (0.0, 0.0)
@@ -266,5 +268,5 @@ def test_real_splits_give_the_numbers_of_pycocotools(real_data, name, split, iou
     assert 0.2 < evaluation.metrics["AP"] < 0.95
     problem = build_problem(dataset, results, iou_type)
     ours = resample(match_outcomes(problem), np.ones((len(dataset), 1), np.float32)).overall[:, 0]
-    expected = np.array([np.nan if value is None else value for value in theirs[:6]])
+    expected = np.array([np.nan if value is None else value for value in [*theirs[:6], theirs[8]]])
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9)

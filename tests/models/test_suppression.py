@@ -7,11 +7,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from scantling.data.detections import Detections
 from scantling.errors import ConfigError
 from scantling.models.suppression import SuppressConfig, suppress_detections, suppress_instances
 from scantling.models.two_stage import top_candidates
 from scantling.ops.boxes import pairwise_iou
+from scantling.structures.detections import Detections
 from scantling.structures.instances import Instances
 
 BOXES = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 10.0, 10.0]])

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from scantling.data.coco import CocoDataset, read_coco
-from scantling.data.detections import Detections
 from scantling.data.truths import labels_of
+from scantling.structures.detections import Detections
 
 NUM_IMAGES = 24
 PLACES = [(30.0 + 100 * column, 30.0 + 100 * row) for row in range(2) for column in range(3)]

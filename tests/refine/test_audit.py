@@ -14,9 +14,9 @@ from scantling.audit.odds import precision_of, robust_z, share_at_most, surprise
 from scantling.audit.reasons import size_groups
 from scantling.audit.suspects import AuditConfig, find_suspects, hash_of
 from scantling.data.coco import read_coco
-from scantling.data.detections import Detections
 from scantling.data.truths import associate, labels_of, overlaps
 from scantling.errors import UsageError
+from scantling.structures.detections import Detections
 
 EVERYTHING = AuditConfig(min_score=0.0)
 PLANTED = {("loose", LOOSE), ("class", CLASS), ("spurious", SPURIOUS), ("duplicate", 1002), ("missing", None)}

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from refine.conftest import TINY
-from scantling.data.detections import Detections, detections_of
+from scantling.data.detections import detections_of
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.refine import gate_tuning as gate_module
 from scantling.refine.apply import ApplyConfig, refine_results
@@ -16,6 +16,7 @@ from scantling.refine.bbrefinement import Refiner, RefinerConfig
 from scantling.refine.gate import GateCell, GateConfig, RefineGate, size_of
 from scantling.refine.gate_tuning import meant_for, tune_gate
 from scantling.settings import yaml as strict_yaml
+from scantling.structures.detections import Detections
 
 CONFIG = GateConfig(min_matches=6, min_images=3, bootstrap=200, bands=(0.5,))
 

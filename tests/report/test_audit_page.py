@@ -16,12 +16,12 @@ from reference.faulty_labels import CLASS, LOOSE, Faulty, make_faulty
 from scantling import api
 from scantling.audit.suspects import AuditConfig, find_suspects
 from scantling.data.coco import read_coco
-from scantling.data.detections import Detections
 from scantling.data.truths import labels_of
 from scantling.report.audit_page import PageLimits, cards_of, render_audit, write_audit_page
 from scantling.report.audit_report import write_audit
 from scantling.report.suspect_sheet import CELL_HW, draw_suspect, write_suspect_sheet
 from scantling.report.suspect_shots import Camera
+from scantling.structures.detections import Detections
 
 HOSTILE = ("<script>alert('x')</script>", 'nut" onload="alert(1)')
 LARGEST_CARD = 14_000

@@ -111,3 +111,28 @@ def test_the_path_rule_catches_what_it_should():
     assert MACHINE_PATH.search("open('/home/me/data')")
     assert not MACHINE_PATH.search("members/cascade/best")
     assert not MACHINE_PATH.search("https://example.org/work/")
+
+
+OWN_FILES = {"structures/detections.py", "structures/instances.py", "data/detections.py"}
+"""Where a row becomes columns or comes out of a file; everywhere else rows change by `[]`, `cat` and `replace`."""
+
+
+def constructions(tree: ast.Module, name: str) -> list[int]:
+    """Lines on which a class is made from its fields."""
+    return [
+        node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and dotted(node.func) == name
+    ]
+
+
+def test_rows_are_never_put_together_field_by_field(modules):
+    found = [
+        f"{m.name}:{line}"
+        for m in modules
+        if m.name not in OWN_FILES
+        for line in constructions(m.tree, "Detections")
+    ]
+    assert found == [], "a column would be lost without an error: use [], cat or replace"
+
+
+def test_the_rule_sees_a_construction():
+    assert constructions(ast.parse("a = Detections(images=i)\nb = Detections.cat([a])"), "Detections") == [1]

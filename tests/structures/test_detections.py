@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from scantling.data.coco import ReadOptions, parse_coco
 from scantling.data.coco.records import to_rle
 from scantling.data.detections import (
-    Detections,
     compare_detections,
     detections_of,
     load_detections,
@@ -16,6 +16,10 @@ from scantling.data.detections import (
     save_detections,
 )
 from scantling.errors import DataError, Severity
+from scantling.ops.rle import rle_decode
+from scantling.structures.detections import Detections
+from scantling.structures.instances import Instances
+from scantling.structures.masks import RoiMasks
 
 
 @pytest.fixture
@@ -97,4 +101,68 @@ def test_row_65_files_that_belong_together_or_not(dataset):
     assert told(("a", both), ("b", reversed_rows)) == [
         ("b", "results-same-twice", "holds the same predictions as a")
     ]
-    assert told(("a", both), ("b", both.with_scores(both.scores / 2))) == []
+    assert told(("a", both), ("b", both.replace(scores=both.scores / 2))) == []
+
+
+def rle(column, rows, size_hw=(30, 40)):
+    """A mask of one column."""
+    before = column * size_hw[0] + rows[0]
+    counts = [before, len(rows), size_hw[0] * size_hw[1] - before - len(rows)]
+    return to_rle({"size": list(size_hw), "counts": counts}, size_hw)
+
+
+def foreign(dataset):
+    """Results with everything: a mask on one of them, keys that only another tool knows on the other."""
+    first, second = RESULTS
+    return [
+        first | {"segmentation": rle(2, range(2, 7))},
+        second | {"track": 7, "attributes": {"worn": [True]}},
+    ]
+
+
+def test_masks_and_keys_of_other_tools_are_carried(dataset):
+    results = foreign(dataset)
+    found = detections_of(results, dataset)
+    assert results_of(found, dataset) == results
+    assert results_of(found[::-1].by_score(), dataset) == [results[1], results[0]]
+    assert results_of(found.replace(scores=found.scores / 2), dataset)[1]["track"] == 7
+    bare = detections_of(RESULTS, dataset)
+    joined = Detections.cat([bare, Detections.empty(), found])
+    assert results_of(joined, dataset) == [*RESULTS, *results]
+
+
+def test_soft_masks_are_pasted_when_results_are_written(dataset):
+    half = np.zeros((2, 4, 4), dtype=np.uint8)
+    half[0, :, :2] = 255  # the left half of the box
+    found = detections_of(RESULTS, dataset).replace(
+        boxes=np.array([[4.0, 4.0, 12.0, 8.0], [0.0, 0.0, 8.0, 8.0]]), soft_masks=half
+    )
+    masks = [rle_decode(result["segmentation"]) for result in results_of(found, dataset)]
+    expected = np.zeros((30, 40), dtype=bool)
+    expected[4:8, 4:8] = True
+    assert (masks[0] == expected).all()
+    assert not masks[1].any()
+
+
+def test_soft_masks_beside_none_are_refused(dataset):
+    found = detections_of(RESULTS, dataset)
+    with pytest.raises(ValueError, match="soft masks of one side"):
+        Detections.cat([found, found.replace(soft_masks=np.zeros((2, 4, 4), dtype=np.uint8))])
+    with pytest.raises(ValueError, match="soft_masks: expected uint8"):
+        found.replace(soft_masks=np.zeros((1, 4, 4), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"masks: expected \(2,\)"):
+        found.replace(masks=np.zeros(3, dtype=object))
+
+
+def test_rows_and_instances_are_two_forms_of_the_same(dataset):
+    found = detections_of(foreign(dataset), dataset)
+    row = found[found.images == 1]
+    instances = Instances.from_detections(row, (30, 40))
+    assert instances.masks.to_rles() == row.masks.tolist()
+    again = instances.to_detections(1)
+    assert results_of(again, dataset) == results_of(row, dataset)
+    soft = instances.replace(masks=RoiMasks(probabilities=torch.full((1, 4, 4), 0.2)))
+    assert soft.to_detections(1).soft_masks.tolist() == np.full((1, 4, 4), 51).tolist()
+    assert torch.allclose(
+        Instances.from_detections(soft.to_detections(1), (30, 40)).masks.probabilities, torch.tensor(0.2)
+    )

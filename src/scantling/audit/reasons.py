@@ -21,8 +21,8 @@ from scantling.audit.odds import (
     surprise,
     with_odds,
 )
-from scantling.data.detections import Detections
 from scantling.data.truths import NONE, Association, Flags, Floats, Labels, Rows, overlaps, row_overlaps
+from scantling.structures.detections import Detections
 
 MIN_CALIBRATED = 30
 """Detections a category needs to be calibrated on its own; fewer are calibrated with all."""

@@ -34,9 +34,9 @@ from scantling.audit.reasons import (
 )
 from scantling.data.coco import CocoDataset, ImageId
 from scantling.data.coco.records import AnnotationId
-from scantling.data.detections import Detections
 from scantling.data.truths import NONE, Floats, Labels, Rows, associate, labels_of, row_overlaps
 from scantling.errors import UsageError
+from scantling.structures.detections import Detections
 
 Reason = Literal["loose", "missing", "spurious", "class", "duplicate"]
 Share = Annotated[float, Field(gt=0, lt=1)]

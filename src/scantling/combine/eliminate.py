@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from scantling.combine.relations import Relations, overlaps, relations_of
+from scantling.combine.relations import Relations, relations_of
 from scantling.data.coco.dataset import CocoDataset
-from scantling.data.detections import Detections
+from scantling.ops.overlaps import paired_overlaps
+from scantling.structures.detections import Detections
 
 _MAX_PAIRS = 1_000_000  # compared at once
 _MAX_LINES = 20  # shown to people
@@ -234,7 +235,7 @@ def _contradictions(
     """Those of some pairs whose relation never occurs, and which: stronger, weaker, position of the reason."""
     stronger, weaker = pair
     one, other = ranked.labels[stronger], ranked.labels[weaker]
-    iou, around, inside = overlaps(ranked.boxes[stronger], ranked.boxes[weaker])
+    iou, around, inside = paired_overlaps(ranked.boxes[stronger], ranked.boxes[weaker])
     iou_limit = np.maximum(relations.iou + config.iou_margin, config.min_iou)
     inside_limit = np.maximum(relations.inside + config.inside_margin, config.min_inside)
     broken = np.stack(

@@ -24,7 +24,6 @@ from scantling.combine.fusion import (
     without_own_duplicates,
 )
 from scantling.combine.pool import pools
-from scantling.data.detections import Detections
 from scantling.errors import ConfigError, DataError, did_you_mean
 from scantling.models.suppression import (
     DEFAULT,
@@ -36,6 +35,7 @@ from scantling.models.suppression import (
     suppress_detections,
 )
 from scantling.ops.suppress_options import SuppressMethod
+from scantling.structures.detections import Detections
 
 EnsembleMethod: TypeAlias = Literal["wbf", "nmw", "nms", "soft_linear", "soft_gaussian"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -183,7 +183,7 @@ def _soften(
         max_per_image=config.max_per_image,
     )
     keep, scores = suppress_detections(rows, suppression, class_names)
-    return rows[keep].with_scores(scores)
+    return rows[keep].replace(scores=scores)
 
 
 def _best(found: Detections, max_per_image: int | None) -> Detections:

@@ -11,7 +11,8 @@ import numpy as np
 
 from scantling.combine.clusters import TINY, Floats, Ints, cluster_boxes
 from scantling.combine.pool import Pool
-from scantling.data.detections import Detections
+from scantling.ops.overlaps import paired_overlaps
+from scantling.structures.detections import Detections
 
 FusedScore: TypeAlias = Literal["mean", "max", "box_and_model_mean", "absent_model_aware_mean"]
 
@@ -86,7 +87,7 @@ def fuse_non_maximum(pool: Pool, limits: Floats, weights: Floats) -> Detections:
     rows = pool.scaled(weights)
     cluster = cluster_boxes(rows.boxes, rows.scores, pool.groups, limits[rows.labels], moving=False)
     best = _first_of(cluster)
-    mean_weights = rows.scores * _paired_iou(rows.boxes, rows.boxes[best[cluster]])
+    mean_weights = rows.scores * paired_overlaps(rows.boxes, rows.boxes[best[cluster]]).iou
     return _merged(rows, cluster, mean_weights, rows.scores[best])
 
 
@@ -112,17 +113,15 @@ def _cluster_scores(pool: Pool, cluster: Ints, weights: Floats, score: FusedScor
 
 
 def _merged(rows: Detections, cluster: Ints, mean_weights: Floats, scores: Floats) -> Detections:
-    """One box of each cluster, the weighted mean; a single box stays as it is, to the last bit."""
+    """One box of each cluster, the weighted mean; a single box stays as it is, to the last bit.
+
+    A mask cannot be averaged with its box: the fused object keeps the mask and further keys of its best box.
+    """
     first = _first_of(cluster)
     total = np.maximum(_sums(cluster, mean_weights), TINY)
     means = np.stack([_sums(cluster, mean_weights * edge) / total for edge in rows.boxes.T], axis=1)
     alone = (np.bincount(cluster) == 1)[:, None]
-    return Detections(
-        images=rows.images[first],
-        labels=rows.labels[first],
-        scores=scores,
-        boxes=np.where(alone, rows.boxes[first], means),
-    )
+    return rows[first].replace(scores=scores, boxes=np.where(alone, rows.boxes[first], means))
 
 
 def _sums(cluster: Ints, values: Floats) -> Floats:
@@ -135,10 +134,3 @@ def _first_of(cluster: Ints) -> Ints:
     first = np.zeros(int(cluster.max(initial=-1)) + 1, dtype=np.int64)
     first[cluster[::-1]] = np.arange(len(cluster))[::-1]
     return first
-
-
-def _paired_iou(a: Floats, b: Floats) -> Floats:
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    inter = np.maximum(sides, 0).prod(axis=1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (a, b)]
-    return np.asarray(inter / np.maximum(areas[0] + areas[1] - inter, TINY))

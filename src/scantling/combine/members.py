@@ -18,8 +18,9 @@ import numpy as np
 from scantling.combine.ensemble import EnsembleConfig, EnsembleMethod, ensemble_detections
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.results import read_results, write_results
-from scantling.data.detections import Detections, compare_detections, detections_of, results_of
+from scantling.data.detections import compare_detections, detections_of, results_of
 from scantling.errors import DataError, Finding, UsageError
+from scantling.structures.detections import Detections
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scantling.combine.clusters import Floats, Ints
-from scantling.data.detections import Detections
+from scantling.structures.detections import Detections
 
 _PORTION = 1 << 17  # boxes pooled at a time, so that memory does not grow with the data set
 
@@ -46,7 +46,7 @@ class Pool:
 
     def scaled(self, weights: Floats) -> Detections:
         """The boxes with weighted scores in [0, 1], given all weights (M, K)."""
-        return self.rows.with_scores(self.scores / weights.max(axis=0)[self.rows.labels])
+        return self.rows.replace(scores=self.scores / weights.max(axis=0)[self.rows.labels])
 
 
 def pools(members: Sequence[Detections], weights: Floats, score_threshold: float) -> Iterator[Pool]:

@@ -9,7 +9,7 @@ number of images behind it. K: categories, N: objects, P: pairs of objects, Q: p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from scantling.data.coco.dataset import CocoDataset
 from scantling.errors import DataError
+from scantling.ops.overlaps import paired_overlaps, pairs_of_keys
 
 _MAX_PAIRS = 1_000_000  # compared at once
 
@@ -104,7 +105,8 @@ def relations_of(dataset: CocoDataset, *, quantile: float = 1.0) -> Relations:
     num_classes = len(dataset.categories)
     shape = (num_classes, num_classes)
     rows = [
-        _largest_per_image(images, labels, boxes, part, num_classes) for part in _pairs_of_objects(images)
+        _largest_per_image(images, labels, boxes, part, num_classes)
+        for part in pairs_of_keys(images, images, together=True)
     ]
     pair = np.concatenate([np.zeros(0, dtype=np.int64), *(found[0] for found in rows)])
     values = np.concatenate([np.zeros((0, 2)), *(found[1] for found in rows)])
@@ -118,21 +120,6 @@ def relations_of(dataset: CocoDataset, *, quantile: float = 1.0) -> Relations:
         most=most,
         seen=seen,
     )
-
-
-def overlaps(boxes: Floats, others: Floats) -> tuple[Floats, Floats, Floats]:
-    """IoU of each pair of boxes (P, 4) xyxy, the share of the one inside the other, and of the other inside the one.
-
-    A box without area is inside nothing.
-    """
-    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    common = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0.0)
-    areas = [np.maximum(each[:, 2:] - each[:, :2], 0).prod(axis=1) for each in (boxes, others)]
-    wholes = (areas[0] + areas[1] - common, *areas)
-    first, second, third = (
-        np.divide(common, whole, out=np.zeros_like(common), where=whole > 0) for whole in wholes
-    )
-    return first, second, third
 
 
 def _objects(dataset: CocoDataset) -> tuple[Ints, Ints, Floats]:
@@ -149,17 +136,6 @@ def _objects(dataset: CocoDataset) -> tuple[Ints, Ints, Floats]:
     return table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), boxes
 
 
-def _pairs_of_objects(images: Ints) -> Iterator[tuple[Ints, Ints]]:
-    """Every ordered pair of objects of one image, whole images at a time."""
-    first = np.searchsorted(images, images, side="left")
-    counts = np.searchsorted(images, images, side="right") - first
-    portion = np.cumsum(counts)[first + counts - 1] // _MAX_PAIRS if len(images) else first
-    for rows in np.split(np.arange(len(images)), np.flatnonzero(np.diff(portion)) + 1):
-        index = np.repeat(rows, counts[rows])
-        starts = np.cumsum(counts[rows]) - counts[rows]
-        yield index, np.repeat(first[rows] - starts, counts[rows]) + np.arange(len(index))
-
-
 def _largest_per_image(
     images: Ints, labels: Ints, boxes: Floats, pair: tuple[Ints, Ints], num_classes: int
 ) -> tuple[Ints, Floats]:
@@ -169,7 +145,7 @@ def _largest_per_image(
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     starts = np.flatnonzero(np.diff(keys, prepend=-1))
-    iou, inside, _ = overlaps(boxes[one[order]], boxes[other[order]])
+    iou, inside, _ = paired_overlaps(boxes[one[order]], boxes[other[order]])
     values = np.stack([iou, inside], axis=1)
     largest = np.maximum.reduceat(values, starts) if len(starts) else values
     return keys[starts] % num_classes**2, largest

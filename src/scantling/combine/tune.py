@@ -22,11 +22,11 @@ from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.selection import Selection, SelectionConfig, average_precisions, select, stitch
 from scantling.combine.tuned import Tuned, rows_of
 from scantling.data.coco.dataset import CocoDataset
-from scantling.data.detections import Detections
 from scantling.errors import UsageError
 from scantling.evaluate.outcomes import MatchableBoxes, Outcomes
 from scantling.models.suppression import DEFAULT, SuppressConfig, by_category, suppress_detections
 from scantling.ops.suppress_options import SuppressMethod
+from scantling.structures.detections import Detections
 
 _FIELDS = ("method", "iou_threshold", "sigma")
 MAX_DETECTIONS = 100  # per image and category, as COCO evaluates them

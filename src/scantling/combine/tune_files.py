@@ -19,9 +19,10 @@ from scantling.combine.members import read_members
 from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
 from scantling.combine.tuned import Tuned, write_tuned
 from scantling.data.coco.dataset import CocoDataset
-from scantling.data.detections import Detections, compare_detections
+from scantling.data.detections import compare_detections
 from scantling.errors import UsageError
 from scantling.models.suppression import SuppressConfig, suppress_detections
+from scantling.structures.detections import Detections
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Scored boxes of a whole data set as columns: what is tuned, fused and eliminated many images at a time.
+"""Detections out of COCO results and into them, and the compact file a run keeps them in.
 
     COCO results ── detections_of ──► Detections ── results_of ──► COCO results
                                           └── save, load: a compact file of a run, for candidates before suppression
@@ -10,10 +10,9 @@ N: rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,100 +24,86 @@ from scantling.data.coco.results import Result, box_xywh
 from scantling.data.findings import FindingLog, Policy, name_some
 from scantling.data.io import replacing
 from scantling.errors import DataError, Finding
+from scantling.ops.overlaps import xywh_to_xyxy, xyxy_to_xywh
+from scantling.structures.detections import Detections, object_column
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Detections:
-    """Scored boxes of many images.
-
-    Attributes:
-        images: (N,) int64, position of the image in the data set.
-        labels: (N,) int64, 0..K-1.
-        scores: (N,) float64.
-        boxes: (N, 4) float64, absolute xyxy in original pixels.
-    """
-
-    images: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    scores: NDArray[np.float64]
-    boxes: NDArray[np.float64]
-
-    def __post_init__(self) -> None:
-        count = len(self.images)
-        shapes = [self.images.shape, self.labels.shape, self.scores.shape, self.boxes.shape]
-        if shapes != [(count,), (count,), (count,), (count, 4)]:
-            raise ValueError(f"Detections: expected (N,) three times and (N, 4), found {shapes}")
-
-    @classmethod
-    def empty(cls) -> Self:
-        """No detections."""
-        none = np.zeros(0, dtype=np.int64)
-        return cls(images=none, labels=none, scores=np.zeros(0), boxes=np.zeros((0, 4)))
-
-    @classmethod
-    def cat(cls, parts: Sequence[Detections]) -> Self:
-        """The rows of several sets, one after the other; no sets give no rows."""
-        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
-        return (
-            cls(**{name: np.concatenate(values) for name, values in columns.items()})
-            if parts
-            else cls.empty()
-        )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, rows: NDArray[Any] | slice) -> Self:
-        """The rows that an index array, boolean mask (N,) or slice selects."""
-        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
-
-    def with_scores(self, scores: NDArray[np.float64]) -> Self:
-        """The same rows with other scores (N,)."""
-        return replace(self, scores=scores)
-
-    def by_score(self) -> Self:
-        """The same rows image by image, best first; equal scores keep their order."""
-        return self[np.lexsort((-self.scores, self.images))]
+_OWN_KEYS = {"image_id", "category_id", "bbox", "score", "segmentation"}
+"""What columns hold; every other key of a result is carried along as it is."""
 
 
 def detections_of(results: Sequence[Result], dataset: CocoDataset) -> Detections:
-    """Checked COCO results (see `read_results`) as columns, in their order.
+    """Checked COCO results (see `read_results`) as columns, in their order, with their masks and further keys.
 
     Args:
         results: Of any tool; one without a box has that of its mask. [] gives N = 0.
         dataset: The data set that was predicted.
     """
     label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
-    boxes = np.array([box_xywh(result) for result in results], dtype=np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
+    boxes_xywh = np.array([box_xywh(result) for result in results], dtype=np.float64).reshape(-1, 4)
+    masks = [result.get("segmentation") for result in results]
+    extra = [{key: r[key] for key in r.keys() - _OWN_KEYS} or None for r in results]
     return Detections(
         images=np.array([dataset.index_of[r["image_id"]] for r in results], dtype=np.int64),
         labels=np.array([label_of[r["category_id"]] for r in results], dtype=np.int64),
         scores=np.array([r["score"] for r in results], dtype=np.float64),
-        boxes=boxes,
+        boxes=xywh_to_xyxy(boxes_xywh),
+        masks=object_column(masks) if any(mask is not None for mask in masks) else None,
+        extra=object_column(extra) if any(keys is not None for keys in extra) else None,
     )
 
 
 def results_of(detections: Detections, dataset: CocoDataset) -> list[Result]:
-    """Columns as COCO results with the data set's own ids, in their order.
+    """Columns as COCO results with the data set's own ids, in their order; soft masks are pasted into their images.
 
     Args:
         detections: Of that data set.
-        dataset: Where the ids come from.
+        dataset: Where the ids and the sizes of the images come from.
     """
+    detections = pasted(detections, dataset)
     ids, category_ids = [image.id for image in dataset.images], dataset.category_ids
-    boxes_xywh = detections.boxes.copy()
-    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
     columns = (
         detections.images.tolist(),
         detections.labels.tolist(),
-        boxes_xywh.tolist(),
+        xyxy_to_xywh(detections.boxes).tolist(),
         detections.scores.tolist(),
     )
-    return [
+    results: list[Result] = [
         {"image_id": ids[image], "category_id": category_ids[label], "bbox": box, "score": score}
         for image, label, box, score in zip(*columns, strict=True)
     ]
+    for result, mask in zip(results, _column(detections.masks), strict=False):
+        if mask is not None:
+            result["segmentation"] = mask
+    for result, keys in zip(results, _column(detections.extra), strict=False):
+        result.update(keys or {})
+    return results
+
+
+def pasted(detections: Detections, dataset: CocoDataset) -> Detections:
+    """The rows with their soft masks as run lengths of their images; rows without soft masks as they are.
+
+    Args:
+        detections: Of that data set.
+        dataset: Where the sizes of the images come from.
+    """
+    soft = detections.soft_masks
+    if soft is None:
+        return detections
+    import torch
+
+    from scantling.ops.masks import paste_masks
+
+    masks = object_column([None] * len(detections))
+    for image in np.unique(detections.images).tolist():
+        rows = np.flatnonzero(detections.images == image)
+        probabilities = torch.from_numpy(soft[rows]).float() / 255
+        boxes = torch.from_numpy(detections.boxes[rows])
+        masks[rows] = object_column(paste_masks(probabilities, boxes, dataset.images[image].size_hw))
+    return detections.replace(masks=masks, soft_masks=None)
+
+
+def _column(values: NDArray[np.object_] | None) -> list[Any]:
+    return [] if values is None else values.tolist()
 
 
 def compare_detections(

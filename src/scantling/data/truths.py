@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
 from scantling.data.coco.records import AnnotationId
-from scantling.data.detections import Detections
 from scantling.ops.boxes import box_area, paired_iou, pairwise_intersection, pairwise_iou
+from scantling.structures.detections import Detections
 
 NONE = -1
 CROWD_SHARE = 0.5

@@ -30,7 +30,9 @@ from scipy import sparse
 from scantling.evaluate.backends import IOU_THRESHOLDS
 from scantling.evaluate.outcomes import Outcomes
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
+"""Averages that are resampled; AR is that of all sizes at the largest detection limit, COCO's AR100."""
+
 LEVEL = 0.95
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _UNREACHABLE = [i for i in range(101) if i / 100 < _RECALLS[i]]
@@ -140,6 +142,10 @@ def _resample_block(outcomes: Outcomes, weights: NDArray[np.float32]) -> Floats:
             average = _average_precision(ranking, weights, num_truths[label, area])
             for metric, found in _metrics(average, int(area)).items():
                 values[label, METRICS.index(metric)] = found
+            if area == 0:
+                values[label, METRICS.index("AR")] = _average_recall(
+                    ranking, weights, num_truths[label, area]
+                )
     return values
 
 
@@ -210,6 +216,15 @@ def _average_precision(ranking: _Ranking, weights: NDArray[np.float32], num_trut
                 average[index, columns] = _area_under(ranked[low:high], num_truths[columns])
     average[:, num_truths == 0] = np.nan
     return average
+
+
+def _average_recall(ranking: _Ranking, weights: NDArray[np.float32], num_truths: Floats) -> Floats:
+    """(R,) recall over all detections, averaged over the IoU thresholds; NaN where there is no truth."""
+    found = np.bincount(ranking.images, minlength=len(weights)) @ weights.astype(np.float64)
+    recall: Floats = np.full(len(num_truths), np.nan)
+    defined = num_truths > 0
+    recall[defined] = found[defined] / num_truths[defined] / len(IOU_THRESHOLDS)
+    return recall
 
 
 def _area_under(ranked: NDArray[np.float32], num_truths: Floats) -> Floats:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from scantling.evaluate.bootstrap import METRICS as RESAMPLED_METRICS
 from scantling.evaluate.bootstrap import Interval, Resampled, interval, resample, weights_with_all
 from scantling.evaluate.outcomes import match_outcomes
 from scantling.evaluate.problem import IouType, Problem, Result, build_problem
+
+T = TypeVar("T")
 
 _ALL_IOUS = slice(None)
 _IOU_NAMES = {"AP": "0.50:0.95", "AP50": "0.50", "AP75": "0.75"}
@@ -73,7 +75,8 @@ class Evaluation:
         num_images: Images evaluated, with or without objects.
         findings: What the reader of the numbers has to know.
         backend: Engine that matched.
-        intervals: 95 % interval over images of every AP metric, None where undefined; empty without a bootstrap.
+        intervals: 95 % interval over images of every AP metric and of AR at the last limit, None where undefined; empty
+            without a bootstrap.
         num_resamples: Of the bootstrap.
         resampled: Every AP metric of all images, then of each resample; None without a bootstrap.
     """
@@ -145,12 +148,13 @@ def _with_intervals(evaluation: Evaluation, problem: Problem, resamples: int, se
         replace(
             result,
             intervals={
-                key: interval(getattr(result, key), values[1:]) for key, values in resampled.of(label).items()
+                key: interval(getattr(result, key), values[1:])
+                for key, values in _named(resampled.of(label), 100).items()
             },
         )
         for label, result in enumerate(evaluation.per_category)
     ]
-    overall = resampled.of(None).items()
+    overall = _named(resampled.of(None), evaluation.max_detections[-1]).items()
     return replace(
         evaluation,
         intervals={key: interval(evaluation.metrics[key], values[1:]) for key, values in overall},
@@ -158,6 +162,11 @@ def _with_intervals(evaluation: Evaluation, problem: Problem, resamples: int, se
         num_resamples=resamples,
         resampled=resampled,
     )
+
+
+def _named(values: Mapping[str, T], limit: int) -> dict[str, T]:
+    """The same values with COCO's name for average recall, which holds the detection limit."""
+    return {f"AR{limit}" if key == "AR" else key: value for key, value in values.items()}
 
 
 def _check_limits(limits: Sequence[int]) -> Limits:
@@ -251,7 +260,8 @@ def interval_table(evaluation: Evaluation) -> str:
     if not evaluation.num_resamples:
         return ""
     title = f"95 % intervals over images ({evaluation.num_resamples} resamples)"
-    return "\n".join([title, *(_interval_line(evaluation, key) for key in RESAMPLED_METRICS)])
+    keys = _named(dict.fromkeys(RESAMPLED_METRICS), evaluation.max_detections[-1])
+    return "\n".join([title, *(_interval_line(evaluation, key) for key in keys)])
 
 
 def _interval_line(evaluation: Evaluation, key: str) -> str:

@@ -34,7 +34,7 @@ class Difference:
 
     Attributes:
         category: Name, or None for the mean over all categories.
-        metric: AP, AP50, AP75, APs, APm or APl.
+        metric: AP, AP50, AP75, APs, APm, APl, or AR (at 100 detections).
         first: Value of the first result (A); None where undefined.
         second: Value of the second result (B).
         difference: B minus A.

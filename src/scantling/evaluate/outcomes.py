@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
 from scantling.data.coco import CocoDataset
-from scantling.data.detections import Detections
 from scantling.evaluate.pairs import (
     Flags,
     Floats,
@@ -30,6 +29,7 @@ from scantling.evaluate.pairs import (
     rank_among_equals,
 )
 from scantling.evaluate.problem import Problem, Record
+from scantling.structures.detections import Detections
 
 AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
 

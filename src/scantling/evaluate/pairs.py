@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as mask_api
 
 from scantling.evaluate.backends import IOU_THRESHOLDS
-from scantling.ops.masks import pairwise_mask_iou
+from scantling.ops import overlaps
 
-_MAX_PAIRS = 1_000_000  # compared at once
 _MAX_ROWS = 16_384  # matched at once
 
 Floats = NDArray[np.float64]
@@ -79,56 +79,28 @@ def rank_among_equals(keys: Ints) -> Ints:
 
 def find_pairs(detections: Objects, truths: Objects) -> Pairs:
     """Every pair worth matching, in the order of the detections."""
-    first = np.searchsorted(truths.keys, detections.keys, side="left")
-    counts = np.searchsorted(truths.keys, detections.keys, side="right") - first
-    parts = [_pairs_of(rows, first, counts, (detections, truths)) for rows in _portions(counts)]
-    order, other, iou = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    masks = None
+    boxes, other_boxes = detections.shapes, truths.shapes
+    if boxes.dtype.hasobject or other_boxes.dtype.hasobject:
+        masks, (boxes, other_boxes) = (boxes, other_boxes), (_boxes_of(boxes), _boxes_of(other_boxes))
+    order, other, iou = overlaps.find_pairs(
+        detections.keys,
+        boxes,
+        truths.keys,
+        other_boxes,
+        masks=masks,
+        is_crowd=truths.is_crowd,
+        at_least=float(IOU_THRESHOLDS[0]),
+    )
     preference = np.lexsort((other, iou, order))
     return Pairs(detections=order[preference], truths=other[preference], iou=iou[preference])
 
 
-def _portions(counts: Ints) -> Iterator[Ints]:
-    """Detections in portions that have a bounded number of pairs together; at least one portion."""
-    portion = np.cumsum(counts) // _MAX_PAIRS
-    yield from np.split(np.arange(len(counts)), np.flatnonzero(np.diff(portion)) + 1)
-
-
-def _pairs_of(
-    rows: Ints, first: Ints, counts: Ints, objects: tuple[Objects, Objects]
-) -> tuple[Ints, Ints, Floats]:
-    """Detection, truth and overlap of the pairs of some detections."""
-    detections, truths = objects
-    index = np.repeat(rows, counts[rows])
-    starts = np.cumsum(counts[rows]) - counts[rows]
-    other = np.repeat(first[rows] - starts, counts[rows]) + np.arange(len(index))
-    if detections.shapes.dtype.hasobject or truths.shapes.dtype.hasobject:
-        iou = _mask_iou(rows[counts[rows] > 0], first, counts, objects)
-    else:
-        iou = _box_iou(detections.shapes[index], truths.shapes[other], truths.is_crowd[other])
-    close = iou >= IOU_THRESHOLDS[0]
-    return index[close], other[close], iou[close]
-
-
-def _box_iou(boxes: Floats, others: Floats, is_crowd: Flags) -> Floats:
-    """(P,) overlap of each pair of boxes xywh; on a crowd region the share of the box inside it."""
-    ends = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:])
-    sides = ends - np.maximum(boxes[:, :2], others[:, :2])
-    common = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
-    area = boxes[:, 2] * boxes[:, 3]
-    union = np.where(is_crowd, area, area + others[:, 2] * others[:, 3] - common)
-    return np.divide(common, union, out=np.zeros_like(common), where=common > 0)
-
-
-def _mask_iou(rows: Ints, first: Ints, counts: Ints, objects: tuple[Objects, Objects]) -> Floats:
-    """(P,) overlap of each pair of masks; the detections of one image and category are compared together."""
-    detections, truths = objects
-    groups = np.split(rows, np.flatnonzero(np.diff(detections.keys[rows])) + 1) if len(rows) else []
-    overlaps = [np.zeros(0)]
-    for group in groups:
-        others = truths.take(np.arange(first[group[0]], first[group[0]] + counts[group[0]]))
-        iou = pairwise_mask_iou(list(detections.shapes[group]), list(others.shapes), others.is_crowd)
-        overlaps.append(np.asarray(iou, dtype=np.float64).ravel())
-    return np.concatenate(overlaps)
+def _boxes_of(masks: NDArray[Any]) -> Floats:
+    """(N, 4) tight xywh of masks as RLE; what is no mask (an empty column) has none."""
+    if not len(masks):
+        return np.zeros((0, 4))
+    return np.asarray(mask_api.toBbox(masks.tolist()), dtype=np.float64).reshape(-1, 4)
 
 
 # ---------------------------------------------------------------- matching

@@ -18,7 +18,7 @@ from scantling.evaluate.bootstrap import METRICS, Interval, Resampled, interval,
 from scantling.evaluate.compare import Difference, difference_of, resampled_metrics
 from scantling.evaluate.problem import IouType, Result
 
-_HEADER = ("AP", "95 % interval", "AP50", "AP75", "APs", "APm", "APl", "difference", "95 % interval")
+_HEADER = ("AP", "95 % interval", "AP50", "AP75", "APs", "APm", "APl", "AR", "difference", "95 % interval")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class VariantRow:
         name: Of the variant.
         group: Heading under which it stands.
         base: Name of the variant it is compared with.
-        metrics: AP, AP50, AP75, APs, APm, APl; None where undefined.
+        metrics: AP, AP50, AP75, APs, APm, APl, AR; None where undefined.
         interval: 95 % interval of AP over images.
         difference: AP minus the base's, with its paired interval.
     """

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from scantling.data.detections import Detections
 from scantling.errors import ConfigError
 from scantling.ops.nms import suppress
 from scantling.ops.suppress_options import SuppressMethod
+from scantling.structures.detections import Detections
 from scantling.structures.instances import Instances
 
 T = TypeVar("T")

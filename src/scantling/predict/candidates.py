@@ -10,7 +10,7 @@ N: candidates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
-from scantling.data.detections import Detections, load_detections, save_detections
+from scantling.data.detections import load_detections, save_detections
 from scantling.errors import DataError
-from scantling.models.suppression import scores_of
 from scantling.models.two_stage import Detector
 from scantling.predict.predictor import PredictConfig, Predictor
+from scantling.structures.detections import Detections
 from scantling.structures.instances import Instances
 from scantling.train.devices import ALONE, Processes
 
@@ -53,6 +53,20 @@ class Candidates:
             views=np.concatenate(views) if views else np.zeros(0, dtype=np.int32),
         )
 
+    @classmethod
+    def of_views(cls, views: Sequence[Instances], *, position: int) -> Self:
+        """What the views of one image show.
+
+        Args:
+            views: Scored instances of each view, in original pixels.
+            position: Of the image in the data set.
+        """
+        counts = [len(view) for view in views]
+        return cls(
+            detections=Detections.cat([view.to_detections(position) for view in views]),
+            views=np.repeat(np.arange(len(views), dtype=np.int32), counts),
+        )
+
     def at_views(self, views: Sequence[int]) -> Detections:
         """What these views alone show."""
         return self.detections[np.isin(self.views, list(views))]
@@ -63,13 +77,7 @@ class Candidates:
         Args:
             positions: For each image of this data set its position in the larger one.
         """
-        images = positions[self.detections.images]
-        moved = Detections(
-            images=images,
-            labels=self.detections.labels,
-            scores=self.detections.scores,
-            boxes=self.detections.boxes,
-        )
+        moved = self.detections.replace(images=positions[self.detections.images])
         return Candidates(detections=moved, views=self.views)
 
     def save(self, path: Path) -> None:
@@ -114,38 +122,9 @@ def find_candidates(
     """
     with processes.together():
         predictor = Predictor(model, config, dataset.class_names, device)
-        found = {
-            dataset.index_of[record.id]: _rows(views)
-            for record, views in predictor.candidates(dataset.images[processes.rank :: processes.world])
-        }
-    return _in_order({key: rows for part in processes.gather_on_main(found) for key, rows in part.items()})
-
-
-Rows = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int32]]
-"""Of one image: (N, 5) boxes and scores, (N,) labels, (N,) views."""
-
-
-def _rows(views: Sequence[Instances]) -> Rows:
-    numbers = [torch.cat([v.boxes, scores_of(v)[:, None]], dim=1) for v in views]
-    counts = [len(view) for view in views]
-    return (
-        torch.cat(numbers).double().numpy(),
-        torch.cat([view.labels for view in views]).numpy(),
-        np.repeat(np.arange(len(views), dtype=np.int32), counts),
-    )
-
-
-def _in_order(found: Mapping[int, Rows]) -> Candidates:
-    parts = [
-        Candidates(
-            detections=Detections(
-                images=np.full(len(labels), position),
-                labels=labels,
-                scores=numbers[:, 4],
-                boxes=numbers[:, :4],
-            ),
-            views=views,
-        )
-        for position, (numbers, labels, views) in sorted(found.items())
-    ]
-    return Candidates.cat(parts)
+        found = {}
+        for record, views in predictor.candidates(dataset.images[processes.rank :: processes.world]):
+            position = dataset.index_of[record.id]
+            found[position] = Candidates.of_views(views, position=position)
+    merged = {key: part for each in processes.gather_on_main(found) for key, part in each.items()}
+    return Candidates.cat([merged[position] for position in sorted(merged)])

@@ -25,7 +25,7 @@ from torch import Tensor
 from scantling.data.coco import CocoDataset
 from scantling.data.coco.records import told_apart
 from scantling.data.coco.results import Result
-from scantling.data.detections import Detections, detections_of
+from scantling.data.detections import detections_of
 from scantling.data.images.open import open_image
 from scantling.data.samples.geometry import Pixels
 from scantling.data.truths import labels_of
@@ -33,6 +33,7 @@ from scantling.errors import CheckpointError
 from scantling.ops.boxes import flip_boxes
 from scantling.refine.bbrefinement import CropBatch, Refiner, RefinerConfig
 from scantling.refine.crops import Boxes, crop_windows, cut, cut_on_device, from_crop, to_crop
+from scantling.structures.detections import Detections
 from scantling.structures.masks import ImageMasks
 from scantling.train.checkpoint import Checkpoint, load_checkpoint, load_weights, weights_in
 from scantling.train.devices import resolve_device

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from scantling.data.coco.records import told_apart
-from scantling.data.detections import Detections
 from scantling.refine.apply import ApplyConfig
 from scantling.refine.crops import Boxes
 from scantling.settings import yaml as strict_yaml
+from scantling.structures.detections import Detections
 
 Size = Literal["small", "medium", "large"]
 SIZES: tuple[Size, ...] = ("small", "medium", "large")

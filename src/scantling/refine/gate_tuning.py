@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from scantling.data.coco import CocoDataset
 from scantling.data.coco.records import told_apart
 from scantling.data.coco.results import Result
-from scantling.data.detections import Detections, detections_of
+from scantling.data.detections import detections_of
 from scantling.data.truths import labels_of, overlaps, row_overlaps
 from scantling.evaluate.bootstrap import Resampled, draw_weights, interval
 from scantling.evaluate.compare import difference_of, resampled_metrics
 from scantling.refine.apply import ApplyConfig, refine_results
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.gate import SIZES, GateCell, GateConfig, Measured, RefineGate, Size, size_of
+from scantling.structures.detections import Detections
 
 _SIZE_METRICS = {"small": "APs", "medium": "APm", "large": "APl"}
 

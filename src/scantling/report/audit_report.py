@@ -9,11 +9,11 @@ from typing import Any
 from scantling.audit.file import suspects_json, table_text
 from scantling.audit.suspects import Audit
 from scantling.data.coco import CocoDataset
-from scantling.data.detections import Detections
 from scantling.data.io import write_json
 from scantling.report.audit_page import write_audit_page
 from scantling.report.suspect_sheet import write_suspect_sheet
 from scantling.report.suspect_shots import Camera
+from scantling.structures.detections import Detections
 
 ON_SHEET = 30
 """Suspects in the picture."""

@@ -32,7 +32,7 @@ class Ingredient:
 
     Attributes:
         name: Of the step.
-        metrics: AP, AP50, AP75, APs, APm, APl; None where undefined.
+        metrics: AP, AP50, AP75, APs, APm, APl, AR; None where undefined.
         interval: 95 % interval of AP.
         base: Step it is compared with, or None.
         difference: AP minus the base's.

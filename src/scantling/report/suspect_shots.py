@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from scantling.audit.suspects import REMOVES, Suspect
 from scantling.data.coco import CocoDataset
-from scantling.data.detections import Detections
 from scantling.data.images.open import open_image
 from scantling.data.truths import Labels, labels_of
 from scantling.errors import DataError
 from scantling.report.draw import Rectangle
 from scantling.report.gallery import window_around
 from scantling.report.overlays import Window, score_text
+from scantling.structures.detections import Detections
 
 MAX_DETECTIONS, MAX_OTHERS = 12, 40
 """Detections drawn on one picture, the best; and further labels, the nearest."""

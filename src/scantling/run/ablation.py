@@ -19,7 +19,7 @@ from typing import Any
 from scantling.combine.eliminate import EliminateConfig
 from scantling.combine.ensemble import EnsembleConfig
 from scantling.data.coco.results import Result
-from scantling.data.detections import Detections, results_of
+from scantling.data.detections import results_of
 from scantling.data.io import atomic_write, sha256_of, write_json
 from scantling.errors import UsageError
 from scantling.evaluate.variants import Variant, VariantTable, compare_variants
@@ -33,6 +33,7 @@ from scantling.run.stage import Resources, Stage
 from scantling.run.stages.combining import member_sources
 from scantling.run.stages.detecting import detections_with, num_views, read_member, suppression_of
 from scantling.run.steps import ENSEMBLE, Sources, Step, only, run_steps
+from scantling.structures.detections import Detections
 
 FROM_RANDOM, FROM_FILE = "from-random", "from-file"
 TEXT, JSON = "ablation.md", "ablation.json"

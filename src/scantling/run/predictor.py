@@ -14,12 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-import torch
-
 from scantling.combine.tuned import read_tuned
 from scantling.data.coco import Category, CocoDataset, ImageRecord
-from scantling.data.detections import Detections
 from scantling.data.io import read_json
 from scantling.errors import Finding, UsageError
 from scantling.predict.loaded import Finder, LoadedDetector, load_detector
@@ -27,6 +23,7 @@ from scantling.recipe.recipe import Recipe, load_recipe
 from scantling.run.context import Unit
 from scantling.run.folder import METRICS, RECIPE
 from scantling.run.steps import Step, apply_steps, combined_members, run_steps, steps_of, tuned_file
+from scantling.structures.detections import Detections
 from scantling.structures.instances import Instances
 
 log = logging.getLogger(__name__)
@@ -135,12 +132,12 @@ class RunDetectors:
                 known = len(detector.findings)
                 seen = {place[id(record)]: instances for record, instances in detector.find(records)}
                 readable |= seen.keys()
-                found[unit.title] = _columns(seen)
+                found[unit.title] = Detections.cat([one.to_detections(p) for p, one in sorted(seen.items())])
                 self._note(detector.findings[known:])
         outcome = apply_steps(self.steps, found, self._as_dataset(records))
         for position in sorted(readable):
             record = records[position]
-            yield record, _instances(outcome[outcome.images == position], record.size_hw)
+            yield record, Instances.from_detections(outcome[outcome.images == position], record.size_hw)
 
     def _note(self, findings: Iterable[Finding]) -> None:
         """Keep warnings; what every detector says of an image is said once."""
@@ -154,25 +151,3 @@ class RunDetectors:
             annotations=((),) * len(records),
             categories=self.categories,
         )
-
-
-def _columns(seen: Mapping[int, Instances]) -> Detections:
-    parts = [
-        Detections(
-            images=np.full(len(found), position, dtype=np.int64),
-            labels=found.labels.numpy(),
-            scores=(torch.zeros(0) if found.scores is None else found.scores).double().numpy(),
-            boxes=found.boxes.double().numpy(),
-        )
-        for position, found in sorted(seen.items())
-    ]
-    return Detections.cat(parts)
-
-
-def _instances(rows: Detections, size_hw: tuple[int, int]) -> Instances:
-    return Instances(
-        size_hw=size_hw,
-        boxes=torch.from_numpy(rows.boxes).float().reshape(-1, 4),
-        labels=torch.from_numpy(rows.labels),
-        scores=torch.from_numpy(rows.scores).float(),
-    )

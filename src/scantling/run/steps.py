@@ -19,13 +19,14 @@ from scantling.combine.relations import Relations
 from scantling.combine.tuned import read_tuned
 from scantling.data.coco import CocoDataset
 from scantling.data.coco.results import Result
-from scantling.data.detections import Detections, detections_of, results_of
+from scantling.data.detections import detections_of, results_of
 from scantling.data.io import read_json, sha256_of
 from scantling.recipe.recipe import Recipe, RefineSection
 from scantling.refine.apply import load_refiner, refine_results
 from scantling.refine.gate import RefineGate
 from scantling.run.context import PREDICTIONS, Unit
 from scantling.settings.draft import Draft
+from scantling.structures.detections import Detections
 from scantling.train.keeper import BEST_NAME
 
 FOLDS, ENSEMBLE, ELIMINATE, REFINE = "folds", "ensemble", "eliminate", "refine"

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from scantling.structures.detections import Detections, object_column
 from scantling.structures.masks import ImageMasks, Index, Masks, RoiMasks
 
 __all__ = ["ImageMasks", "Instances", "Masks", "RoiMasks"]
@@ -102,6 +104,52 @@ class Instances:
     def to(self, device: torch.device | str) -> Self:
         """The same objects with their tensors on another device."""
         return replace(self, **{name: value.to(device) for name, value in self._given().items()})
+
+    def to_detections(self, position: int) -> Detections:
+        """The objects as rows of a data set; soft masks in 255 steps, image masks as run lengths.
+
+        Args:
+            position: Of the image in the data set.
+
+        Raises:
+            TypeError: Ground truth, which has no scores.
+        """
+        if self.scores is None:
+            raise TypeError("expected scored predictions, found ground truth (scores is None)")
+        masks, soft = None, None
+        if isinstance(self.masks, ImageMasks):
+            masks = object_column(self.masks.to_rles())
+        elif self.masks is not None:
+            soft = (self.masks.probabilities.detach().cpu() * 255).round().to(torch.uint8).numpy()
+        return Detections(
+            images=np.full(len(self), position, dtype=np.int64),
+            labels=self.labels.cpu().numpy(),
+            scores=self.scores.detach().cpu().double().numpy(),
+            boxes=self.boxes.detach().cpu().double().numpy(),
+            masks=masks,
+            soft_masks=soft,
+        )
+
+    @classmethod
+    def from_detections(cls, rows: Detections, size_hw: tuple[int, int]) -> Self:
+        """Rows of one image as its objects, with their masks where every row has one.
+
+        Args:
+            rows: Of one image; may be none.
+            size_hw: Height and width of the image.
+        """
+        masks: Masks | None = None
+        if rows.soft_masks is not None:
+            masks = RoiMasks(probabilities=torch.from_numpy(rows.soft_masks).float() / 255)
+        elif rows.masks is not None and all(mask is not None for mask in rows.masks):
+            masks = ImageMasks.from_rles(rows.masks.tolist(), size_hw)
+        return cls(
+            size_hw=size_hw,
+            boxes=torch.from_numpy(rows.boxes).float().reshape(-1, 4),
+            labels=torch.from_numpy(rows.labels),
+            scores=torch.from_numpy(rows.scores).float(),
+            masks=masks,
+        )
 
     def _given(self) -> dict[str, Any]:
         """The per-instance fields that are not None."""

@@ -146,6 +146,18 @@ class ImageMasks:
         """(N,) float32 number of pixels that are on."""
         return torch.tensor([float(np.count_nonzero(patch)) for patch in self._patches])
 
+    def areas_within(self, window: tuple[int, int, int, int]) -> Tensor:
+        """(N,) float32 number of pixels that are on inside a rectangle.
+
+        Args:
+            window: Whole pixels x1, y1, x2, y2 of the image.
+        """
+        x1, y1, x2, y2 = window
+        parts = [
+            patch[max(0, y1 - y) : max(0, y2 - y), max(0, x1 - x) : max(0, x2 - x)] for patch, (x, y) in self
+        ]
+        return torch.tensor([float(np.count_nonzero(part)) for part in parts])
+
     def boxes(self) -> Tensor:
         """(N, 4) float32 tight xyxy; zeros for an empty mask."""
         boxes = [_tight_box(patch, offset) for patch, offset in self]

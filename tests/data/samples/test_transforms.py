@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -280,6 +282,37 @@ def test_random_crop_keeps_an_instance_in_sight():
     assert len(corners) > 1
     anywhere = [apply(RandomCrop(size_hw=(64, 64), attempts=1), sample, seed) for seed in range(30)]
     assert sum(len(after.instances) for after in anywhere) < 5
+
+
+def corner_piece() -> Sample:
+    """An L of two thin arms, 64 long: along the left and the bottom edge of its box."""
+    sample = painted((64, 64), [[0, 0, 64, 64]])
+    dense = np.zeros((1, 64, 64), dtype=bool)
+    dense[0, :, :4] = dense[0, 60:] = True
+    return sample.replace(instances=sample.instances.replace(masks=ImageMasks.from_dense(dense)))
+
+
+def test_an_instance_is_visible_by_its_mask_and_not_by_its_box():
+    sample = corner_piece()  # 64 * 4 + 60 * 4 = 496 pixels
+    upper_right = View.of(sample).cropped(
+        (20, 0), (44, 44), min_visibility=0.05
+    )  # half of the box, nothing of it
+    assert len(render(sample, upper_right).instances) == 0
+    left = View.of(sample).cropped(
+        (0, 0), (32, 32), min_visibility=0.25
+    )  # 128 of 496 pixels, a quarter of the box
+    assert len(render(sample, left).instances) == 1
+    assert len(render(sample, replace(left, min_visibility=0.26)).instances) == 0
+    ignored = replace(left, min_visibility=0.0, ignored_below=0.26)
+    assert render(sample, ignored).instances.is_crowd.tolist() == [True]
+
+
+def test_a_random_crop_never_shows_only_slivers_of_masks():
+    sample = corner_piece()
+    crop = RandomCrop(size_hw=(32, 32), min_visibility=0.2, attempts=100)
+    corners = [apply(crop, sample, seed).frame.matrix[:, 2] for seed in range(40)]
+    assert all(-x < 12 or -y > 20 for x, y in corners)
+    assert len({tuple(corner) for corner in corners}) > 10
 
 
 def test_random_crop_of_background_small_and_exact_images():

@@ -205,34 +205,44 @@ def move_instances(instances: Instances, view: View) -> Instances:
     """
     boxes = transform_boxes(instances.boxes, view.matrix)
     clipped = clip_boxes(boxes, view.size_hw)
-    keep = _visible(boxes, clipped, view.min_visibility, instances.is_crowd)
+    keep, ignored = visible(instances, view)
     masks = instances.masks
     if isinstance(masks, ImageMasks):
         cut = (boxes != clipped).any(dim=1) & (masks.areas() > 0)
         masks = masks.warp(view.matrix, view.size_hw)
         clipped, keep = _fit_to_masks(clipped, keep, cut, masks)
         masks = masks.warp(np.eye(2, 3), view.canvas_hw) if view.finished else masks
-    is_crowd = _with_ignored(instances.is_crowd, boxes, clipped, view.ignored_below)
+    is_crowd = instances.is_crowd
+    if view.ignored_below:
+        is_crowd = ignored if is_crowd is None else ignored | is_crowd
     return instances.replace(size_hw=view.canvas_hw, boxes=clipped, masks=masks, is_crowd=is_crowd)[keep]
 
 
-def _visible(boxes: Tensor, clipped: Tensor, min_visibility: float, is_crowd: Tensor | None) -> Tensor:
-    """Which boxes (N,) keep enough of their area inside the view."""
-    area = box_area(clipped)
-    enough = area >= min_visibility * box_area(boxes)
-    if is_crowd is not None:
-        enough = enough | is_crowd
-    return enough & (area > 0)
+def visible(instances: Instances, view: View) -> tuple[Tensor, Tensor]:
+    """Which instances a view shows enough of, and which too little; without touching a pixel.
 
+    How much is seen of an instance is the share of its mask inside the view, or of its box where it has no mask: a
+    long thin object can keep half of its box and none of itself.
 
-def _with_ignored(
-    is_crowd: Tensor | None, boxes: Tensor, clipped: Tensor, ignored_below: float
-) -> Tensor | None:
-    """Crowd flags (N,) in which those of too little visible instances are set too."""
-    if ignored_below == 0:
-        return is_crowd
-    ignored = box_area(clipped) < ignored_below * box_area(boxes)
-    return ignored if is_crowd is None else ignored | is_crowd
+    Args:
+        instances: In the source frame; may be empty.
+        view: What is shown.
+
+    Returns:
+        (N,) whether it stays: at least `min_visibility` of it is seen (of a crowd region, anything); and (N,) whether
+        less than `ignored_below` of it is.
+    """
+    boxes = transform_boxes(instances.boxes, view.matrix)
+    whole, seen = box_area(boxes), box_area(clip_boxes(boxes, view.size_hw))
+    in_view = seen > 0
+    if isinstance(instances.masks, ImageMasks):
+        pixels = instances.masks.areas()
+        whole = torch.where(pixels > 0, pixels, whole)
+        seen = torch.where(pixels > 0, instances.masks.areas_within(view.window), seen)
+    enough = seen >= view.min_visibility * whole
+    if instances.is_crowd is not None:
+        enough = enough | instances.is_crowd
+    return enough & in_view & (seen > 0), seen < view.ignored_below * whole
 
 
 def _fit_to_masks(clipped: Tensor, keep: Tensor, cut: Tensor, masks: ImageMasks) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from torch import Tensor
 
-from scantling.data.samples.geometry import View, move_instances, render
+from scantling.data.samples.geometry import View, move_instances, render, visible
 from scantling.data.samples.photometric import Photometric
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Sample
@@ -119,7 +119,7 @@ class RandomCrop(Geometric):
 
     Attributes:
         size_hw: Size of the rectangle.
-        min_visibility: An instance that keeps a smaller share of its area is dropped.
+        min_visibility: An instance that keeps a smaller share of its mask (of its box, without one) is dropped.
         attempts: The place is drawn again up to so many times until an instance stays; then the rectangle is put
             around a random instance's centre. 1 accepts any place.
     """
@@ -135,12 +135,11 @@ class RandomCrop(Geometric):
 
     def _draw(self, view: View, size_hw: tuple[int, int], rng: np.random.Generator) -> View:
         room_xy = (view.size_hw[1] - size_hw[1], view.size_hw[0] - size_hw[0])
-        boxed = view.instances.replace(masks=None)
-        centres = _centres(boxed, view)
+        centres = _centres(view.instances.replace(masks=None), view)
         for _ in range(self.attempts):
             corner_xy = (int(rng.integers(room_xy[0] + 1)), int(rng.integers(room_xy[1] + 1)))
             cropped = view.cropped(corner_xy, size_hw, min_visibility=self.min_visibility)
-            if self.attempts == 1 or not len(centres) or len(_targets(move_instances(boxed, cropped))):
+            if self.attempts == 1 or not len(centres) or _shows_a_target(cropped):
                 return cropped
         centre = centres[int(rng.integers(len(centres)))].tolist()
         x, y = (round(min(max(centre[a] - size_hw[1 - a] / 2, 0), room_xy[a])) for a in (0, 1))
@@ -192,6 +191,13 @@ def _start(extent: int, length: int, shown: tuple[float, float] | None, rng: np.
 def _targets(instances: Instances) -> Instances:
     """The instances to be found: all but crowd regions."""
     return instances if instances.is_crowd is None else instances[~instances.is_crowd]
+
+
+def _shows_a_target(view: View) -> bool:
+    """Whether a view shows enough of an instance that is no crowd region."""
+    stays, _ = visible(view.instances, view)
+    crowd = view.instances.is_crowd
+    return bool((stays if crowd is None else stays & ~crowd).any())
 
 
 def _centres(instances: Instances, view: View) -> Tensor:
@@ -275,7 +281,8 @@ class AugmentConfig(BaseModel):
         crop: Size of a random crop after resizing, one number for a square or [height, width]; null for none.
         crop_pad: Fill images smaller than the crop with black at the right and bottom.
         min_visibility: Objects of which a crop leaves a smaller share than this are no targets in it; where a tile
-            does, the region is ignored.
+            does, the region is ignored. The share is that of the mask where objects have masks, else of the box; a
+            crop is drawn again until it shows enough of some object, ten times at most, then put around one.
         flip: Probability of exchanging left and right.
         vertical_flip: Probability of exchanging top and bottom.
         turn: Probability of a turn by 90, 180 or 270 degrees.

@@ -20,12 +20,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import torch
 
 from scantling.errors import Interrupted, TrainingError, UsageError
-from scantling.run.context import RunContext
 from scantling.run.engines.worker import Done, Failed, Line, LogEntry, Message, WorkerOrder, work
 from scantling.run.folder import RunFolder
 from scantling.run.plan import makers_of
@@ -34,7 +33,10 @@ from scantling.train.signals import SignalGuard, StopRequested
 
 log = logging.getLogger(__name__)
 
-Build = Callable[[RunContext], Sequence[Stage]]
+if TYPE_CHECKING:
+    from scantling.run.context import RunContext
+
+Build: TypeAlias = "Callable[[RunContext], Sequence[Stage]]"
 
 _GRACE_SECONDS = 300.0
 """How long workers may take to save their state before they are killed."""

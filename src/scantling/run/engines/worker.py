@@ -16,14 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import IO, NamedTuple, NoReturn, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, NamedTuple, NoReturn, TypeAlias, cast
 
 import torch
 from rich.console import Console
 
 from scantling.errors import Interrupted, ScantlingError
-from scantling.run.context import RunContext
-from scantling.run.stage import Stage
+
+if TYPE_CHECKING:  # the order brings what it needs
+    from scantling.run.context import RunContext
+    from scantling.run.stage import Stage
 
 
 class Done(NamedTuple):

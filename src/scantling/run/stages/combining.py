@@ -11,7 +11,7 @@ from scantling.combine.eliminate import learn_relations
 from scantling.combine.tune import tune_weights
 from scantling.combine.tuned import write_tuned
 from scantling.data.coco import write_results
-from scantling.data.detections import Detections, detections_of, results_of
+from scantling.data.detections import detections_of, results_of
 from scantling.data.io import atomic_write, sha256_of, write_json
 from scantling.errors import ConfigError
 from scantling.run.context import RunContext
@@ -33,6 +33,7 @@ from scantling.run.steps import (
     step_file,
     tuned_file,
 )
+from scantling.structures.detections import Detections
 
 
 def check_combination(context: RunContext) -> None:

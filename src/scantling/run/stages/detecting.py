@@ -15,7 +15,7 @@ from pathlib import Path
 from scantling.combine.tune import tune_suppression
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.coco import CocoDataset, read_results, write_results
-from scantling.data.detections import Detections, detections_of, results_of
+from scantling.data.detections import detections_of, results_of
 from scantling.data.io import atomic_write, sha256_of
 from scantling.models.suppression import SuppressConfig, suppress_detections
 from scantling.predict.candidates import Candidates
@@ -24,6 +24,7 @@ from scantling.run.context import HELD_OUT, RunContext, Unit
 from scantling.run.results import own_results
 from scantling.run.stage import Stage, hashes_of
 from scantling.run.steps import TUNED, one_voice, tuned_file
+from scantling.structures.detections import Detections
 
 
 def tune_stage(context: RunContext, name: str) -> Stage:
@@ -149,8 +150,7 @@ def _suppressed(
 def suppressed(seen: Detections, config: SuppressConfig, class_names: Sequence[str]) -> Detections:
     """Detections out of candidates; see `suppress_detections`."""
     rows, scores = suppress_detections(seen, config, class_names)
-    kept = seen[rows]
-    return Detections(images=kept.images, labels=kept.labels, scores=scores, boxes=kept.boxes)
+    return seen[rows].replace(scores=scores)
 
 
 def _tune(context: RunContext, name: str) -> None:

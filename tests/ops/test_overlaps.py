@@ -1,0 +1,94 @@
+"""Pairs of boxes and masks: against hand-derived values, and against pycocotools on random objects."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from scantling.ops import overlaps
+from scantling.ops.overlaps import find_pairs, paired_overlaps, pairs_of_keys, pairwise_iou
+from scantling.ops.rle import rle_encode
+from scantling.structures.detections import object_column
+
+
+def test_values_derived_by_hand():
+    box, other = np.array([[0.0, 0.0, 4.0, 2.0]]), np.array([[2.0, 0.0, 4.0, 6.0]])
+    found = paired_overlaps(box, other)  # common 2 x 2, areas 8 and 12
+    assert (found.iou[0], found.of_first[0], found.of_second[0]) == (4 / 16, 4 / 8, 4 / 12)
+    point = np.array([[1.0, 1.0, 1.0, 1.0]])
+    assert [value[0] for value in paired_overlaps(box, point)] == [0, 0, 0]
+    assert pairwise_iou(box, np.concatenate([other, box])).tolist() == [[0.25, 1.0]]
+    assert pairwise_iou(np.zeros((0, 4)), other).shape == (0, 1)
+
+
+def objects(rng, number, size_hw=(48, 64)):
+    """Random keys, and ellipses with their tight boxes."""
+    height, width = size_hw
+    y, x = np.mgrid[:height, :width]
+    centres, radii = rng.uniform(0, [width, height], (number, 2)), rng.uniform(2, 16, (number, 2))
+    masks = [
+        ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1
+        for (cx, cy), (rx, ry) in zip(centres, radii, strict=True)
+    ]
+    rles = [rle_encode(mask) for mask in masks]
+    return rng.integers(0, 3, number), np.asarray(coco_mask.toBbox(rles)).reshape(-1, 4), object_column(rles)
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+@pytest.mark.parametrize("at_least", [0.0, 0.3])
+def test_pairs_are_those_that_pycocotools_finds(with_masks, at_least):
+    rng = np.random.default_rng(1)
+    keys, boxes, masks = objects(rng, 60)
+    other_keys, other_boxes, other_masks = objects(rng, 40)
+    order = np.argsort(other_keys, kind="stable")
+    other_keys, other_boxes, other_masks = other_keys[order], other_boxes[order], other_masks[order]
+    crowd = rng.random(40) < 0.3
+    found = find_pairs(
+        keys,
+        boxes,
+        other_keys,
+        other_boxes,
+        masks=(masks, other_masks) if with_masks else None,
+        is_crowd=crowd,
+        at_least=at_least,
+    )
+    ours, theirs = (masks, other_masks) if with_masks else (boxes, other_boxes)
+    table = np.asarray(
+        coco_mask.iou(
+            ours.tolist() if with_masks else ours,
+            theirs.tolist() if with_masks else theirs,
+            crowd.astype(np.uint8).tolist(),
+        )
+    )
+    table = np.where(keys[:, None] == other_keys, table, 0)
+    first, second = np.nonzero((table > 0) & (table >= at_least))
+    assert len(first) > 20
+    assert found.first.tolist() == first.tolist()
+    assert found.second.tolist() == second.tolist()
+    np.testing.assert_array_equal(found.iou, table[first, second])
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(0, 0), (3, 0), (0, 3)])
+def test_nothing_overlaps_nothing(ours, theirs):
+    keys = [np.zeros(number, dtype=np.int64) for number in (ours, theirs)]
+    boxes = [np.ones((number, 4)) for number in (ours, theirs)]
+    masks = tuple(np.empty(number, dtype=object) for number in (ours, theirs))
+    for given in (None, masks):
+        found = find_pairs(keys[0], boxes[0], keys[1], boxes[1], masks=given)
+        assert [len(column) for column in found] == [0, 0, 0]
+
+
+def test_portions_hold_every_pair_once_and_neighbours_together(monkeypatch):
+    monkeypatch.setattr(overlaps, "_MAX_PAIRS", 7)
+    keys = np.sort(np.random.default_rng(2).integers(0, 9, 30))
+    expected = [(a, b) for a in range(30) for b in range(30) if keys[a] == keys[b]]
+    for together in (False, True):
+        portions = list(pairs_of_keys(keys, keys, together=together))
+        assert len(portions) > 3
+        found = [
+            pair for first, second in portions for pair in zip(first.tolist(), second.tolist(), strict=True)
+        ]
+        assert found == expected
+    owners = [set(keys[first].tolist()) for first, _ in portions]
+    assert sum(map(len, owners)) == len(set(keys.tolist()))
