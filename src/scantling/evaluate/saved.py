@@ -26,14 +26,14 @@ _CURVES = tuple(field.name for field in fields(Curves))
 
 
 def kinds_of(dataset: CocoDataset, results: Sequence[Result]) -> list[IouType]:
-    """What results can be evaluated by: boxes where they have them, masks where both sides do; of nothing, boxes."""
+    """What results can be evaluated by: boxes where they have them, masks where both sides do; else boxes."""
     kinds: list[IouType] = []
-    if any(result.get("bbox") for result in results) or not results:
+    if any(result.get("bbox") for result in results):
         kinds.append("bbox")
     has_masks = any(a.segmentation is not None for a in chain(*dataset.annotations))
     if has_masks and any(result.get("segmentation") for result in results):
         kinds.append("segm")
-    return kinds
+    return kinds or ["bbox"]
 
 
 def files_of(folder: str, name: str) -> tuple[str, str]:
