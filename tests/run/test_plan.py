@@ -132,12 +132,14 @@ def test_a_plan_reads_well_and_is_plain_values(tmp_path):
 def test_every_file_of_a_run_that_a_stage_needs_is_left_by_an_earlier_one(tmp_path, folds):
     context = whole_context(tmp_path, folds)
     left: set[str] = set()
-    titles = []
-    for stage in stages_of(context):
+    titles, stages = [], stages_of(context)
+    for stage in stages:
         titles.append(stage.title)
         assert set(stage.needs) <= left, stage.title
         assert not left & set(stage.outputs), stage.title
         left |= set(stage.outputs)
     assert len(set(titles)) == len(titles)
     assert {"refine/gate", "eliminate", "tune/ensemble", "audit", "pretrain"} <= set(titles)
+    last = plan_of(stages, context.root).stages[-1]
+    assert (last.title, set(last.after)) == ("report", {"audit", "evaluate"})
     assert not context.root.exists()

@@ -19,9 +19,8 @@ import torch
 from run import side_by_side_stages as stages
 from scantling.errors import DataError, Interrupted, TrainingError, UsageError
 from scantling.recipe.recipe import parse_recipe
-from scantling.run.engines.local import do_side_by_side
+from scantling.run.engines.local import check_jobs
 from scantling.run.engines.worker import Failed, _failure
-from scantling.run.folder import open_run
 from scantling.run.pipeline import _devices, run_recipe
 from scantling.synth.synth import SynthConfig, write_synth
 from scantling.train.devices import Processes
@@ -137,8 +136,9 @@ def test_each_of_several_gpus_is_used_unless_one_was_asked_for(monkeypatch):
 def test_processes_that_do_each_stage_together_are_not_shared_out(tmp_path):
     root = scenario(tmp_path, "stay")
     context = replace(stages.context_at(root), processes=Processes(rank=0, world=2))
-    with pytest.raises(UsageError, match="torchrun"), open_run(root) as run:
-        do_side_by_side(context, run, stages.build, 2)
+    with pytest.raises(UsageError, match="torchrun"):
+        check_jobs(context, 2)
+    check_jobs(context, 1)
 
 
 RECIPE = """

@@ -87,7 +87,7 @@ def ablate_recipe(
         ScantlingError: As in `run_recipe`; or the first member is not trained here.
     """
     widened = with_variants(recipe, init)
-    with prepared_run(widened, out, device=device, overwrite=overwrite) as (context, run):
+    with prepared_run(widened, out, device=device, overwrite=overwrite, jobs=jobs) as (context, run):
         do_stages(context, run, jobs=jobs, build=_stages)
         return context.processes.on_main(partial(_measure, context))
 

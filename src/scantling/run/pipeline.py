@@ -28,7 +28,7 @@ from scantling.recipe.facts import measure
 from scantling.recipe.recipe import Recipe
 from scantling.recipe.suggest import OpenRecipe, settle
 from scantling.run.context import RunContext
-from scantling.run.engines.local import do_side_by_side
+from scantling.run.engines.local import check_jobs, do_side_by_side
 from scantling.run.folder import (
     CATEGORIES,
     DATA,
@@ -118,20 +118,21 @@ def run_recipe(
         ScantlingError: The data, a setting, the device or the folder cannot be used; then nothing was written.
         Interrupted: SIGINT or SIGTERM arrived; everything is saved.
     """
-    with prepared_run(recipe, out, device=device, overwrite=overwrite) as (context, run):
+    with prepared_run(recipe, out, device=device, overwrite=overwrite, jobs=jobs) as (context, run):
         do_stages(context, run, jobs=jobs)
     return context.processes.on_main(partial(summarise, out))
 
 
 @contextmanager
 def prepared_run(
-    recipe: Recipe | OpenRecipe, out: Path, *, device: str, overwrite: bool
+    recipe: Recipe | OpenRecipe, out: Path, *, device: str, overwrite: bool, jobs: int = 1
 ) -> Iterator[tuple[RunContext, RunFolder]]:
     """A run before its first stage: everything is checked, the folder is held and says what is to be done.
 
     The arguments and errors are those of `run_recipe`.
     """
     context, reasons = _checked_context(recipe, out, device=device, begun=not overwrite)
+    check_jobs(context, jobs)
     processes = context.processes
     with open_run(out, overwrite=overwrite, processes=processes) as run:
         processes.on_main(partial(_write_facts, context, reasons))

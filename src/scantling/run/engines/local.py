@@ -58,11 +58,20 @@ def do_side_by_side(context: RunContext, run: RunFolder, build: Build, jobs: int
         Interrupted: A signal arrived here or at a worker; what trained has saved its state.
         Exception: Whatever a stage raised.
     """
-    if context.processes.world > 1:
-        raise UsageError("--jobs does not go with torchrun, whose processes do each stage together")
+    check_jobs(context, jobs)
     crew = _Crew(context, build, jobs)
     with crew.at_work():
         _do_all(crew, run, list(build(context)))
+
+
+def check_jobs(context: RunContext, jobs: int) -> None:
+    """Refuse to share out the stages of a run whose processes do each stage together.
+
+    Raises:
+        UsageError: There are several processes already.
+    """
+    if jobs > 1 and context.processes.world > 1:
+        raise UsageError("--jobs does not go with torchrun, whose processes do each stage together")
 
 
 def _do_all(crew: _Crew, run: RunFolder, waiting: list[Stage]) -> None:

@@ -118,6 +118,8 @@ def _listen(channel: _Channel, order: WorkerOrder) -> None:
         except BaseException as error:  # noqa: BLE001 - told to the main process, which raises it
             channel.send(_failure(error))
             return
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch says nothing of its type
+            torch.cuda.empty_cache()  # others on this GPU need it meanwhile
         channel.send(Done())
 
 

@@ -28,6 +28,7 @@ from scantling.run.folder import METRICS, RECIPE, REPORT
 from scantling.run.results import own_results
 from scantling.run.stage import Stage, hashes_of
 from scantling.run.stages.detecting import detections_with, num_views, suppression_of
+from scantling.run.stages.refining import SUSPECTS
 from scantling.run.steps import Step, run_steps, step_file
 
 EVALUATE = "evaluate"
@@ -69,7 +70,7 @@ def report_stage(context: RunContext) -> Stage:
             "data": dict(context.data.hashes),
             "recipe": context.recipe.to_dict(),
         },
-        needs=(METRICS, *files.values()),
+        needs=(METRICS, *files.values(), *([SUSPECTS] if context.recipe.audit is not None else [])),
         outputs=(REPORT,),
         action=write,
     )

@@ -48,6 +48,7 @@ from scantling.train.history import CSV_NAME, JSONL_NAME
 from scantling.train.keeper import BEST_NAME, LAST_NAME, PREVIOUS_NAME, resumable
 
 AUDIT = "audit"
+SUSPECTS = f"{AUDIT}/suspects.json"
 
 
 def check_refining(context: RunContext) -> None:
@@ -178,7 +179,7 @@ def audit_stage(context: RunContext) -> Stage:
             "data": context.data.hashes["train"],
         },
         needs=(*files, *(fusion.needs() if len(members) > 1 else ())),
-        outputs=tuple(f"{AUDIT}/{name}" for name in ("suspects.json", "audit.html")),
+        outputs=(SUSPECTS, f"{AUDIT}/audit.html"),
         action=partial(_audit, context),
         resources=Resources(gpus=1),
     )
