@@ -3,18 +3,31 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed.stamp
 WORKERS ?= 2
+LOWEST := .venv-lowest
+# Rooms whose tests train nothing and start few processes.
+QUICK := $(addprefix tests/,settings ops structures data evaluate combine recipe rules)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench
+.PHONY: help demo test quick test-lowest check format bench
 
 help: ## Show this list.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1	/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1	/'
 
 demo: $(STAMP) ## Run the whole solution on generated scenes and write runs/demo/report.html (about 6 minutes).
 	$(BIN)/scantling demo --out runs/demo
 
 test: $(STAMP) ## Run the whole test suite.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+quick: $(STAMP) ## Run the tests that train nothing (under two minutes).
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(QUICK)
+
+test-lowest: $(LOWEST)/installed.stamp ## Run the whole suite with the lowest versions that pyproject.toml allows, in .venv-lowest.
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal
+
+format: $(STAMP) ## Format the code and mend what ruff can mend by itself.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 
 check: $(STAMP) ## Lint, formatting, types.
 	$(BIN)/ruff check .
@@ -31,4 +44,10 @@ bench: $(STAMP) ## Run the benchmarks; each prints one table. DATA=FOLDER is a C
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(LOWEST)/installed.stamp: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/python -m uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
 	@touch $@

@@ -38,11 +38,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
-from scantling.combine.members import EnsembleSummary, ensemble_files
+from scantling.combine.members import EnsembleSummary, NamedFile, ensemble_files
 from scantling.data.coco import read_coco
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.results import write_results
 from scantling.data.detections import results_of
+from scantling.settings.paths import ResultsFile
 from scantling.structures.detections import Detections
 
 SIDE = 1024.0
@@ -144,11 +145,11 @@ def data_set(folder: Path, num_images: int, names: list[str]) -> CocoDataset:
     return read_coco(file, folder)
 
 
-def write_files(folder: Path, members: Members, dataset: CocoDataset) -> list[Path]:
+def write_files(folder: Path, members: Members, dataset: CocoDataset) -> list[NamedFile]:
     """The members as results files."""
-    files = [folder / f"{name}.json" for name in members]
-    for file, member in zip(files, members.values(), strict=True):
-        write_results(results_of(member, dataset), file)
+    files = [NamedFile(name, ResultsFile(folder / f"{name}.json")) for name in members]
+    for (_, file), member in zip(files, members.values(), strict=True):
+        write_results(results_of(member, dataset), file.path, dataset.images)
     return files
 
 

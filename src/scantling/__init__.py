@@ -11,14 +11,13 @@ Importing this package loads nothing heavy; `scantling.api` and `scantling.error
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 __all__ = ["__version__", "api", "errors"]
 
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Load the public modules when they are asked for (PEP 562)."""
     if name in {"api", "errors"}:
         return importlib.import_module(f"scantling.{name}")

@@ -7,6 +7,7 @@ library that cannot be imported, or that kills its process, is a line of the rep
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import re
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scantling import __version__
+
+log = logging.getLogger(__name__)
 
 State = Literal["ok", "note", "wrong"]
 
@@ -104,6 +107,7 @@ def examine(folder: Path) -> Diagnosis:
     Args:
         folder: Where runs are to be written.
     """
+    log.info("importing %d libraries, each as scantling would; this takes some seconds", len(NEEDED))
     machine = check_system(folder)
     problems = import_problems()
     libraries = [check_library(name, _version(name), problems.get(name)) for name in NEEDED]

@@ -7,6 +7,7 @@ message without a traceback and exits with its `exit_code`. Any other exception 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -107,6 +108,37 @@ class Interrupted(ScantlingError):  # noqa: N818 - a request, not an error
 
 class PeerFailed(ScantlingError):  # noqa: N818 - what happened to this process is another one's error
     """Another process of the same training failed, so this one cannot go on; the other one says why."""
+
+
+FOR_THE_FILE = "scantling_for_the_file"
+"""Marks a log record that belongs into `run.log` alone: on the terminal the command tells it in its own words."""
+
+MEMORY_REMEDY = (
+    "In training lower the batch or the images: --set members.NAME.train.batch_size=1 (and train.accumulate up as "
+    "much), --set members.NAME.augment.short_side=480; a refiner: --set train.batch_size=8. In prediction: "
+    "--set batch_size=1, one scale instead of several, or --tile 1024 for large images. Fewer workers take less, too."
+)
+"""What to lower where memory does not suffice."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, whichever library raised it, says that memory did not suffice."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    return any(words in text for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch on a CPU
+    "cannot allocate memory",
+    "out of memory",  # CUDA and cuDNN outside of torch's allocator
+    "insufficient memory",  # OpenCV
+    "failed to allocate",  # OpenCV, cuBLAS
+    "std::bad_alloc",
+)
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:

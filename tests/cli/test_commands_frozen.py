@@ -16,7 +16,9 @@ SNAPSHOT = Path(__file__).with_name("commands.txt")
 SHOWN_ONLY = {"help", "json", "quiet", "debug", "plan"}
 """Options that change what is shown, not what is done; `plan` shows it and does nothing (`api.plan`)."""
 TRANSLATED = {
+    "count_difficult",
     "skip_invalid",
+    "image_ids",
     "strict",
     "folds",
     "tile",

@@ -148,7 +148,8 @@ def test_masks_are_counted_as_left_out(folder):
     masked = [{**found(i, 3, 0.5, A), "segmentation": rle} for i in ("x", 17)]
     del masked[1]["bbox"]
     (folder / "masked.json").write_text(json.dumps(masked))
-    done = ensemble("masked.json", "--json")
+    (folder / "empty.json").write_text("[]")
+    done = ensemble("masked.json", "empty.json", "--weights", "1,0", "--json")
     assert "masked.json: the masks of 2 predictions are not fused, only the boxes" in done.stderr
     assert json.loads(done.stdout)["members"][0]["num_masks"] == 2
     results = json.loads((folder / "fused.json").read_text())
@@ -216,3 +217,120 @@ def test_members_are_named_by_what_tells_the_files_apart(tmp_path):
         f"{tmp_path}/a.json (2)",
         f"{tmp_path}/b.json",
     ]
+
+
+class TestNamesInTheCall:
+    """Every tool calls its file alike, and weights that were tuned on one folder apply to another."""
+
+    TUNED = "ensemble:\n  weights: {strong: 3, weak: 1}\n"
+
+    def test_weights_follow_the_names_whatever_the_order(self, folder):
+        (folder / "tuned.yaml").write_text(self.TUNED)
+        expected = pytest.approx((3 * 0.8 + 0.4) / 4)
+        for members in (
+            ("strong=yolo.json", "weak=other.json"),
+            ("weak=other.json", f"strong={folder}/yolo.json"),
+        ):
+            for weights in (("--tuned", "tuned.yaml"), ("--weights", "strong=3")):
+                assert ensemble(*members, *weights).exit_code == 0
+                found = json.loads((folder / "fused.json").read_text())
+                assert [r["score"] for r in found if r["category_id"] == 90] == [expected]
+
+    def test_only_some_may_be_named(self, folder):
+        told = json.loads(ensemble("strong=yolo.json", "other.json", "--json").stdout)
+        assert [(m["name"], m["file"]) for m in told["members"]] == [
+            ("strong", "yolo.json"),
+            ("other", "other.json"),
+        ]
+
+    def test_weights_of_other_names_are_refused_with_the_call_in_their_order(self, folder):
+        (folder / "tuned.yaml").write_text(self.TUNED)
+        told = refused("yolo.json", "other.json", "--tuned", "tuned.yaml")
+        assert "there is no member 'strong'" in told
+        assert "strong=yolo.json weak=other.json" in told
+        assert "strong=yolo.json weak=other.json" in refused(
+            "strong=yolo.json", "other.json", "--tuned", "tuned.yaml"
+        )
+        assert ensemble("strong=yolo.json", "weak=other.json", "--tuned", "tuned.yaml").exit_code == 0
+
+    @pytest.mark.parametrize(
+        ("members", "told"),
+        [
+            (("a=yolo.json", "a=other.json"), "two members are called 'a'"),
+            (("other=yolo.json", "other.json"), "two members are called 'other'"),
+            (("a,b=yolo.json",), "'a,b' cannot be the name of a member"),
+            (("a=othr.json",), "othr.json: there is no such results file; did you mean 'other.json'"),
+        ],
+    )
+    def test_names_that_cannot_be(self, folder, members, told):
+        assert told in refused(*members)
+
+    def test_a_file_whose_name_holds_the_sign_is_a_file(self, folder):
+        (folder / "lr=0.1.json").write_text(json.dumps(FIRST))
+        told = json.loads(ensemble("lr=0.1.json", "--json").stdout)
+        assert told["members"][0]["name"] == "lr=0.1"
+
+    def test_tuned_weights_carry_the_names_of_the_call(self, folder):
+        truths = [
+            {"id": n, "image_id": r["image_id"], "category_id": r["category_id"], "bbox": r["bbox"]}
+            for n, r in enumerate(FIRST, start=1)
+        ]
+        data = {**json.loads((folder / "data.json").read_text()), "annotations": truths}
+        (folder / "data.json").write_text(json.dumps(data))
+        arguments = ["tune", "a=yolo.json", "b=other.json", "--data", "data.json", "--out", "tuned.yaml"]
+        done = CliRunner().invoke(app, [*arguments, "--set", "search.bootstrap=20"])
+        assert done.exit_code == 0, done.output
+        assert ensemble("b=other.json", "a=yolo.json", "--tuned", "tuned.yaml").exit_code == 0
+        assert "a=yolo.json b=other.json" in refused_after(folder, "yolo.json", "other.json")
+
+
+def refused_after(folder, *members):
+    """What is said where tuned weights have other names."""
+    (folder / "fused.json").unlink()
+    return refused(*members, "--tuned", "tuned.yaml")
+
+
+@pytest.mark.parametrize("method", ["wbf", "nmw", "nms", "soft_linear", "soft_gaussian"])
+def test_what_is_left_of_a_single_file_keeps_its_masks_and_keys(folder, method):
+    mask = to_rle({"size": [30, 40], "counts": [0, 100, 1100]}, (30, 40))
+    given = [{**r, "segmentation": mask, "track": n} for n, r in enumerate(FIRST)]
+    (folder / "masked.json").write_text(json.dumps(given))
+    done = ensemble("masked.json", "--method", method)
+    assert (done.exit_code, "not fused" in done.output) == (0, False)
+    found = json.loads((folder / "fused.json").read_text())
+    files = {"x": "x.png", 17: "17.png"}
+    assert sorted(found, key=lambda r: r["track"]) == [
+        {**r, "file_name": files[r["image_id"]]} for r in given
+    ]
+
+
+def test_a_mean_of_several_boxes_has_the_keys_of_none(folder):
+    given = [{**found("x", 3, 0.8, A), "track": 1}, {**found("x", 3, 0.4, B), "track": 2}]
+    (folder / "two.json").write_text(json.dumps(given))
+    assert ensemble("two.json", "--set", "own_duplicates=keep").exit_code == 0
+    (mean,) = json.loads((folder / "fused.json").read_text())
+    assert mean["bbox"] == pytest.approx([0, 0, 10, (0.8 * 10 + 0.4 * 8) / 1.2])
+    assert "track" not in mean
+
+
+@pytest.mark.parametrize(
+    ("members", "arguments", "scores"),
+    [
+        ([[(100, 1.0)], [(100, 1.0)]], ("--weights", "1,3", "--set", "score=max"), [1]),
+        ([[(100, 1.0), (100, 1.0)], [(300, 0.5)]], ("--weights", "2,1"), [2 / 3, 0.5 / 3]),
+        ([[(100, 1.0)]] * 5, ("--weights", ".2,.2,.2,.2,.2"), [1]),
+    ],
+    ids=["weights and max", "a model's own repeats", "weights that sum to 1"],
+)
+def test_scores_of_weighted_boxes_fusion(tmp_path, monkeypatch, members, arguments, scores):
+    """Weighted-Boxes-Fusion #39, #40, #38: not above 1, not lifted by repeats, not lowered by the sum of weights."""
+    monkeypatch.chdir(tmp_path)
+    image = {"id": 1, "file_name": "a.jpg", "width": 1000, "height": 1000}
+    content = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "x"}]}
+    Path("data.json").write_text(json.dumps(content))
+    for n, boxes in enumerate(members):
+        results = [found(1, 1, score, [corner, corner, 100.0, 100.0]) for corner, score in boxes]
+        Path(f"m{n}.json").write_text(json.dumps(results))
+    assert ensemble(*(f"m{n}.json" for n in range(len(members))), *arguments).exit_code == 0
+    found_scores = [result["score"] for result in json.loads(Path("fused.json").read_text())]
+    assert found_scores == pytest.approx(scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from scantling import api
+from scantling.cli import shell
 from scantling.cli.app import app
-from scantling.errors import ConfigError, DataError, Finding, Interrupted, Severity, UsageError
+from scantling.errors import FOR_THE_FILE, ConfigError, DataError, Finding, Interrupted, Severity, UsageError
 
 
 def listing(monkeypatch, error: BaseException, *options: str):
@@ -47,8 +49,14 @@ class OutOfMemoryError(RuntimeError):
         (
             OutOfMemoryError("CUDA out of memory.\nmore"),
             2,
-            "error: out of memory: CUDA out of memory.\nUse smaller",
+            "error: out of memory: CUDA out of memory.\nIn training lower the batch",
         ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+            2,
+            "error: out of memory: [enforce fail",
+        ),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 2, "error: out of memory"),
         (
             ZeroDivisionError("division by zero"),
             1,
@@ -156,3 +164,17 @@ def test_a_closed_pipe_is_no_traceback():
     os.close(writer)
     assert done.returncode == 2
     assert done.stderr == "error: standard output was closed before everything was written\n"
+
+
+def test_a_full_disk_is_told_of_the_copy_not_of_its_source(monkeypatch):
+    error = OSError(errno.ENOSPC, "No space left on device", "photos/a.png", None, "out/a.png")
+    done = listing(monkeypatch, error)
+    assert done.stderr.startswith("error: out/a.png: no space left")
+    assert "photos" not in done.stderr
+
+
+def test_what_the_run_log_keeps_is_not_told_twice(capsys):
+    shell._configure_logging(quiet=False, debug=False)
+    logging.getLogger("scantling.x").error("kept", extra={FOR_THE_FILE: True})
+    logging.getLogger("scantling.x").error("told")
+    assert capsys.readouterr().err == "error: told\n"

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from reference.tiny_refiner import TINY_REFINER
 from scantling import api
 from scantling.cli.app import app
+from scantling.settings.paths import Lenient
 from scantling.synth.synth import SynthConfig, write_synth
 
 REFINER = "refiner/best.safetensors"
@@ -20,6 +21,7 @@ VERBS = {
     "refine tune": ("refine", "tune", "results.json", "parts:val", "--refiner", REFINER, "--out", "gate.yaml"),
     "audit": ("audit", "parts:val", "--predictions", "results.json", "--out", "audit"),
     "evaluate": ("evaluate", "results.json", "--data", "parts:val"),
+    "compare": ("compare", "results.json", "results.json", "--data", "parts:val", "--bootstrap", "5"),
     "ensemble": ("ensemble", "results.json", "results.json", "--data", "parts:val", "--out", "fused.json"),
     "tune": ("tune", "results.json", "--data", "parts:val", "--out", "tuned.yaml"),
     "eliminate": (
@@ -55,3 +57,26 @@ def test_a_faulty_record_stops_the_verb_unless_it_is_to_be_left_out(world, name,
     done = CliRunner().invoke(app, [*VERBS[name], "--skip-invalid"])
     assert done.exit_code == 0, done.output
     assert "bbox" in done.stderr
+    assert "annotations are not used" in done.stderr
+
+
+def test_a_faulty_mask_costs_no_box_and_labels_nothing_twice(tmp_path):
+    write_synth(tmp_path / "parts", SynthConfig(size_hw=(96, 128)), splits={"val": 6}, seed=3)
+    file = tmp_path / "parts/annotations/val.json"
+    labels = json.loads(file.read_text())
+    keys = ("image_id", "category_id", "bbox")
+    results = [{key: a[key] for key in keys} | {"score": 0.9} for a in labels["annotations"]]
+    for annotation in labels["annotations"][::4]:
+        annotation["segmentation"] = [[1, 2, 3, 4]]
+    file.write_text(json.dumps(labels))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    data = Lenient(f"{tmp_path / 'parts'}:val")
+    assert api.evaluate(tmp_path / "results.json", data).metrics["AP"] == pytest.approx(1)
+    api.audit(data, tmp_path / "audit", predictions=tmp_path / "results.json", overrides=["min_score=0"])
+    suspects = json.loads((tmp_path / "audit/suspects.json").read_text())["suspects"]
+    assert [s for s in suspects if s["reason"] == "missing"] == []
+    labels["annotations"] = [a for n, a in enumerate(labels["annotations"]) if n % 4]
+    file.write_text(json.dumps(labels))
+    api.audit(data, tmp_path / "gone", predictions=tmp_path / "results.json", overrides=["min_score=0"])
+    suspects = json.loads((tmp_path / "gone/suspects.json").read_text())["suspects"]
+    assert "missing" in {s["reason"] for s in suspects}

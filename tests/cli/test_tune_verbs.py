@@ -133,12 +133,17 @@ def bikes(tmp_path, monkeypatch):
     return results
 
 
+def with_name(result):
+    """As it is written: with the name of its image's file."""
+    return {**result, "file_name": f"{result['image_id'] - 100}.png"}
+
+
 ASKED = ("eliminate", "found.json", "--train", "train.json", "--data", "data.json")
 
 
 def test_what_contradicts_goes_and_all_else_stays_as_it_was(bikes):
     text = told(*ASKED, "--out", "left.json")
-    assert json.loads(Path("left.json").read_text()) == [bikes[0], bikes[2]]
+    assert json.loads(Path("left.json").read_text()) == [with_name(bikes[0]), with_name(bikes[2])]
     assert text.splitlines()[0].split(maxsplit=1) == ["1", "saddle overlaps a stronger wheel"]
     assert text.splitlines()[-1] == "1 of 3 predictions contradict; the others are in left.json"
 
@@ -153,7 +158,7 @@ def test_a_list_writes_nothing(bikes):
 
 def test_settings_of_elimination_can_be_given(bikes):
     told(*ASKED, "--out", "left.json", "--set", "min_ratio=4")
-    assert json.loads(Path("left.json").read_text()) == bikes
+    assert json.loads(Path("left.json").read_text()) == list(map(with_name, bikes))
 
 
 def test_mistakes_of_elimination_are_told(bikes):

@@ -22,6 +22,7 @@ from scantling.run.pipeline import prepared_run, run_recipe
 from scantling.run.stage import hash_of
 from scantling.run.stages.refining import audit_stage, gate_stage, refiner_stage
 from scantling.synth.synth import SynthConfig, write_synth
+from scantling.train.checkpoint import load_checkpoint
 
 MEMBER = """
     model: {{name: {name}, backbone: resnet10t, init: {init}, fpn_channels: 16, fc_channels: 16,
@@ -74,6 +75,25 @@ def test_every_stage_of_the_published_solution_is_done(whole_way):
     metrics = read(whole_way / "metrics.json")
     assert metrics["stage"] == "eliminate"
     assert set(metrics["members"]) == {*members, "ensemble", "eliminate"}
+
+
+def test_detectors_whose_statistics_are_pooled_over_processes_start_from_own_crops(command, parts, tmp_path):
+    """SyncBN, the report's alternative to GroupNorm, in both detectors."""
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    changes = ["combine=null", "evaluate.bootstrap=0"]
+    changes += [f"members.{name}.model.norm=sync_bn" for name in ("cascade", "double_head")]
+    changes += ["members.double_head.model.init=pretrain", "members.cascade.predict.scales=48"]
+    settings = [argument for change in changes for argument in ("--set", change)]
+    done = command(
+        "run", tmp_path / "tiny.yaml", "--data", parts, "--out", tmp_path / "run", "--quiet", *settings
+    )
+    assert done.exit_code == 0, done.output
+    pretrained = load_checkpoint(tmp_path / "run/pretrain/moco/backbone.safetensors").tensors
+    for name in ("cascade", "double_head"):
+        trained = load_checkpoint(tmp_path / f"run/members/{name}/best.safetensors").tensors
+        inside = {key for key in trained if key.startswith("model.backbone.body.")}
+        assert pretrained.keys() <= inside
+        assert any(key.endswith("running_var") for key in inside)
 
 
 def test_absent_parts_are_no_targets(whole_way, parts):

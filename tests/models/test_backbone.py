@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from scantling.errors import ConfigError
-from scantling.models.backbone import Backbone, BackboneConfig, read_weights
+from scantling.models.backbone import Backbone, BackboneConfig
 from scantling.models.layers import DeformConv
+from scantling.models.weights.opener import read_weights
 
 FAMILIES = ("resnet18", "resnext50_32x4d", "convnext_atto", "swin_tiny_patch4_window7_224", "efficientnet_b0")
 

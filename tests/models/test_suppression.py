@@ -155,3 +155,12 @@ def test_no_detections():
     rows, scores = suppress_detections(Detections.empty(), MIXED, NAMES)
     assert (rows.tolist(), scores.tolist()) == ([], [])
     assert len(suppress_instances(Instances.empty((8, 8), scored=True), MIXED, NAMES)) == 0
+
+
+def test_what_evaluation_counts_is_kept_unless_a_person_cuts_it():
+    scores = torch.tensor([0.9, 0.04, 0.0011, 0.001])
+    boxes = torch.tensor([[20.0 * place, 0, 20.0 * place + 10, 10] for place in range(4)])
+    found = Instances(size_hw=(20, 100), boxes=boxes, labels=torch.zeros(4, dtype=torch.int64), scores=scores)
+    kept = suppress_instances(found, SuppressConfig(), ())
+    assert torch.equal(kept.scores, scores[:3])
+    assert len(suppress_instances(found, SuppressConfig(score_threshold=0.05), ())) == 1

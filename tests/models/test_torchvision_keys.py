@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import convnext_tiny, swin_t
 
-from scantling.models.backbone import Backbone, BackboneConfig, read_weights
+from scantling.models.backbone import Backbone, BackboneConfig
+from scantling.models.weights.opener import read_weights
 
 # torchvision leaves out Swin's shift where one window covers the map, as detection models do not: here none does
 SIZE_HW = (256, 288)

@@ -44,16 +44,8 @@ def test_pairs_are_those_that_pycocotools_finds(with_masks, at_least):
     order = np.argsort(other_keys, kind="stable")
     other_keys, other_boxes, other_masks = other_keys[order], other_boxes[order], other_masks[order]
     crowd = rng.random(40) < 0.3
-    found = find_pairs(
-        keys,
-        boxes,
-        other_keys,
-        other_boxes,
-        masks=(masks, other_masks) if with_masks else None,
-        is_crowd=crowd,
-        at_least=at_least,
-    )
     ours, theirs = (masks, other_masks) if with_masks else (boxes, other_boxes)
+    found = find_pairs(keys, ours, other_keys, theirs, is_crowd=crowd, at_least=at_least)
     table = np.asarray(
         coco_mask.iou(
             ours.tolist() if with_masks else ours,
@@ -73,9 +65,9 @@ def test_pairs_are_those_that_pycocotools_finds(with_masks, at_least):
 def test_nothing_overlaps_nothing(ours, theirs):
     keys = [np.zeros(number, dtype=np.int64) for number in (ours, theirs)]
     boxes = [np.ones((number, 4)) for number in (ours, theirs)]
-    masks = tuple(np.empty(number, dtype=object) for number in (ours, theirs))
-    for given in (None, masks):
-        found = find_pairs(keys[0], boxes[0], keys[1], boxes[1], masks=given)
+    masks = [np.empty(number, dtype=object) for number in (ours, theirs)]
+    for shapes in (boxes, masks):
+        found = find_pairs(keys[0], shapes[0], keys[1], shapes[1])
         assert [len(column) for column in found] == [0, 0, 0]
 
 

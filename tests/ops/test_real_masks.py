@@ -16,7 +16,7 @@ from scantling.ops.masks import (
     rle_encode,
     rle_to_box,
 )
-from scantling.structures import ImageMasks
+from scantling.structures.masks import ImageMasks
 
 
 @pytest.mark.parametrize("name", ["magnetic_tile", "fruits_nuts"])

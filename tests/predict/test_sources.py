@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from scantling.data.io import write_json
 from scantling.errors import DataError, ScantlingError, Severity, UsageError
@@ -13,6 +14,17 @@ def test_a_single_image(paint):
     record = paint("a.png", (50, 60), {})
     (found,), findings, _ = open_source(record.path)
     assert (found.id, found.path, found.size_hw, findings) == ("a.png", record.path, (50, 60), ())
+
+
+def test_a_single_image_gets_the_warnings_it_would_get_in_a_folder(tmp_path):
+    """An animation, of which one frame counts."""
+    frames = [Image.new("RGB", (60, 50), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    alone, together = open_source(tmp_path / "a.gif"), open_source(tmp_path)
+    assert (
+        [finding.code for finding in alone.findings] == [finding.code for finding in together.findings] != []
+    )
+    assert alone.records == together.records
 
 
 def test_a_folder_with_other_things_in_it(paint, tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from scantling.errors import ConfigError
-from scantling.models.backbone import Backbone
+from scantling.models.backbone import Backbone, BackboneConfig
 from scantling.pretrain import moco
 from scantling.pretrain.moco import MoCo, MocoConfig, contrast, follow, in_parts, with_shuffled
 from scantling.pretrain.run import crop_loader, initial_moco
@@ -66,6 +66,24 @@ def test_info_nce_by_hand(model, batch, monkeypatch):
     assert model.take_accuracy() is None
 
 
+def test_older_keys_of_a_crop_are_negatives_where_that_is_asked_for(batch, monkeypatch):
+    """As published; the two queries of the test above, whose second now has two negatives as well."""
+    torch.manual_seed(0)
+    model = MoCo(small(own_keys="negatives"))
+    pair = type(batch)(
+        queries=batch.queries[:2],
+        keys=batch.keys[:2],
+        crops=torch.tensor([0, 1]),
+        image_ids=batch.image_ids[:2],
+    )
+    monkeypatch.setattr(model, "_queries", lambda _: torch.tensor([[1.0, 0, 0, 0]] * 2))
+    monkeypatch.setattr(model, "_keys", lambda _: torch.tensor([[0.6, 0.8, 0, 0]] * 2))
+    model.queue[:2] = torch.tensor([[0.0, 1, 0, 0], [-1.0, 0, 0, 0]])
+    model.queue_crops[:2] = torch.tensor([7, 1])
+    terms = [math.exp(x / 0.2) for x in (0.6, 0.0, -1.0)]
+    assert model.losses(pair)["info_nce"].item() == pytest.approx(-math.log(terms[0] / sum(terms)), abs=1e-6)
+
+
 def test_the_queue_holds_the_last_keys_and_wraps(model):
     keys = functional.normalize(torch.arange(1.0, 33).reshape(8, 4), dim=1)
     model._remember(keys[:3], torch.tensor([10, 11, 12]))
@@ -106,7 +124,7 @@ def test_a_step_moves_the_query_by_gradient_and_fills_the_queue(store, config):
     assert torch.allclose(model.queue.norm(dim=1), torch.ones(16))
 
 
-@pytest.mark.parametrize(("norm", "deform"), [("gn", (4,)), ("bn", ()), ("frozen_bn", ())])
+@pytest.mark.parametrize(("norm", "deform"), [("gn", (4,)), ("bn", ()), ("frozen_bn", ()), ("sync_bn", (4,))])
 def test_any_norm_and_deformable_backbones_learn_and_load_strictly(batch, norm, deform):
     torch.manual_seed(0)
     config = small(backbone="resnet18", norm=norm, deform=deform)
@@ -119,7 +137,7 @@ def test_any_norm_and_deformable_backbones_learn_and_load_strictly(batch, norm, 
     trainable = {n for n, p in model.query.backbone.named_parameters() if p.requires_grad}
     assert gradients == trainable
     assert any("offset" in name for name in gradients) == bool(deform)
-    fresh = Backbone(config.backbone_config())
+    fresh = Backbone(BackboneConfig(name="resnet18", norm=norm, deform=deform))  # a detector's
     assert fresh.load(model.backbone_tensors()) == []
     views = model.normalise(batch.keys)
     expected = model.eval().query.backbone(views)
@@ -131,6 +149,7 @@ def test_batch_statistics_are_shuffled_where_there_are_any(batch):
     assert MoCo(small(norm="bn")).shuffles
     assert MoCo(small(norm="gn")).shuffles  # the head has some
     assert MoCo(small(norm="bn", head="plain")).shuffles
+    assert MoCo(small(norm="sync_bn", head="plain")).shuffles
     assert not MoCo(small(norm="gn", head="plain")).shuffles
     assert not MoCo(small(norm="bn_eval", head="plain")).shuffles
     assert [MoCo(small())._parts_of(batch) for batch in (3, 16, 64, 256)] == [1, 2, 2, 8]

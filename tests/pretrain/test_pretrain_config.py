@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from scantling.errors import ConfigError
@@ -23,6 +25,18 @@ def test_several_processes_share_the_batch():
     facts = CropFacts(num_crops=133_245, usual_side=180.0, device="cuda", cpu_count=16, processes=8)
     config = settle(PretrainConfig(), facts).config
     assert (config.batch_size, config.lr, config.queue) == (32, 0.03, 65_536)
+
+
+def test_a_total_batch_is_shared_and_the_learning_rate_keeps_its_meaning():
+    for processes, share in ((1, 256), (8, 32)):
+        facts = replace(DELFTBIKES, processes=processes)
+        assert settle(PretrainConfig(total_batch=256, lr=0.03), facts).config.batch_size == share
+    with pytest.raises(ConfigError, match="total_batch is 256, but 3 processes of batch_size 85"):
+        settle(PretrainConfig(total_batch=256), replace(DELFTBIKES, processes=3))
+    with pytest.raises(ConfigError, match="make steps of 2048 crops"):
+        settle(PretrainConfig(total_batch=256, batch_size=256), replace(DELFTBIKES, processes=8))
+    told = settle(PretrainConfig(batch_size=256, lr=0.03), replace(DELFTBIKES, processes=8)).reasons
+    assert "pretrain: a step is 2048 crops of 8 processes; lr is 0.03" in told
 
 
 def test_few_crops_get_small_batches_and_a_short_queue():

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from scantling import api
 from scantling.errors import CheckpointError, ConfigError, DataError, Interrupted, UsageError
-from scantling.models.backbone import Backbone, BackboneConfig, read_weights
+from scantling.models.backbone import Backbone, BackboneConfig
+from scantling.models.weights.opener import read_weights
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.pretrain import run as module
 from scantling.pretrain.config import PretrainConfig

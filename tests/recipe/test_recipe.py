@@ -57,15 +57,16 @@ def test_the_whole_delftbikes_recipe_is_the_published_one():
     for member in whole.members.values():
         assert member.detector.init == "pretrain"
         assert (member.augment, member.train, member.predict) == (base.augment, base.train, base.predict)
+        assert member.detector.roi_samples == 0
     pretrain = whole.pretrain
     assert pretrain is not None
-    assert (pretrain.epochs, pretrain.batch_size, pretrain.queue, pretrain.lr) == (200, 256, 65_536, 0.03)
-    assert (pretrain.momentum, pretrain.temperature, pretrain.embedding, pretrain.head) == (
-        0.999,
-        0.2,
-        128,
-        "plain",
-    )
+    assert (pretrain.epochs, pretrain.total_batch, pretrain.queue, pretrain.lr) == (200, 256, 65_536, 0.03)
+    assert (pretrain.momentum, pretrain.temperature, pretrain.embedding) == (0.999, 0.2, 128)
+    assert (pretrain.head, pretrain.own_keys) == (
+        "bn",
+        "negatives",
+    )  # the published head learns less (bench/)
+    assert (pretrain.crops.context, pretrain.crops.min_side) == (0.0, 8)
     assert (whole.combining.ensemble.method, whole.tunes_suppression, whole.tunes_weights) == (
         "wbf",
         True,
@@ -76,7 +77,9 @@ def test_the_whole_delftbikes_recipe_is_the_published_one():
 
 def test_the_delftbikes_detector_is_the_published_one():
     member = load_recipe("delftbikes-cs21-base").members["cascade"]
-    assert member.model == ModelConfig(name="cascade_rcnn_r50_dcn_gn")
+    assert member.model == ModelConfig(
+        name="cascade_rcnn_r50_dcn_gn", num_train_proposals=2000, roi_samples=0
+    )
     assert member.augment.short_side == SideRange(min=800, max=1600)
     assert member.augment.long_side == member.predict.long_side == 2666
     assert member.predict.scales == tuple(range(800, 1700, 100))
@@ -84,7 +87,28 @@ def test_the_delftbikes_detector_is_the_published_one():
     train, suppress = member.train, member.predict.suppress
     assert (train.optimizer, train.lr, train.momentum, train.weight_decay) == ("sgd", 0.08, 0.9, 1e-4)
     assert (train.epochs, train.milestones, train.gamma) == (24, (16, 22), 0.1)
+    assert (train.batch_size, train.total_batch, train.clip_norm, train.norm_decay) == (2, 64, None, True)
     assert (suppress.method, suppress.score_threshold) == ("soft_linear", 1e-7)
+
+
+@pytest.mark.parametrize(("name", "proposals"), [("coco-cascade-r50", 2000), ("coco-faster-r50", None)])
+def test_the_coco_recipes_are_the_published_ones(name, proposals):
+    (member,) = load_recipe(name).members.values()
+    train, model, suppress = member.train, member.detector, member.predict.suppress
+    assert (model.frozen_stages, model.roi_samples, model.num_train_proposals) == (1, 0, proposals)
+    assert (train.epochs, train.milestones, train.gamma, train.warmup_steps) == (12, (8, 11), 0.1, 500)
+    assert (train.total_batch, train.lr, train.momentum, train.weight_decay) == (16, 0.02, 0.9, 1e-4)
+    assert (train.clip_norm, train.norm_decay, train.bias_decay) == (None, True, True)
+    assert (suppress.method, suppress.iou_threshold, suppress.score_threshold) == ("hard", 0.5, 0.05)
+    assert suppress.max_per_image == 100
+
+
+def test_recipes_for_few_images_tune_and_keep_what_counts():
+    for name in ("bccd-cpu", "parts-cpu", "ablation-cpu"):
+        recipe = load_recipe(name)
+        assert recipe.tunes_suppression, name
+        for member in recipe.members.values():
+            assert member.predict.suppress.score_threshold == 0.001, name
 
 
 def test_every_value_survives_writing_and_reading():
@@ -218,3 +242,35 @@ def test_what_is_shipped_is_readable():
         text = read_recipe(path)
         assert text.startswith("about: "), name
         assert max(map(len, text.splitlines())) <= 120, name
+
+
+@pytest.mark.parametrize(("processes", "batches"), [(1, 32), (8, 4)])
+def test_what_a_step_holds_is_told_and_kept_where_the_recipe_names_it(processes, batches):
+    named = load_recipe("delftbikes-cs21-base", ["members.cascade.train.workers=0"])
+    told = resolve(named, facts(processes=processes)).reasons
+    where = "one process" if processes == 1 else f"each of {processes} processes"
+    wanted = f"a step is 64 images: {batches} batches of 2 on {where}, as total_batch says"
+    assert f"members.cascade.train: {wanted}" in told
+
+
+def test_a_learning_rate_as_written_is_told_with_what_a_step_then_holds():
+    recipe = load_recipe("bccd-cpu")
+    assert not any("a step is" in reason for reason in resolve(recipe, facts()).reasons)
+    (told,) = (reason for reason in resolve(recipe, facts(processes=4)).reasons if "a step is" in reason)
+    assert told.startswith(
+        "members.cascade.train: a step is 8 images: 1 batches of 2 on each of 4 processes; lr 0.001"
+    )
+
+
+def test_an_automatic_batch_divides_the_total():
+    changes = ["members.a.train.batch_size=auto", "members.a.train.total_batch=60"]
+    recipe = parse_recipe(
+        "members: {a: {model: {}, augment: {short_side: 320}}}", file="r.yaml", overrides=changes
+    )
+    for processes, largest in ((1, 4), (4, 3), (7, None)):
+        if largest is None:
+            with pytest.raises(ConfigError, match="total_batch is 60, but 7 processes"):
+                resolve(recipe, facts(processes=processes, device="cpu", memory_gib=None))
+        else:
+            found = resolve(recipe, facts(processes=processes, device="cpu", memory_gib=None)).recipe
+            assert found.members["a"].train.batch_size == largest

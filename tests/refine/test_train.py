@@ -36,6 +36,7 @@ def run(out, **changes) -> RefinerRun:
     return RefinerRun(**{"out": out, "device": "cpu", "console": QUIET, **changes})
 
 
+@pytest.mark.timeout(0)  # bounded by its steps; the clock also measures what else the machine does
 @pytest.mark.slow
 def test_a_refiner_undoes_a_known_jitter(painted, tmp_path):
     train, val = painted(40, seed=10), painted(15, seed=11)

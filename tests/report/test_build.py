@@ -67,6 +67,14 @@ def test_what_each_step_gave_and_the_curves_of_folds_are_read(run_dir, dataset, 
     assert "What each step gave" in page
 
 
+def test_the_reasons_of_the_chosen_settings_are_shown(run_dir, dataset):
+    assert "Why these settings" not in render(build_content("t", {"val": dataset}, read_run(run_dir)))
+    (run_dir / "reasons.json").write_text('["epochs 12: 3 images & a CPU"]', encoding="utf-8")
+    page = render(build_content("t", {"val": dataset}, read_run(run_dir)))
+    assert "Why these settings" in page
+    assert "<li>epochs 12: 3 images &amp; a CPU</li>" in page
+
+
 def test_what_tuning_chose_and_elimination_removed_is_shown(run_dir, dataset, results):
     (run_dir / "tune").mkdir()
     (run_dir / "tune" / "alpha.txt").write_text("crack 0.5 -> 0.7 <sure>", encoding="utf-8")

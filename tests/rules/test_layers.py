@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 
 from rules.conftest import ROOT
 
@@ -101,3 +103,53 @@ def test_start_up_loads_nothing_heavy(statement):
         timeout=60,
     )
     assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+LABELS = {
+    "images": [{"id": n, "file_name": f"{n}.png", "width": 32, "height": 32} for n in (1, 2)],
+    "categories": [{"id": 1, "name": "dent"}],
+    "annotations": [
+        {
+            "id": n,
+            "image_id": n,
+            "category_id": 1,
+            "bbox": [2, 2, 9, 9],
+            "segmentation": [[2, 2, 11, 2, 11, 11]],
+        }
+        for n in (1, 2)
+    ],
+}
+LIGHT_VERBS = (
+    "check DATA",
+    "evaluate DATA/found.json --data DATA:val --bootstrap 10",
+    "compare DATA/found.json DATA/found.json --data DATA:val --bootstrap 10",
+    "convert DATA --to yolo --out DATA/yolo",
+    "convert DATA/yolo --to voc --out DATA/voc",
+    "check DATA/voc",
+    "split DATA:val --out DATA/splits",
+    "recipes show bccd-cpu",
+)
+NOT_FOR_LABELS = ("torch", "torchvision", "timm", "accelerate", "matplotlib", "scantling.models")
+
+
+def test_verbs_about_labels_and_results_load_no_torch(tmp_path):
+    """One process does one verb after the other and says after each which of the heavy modules it has by then."""
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "val.json").write_text(json.dumps(LABELS))
+    (tmp_path / "images").mkdir()
+    for record in LABELS["images"]:
+        Image.new("RGB", (32, 32), (0, 90 * record["id"], 9)).save(tmp_path / "images" / record["file_name"])
+    found = [{"image_id": 1, "category_id": 1, "bbox": [2, 2, 9, 9], "score": 0.5}]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    verbs = [verb.replace("DATA", str(tmp_path)).split() for verb in LIGHT_VERBS]
+    script = (
+        "import contextlib, io, sys\nfrom scantling.cli import main\n"
+        f"for verb in {verbs!r}:\n    sys.argv = ['scantling', *verb]\n    ended = None\n"
+        "    with contextlib.redirect_stdout(io.StringIO()):\n"
+        "        try: main()\n        except SystemExit as end: ended = end.code\n"
+        f"    print(verb[0], ended, *[name for name in {NOT_FOR_LABELS!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.splitlines() == [f"{verb[0]} 0" for verb in verbs], done.stderr

@@ -33,8 +33,9 @@ BANNED_WORDS = {
     "helpers": "a name that says what it does",
     "misc": "a name that says what it holds",
 }
-ALLOWED = {"cls"}
-"""`cls` alone is Python's own name in class methods; as a part of a longer name it is banned."""
+ALLOWED = {"cls", "max_dets"}
+"""`cls` alone is Python's own name in class methods; as a part of a longer name it is banned. `max_dets` is COCO's own
+parameter (maxDets), by which users know the option and the key of a recipe."""
 
 
 def identifiers(tree: ast.Module) -> Iterator[tuple[str, int]]:

@@ -19,7 +19,6 @@ from rich.console import Console
 
 from scantling.errors import DataError, Finding, Interrupted, Severity
 from scantling.run.engines.local import do_side_by_side
-from scantling.run.folder import open_run
 from scantling.run.stage import Stage
 from scantling.train.devices import ALONE, Processes
 
@@ -101,6 +100,8 @@ def die(context: Context, name: str) -> None:
 
 
 def do(root: Path, jobs: int = 2) -> dict[str, str]:
+    from scantling.run.folder import open_run  # brings much that workers need not wait for
+
     context = context_at(root)
     with open_run(root) as run:
         do_side_by_side(context, run, build, jobs)

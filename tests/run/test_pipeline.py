@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from scantling.data.splits import DataConfig, describe_run_data, locate_split, read_run_data
-from scantling.errors import ConfigError, DataError, UsageError
+from scantling.errors import CheckpointError, ConfigError, DataError, UsageError
+from scantling.models.suppression import SuppressConfig
 from scantling.predict.whole_set import predict_dataset
 from scantling.recipe.facts import measure
 from scantling.recipe.recipe import parse_recipe
@@ -18,8 +19,10 @@ from scantling.run.context import RunContext, Unit
 from scantling.run.pipeline import run_recipe
 from scantling.run.predictions import overlay_path
 from scantling.run.stage import hash_of
+from scantling.run.stages.detecting import _tune, suppression_of
 from scantling.run.stages.training import check_detectors, initial_model, train_stage
 from scantling.synth.synth import SynthConfig, write_synth
+from scantling.train.checkpoint import CheckpointMeta, save_checkpoint
 
 RECIPE = """
 seed: 3
@@ -209,3 +212,42 @@ def test_overlays_keep_the_name_and_become_jpegs(scenes):
     assert overlay_path(Path("o"), record) == Path("o") / record.file_name
     png = type(record)(id=1, file_name="sub/a.png", path=Path("a.png"), size_hw=(1, 1))
     assert overlay_path(Path("o"), png) == Path("o/sub/a.png.jpg")
+
+
+def missing(path: Path) -> None:
+    """A typing mistake."""
+
+
+def damaged(path: Path) -> None:
+    save_checkpoint(path, {"model.weight": torch.arange(40.0)}, CheckpointMeta())
+    content = path.read_bytes()
+    path.write_bytes(content[:-8] + bytes(8))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"), [(missing, "there is no such file"), (damaged, "the checksum does not fit")]
+)
+@pytest.mark.parametrize(
+    ("place", "key"),
+    [("members.one.model.init", "members.one: model.init"), ("refine.model.weights", "refine.model.weights")],
+)
+def test_a_file_of_weights_is_opened_before_anything_is_written(scenes, tmp_path, make, words, place, key):
+    weights, out = tmp_path / "weights.safetensors", tmp_path / "run"
+    make(weights)
+    only = RECIPE.replace("  two:", "  #two:")
+    recipe = parse_recipe(only, file="r.yaml", overrides=[f"{place}={weights}"]).on(data=scenes)
+    with pytest.raises(CheckpointError) as caught:
+        run_recipe(recipe, out, device="cpu")
+    assert str(weights) in str(caught.value)
+    assert key in str(caught.value)
+    assert words in str(caught.value)
+    assert not out.exists()
+
+
+def test_suppression_stays_as_it_is_where_there_is_nothing_to_tune_it_on(scenes, tmp_path, caplog):
+    root = edited(scenes, tmp_path, "val", lambda content: content.update(annotations=[]))
+    changes = ("combine={tune: {}, members: [one]}", "members.one.predict.suppress={iou_threshold: 0.35}")
+    context = context_for(root, tmp_path / "run", *changes)
+    _tune(context, "one")
+    assert suppression_of(context, "one") == SuppressConfig(iou_threshold=0.35)
+    assert "one: there are no objects to tune suppression on" in caplog.text

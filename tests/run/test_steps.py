@@ -189,12 +189,14 @@ def test_a_results_file_that_was_changed_is_checked_again(trained, parts, tmp_pa
     folder, folds = trained
     _, dataset = outcome_of(recipe_with(folds, parts, (True, False, False)), folder)
     checked: list[Path] = []
-    monkeypatch.setattr("scantling.run.results.read_results", lambda path, _: checked.append(path) or [])
+    monkeypatch.setattr(
+        "scantling.run.results.read_results", lambda path, *_, **__: checked.append(path) or []
+    )
     file = f"ensemble/{PREDICTIONS}"
     assert own_results(folder, file, dataset) == read(folder / file)
     assert checked == []
     (tmp_path / "ensemble").mkdir()
     (tmp_path / "ensemble" / RECORD).write_text((folder / "ensemble" / RECORD).read_text())
-    write_results(read(folder / file)[1:], tmp_path / file)
+    write_results(read(folder / file)[1:], tmp_path / file, dataset.images)
     assert own_results(tmp_path, file, dataset) == []
     assert checked == [tmp_path / file]

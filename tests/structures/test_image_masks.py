@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as npst
 
 from scantling.errors import DataError
 from scantling.ops.masks import rle_encode
-from scantling.structures import ImageMasks, RoiMasks
+from scantling.structures.masks import ImageMasks, RoiMasks
 
 SIZE = (30, 50)
 dense_masks = npst.arrays(np.bool_, st.tuples(st.integers(0, 4), st.integers(1, 9), st.integers(1, 9)))

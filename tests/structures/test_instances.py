@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 
-from scantling.structures import ImageMasks, Instances, RoiMasks
+from scantling.structures.instances import Instances
+from scantling.structures.masks import ImageMasks, RoiMasks
 
 SIZE = (40, 60)
 BOXES = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 5.0, 50.0, 30.0], [1.0, 2.0, 3.0, 4.0]])

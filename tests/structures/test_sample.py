@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scantling.structures import Batch, Frame, ImageMasks, Instances, RoiMasks, Sample
+from scantling.structures.instances import Instances
+from scantling.structures.masks import ImageMasks, RoiMasks
+from scantling.structures.sample import Batch, Frame, Sample
 
 ORIGINAL = (40, 60)
 DOUBLE = np.array([[2.0, 0, 0], [0, 2, 0]])

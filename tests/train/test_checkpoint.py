@@ -128,13 +128,13 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_the_old_file(saved, monkeypatch, number):
     before = saved.read_bytes()
-    write = module._write_safetensors
+    write = module.write_container
 
     def fill(stream: io.BufferedWriter, *arguments: object) -> None:
         write(stream, *arguments)
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(module, "_write_safetensors", fill)
+    monkeypatch.setattr(module, "write_container", fill)
     with pytest.raises(TrainingError, match="no space left"):
         save_checkpoint(saved, {"model.weight": torch.zeros(99)}, META)
     assert saved.read_bytes() == before
@@ -360,7 +360,7 @@ def test_a_number_format_no_checkpoint_uses(tmp_path):
 def test_weights_that_are_not_finite_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_non_finite", lambda tensors: [])
+        patch.setattr(module, "non_finite", lambda tensors: [])
         save_checkpoint(path, {"model.bad": torch.tensor([1.0, float("inf")])}, META)
     assert "model.bad holds values that are not finite" in refusal(path)
 

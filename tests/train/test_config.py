@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from scantling.errors import ConfigError
 from scantling.train.config import TrainConfig
 
 
@@ -59,3 +60,27 @@ def test_settings_that_cannot_change_the_result():
         == base.result_settings()
     )
     assert base.model_copy(update={"lr": 0.1}).result_settings() != base.result_settings()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "batches"), [(2, 1, 32), (2, 8, 4), (1, 16, 4), (8, 8, 1), (64, 1, 1)]
+)
+def test_the_images_of_a_step_are_the_same_on_any_number_of_processes(batch_size, processes, batches):
+    config = TrainConfig(batch_size=batch_size, total_batch=64)
+    assert config.batches_per_step(processes) == batches
+    assert batch_size * processes * batches == 64
+
+
+def test_without_a_total_every_process_adds_its_own_batches():
+    config = TrainConfig(batch_size=2, accumulate=3)
+    assert [config.batches_per_step(processes) for processes in (1, 8)] == [3, 3]
+    assert "total_batch" not in config.result_settings()
+    assert TrainConfig(total_batch=64).result_settings()["total_batch"] == 64
+
+
+def test_a_total_that_cannot_be_had_is_refused():
+    config = TrainConfig(batch_size=2, total_batch=64)
+    with pytest.raises(ConfigError, match="total_batch is 64, but 3 processes of 2 images see 6 at a time"):
+        config.batches_per_step(3)
+    with pytest.raises(ValidationError, match="either accumulate or total_batch"):
+        TrainConfig(accumulate=2, total_batch=64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 from dataclasses import replace
@@ -29,7 +30,7 @@ from torch import nn
 from scantling.errors import CheckpointError, ConfigError, Interrupted, TrainingError, UsageError
 from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
 from scantling.train.config import TrainConfig
-from scantling.train.loop import fit
+from scantling.train.loop import fit, resumable
 
 
 def changed(**settings) -> TrainConfig:
@@ -275,6 +276,27 @@ def test_nothing_to_resume(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_where_last_is_gone_the_one_before_is_gone_on_from_and_told(tmp_path, caplog, monkeypatch, finished):
+    train(tmp_path / "whole")
+    if finished:
+        train(tmp_path / "stopped")
+    else:
+        with pytest.raises(Interrupted):
+            train(tmp_path / "stopped", data=asking_to_stop_in(8))
+    (tmp_path / "stopped" / "last.safetensors").unlink()
+    state = load_checkpoint(tmp_path / "stopped" / "last.previous.safetensors").meta
+    assert resumable(tmp_path / "stopped")
+    monkeypatch.setattr(logging.getLogger("scantling"), "propagate", True)
+    steps: list[int] = []
+    data = TinyData(before=lambda number, batch: (steps.append(number), batch)[1])
+    with caplog.at_level(logging.WARNING, logger="scantling"):
+        train(tmp_path / "stopped", data=data, resume=True)
+    assert len(steps) == CONFIG.epochs * BATCHES - state.step > 0  # not from the start
+    assert "last.safetensors is gone; training goes on from the one before it" in caplog.text
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
 def test_a_damaged_last_names_the_one_before(tmp_path):
     train(tmp_path)
     last = tmp_path / "last.safetensors"
@@ -368,6 +390,19 @@ def test_without_validation_the_last_weights_are_best(tmp_path):
     best, last = load_checkpoint(result.best), load_checkpoint(result.last)
     assert torch.equal(best.tensors["model.head.weight"], last.tensors["ema.head.weight"])
     assert result.metrics == {}
+
+
+def test_a_total_batch_averages_as_many_batches_as_it_takes(tmp_path):
+    """One process of 3 images: 6 a step are two batches."""
+    one = train(tmp_path / "a", config=changed(batch_size=3, total_batch=6, log_every=1))
+    other = train(tmp_path / "b", config=changed(batch_size=3, accumulate=2, log_every=1))
+    assert losses(one) == losses(other)
+    assert losses(one) != losses(train(tmp_path / "c", config=changed(batch_size=3, log_every=1)))
+
+
+def losses(result) -> list[float]:
+    """The loss of every step."""
+    return [entry["loss"] for entry in result.history if "loss" in entry]
 
 
 def test_accumulation_makes_fewer_steps_and_a_short_last_one(tmp_path):
@@ -469,7 +504,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         train(tmp_path, data=asking_to_stop_in(3))
     kept = (tmp_path / "last.safetensors").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("scantling.train.checkpoint._write_safetensors", full)
+        patch.setattr("scantling.train.checkpoint.write_container", full)
         with pytest.raises(TrainingError, match="no space left"):
             train(tmp_path, resume=True)
     assert (tmp_path / "last.safetensors").read_bytes() == kept

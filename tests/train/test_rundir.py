@@ -96,3 +96,13 @@ def test_other_failures_to_write_keep_their_reason(tmp_path):
         explained_writes("x"),
     ):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_full_disk_leaves_no_empty_lock(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("scantling.train.rundir.json.dump", full)
+    with pytest.raises(TrainingError, match="no space left"), claim_folder(tmp_path / "out"):
+        pytest.fail("it was claimed")
+    assert list((tmp_path / "out").iterdir()) == []

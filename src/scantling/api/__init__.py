@@ -21,6 +21,7 @@ from scantling.api.audit import audit as audit  # noqa: PLC0414 - part of this m
 from scantling.api.audit import repair as repair  # noqa: PLC0414 - part of this module too
 from scantling.api.combine import eliminate as eliminate  # noqa: PLC0414 - part of this module too
 from scantling.api.combine import ensemble as ensemble  # noqa: PLC0414 - part of this module too
+from scantling.api.combine import suppress as suppress  # noqa: PLC0414 - part of this module too
 from scantling.api.combine import tune as tune  # noqa: PLC0414 - part of this module too
 from scantling.api.combine import tuned_overrides as tuned_overrides  # noqa: PLC0414 - part of this module too
 from scantling.api.data import check as check  # noqa: PLC0414 - part of this module too
@@ -42,8 +43,11 @@ from scantling.api.run import train as train  # noqa: PLC0414 - part of this mod
 from scantling.errors import UsageError
 from scantling.settings.paths import (
     GivenData,
+    GivenResults,
     Lenient,
+    ResultsFile,
     folder_of,
+    named,
     require_existing,
     require_folder,
     require_output,
@@ -63,7 +67,7 @@ log = logging.getLogger(__name__)
 
 
 def predict(
-    source: str | Path,
+    source: GivenData,
     *,
     run: str | Path | None = None,
     checkpoint: str | Path | None = None,
@@ -75,7 +79,8 @@ def predict(
     """Detect objects in an image, a folder of images, or the images of a COCO file.
 
     Args:
-        source: What to look at.
+        source: What to look at. With `Lenient`, faulty records are left out, and so is what is found of a category that
+            the data set does not have; both are counted.
         run: Run folder, whose members predict and are combined as the run does; the best one where it combines none.
         checkpoint: Checkpoint file, instead of `run`.
         out: COCO results file to write.
@@ -102,58 +107,75 @@ def predict(
     else:
         detector = load_run(require_run(Path(run or "")), overrides, device=device)
     return predict_source(
-        Path(source), detector, out=Path(out) if out else None, overlays=Path(overlays) if overlays else None
+        Path(named(source)),
+        detector,
+        out=Path(out) if out else None,
+        overlays=Path(overlays) if overlays else None,
+        skip_invalid=isinstance(source, Lenient),
     )
 
 
 def evaluate(
-    results: str | Path,
+    results: GivenResults,
     data: GivenData,
     *,
     iou_type: IouType = "bbox",
     backend: Backend = "auto",
     bootstrap: int = 0,
+    max_dets: int = 100,
     out: str | Path | None = None,
 ) -> Evaluation:
     """The COCO numbers of a results file of any detector.
 
     Args:
-        results: COCO results file.
+        results: COCO results file; a `ResultsFile` says what the numbers in it are.
         data: The truth: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
-            `Lenient` leaves faulty records out.
+            `Lenient` leaves faulty records out; `Given` and it may count objects marked difficult or ignore.
         iou_type: `bbox` or `segm`.
         backend: `auto`, `pycocotools` or `hotcoco` (same numbers, faster).
         bootstrap: Resamples of the images for a 95 % interval of every AP; 0 for none.
+        max_dets: Predictions counted per image and category, best first; COCO's own number is 100.
         out: JSON file to write the numbers to.
 
     Raises:
         DataError: One of the files cannot be used; with all findings.
     """
-    require_existing(Path(results), "results file")
+    file = ResultsFile.of(results)
+    require_existing(file.path, "results file")
     require_existing(folder_of(data), "data set")
     if out is not None:
-        require_output(Path(out), "file of metrics", [results, data])
+        require_output(Path(out), "file of metrics", [file, data])
     from scantling.data.coco import read_results
+    from scantling.data.findings import tell_warnings
     from scantling.data.formats.locations import read_given
     from scantling.data.io import write_json
-    from scantling.evaluate.coco_eval import evaluate_results, metrics_json
+    from scantling.evaluate.coco_eval import evaluate_results, limits_up_to, metrics_json
 
     dataset = read_given(data)
-    found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
-    evaluation = evaluate_results(dataset, found, iou_type=iou_type, backend=backend, bootstrap=bootstrap)
+    found = read_results(file.path, dataset, skip_invalid=isinstance(data, Lenient), image_ids=file.image_ids)
+    evaluation = evaluate_results(
+        dataset,
+        found,
+        iou_type=iou_type,
+        backend=backend,
+        bootstrap=bootstrap,
+        max_detections=limits_up_to(max_dets),
+    )
+    tell_warnings(evaluation.findings, log, rest="all of this kind")
     if out is not None:
         write_json(out, metrics_json([evaluation]), indent=2)
     return evaluation
 
 
 def compare(
-    first: str | Path,
-    second: str | Path,
+    first: GivenResults,
+    second: GivenResults,
     data: GivenData,
     *,
     iou_type: IouType = "bbox",
     bootstrap: int = 1000,
     seed: int = 0,
+    max_dets: int = 100,
 ) -> Comparison:
     """Whether one results file is better than another, by a bootstrap over the images that is paired.
 
@@ -164,20 +186,30 @@ def compare(
         iou_type: `bbox` or `segm`.
         bootstrap: Resamples.
         seed: Of the resamples.
+        max_dets: As in `evaluate`.
 
     Raises:
         DataError: One of the files cannot be used; with all findings.
     """
-    for path in (first, second):
-        require_existing(Path(path), "results file")
+    files = [ResultsFile.of(given) for given in (first, second)]
+    for file in files:
+        require_existing(file.path, "results file")
     require_existing(folder_of(data), "data set")
     from scantling.data.coco import read_results
+    from scantling.data.findings import tell_warnings
     from scantling.data.formats.locations import read_given
     from scantling.evaluate.compare import compare_results
+    from scantling.evaluate.problem import truth_findings
 
     dataset = read_given(data)
-    pair = [read_results(path, dataset, skip_invalid=isinstance(data, Lenient)) for path in (first, second)]
-    return compare_results(dataset, *pair, iou_type=iou_type, bootstrap=bootstrap, seed=seed)
+    lenient = isinstance(data, Lenient)
+    pair = [
+        read_results(file.path, dataset, skip_invalid=lenient, image_ids=file.image_ids) for file in files
+    ]
+    tell_warnings(truth_findings(dataset, iou_type, max_dets), log, rest="all of this kind")
+    return compare_results(
+        dataset, *pair, iou_type=iou_type, bootstrap=bootstrap, seed=seed, max_detections=max_dets
+    )
 
 
 def import_weights(

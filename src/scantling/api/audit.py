@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from scantling.errors import UsageError
-from scantling.settings.paths import GivenData, Lenient, folder_of, require_existing, require_unread
+from scantling.settings.paths import (
+    GivenData,
+    GivenResults,
+    Lenient,
+    ResultsFile,
+    folder_of,
+    require_existing,
+    require_unread,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +34,7 @@ def audit(
     out: str | Path,
     *,
     refiner: str | Path | None = None,
-    predictions: str | Path | None = None,
+    predictions: GivenResults | None = None,
     overrides: Iterable[str] = (),
     device: str = "auto",
     overwrite: bool = False,
@@ -48,9 +56,11 @@ def audit(
         ScantlingError: The data, the refiner or the predictions cannot be used; then nothing was written.
     """
     require_existing(folder_of(data), "data set")
-    for path, what in ((refiner, "refiner"), (predictions, "results file")):
-        if path is not None:
-            require_existing(Path(path), what)
+    file = ResultsFile.of(predictions) if predictions is not None else None
+    if refiner is not None:
+        require_existing(Path(refiner), "refiner")
+    if file is not None:
+        require_existing(file.path, "results file")
     folder = Path(out)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
         raise UsageError(f"{folder}: not an empty folder", hint="Choose another one, or give --overwrite.")
@@ -63,11 +73,11 @@ def audit(
 
     config = Draft.of(AuditConfig, overrides).check()
     dataset = read_given(data)
-    found = (
-        detections_of(read_results(predictions, dataset, skip_invalid=isinstance(data, Lenient)), dataset)
-        if predictions is not None
-        else None
-    )
+    found = None
+    if file is not None:
+        lenient = isinstance(data, Lenient)
+        results = read_results(file.path, dataset, skip_invalid=lenient, image_ids=file.image_ids)
+        found = detections_of(results, dataset)
     refined = _refined(Path(refiner), dataset, device, config.iterations) if refiner is not None else None
     return write_audit(folder, find_suspects(dataset, refined, found, config), dataset, found)
 

@@ -8,21 +8,40 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from scantling.errors import ConfigError, UsageError
-from scantling.settings.paths import GivenData, Lenient, folder_of, require_existing, require_output
+from scantling.settings.paths import (
+    GivenData,
+    GivenResults,
+    Lenient,
+    ResultsFile,
+    folder_of,
+    require_existing,
+    require_output,
+)
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from scantling.combine.eliminate_files import EliminateSummary
     from scantling.combine.ensemble import EnsembleConfig
-    from scantling.combine.members import EnsembleSummary
+    from scantling.combine.members import EnsembleSummary, NamedFile
+    from scantling.combine.suppress_files import SuppressSummary
     from scantling.combine.tune_files import TuneSummary
+    from scantling.settings.draft import Draft
     from scantling.settings.yaml import KeyPath
+
+    Config = TypeVar("Config", bound=BaseModel)
+
+_APPLIED_BY = {
+    "suppress": "`scantling suppress RESULTS --tuned FILE` applies it, and `predict --tuned FILE` in a detector.",
+    "ensemble": "`scantling ensemble A.json B.json --tuned FILE` applies it.",
+}
 
 
 def ensemble(
-    files: Iterable[str | Path],
+    files: Iterable[GivenResults],
     data: GivenData,
     out: str | Path,
     *,
@@ -33,71 +52,138 @@ def ensemble(
     """Fuse the boxes of several detectors.
 
     Args:
-        files: COCO results files of any tools, of the same images.
+        files: COCO results files of any tools, of the same images; `NAME=FILE` or a `ResultsFile` says what a member is
+            called.
         data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
             `Lenient` leaves faulty records out.
         out: COCO results file to write.
-        weights: `2,1` in the order of the files, or `NAME=2,OTHER=0.5`; a file's name is that without its ending or,
-            where these are alike, that of the folder that differs. What is not named keeps its weight.
+        weights: `NAME=2,OTHER=0.5`, or `2,1` in the order of the files. A file that was given no name has its own
+            without ending or, where these are alike, that of the folder that differs. What is not named keeps its
+            weight.
         tuned: YAML file whose section `ensemble` has the settings.
         overrides: `KEY=VALUE` texts that replace settings, such as `iou_threshold=0.6`.
 
     Raises:
         ScantlingError: Files, data or settings cannot be used; then nothing was written.
     """
-    paths = [Path(file) for file in files]
-    if not paths:
+    members = [ResultsFile.member(file) for file in files]
+    if not members:
         raise UsageError("an ensemble needs at least one results file")
-    for path in paths:
-        require_existing(path, "results file")
+    for member in members:
+        require_existing(member.path, "results file")
     if tuned is not None:
         require_existing(Path(tuned), "file of tuned settings")
     require_existing(folder_of(data), "data set")
-    require_output(Path(out), "results file", [*paths, data, tuned])
-    from scantling.combine.members import ensemble_files, member_names
+    require_output(Path(out), "results file", [*members, data, tuned])
+    from scantling.combine.members import ensemble_files, named_files
     from scantling.data.formats.locations import read_given
 
-    config = _ensemble_config(member_names(paths), weights, Path(tuned) if tuned else None, overrides)
-    return ensemble_files(paths, read_given(data), config, Path(out), skip_invalid=isinstance(data, Lenient))
+    named = named_files(members)
+    config = _ensemble_config(named, weights, Path(tuned) if tuned else None, overrides)
+    return ensemble_files(
+        named,
+        read_given(data),
+        config,
+        Path(out),
+        skip_invalid=isinstance(data, Lenient),
+    )
 
 
 def tune(
-    predictions: Iterable[str | Path],
+    predictions: Iterable[GivenResults],
     data: GivenData,
     out: str | Path,
     *,
     what: Literal["auto", "suppress", "weights"] = "auto",
+    max_dets: int = 100,
     overrides: Iterable[str] = (),
 ) -> TuneSummary:
     """Find settings of suppression, or weights of an ensemble, by category where that is surely better.
 
     Args:
-        predictions: One COCO results file of candidates before suppression, or those of an ensemble's members; of
-            images that the detectors were not trained on.
+        predictions: One COCO results file of candidates before suppression, or those of an ensemble's members, as
+            for `ensemble`; of images that the detectors were not trained on.
         data: Their truth: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
             `Lenient` leaves faulty records out.
-        out: YAML file to write, which `predict` and `ensemble` take.
+        out: YAML file to write, which `suppress`, `predict` and `ensemble` take.
         what: `suppress`, `weights`, or `auto`: by the number of files.
+        max_dets: Predictions counted per image and category, as in `evaluate`.
         overrides: `KEY=VALUE` texts: how to search, such as `search.folds=10`, and the settings in use, such as
             `suppress.min_score=1e-5` or `ensemble.method=nms`.
 
     Raises:
         ScantlingError: Files, data or settings cannot be used; then nothing was written.
     """
-    paths = [Path(file) for file in predictions]
-    for path in paths:
-        require_existing(path, "results file")
+    members = [ResultsFile.member(file) for file in predictions]
+    for member in members:
+        require_existing(member.path, "results file")
     require_existing(folder_of(data), "data set")
-    require_output(Path(out), "file of tuned settings", [*paths, data])
+    require_output(Path(out), "file of tuned settings", [*members, data])
+    from scantling.combine.members import named_files
     from scantling.combine.tune_files import TuneRequest, tune_files
     from scantling.data.formats.locations import read_given
     from scantling.settings.draft import Draft
 
-    request = Draft.of(TuneRequest, overrides).check()
-    chosen: Literal["suppress", "weights"] = "suppress" if len(paths) == 1 else "weights"
+    limit = [f"max_dets={max_dets}"] if max_dets != 100 else []
+    request = Draft.of(TuneRequest, [*overrides, *limit]).check()
+    chosen: Literal["suppress", "weights"] = "suppress" if len(members) == 1 else "weights"
     chosen = chosen if what == "auto" else what
     lenient = isinstance(data, Lenient)
-    return tune_files(paths, read_given(data), request, Path(out), chosen, skip_invalid=lenient)
+    return tune_files(
+        named_files(members),
+        read_given(data),
+        request,
+        Path(out),
+        chosen,
+        skip_invalid=lenient,
+    )
+
+
+def suppress(
+    results: GivenResults,
+    data: GivenData,
+    out: str | Path,
+    *,
+    tuned: str | Path | None = None,
+    overrides: Iterable[str] = (),
+) -> SuppressSummary:
+    """Suppress the predictions of a results file: of boxes that overlap within a category, the better one counts.
+
+    Args:
+        results: COCO results file of any detector, best of all candidates; masks and further keys stay.
+        data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
+            `Lenient` leaves faulty records out.
+        out: COCO results file to write.
+        tuned: YAML file with settings in a section `suppress`, as `tune` writes it.
+        overrides: `KEY=VALUE` texts that replace settings, such as `method=soft_linear`. Unless one is given, no score
+            threshold applies.
+
+    Raises:
+        ScantlingError: Files, data or settings cannot be used; then nothing was written.
+    """
+    texts = tuple(overrides)
+    if tuned is None and not texts:
+        raise UsageError("give --tuned FILE, --set KEY=VALUE, or both", hint="For example --set method=hard.")
+    file = ResultsFile.of(results)
+    require_existing(file.path, "results file")
+    if tuned is not None:
+        require_existing(Path(tuned), "file of tuned settings")
+    require_existing(folder_of(data), "data set")
+    require_output(Path(out), "results file", [file, data, tuned])
+    from scantling.combine.suppress_files import for_results, suppress_file
+    from scantling.data.formats.locations import read_given
+    from scantling.models.suppression import SuppressConfig
+
+    config = _draft(SuppressConfig, "suppress", Path(tuned) if tuned else None, texts).check()
+    if "max_candidates" in config.model_fields_set:
+        raise ConfigError("max_candidates: a setting of detectors, which means nothing to a results file")
+    return suppress_file(
+        file,
+        read_given(data),
+        for_results(config),
+        Path(out),
+        skip_invalid=isinstance(data, Lenient),
+    )
 
 
 def tuned_overrides(file: str | Path) -> list[str]:
@@ -116,7 +202,7 @@ def tuned_overrides(file: str | Path) -> list[str]:
 
 
 def eliminate(
-    results: str | Path,
+    results: GivenResults,
     train: GivenData,
     data: GivenData,
     out: str | Path | None = None,
@@ -140,11 +226,12 @@ def eliminate(
     """
     if (out is None) != only_list:
         raise UsageError("give either --out FILE or --list")
-    require_existing(Path(results), "results file")
+    file = ResultsFile.of(results)
+    require_existing(file.path, "results file")
     require_existing(folder_of(train), "data set")
     require_existing(folder_of(data), "data set")
     if out is not None:
-        require_output(Path(out), "results file", [results, train, data])
+        require_output(Path(out), "results file", [file, train, data])
     from scantling.combine.eliminate import EliminateConfig
     from scantling.combine.eliminate_files import eliminate_file
     from scantling.data.formats.locations import read_given
@@ -152,31 +239,37 @@ def eliminate(
 
     config = Draft.of(EliminateConfig, overrides).check()
     sets, lenient = (read_given(train), read_given(data)), isinstance(data, Lenient)
-    return eliminate_file(
-        Path(results), *sets, config, Path(out) if out is not None else None, skip_invalid=lenient
-    )
+    written = Path(out) if out is not None else None
+    return eliminate_file(file, *sets, config, written, skip_invalid=lenient)
 
 
 def _ensemble_config(
-    names: Sequence[str], weights: str | None, tuned: Path | None, overrides: Iterable[str]
+    files: Sequence[NamedFile], weights: str | None, tuned: Path | None, overrides: Iterable[str]
 ) -> EnsembleConfig:
     """The defaults, replaced by the file, by the overrides, and by the weights."""
     from scantling.combine.ensemble import EnsembleConfig
     from scantling.combine.members import parse_weights
+
+    draft = _draft(EnsembleConfig, "ensemble", tuned, overrides)
+    if weights is not None:
+        given = parse_weights(weights, [file.name for file in files])
+        merged = {**draft.value, "weights": {**draft.value.get("weights", {}), **given}}
+        places: dict[KeyPath, str] = {("weights", name): "--weights" for name in given}
+        draft = replace(draft, value=merged, places={**draft.places, **places})
+    return draft.check()
+
+
+def _draft(model: type[Config], section: str, tuned: Path | None, overrides: Iterable[str]) -> Draft[Config]:
+    """Settings as a file of tuned ones has them in a section, replaced by the overrides."""
     from scantling.settings.draft import Draft
 
-    draft = Draft.of(EnsembleConfig, ())
+    draft = Draft.of(model, ())
     if tuned is not None:
-        value, places = _tuned_section(tuned, "ensemble")
+        value, places = _tuned_section(tuned, section)
         draft = replace(draft, value=value, places=places, file=str(tuned))
     for override in overrides:
         draft = draft.with_override(override)
-    if weights is not None:
-        given = parse_weights(weights, names)
-        merged = {**draft.value, "weights": {**draft.value.get("weights", {}), **given}}
-        places = {**draft.places, **{("weights", name): "--weights" for name in given}}
-        draft = replace(draft, value=merged, places=places)
-    return draft.check()
+    return draft
 
 
 def _tuned_section(file: Path, name: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
@@ -188,8 +281,13 @@ def _tuned_section(file: Path, name: str) -> tuple[dict[str, Any], dict[KeyPath,
         document = parse(read_bytes(file).decode("utf-8-sig"), file=str(file))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not a text file (byte {error.start} is not UTF-8)") from error
-    section = document.value.get(name) if isinstance(document.value, dict) else None
+    sections: dict[str, Any] = document.value if isinstance(document.value, dict) else {}
+    section = sections.get(name)
     if not isinstance(section, dict):
-        raise ConfigError(f"{file}: expected a section {name!r}", hint="`scantling tune` writes such a file.")
+        found = [other for other in _APPLIED_BY if other in sections]
+        hint = f"It has a section {found[0]!r}: {_APPLIED_BY[found[0]]}" if found else ""
+        raise ConfigError(
+            f"{file}: expected a section {name!r}", hint=hint or "`scantling tune` writes such a file."
+        )
     lines = {path[1:]: f"{file}: line {line}" for path, line in document.lines.items() if path[0] == name}
     return section, lines

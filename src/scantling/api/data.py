@@ -9,7 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from scantling.settings.paths import folder_of, require_existing
+from scantling.settings.paths import (
+    GivenData,
+    Lenient,
+    counts_difficult,
+    folder_of,
+    named,
+    require_existing,
+)
 
 if TYPE_CHECKING:
     from scantling.data.convert import Converted
@@ -18,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: str | Path,
+    source: GivenData,
     to: Literal["coco", "yolo", "voc"],
     out: str | Path,
     *,
@@ -30,7 +37,8 @@ def convert(
     """Write a data set in another tool's files; what these cannot hold is counted.
 
     Args:
-        source: Folder of the data set in any known format, or one split of it (`FOLDER:SPLIT`).
+        source: Folder of the data set in any known format, or one split of it (`FOLDER:SPLIT`); with
+            `Given(source, count_difficult=True)` objects marked `difficult` or `ignore` are ordinary ones.
         to: Format to write.
         out: Folder; must not exist or be empty.
         link: Link the images instead of copying them.
@@ -42,16 +50,20 @@ def convert(
         ScantlingError: The data or the folder cannot be used; then nothing was written.
     """
     require_existing(folder_of(source), "data set")
+    from scantling.data.coco import ReadOptions
     from scantling.data.convert import convert_data
 
+    options = ReadOptions(
+        skip_invalid=skip_invalid or isinstance(source, Lenient), count_difficult=counts_difficult(source)
+    )
     return convert_data(
-        source,
+        named(source),
         to,
         Path(out),
         link=link,
         boxes_only=boxes_only,
         states=tuple(states),
-        skip_invalid=skip_invalid,
+        options=options,
     )
 
 

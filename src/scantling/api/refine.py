@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from scantling.settings.paths import (
     GivenData,
+    GivenResults,
     Lenient,
+    ResultsFile,
+    counts_difficult,
     folder_of,
     named,
     require_existing,
@@ -121,7 +124,9 @@ def refine_train(
     from scantling.refine.train import RefinerRun, train_refiner
 
     settings = _settings(config, overrides)
-    chosen = DataConfig(root=str(named(data)), skip_invalid=isinstance(data, Lenient))
+    chosen = DataConfig(
+        root=str(named(data)), skip_invalid=isinstance(data, Lenient), count_difficult=counts_difficult(data)
+    )
     splits = read_run_data(chosen, "val")
     log_run_data(splits)
     run = RefinerRun(
@@ -137,7 +142,7 @@ def refine_train(
 
 
 def refine_apply(
-    results: str | Path,
+    results: GivenResults,
     data: GivenData,
     refiner: str | Path,
     *,
@@ -161,30 +166,33 @@ def refine_apply(
     Raises:
         ScantlingError: One of the files, an image or a setting cannot be used.
     """
-    for path, what in ((results, "results file"), (refiner, "refiner"), (gate, "gate file")):
+    file = ResultsFile.of(results)
+    for path, what in ((file.path, "results file"), (refiner, "refiner"), (gate, "gate file")):
         if path is not None:
             require_existing(Path(path), what)
     require_existing(folder_of(data), "data set")
     if out is not None:
-        require_output(Path(out), "results file", [results, data, refiner, gate])
+        require_output(Path(out), "results file", [file, data, refiner, gate])
     from scantling.data.coco import read_results, write_results
     from scantling.data.formats.locations import read_given
+    from scantling.data.images.white import dataset_with_white
     from scantling.refine.apply import refine_results
 
     dataset = read_given(data)
-    found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
+    found = read_results(file.path, dataset, skip_invalid=isinstance(data, Lenient), image_ids=file.image_ids)
     require_images(dataset, {result["image_id"] for result in found})
     model, config, sha256 = load_with_settings(Path(refiner), overrides, device)
+    dataset = dataset_with_white(dataset, model.white)
     opened = read_gate(Path(gate), Path(refiner), sha256, config) if gate is not None else None
     refined, counts = refine_results(found, dataset, model, config, gate=opened)
     _log_unknown(model, dataset.class_names, counts)
     if out is not None:
-        write_results(refined, out)
+        write_results(refined, out, dataset.images)
     return Refined(results=refined, counts=counts, out=Path(out) if out else None)
 
 
 def refine_tune(
-    results: str | Path,
+    results: GivenResults,
     data: GivenData,
     refiner: str | Path,
     *,
@@ -205,22 +213,25 @@ def refine_tune(
     Raises:
         ScantlingError: One of the files, an image or a setting cannot be used.
     """
-    for path, what in ((results, "results file"), (refiner, "refiner")):
+    file = ResultsFile.of(results)
+    for path, what in ((file.path, "results file"), (refiner, "refiner")):
         require_existing(Path(path), what)
     require_existing(folder_of(data), "data set")
     if out is not None:
-        require_output(Path(out), "gate file", [results, data, refiner])
+        require_output(Path(out), "gate file", [file, data, refiner])
     from scantling.data.coco import read_results
     from scantling.data.formats.locations import read_given
+    from scantling.data.images.white import dataset_with_white
     from scantling.data.io import atomic_write
     from scantling.refine.gate import GateRequest
     from scantling.refine.gate_tuning import tune_gate
     from scantling.settings.draft import Draft
 
     dataset = read_given(data)
-    found = read_results(results, dataset, skip_invalid=isinstance(data, Lenient))
+    found = read_results(file.path, dataset, skip_invalid=isinstance(data, Lenient), image_ids=file.image_ids)
     require_images(dataset, {result["image_id"] for result in found})
     model, apply_config, sha256 = load_with_settings(Path(refiner), (), device)
+    dataset = dataset_with_white(dataset, model.white)
     draft = Draft(GateRequest, {"apply": apply_config.model_dump(mode="json")}, {}, "checkpoint")
     for override in overrides:
         draft = draft.with_override(override)

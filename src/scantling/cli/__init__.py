@@ -3,18 +3,63 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 
-__all__ = ["main"]
+TYPE_CHECKING = (
+    False  # as `typing` has it, whose import would take a third of the time until signals are heard
+)
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
+
+__all__ = ["leave_at_once", "main"]
 
 _SPINS = "10000"  # GNU OpenMP's own value is 300,000
 
 
 def main() -> None:
     """Entry point of the command `scantling`."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, leave_at_once)
+    _understand_names()
     _give_way_soon()
+    _leave_no_cache_folder()
     from scantling.cli.app import app
 
     app(prog_name="scantling")
+
+
+def leave_at_once(signum: int, _frame: FrameType | None) -> NoReturn:
+    """Answer a signal that comes before anything is begun: there is nothing to save and nothing to tidy up."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + signum)
+
+
+def _understand_names() -> None:
+    """Make every file name usable and every message printable, whatever the locale.
+
+    Where the locale knows ASCII only and UTF-8 mode is switched off, Python can open no file with another letter in
+    its name: the command starts again in UTF-8 mode. What a terminal cannot show is written as an escape.
+    """
+    if sys.getfilesystemencoding() == "ascii" and sys.executable:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    import io
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _leave_no_cache_folder() -> None:
+    """Name torch's compiler a cache folder that exists; else its mere import makes an empty one that stays.
+
+    Nothing is compiled, so nothing is ever written there. What the user set stays.
+    """
+    import tempfile
+
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())
 
 
 def _give_way_soon() -> None:

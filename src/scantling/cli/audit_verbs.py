@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import DeviceOption, JsonOption, SkipOption, show, verb
-from scantling.settings.paths import given
+from scantling.cli.shell import DeviceOption, ImageIdsOption, JsonOption, SkipOption, show, verb
+from scantling.settings.paths import ResultsFile, given
 
 DataArgument = Annotated[Path, typer.Argument(help="The labels: a COCO file, a split file, or FOLDER:SPLIT.")]
 
@@ -30,6 +30,7 @@ def audit(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
     ] = False,
+    image_ids: ImageIdsOption = "auto",
     skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -40,7 +41,7 @@ def audit(
         given(data, skip_invalid=skip_invalid),
         out,
         refiner=refiner,
-        predictions=predictions,
+        predictions=ResultsFile(predictions, image_ids) if predictions else None,
         overrides=overrides or (),
         device=device,
         overwrite=overwrite,

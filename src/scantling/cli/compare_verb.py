@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import JsonOption, show, verb
+from scantling.cli.shell import (
+    DifficultOption,
+    ImageIdsOption,
+    JsonOption,
+    LimitOption,
+    SkipOption,
+    show,
+    verb,
+)
+from scantling.settings.paths import ResultsFile, given
 
 
 @verb
@@ -20,10 +29,23 @@ def compare(
     ] = "bbox",
     bootstrap: Annotated[int, typer.Option(min=1, help="Paired resamples of the images.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples.")] = 0,
+    max_dets: LimitOption = 100,
+    count_difficult: DifficultOption = False,
+    skip_invalid: SkipOption = False,
+    image_ids: ImageIdsOption = "auto",
     json: JsonOption = False,
 ) -> None:
     """Say which of two results files is better, and how sure that is: differences with 95 % intervals."""
     from scantling import api
 
-    comparison = api.compare(first, second, data, iou_type=iou_type, bootstrap=bootstrap, seed=seed)
+    truth = given(data, skip_invalid=skip_invalid, count_difficult=count_difficult)
+    comparison = api.compare(
+        ResultsFile(first, image_ids),
+        ResultsFile(second, image_ids),
+        truth,
+        iou_type=iou_type,
+        bootstrap=bootstrap,
+        seed=seed,
+        max_dets=max_dets,
+    )
     show(comparison.to_text(), comparison.to_dict(), as_json=json)

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import JsonOption, show, verb
+from scantling.cli.shell import DifficultOption, JsonOption, show, verb
 from scantling.errors import ScantlingError, UsageError
+from scantling.settings.paths import given
 
 DataArgument = Annotated[
     Path,
@@ -53,14 +54,14 @@ def convert(
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave out faulty annotations and images, counted.")
     ] = False,
+    count_difficult: DifficultOption = False,
     json: JsonOption = False,
 ) -> None:
     """Write a data set in another tool's files; what they cannot hold is counted."""
     from scantling import api
 
-    written = api.convert(
-        source, to, out, link=link, boxes_only=boxes_only, states=states or (), skip_invalid=skip_invalid
-    )
+    chosen = given(source, skip_invalid=skip_invalid, count_difficult=count_difficult)
+    written = api.convert(chosen, to, out, link=link, boxes_only=boxes_only, states=states or ())
     show(written.to_text(), written.to_dict(), as_json=json)
 
 

@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import JsonOption, SkipOption, show, verb
-from scantling.settings.paths import given
+from scantling.cli.shell import ImageIdsOption, JsonOption, SkipOption, show, verb
+from scantling.settings.paths import ResultsFile, given
 
 
 @verb
 def ensemble(
     files: Annotated[
-        list[Path], typer.Argument(help="COCO results files of any detectors, of the same images.")
+        list[Path],
+        typer.Argument(help="COCO results files of any detectors, of the same images; FILE or NAME=FILE."),
     ],
     data: Annotated[Path, typer.Option(help="The data set that was predicted, as for evaluate.")],
     out: Annotated[Path, typer.Option(help="COCO results file to write.")],
@@ -28,7 +29,7 @@ def ensemble(
     weights: Annotated[
         str | None,
         typer.Option(
-            metavar="W", help="2,1 in the order of the files, or NAME=2,OTHER=0.5; the others have 1."
+            metavar="W", help="NAME=2,OTHER=0.5, the others have 1; or 2,1 in the order of the files."
         ),
     ] = None,
     tuned: Annotated[
@@ -41,6 +42,7 @@ def ensemble(
             "--set", metavar="KEY=VALUE", help="Replace a setting, such as score=max; may be repeated."
         ),
     ] = None,
+    image_ids: ImageIdsOption = "auto",
     skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -51,7 +53,7 @@ def ensemble(
         f"{key}={value}" for key, value in (("method", method), ("iou_threshold", iou)) if value is not None
     ]
     summary = api.ensemble(
-        files,
+        [ResultsFile.member(file, image_ids) for file in files],
         given(data, skip_invalid=skip_invalid),
         out,
         weights=weights,

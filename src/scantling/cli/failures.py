@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 
-from scantling.errors import Interrupted, ScantlingError
+from scantling.errors import MEMORY_REMEDY, Interrupted, ScantlingError, is_out_of_memory
 
 BUG, BAD_INPUT = 1, 2
 
@@ -47,12 +47,13 @@ def _machine_cause(error: BaseException) -> str | None:
         return f"a download failed: {str(error).splitlines()[0]}\n{_NETWORK_REMEDY}"
     if isinstance(error, BrokenPipeError):
         return "standard output was closed before everything was written"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return (
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no details'}\n{_MEMORY_REMEDY}"
-        )
+    if is_out_of_memory(error):
+        return f"out of memory: {str(error).splitlines()[0] if str(error) else 'no details'}\n{MEMORY_REMEDY}"
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return f"{error.filename or 'the disk'}: no space left; free some and run the same command again"
+        place = (
+            error.filename2 or error.filename or "the disk"
+        )  # of a copy, what was to be written is the second
+        return f"{place}: no space left; free some and run the same command again"
     if isinstance(error, OSError) and error.errno in _BAD_PATH and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return None
@@ -69,9 +70,4 @@ _NETWORK = {"huggingface_hub", "httpx", "requests", "urllib3"}
 _NETWORK_REMEDY = (
     "Published weights are fetched only because the recipe says init: pretrained. Try again with a network, name a "
     "local file there, or start from random weights: --set members.NAME.model.init=random."
-)
-
-_MEMORY_REMEDY = (
-    "Use smaller batches or images, for example --set members.NAME.train.batch_size=1 or "
-    "--set members.NAME.augment.short_side=480."
 )

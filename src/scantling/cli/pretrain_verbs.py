@@ -19,7 +19,7 @@ def pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the crops, the training and backbone.safetensors.")],
     backbone: Annotated[str | None, typer.Option(help="timm model name; resnet50 if left out.")] = None,
     norm: Annotated[
-        str | None, typer.Option(help="default, bn, bn_eval, frozen_bn or gn; gn if left out.")
+        str | None, typer.Option(help="default, bn, bn_eval, frozen_bn, sync_bn or gn; gn if left out.")
     ] = None,
     deform: Annotated[
         str | None, typer.Option(help="Stages with deformable convolutions, such as 2,3,4; none if left out.")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from scantling.cli.shell import DeviceOption, JsonOption, SkipOption, show, verb
-from scantling.settings.paths import given
+from scantling.cli.shell import DeviceOption, ImageIdsOption, JsonOption, SkipOption, show, verb
+from scantling.settings.paths import ResultsFile, given
 
 refine = typer.Typer(
     help="Train a network that sharpens boxes, and sharpen those of any detector.", no_args_is_help=True
@@ -71,6 +71,7 @@ def refine_tune(
     out: Annotated[Path, typer.Option(help="Gate file to write, for refine apply.")],
     overrides: SetOption = None,
     device: DeviceOption = "auto",
+    image_ids: ImageIdsOption = "auto",
     skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -78,7 +79,7 @@ def refine_tune(
     from scantling import api
 
     gate = api.refine_tune(
-        results,
+        ResultsFile(results, image_ids),
         given(data, skip_invalid=skip_invalid),
         refiner,
         out=out,
@@ -100,6 +101,7 @@ def refine_apply(
     ] = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
+    image_ids: ImageIdsOption = "auto",
     skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -107,7 +109,7 @@ def refine_apply(
     from scantling import api
 
     done = api.refine_apply(
-        results,
+        ResultsFile(results, image_ids),
         given(data, skip_invalid=skip_invalid),
         refiner,
         out=out,

@@ -7,8 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import DeviceOption, JsonOption, SkipOption, show, verb
-from scantling.settings.paths import given
+from scantling.cli.shell import (
+    DeviceOption,
+    DifficultOption,
+    ImageIdsOption,
+    JsonOption,
+    LimitOption,
+    SkipOption,
+    show,
+    verb,
+)
+from scantling.settings.paths import ResultsFile, given
 
 
 @verb
@@ -35,6 +44,7 @@ def predict(
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting of prediction; may be repeated."),
     ] = None,
     device: DeviceOption = "auto",
+    skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
     """Detect objects in images; the result is a COCO results list with the data set's own category ids."""
@@ -43,7 +53,7 @@ def predict(
     settings = api.tuned_overrides(tuned) if tuned is not None else []
     tiling = [f"{key}={value}" for key, value in (("tile", tile), ("overlap", overlap)) if value is not None]
     found = api.predict(
-        source,
+        given(source, skip_invalid=skip_invalid),
         run=run,
         checkpoint=checkpoint,
         out=out,
@@ -68,7 +78,10 @@ def evaluate(
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Resamples of the images for 95 % intervals of every AP, such as 1000.")
     ] = 0,
+    max_dets: LimitOption = 100,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers to this JSON file.")] = None,
+    count_difficult: DifficultOption = False,
+    image_ids: ImageIdsOption = "auto",
     skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -76,9 +89,15 @@ def evaluate(
     from scantling import api
     from scantling.evaluate.coco_eval import interval_table, metrics_json
 
-    truth = given(data, skip_invalid=skip_invalid)
+    truth = given(data, skip_invalid=skip_invalid, count_difficult=count_difficult)
     evaluation = api.evaluate(
-        results, truth, iou_type=iou_type, backend=backend, bootstrap=bootstrap, out=out
+        ResultsFile(results, image_ids),
+        truth,
+        iou_type=iou_type,
+        backend=backend,
+        bootstrap=bootstrap,
+        max_dets=max_dets,
+        out=out,
     )
     text = "\n\n".join(filter(None, [evaluation.table, interval_table(evaluation)]))
     show(text, metrics_json([evaluation]), as_json=json)

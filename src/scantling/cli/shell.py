@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import logging
 import os
 import signal
@@ -16,12 +15,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import Annotated, NoReturn, ParamSpec
+from typing import Annotated, Literal, NoReturn, ParamSpec
 
 import typer
 
+from scantling.cli import leave_at_once
 from scantling.cli.failures import describe
-from scantling.errors import Interrupted, PeerFailed
+from scantling.data.io import json_text
+from scantling.errors import FOR_THE_FILE, Interrupted, PeerFailed
 
 P = ParamSpec("P")
 
@@ -34,6 +35,22 @@ SkipOption = Annotated[
     typer.Option(
         "--skip-invalid",
         help="Leave out faulty annotations, results and images, counted, instead of stopping.",
+    ),
+]
+DifficultOption = Annotated[
+    bool,
+    typer.Option(
+        "--count-difficult",
+        help="Objects marked difficult (VOC) or ignore (COCO) are ordinary ones; else they count neither way.",
+    ),
+]
+LimitOption = Annotated[
+    int, typer.Option(min=11, help="Predictions counted per image and category, best first; COCO's are 100.")
+]
+ImageIdsOption = Annotated[
+    Literal["auto", "id", "file"],
+    typer.Option(
+        help="What numbers as image_id are: the data set's id, the number a file is called by, or to be found out."
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -49,7 +66,8 @@ def verb(function: Callable[P, None]) -> Callable[..., None]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         quiet, debug = bool(kwargs.pop("quiet", False)), bool(kwargs.pop("debug", False))
         _configure_logging(quiet=quiet, debug=debug)
-        signal.signal(signal.SIGTERM, _interrupt)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, _interrupt)
         try:
             function(*args, **kwargs)
             sys.stdout.flush()
@@ -64,7 +82,7 @@ def show(text: str, value: object, *, as_json: bool) -> None:
     """Print a verb's result: text for people, or the value as JSON."""
     if is_follower():
         return
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) if as_json else text)
+    typer.echo(json_text(value, indent=2, encoding=sys.stdout.encoding) if as_json else text)
 
 
 def is_follower() -> bool:
@@ -98,8 +116,31 @@ def _end(error: BaseException, *, debug: bool) -> NoReturn:
     raise typer.Exit(code)
 
 
-def _interrupt(signum: int, _frame: FrameType | None) -> NoReturn:
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    """End the verb in order; while its libraries are still being loaded, end the process.
+
+    A library that is being imported may take an exception for its own, or come out of it half made.
+    """
+    if _is_loading(frame):
+        leave_at_once(signum, frame)
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
     raise Interrupted(signum, "interrupted; given again, a command that trains goes on where it stopped")
+
+
+def _is_loading(frame: FrameType | None) -> bool:
+    """Whether modules are being imported on behalf of a verb that has not begun its work."""
+    importing = False
+    while frame is not None:
+        code, module = frame.f_code, str(frame.f_globals.get("__name__", ""))
+        importing = importing or code.co_filename.startswith("<frozen importlib")
+        is_work = module.startswith("scantling.") and not module.startswith(
+            ("scantling.cli", "scantling.api")
+        )
+        if is_work and code.co_name != "<module>":
+            return False
+        frame = frame.f_back
+    return importing
 
 
 def _configure_logging(*, quiet: bool, debug: bool) -> None:
@@ -116,7 +157,8 @@ class _StandardError(logging.Handler):
     """Writes to whatever standard error is at the moment: a progress bar puts itself in its place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(self.format(record), err=True)
+        if not hasattr(record, FOR_THE_FILE):
+            typer.echo(self.format(record), err=True)
 
 
 class _PlainLines(logging.Formatter):

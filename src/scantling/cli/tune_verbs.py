@@ -1,4 +1,4 @@
-"""Verbs that make predictions better by what is known of the data: tune, eliminate."""
+"""Verbs that make predictions better by what is known of the data: tune, suppress, eliminate."""
 
 from __future__ import annotations
 
@@ -7,18 +7,28 @@ from typing import Annotated, Literal
 
 import typer
 
-from scantling.cli.shell import JsonOption, SkipOption, show, verb
-from scantling.settings.paths import given
+from scantling.cli.shell import (
+    DifficultOption,
+    ImageIdsOption,
+    JsonOption,
+    LimitOption,
+    SkipOption,
+    show,
+    verb,
+)
+from scantling.settings.paths import ResultsFile, given
 
 
 @verb
 def tune(
     predictions: Annotated[
         list[Path],
-        typer.Argument(help="One results file of candidates before suppression, or those of the members."),
+        typer.Argument(
+            help="One results file of candidates before suppression, or those of members: FILE or NAME=FILE."
+        ),
     ],
     data: Annotated[Path, typer.Option(help="The truth: a COCO file, a split file, or FOLDER:SPLIT.")],
-    out: Annotated[Path, typer.Option(help="YAML file to write, for predict and ensemble.")],
+    out: Annotated[Path, typer.Option(help="YAML file to write, for suppress, predict and ensemble.")],
     what: Annotated[
         Literal["auto", "suppress", "weights"],
         typer.Option(help="Settings of suppression or weights of members; auto goes by the number of files."),
@@ -31,6 +41,9 @@ def tune(
             help="Such as search.folds=10 or suppress.min_score=1e-5; repeatable.",
         ),
     ] = None,
+    max_dets: LimitOption = 100,
+    count_difficult: DifficultOption = False,
+    image_ids: ImageIdsOption = "auto",
     skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -38,7 +51,42 @@ def tune(
     from scantling import api
 
     summary = api.tune(
-        predictions, given(data, skip_invalid=skip_invalid), out, what=what, overrides=overrides or ()
+        [ResultsFile.member(file, image_ids) for file in predictions],
+        given(data, skip_invalid=skip_invalid, count_difficult=count_difficult),
+        out,
+        what=what,
+        max_dets=max_dets,
+        overrides=overrides or (),
+    )
+    show(summary.to_text(), summary.to_dict(), as_json=json)
+
+
+@verb
+def suppress(
+    results: Annotated[Path, typer.Argument(help="COCO results file of any detector.")],
+    data: Annotated[Path, typer.Option(help="The data set that was predicted, as for evaluate.")],
+    out: Annotated[Path, typer.Option(help="COCO results file to write.")],
+    tuned: Annotated[
+        Path | None,
+        typer.Option(help="YAML file with the settings in a section suppress, as tune writes it."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as method=soft_linear; repeatable."),
+    ] = None,
+    image_ids: ImageIdsOption = "auto",
+    skip_invalid: SkipOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Let the better one count of predictions of one category that overlap."""
+    from scantling import api
+
+    summary = api.suppress(
+        ResultsFile(results, image_ids),
+        given(data, skip_invalid=skip_invalid),
+        out,
+        tuned=tuned,
+        overrides=overrides or (),
     )
     show(summary.to_text(), summary.to_dict(), as_json=json)
 
@@ -58,6 +106,7 @@ def eliminate(
             "--set", metavar="KEY=VALUE", help="Replace a setting, such as min_ratio=3; repeatable."
         ),
     ] = None,
+    image_ids: ImageIdsOption = "auto",
     skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -65,7 +114,7 @@ def eliminate(
     from scantling import api
 
     summary = api.eliminate(
-        results,
+        ResultsFile(results, image_ids),
         given(train, skip_invalid=skip_invalid),
         given(data, skip_invalid=skip_invalid),
         out,

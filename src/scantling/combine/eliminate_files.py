@@ -10,6 +10,7 @@ from scantling.combine.eliminate import EliminateConfig, Elimination, eliminate,
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.results import read_results, write_results
 from scantling.data.detections import detections_of
+from scantling.settings.paths import ResultsFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class EliminateSummary:
 
 
 def eliminate_file(
-    file: Path,
+    file: ResultsFile,
     train: CocoDataset,
     dataset: CocoDataset,
     config: EliminateConfig,
@@ -58,8 +59,9 @@ def eliminate_file(
         DataError: The results cannot be used, or `train` lacks a category.
     """
     relations = learn_relations(train, config).ordered(dataset.class_names)
-    results = read_results(file, dataset, skip_invalid=skip_invalid)
+    results = read_results(file.path, dataset, skip_invalid=skip_invalid, image_ids=file.image_ids)
     found = eliminate(detections_of(results, dataset), relations, config)
     if out is not None:
-        write_results([result for result, stays in zip(results, found.keep, strict=True) if stays], out)
+        kept = [result for result, stays in zip(results, found.keep, strict=True) if stays]
+        write_results(kept, out, dataset.images)
     return EliminateSummary(elimination=found, out=out)

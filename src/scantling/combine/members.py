@@ -1,25 +1,27 @@
 """Result files of any tools as the members of an ensemble, and the ensemble as one result file.
 
-    A.json, B.json ... ─ read_members ─► {name: Detections} ─ ensemble_detections ─► results file
+    A.json, name=B.json ... ─ read_members ─► {name: Detections} ─ ensemble_detections ─► results file
 
-Of the files, which may be large, only one at a time is held as it was parsed.
+Of several files, which may be large, only one at a time is held as it was parsed.
 """
 
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from scantling.combine.ensemble import EnsembleConfig, EnsembleMethod, ensemble_detections
 from scantling.data.coco.dataset import CocoDataset
-from scantling.data.coco.results import read_results, write_results
+from scantling.data.coco.results import Result, read_results, write_results
 from scantling.data.detections import compare_detections, detections_of, results_of
-from scantling.errors import DataError, Finding, UsageError
+from scantling.errors import ConfigError, DataError, Finding, UsageError, did_you_mean
+from scantling.settings.paths import ResultsFile
 from scantling.structures.detections import Detections
 
 log = logging.getLogger(__name__)
@@ -33,12 +35,14 @@ class Member:
         name: By which its weight is given.
         file: Where it was read from.
         detections: Its boxes, in the order of the file.
+        results: What was read, in the same order, where there is one member alone; else ().
         num_masks: Results whose mask is not used.
     """
 
     name: str
     file: str
     detections: Detections
+    results: Sequence[Result]
     num_masks: int
 
 
@@ -99,6 +103,28 @@ class EnsembleSummary:
         return {**asdict(self), "out": str(self.out)}
 
 
+class NamedFile(NamedTuple):
+    """A member's results file and its name."""
+
+    name: str
+    file: ResultsFile
+
+
+def named_files(given: Sequence[ResultsFile]) -> list[NamedFile]:
+    """Every results file with a name of its own: that of the call, or what tells its path apart from the others'.
+
+    Raises:
+        UsageError: Two have one name.
+    """
+    derived = member_names([file.path for file in given])
+    files = [NamedFile(file.name or name, file) for file, name in zip(given, derived, strict=True)]
+    names = [name for name, _ in files]
+    if twice := [name for name in names if names.count(name) > 1]:
+        hint = "Give each a name of its own: NAME=FILE."
+        raise UsageError(f"two members are called {twice[0]!r}", hint=hint)
+    return files
+
+
 def member_names(files: Sequence[Path]) -> list[str]:
     """A name for each result file, no two alike: what tells the paths apart.
 
@@ -116,7 +142,12 @@ def member_names(files: Sequence[Path]) -> list[str]:
     ]
 
 
-def read_members(files: Sequence[Path], dataset: CocoDataset, *, skip_invalid: bool = False) -> list[Member]:
+def read_members(
+    files: Sequence[NamedFile],
+    dataset: CocoDataset,
+    *,
+    skip_invalid: bool = False,
+) -> list[Member]:
     """Read and check the result files of an ensemble; warnings go to the log.
 
     Args:
@@ -128,17 +159,18 @@ def read_members(files: Sequence[Path], dataset: CocoDataset, *, skip_invalid: b
         DataError: With the findings of all files, if one cannot be used.
     """
     members, faults = [], []
-    for name, file in zip(member_names(files), files, strict=True):
+    for name, file in files:
         try:
-            results = read_results(file, dataset, skip_invalid=skip_invalid)
+            results = read_results(file.path, dataset, skip_invalid=skip_invalid, image_ids=file.image_ids)
         except DataError as error:
             faults.append(error)
             continue
-        num_masks = sum("segmentation" in result for result in results)
+        num_masks = sum("segmentation" in result for result in results) if len(files) > 1 else 0
         if num_masks:
-            log.warning("%s: the masks of %d predictions are not fused, only the boxes", file, num_masks)
-        found = detections_of(results, dataset)
-        members.append(Member(name=name, file=str(file), detections=found, num_masks=num_masks))
+            log.warning("%s: the masks of %d predictions are not fused, only the boxes", file.path, num_masks)
+        found, kept = detections_of(results, dataset), results if len(files) == 1 else ()
+        member = Member(name=name, file=str(file.path), detections=found, results=kept, num_masks=num_masks)
+        members.append(member)
     if len(faults) > 1:
         findings = [finding for fault in faults for finding in fault.findings]
         raise DataError(f"{len(faults)} of {len(files)} files cannot be used", findings=findings)
@@ -148,19 +180,19 @@ def read_members(files: Sequence[Path], dataset: CocoDataset, *, skip_invalid: b
 
 
 def ensemble_files(
-    files: Sequence[Path],
+    files: Sequence[NamedFile],
     dataset: CocoDataset,
     config: EnsembleConfig,
     out: Path,
     *,
     skip_invalid: bool = False,
 ) -> EnsembleSummary:
-    """Fuse result files into one.
+    """Fuse result files into one. What is left of a single file keeps its masks and all its keys.
 
     Args:
         files: See `read_members`.
         dataset: The data set that was predicted.
-        config: Method, thresholds and weights, by the `member_names` of the files.
+        config: Method, thresholds and weights, by the names of the files.
         out: COCO results file to write, image by image, best first; what is there is replaced.
         skip_invalid: Leave unusable results out and count them.
 
@@ -169,15 +201,23 @@ def ensemble_files(
         ConfigError: The settings name members or categories that do not exist.
         DataError: A file cannot be used.
     """
-    names, class_names = member_names(files), dataset.class_names
+    class_names = dataset.class_names
     config.thresholds(class_names)  # what is wrong with the names is told before large files are read
-    config.weight_table(names, class_names)
+    _require_weighted(config, files)
+    config.weight_table([file.name for file in files], class_names)
     members = read_members(files, dataset, skip_invalid=skip_invalid)
     findings = compare_detections([(m.file, m.detections) for m in members], class_names)
     for finding in findings:
         log.warning("%s", str(finding).removeprefix("warning "))
     fused = ensemble_detections({m.name: m.detections for m in members}, config, class_names)
-    write_results(results_of(fused, dataset), out)
+    results = results_of(fused, dataset)
+    if len(members) == 1:
+        sources = rows_behind(fused, members[0].detections)
+        results = [
+            result if row is None else {**members[0].results[row], "score": result["score"]}
+            for result, row in zip(results, sources, strict=True)
+        ]
+    write_results(results, out, dataset.images)
     return EnsembleSummary(
         method=config.method,
         members=tuple(_facts(member, config) for member in members),
@@ -185,6 +225,44 @@ def ensemble_files(
         num_images=len(np.unique(fused.images)),
         out=out,
         findings=findings,
+    )
+
+
+def rows_behind(fused: Detections, source: Detections) -> list[int | None]:
+    """For each fused box the row of the only member that it is, or None where it is a mean of several boxes.
+
+    Args:
+        fused: N rows, made of `source`.
+        source: The member's; of equal boxes the best comes first.
+    """
+    order = np.argsort(-source.scores, kind="stable")
+    places: dict[tuple[int, ...], list[int]] = {}
+    for row, key in zip(order.tolist(), _keys(source[order]), strict=True):
+        places.setdefault(key, []).append(row)
+    return [rows.pop(0) if (rows := places.get(key)) else None for key in _keys(fused)]
+
+
+def _keys(found: Detections) -> list[tuple[int, ...]]:
+    """Image, label and box of each row, the box to a thousandth of a pixel: a mean of one box may round it."""
+    thousandths = np.rint(found.boxes.clip(-1e12, 1e12) * 1000).astype(np.int64)
+    return list(map(tuple, np.column_stack([found.images, found.labels, thousandths]).tolist()))
+
+
+def _require_weighted(config: EnsembleConfig, files: Sequence[NamedFile]) -> None:
+    """Refuse weights of members that are not there, and show the call in which they would be."""
+    names = [file.name for file in files]
+    unknown = [name for name in config.weights if name not in names]
+    if not unknown:
+        return
+    free = iter([*unknown, *("NAME" for _ in files)])
+    called = [
+        f"{file.name if file.name in config.weights else next(free)}={shlex.quote(str(file.file.path))}"
+        for file in files
+    ]
+    raise ConfigError(
+        f"weights: there is no member {unknown[0]!r}{did_you_mean(unknown[0], names)}",
+        hint=f"The members are {names}. Say in the call which is which; in the order of the weights, this would be"
+        f" {' '.join(called)}",
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.data.coco.dataset import CocoDataset
+from scantling.data.coco.records import labels_by_name, told_apart
 from scantling.errors import DataError
 from scantling.ops.overlaps import paired_overlaps, pairs_of_keys
 
@@ -52,13 +53,14 @@ class Relations:
         Raises:
             DataError: One of them is not among the categories learned from; by name, never by number.
         """
-        unknown = [name for name in class_names if name not in self.class_names]
+        known, names = labels_by_name(self.class_names), told_apart(class_names)
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise DataError(
                 f"the training annotations have no categories {unknown}",
                 hint=f"Theirs are {list(self.class_names)}.",
             )
-        order = [self.class_names.index(name) for name in class_names]
+        order = [known[name] for name in names]
         return Relations(
             class_names=tuple(class_names),
             iou=self.iou[np.ix_(order, order)],
@@ -128,7 +130,7 @@ def _objects(dataset: CocoDataset) -> tuple[Ints, Ints, Floats]:
         (image, annotation.label, *annotation.box_xywh)
         for image, annotations in enumerate(dataset.annotations)
         for annotation in annotations
-        if not annotation.is_crowd
+        if annotation.is_object
     ]
     table = np.array(flat, dtype=np.float64).reshape(-1, 6)
     boxes = table[:, 2:].copy()
@@ -169,6 +171,8 @@ def _counts(dataset: CocoDataset, images: Ints, labels: Ints) -> tuple[Ints, Int
     most = np.zeros(num_classes, dtype=np.int64)
     np.maximum.at(most, keys % num_classes, counts)
     seen = np.bincount(keys % num_classes, minlength=num_classes)
-    crowded = {each.label for annotations in dataset.annotations for each in annotations if each.is_crowd}
+    crowded = {
+        each.label for annotations in dataset.annotations for each in annotations if not each.is_object
+    }
     seen[list(crowded)] = 0
     return most, seen

@@ -29,7 +29,6 @@ from scantling.ops.suppress_options import SuppressMethod
 from scantling.structures.detections import Detections
 
 _FIELDS = ("method", "iou_threshold", "sigma")
-MAX_DETECTIONS = 100  # per image and category, as COCO evaluates them
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Width = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -84,19 +83,25 @@ class TuneConfig(SelectionConfig):
 
 
 def tune_suppression(
-    candidates: Detections, dataset: CocoDataset, base: SuppressConfig, config: TuneConfig
+    candidates: Detections,
+    dataset: CocoDataset,
+    base: SuppressConfig,
+    config: TuneConfig,
+    *,
+    max_detections: int = 100,
 ) -> Tuned[SuppressConfig]:
     """Method and threshold of suppression for all categories, and for those for which another is surely better.
 
-    The search looks at each category as if it had the image for itself, up to the 100 detections per image and
-    category that COCO evaluates. `max_per_image` couples the categories: it is applied to the end result, and should
-    the settings found be worse together than `base` on these very images, `base` is returned.
+    The search looks at each category as if it had the image for itself, up to the detections per image and category
+    that are evaluated (100 by COCO). `max_per_image` couples the categories: it is applied to the end result, and
+    should the settings found be worse together than `base` on these very images, `base` is returned.
 
     Args:
         candidates: Before suppression, of all test-time scales.
         dataset: The truth.
         base: The settings in use. Its score threshold, `min_score` and `max_per_image` stay as they are.
         config: Grid and cross-validation.
+        max_detections: Detections counted per image and category, best first.
 
     Returns:
         `base` with the settings found: one value for all categories, or a mapping with those that differ.
@@ -109,7 +114,7 @@ def tune_suppression(
     considered = candidates[_considered(candidates, base, names)]
     boxes = MatchableBoxes.over(considered, dataset)
     in_use, grid = _options_of(base, names), config.options()
-    limit = min(MAX_DETECTIONS, base.max_per_image or MAX_DETECTIONS)
+    limit = min(max_detections, base.max_per_image or max_detections)
     ways = list(dict.fromkeys([*in_use, *grid]))
     outcomes = {
         option: boxes.outcomes(
@@ -120,7 +125,9 @@ def tune_suppression(
     selection = select([_by_label(outcomes, in_use), *(outcomes[option] for option in grid)], config)
     found = _suppression(base, selection, (in_use, grid), names)
     before, after = (
-        _mean_ap(boxes.outcomes(*suppress_detections(considered, settings, names)))
+        _mean_ap(
+            boxes.outcomes(*suppress_detections(considered, settings, names), max_detections=max_detections)
+        )
         for settings in (base, found)
     )
     words = [[str(option), *map(str, grid)] for option in in_use]
@@ -130,7 +137,7 @@ def tune_suppression(
 
 def _require_objects(dataset: CocoDataset) -> tuple[str, ...]:
     """Category names of a data set with something to find in it."""
-    if all(annotation.is_crowd for annotations in dataset.annotations for annotation in annotations):
+    if not dataset.num_objects:
         raise UsageError(
             f"{dataset.file}: no objects to tune on",
             hint="Give labelled images that the detector was not trained on.",
@@ -230,7 +237,12 @@ def _mean_ap(outcomes: Outcomes) -> float | None:
 
 
 def tune_weights(
-    members: Mapping[str, Detections], dataset: CocoDataset, base: EnsembleConfig, config: TuneConfig
+    members: Mapping[str, Detections],
+    dataset: CocoDataset,
+    base: EnsembleConfig,
+    config: TuneConfig,
+    *,
+    max_detections: int = 100,
 ) -> Tuned[EnsembleConfig]:
     """Weights of an ensemble's members for all categories, and for those for which others are surely better.
 
@@ -243,6 +255,7 @@ def tune_weights(
         dataset: The truth.
         base: The settings in use.
         config: Factors and cross-validation.
+        max_detections: Detections counted per image and category, best first.
 
     Returns:
         `base` with the weights found: one for all categories, or a mapping with those that differ.
@@ -258,7 +271,8 @@ def tune_weights(
     def fuse(table: Floats) -> Outcomes:
         settings = base.model_copy(update={"weights": _weights(table, table, list(members), names)})
         fused = ensemble_detections(members, settings, names)
-        return MatchableBoxes.over(fused, dataset).outcomes(np.arange(len(fused)), fused.scores)
+        boxes, rows = MatchableBoxes.over(fused, dataset), np.arange(len(fused))
+        return boxes.outcomes(rows, fused.scores, max_detections=max_detections)
 
     tables, outcomes = _search_weights(base.weight_table(list(members), names), fuse, config)
     selection = select(outcomes, config)

@@ -10,25 +10,25 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from scantling.combine.ensemble import EnsembleConfig
-from scantling.combine.members import read_members
+from scantling.combine.members import NamedFile, read_members
+from scantling.combine.suppress_files import for_results, is_suppressed
 from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
 from scantling.combine.tuned import Tuned, write_tuned
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.detections import compare_detections
+from scantling.data.findings import tell_warnings
 from scantling.errors import UsageError
-from scantling.models.suppression import SuppressConfig, suppress_detections
-from scantling.structures.detections import Detections
+from scantling.evaluate.problem import truth_findings
+from scantling.models.suppression import SuppressConfig
 
 log = logging.getLogger(__name__)
 
 What = Literal["suppress", "weights"]
-
-_LOOKED_AT = 50  # images
 
 
 class TuneRequest(BaseModel):
@@ -39,6 +39,7 @@ class TuneRequest(BaseModel):
         suppress: Settings of suppression in use. Its score threshold is 0 unless said otherwise: all candidates of
             the file count.
         ensemble: Settings of the ensemble in use.
+        max_dets: Detections counted per image and category, best first; COCO's own number is 100.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,12 +47,14 @@ class TuneRequest(BaseModel):
     search: TuneConfig = TuneConfig()
     suppress: SuppressConfig = SuppressConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
+    max_dets: Annotated[int, Field(gt=10)] = 100
 
     def suppression(self) -> SuppressConfig:
-        """Settings of suppression in use, for candidates of a file."""
-        if "score_threshold" in self.suppress.model_fields_set:
-            return self.suppress
-        return self.suppress.model_copy(update={"score_threshold": 0.0})
+        """Settings of suppression in use, for candidates of a file; as many are kept of an image as are counted."""
+        config = for_results(self.suppress)
+        if "max_per_image" in self.suppress.model_fields_set:
+            return config
+        return config.model_copy(update={"max_per_image": max(100, self.max_dets)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class TuneSummary:
 
 
 def tune_files(
-    files: Sequence[Path],
+    files: Sequence[NamedFile],
     dataset: CocoDataset,
     request: TuneRequest,
     out: Path,
@@ -89,7 +92,7 @@ def tune_files(
     """Tune and write the settings found.
 
     Args:
-        files: One of candidates for `suppress`; two or more for `weights`, by the `member_names` of the files.
+        files: One of candidates for `suppress`; two or more for `weights`, by their names.
         dataset: The truth.
         request: Search and settings in use.
         out: YAML file to write.
@@ -106,6 +109,7 @@ def tune_files(
             f"{len(files)} results files: suppression is tuned from one, of candidates; weights from two or more"
         )
     members = read_members(files, dataset, skip_invalid=skip_invalid)
+    tell_warnings(truth_findings(dataset, "bbox", request.max_dets), log, rest="all of this kind")
     for finding in compare_detections([(m.file, m.detections) for m in members], dataset.class_names):
         log.warning("%s", str(finding).removeprefix("warning "))
     tuned: Tuned[Any]
@@ -117,17 +121,14 @@ def tune_files(
                 "give candidates before suppression (predict --set suppress.method=none)",
                 members[0].file,
             )
-        tuned = tune_suppression(candidates, dataset, request.suppression(), request.search)
+        tuned = tune_suppression(
+            candidates, dataset, request.suppression(), request.search, max_detections=request.max_dets
+        )
         write_tuned(out, suppress=tuned.config, comment=tuned.to_text())
     else:
         detections = {member.name: member.detections for member in members}
-        tuned = tune_weights(detections, dataset, request.ensemble, request.search)
+        tuned = tune_weights(
+            detections, dataset, request.ensemble, request.search, max_detections=request.max_dets
+        )
         write_tuned(out, ensemble=tuned.config, comment=tuned.to_text())
     return TuneSummary(what=what, tuned=tuned, out=out)
-
-
-def is_suppressed(candidates: Detections) -> bool:
-    """Whether hard NMS at 0.5 has nothing to remove in the first images; no candidates: no."""
-    some = candidates[(candidates.images < _LOOKED_AT) & (candidates.scores > 0)]
-    rows, _ = suppress_detections(some, SuppressConfig(score_threshold=0.0, max_per_image=None), ())
-    return 0 < len(some) == len(rows)

@@ -189,7 +189,7 @@ class TunedSettings(BaseModel):
         if self.suppress is None:
             raise ConfigError(
                 f"{file}: expected a section 'suppress'",
-                hint="`scantling tune` with one file of candidates writes it.",
+                hint="`scantling tune` with one file of candidates writes it; `ensemble` takes the section 'ensemble'.",
             )
         given = self.suppress.model_dump(mode="json", exclude_unset=True)
         return [f"suppress.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]

@@ -2,11 +2,13 @@
 
 What a format cannot hold is counted and told, never dropped in silence:
 
-| | boxes | masks | crowds | ids of categories |
-|---|---|---|---|---|
-| COCO | exact | exact | yes | yes |
-| YOLO | clipped to the image | one polygon per object | left out | in `categories.json` |
-| VOC | exact | none | as `difficult` | in `categories.json` |
+| | boxes | masks | crowds | difficult | categories' ids and further keys |
+|---|---|---|---|---|---|
+| COCO | exact | exact | yes | yes, `ignore` too | yes |
+| YOLO | clipped to the image | one polygon per object | left out | left out | in `categories.json` |
+| VOC | exact | none | as `difficult`, and `iscrowd` for scantling | yes | in `categories.json` |
+
+Keys of annotations that only COCO can hold, such as key points, are counted by name.
 """
 
 from __future__ import annotations
@@ -18,18 +20,23 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from scantling.data.coco import CocoDataset, ReadOptions, write_coco
+from scantling.data.coco.annotations import MARKS
+from scantling.data.coco.dataset import objects_text
 from scantling.data.coco.records import ImageId, ImageRecord
-from scantling.data.findings import summarise
+from scantling.data.findings import summarise, tell_warnings
 from scantling.data.formats.delftbikes import STATES, TARGETS
 from scantling.data.formats.document import CATEGORIES_FILE
 from scantling.data.formats.locations import read_splits
+from scantling.data.formats.voc import FLAGS
 from scantling.data.formats.write_voc import voc_text
 from scantling.data.formats.write_yolo import settings_text, yolo_lines
 from scantling.data.formats.yolo import label_path
+from scantling.data.formats.yolo_rows import BOX
 from scantling.data.health.images import usable_images
 from scantling.data.io import atomic_write, write_json
 from scantling.errors import UsageError
@@ -39,6 +46,18 @@ _logger = logging.getLogger(__name__)
 Target = Literal["coco", "yolo", "voc"]
 
 
+class WrittenCounts(NamedTuple):
+    """Images, objects, crowd regions, and difficult or ignored objects in the files of a split."""
+
+    images: int
+    objects: int
+    crowds: int = 0
+    ignored: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.images} images, {objects_text(self.objects, self.crowds, self.ignored)}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
     """What was written.
@@ -46,29 +65,25 @@ class Converted:
     Attributes:
         out: The folder.
         target: Its format.
-        counts: Images and objects by split.
+        counts: What was written, by split.
         losses: How often something could not be kept, by what it was.
     """
 
     out: Path
     target: Target
-    counts: Mapping[str, tuple[int, int]]
+    counts: Mapping[str, WrittenCounts]
     losses: Mapping[str, int]
 
     def to_text(self) -> str:
         """For people."""
         lines = [f"{self.out}: {self.target.upper()}"]
-        lines += [
-            f"  {name}: {images} images, {objects} objects" for name, (images, objects) in self.counts.items()
-        ]
+        lines += [f"  {name}: {counts}" for name, counts in self.counts.items()]
         lines += [f"  not kept: {count} {what}" for what, count in self.losses.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, object]:
         """For programs."""
-        splits = {
-            name: {"images": images, "objects": objects} for name, (images, objects) in self.counts.items()
-        }
+        splits = {name: counts._asdict() for name, counts in self.counts.items()}
         return {"out": str(self.out), "format": self.target, "splits": splits, "not_kept": dict(self.losses)}
 
 
@@ -99,7 +114,7 @@ def convert_data(
     link: bool = False,
     boxes_only: bool = False,
     states: tuple[str, ...] = (),
-    skip_invalid: bool = False,
+    options: ReadOptions | None = None,
 ) -> Converted:
     """Read every split of a data set with its images' headers, and write it; see `convert_splits`.
 
@@ -110,7 +125,7 @@ def convert_data(
         link: Link images.
         boxes_only: Leave masks out.
         states: DelftBikes parts in these states are kept; none means all but absent ones.
-        skip_invalid: Leave out unusable records and images, counted.
+        options: How strictly; objects marked `difficult` or `ignore` that count are ordinary ones, which YOLO can hold.
 
     Raises:
         DataError: With the findings of the first split that cannot be used.
@@ -119,13 +134,15 @@ def convert_data(
     kept = tuple(state for state in STATES if state in (states or TARGETS))
     if set(states) - set(kept):
         raise UsageError(f"--states: known are {', '.join(STATES)}")
-    read = read_splits(source, ReadOptions(skip_invalid=skip_invalid), states=kept)
-    splits = {name: usable_images(dataset, skip_invalid=skip_invalid) for name, dataset in read.items()}
+    options = options or ReadOptions()
+    read = read_splits(source, options, states=kept)
+    splits = {
+        name: usable_images(dataset, skip_invalid=options.skip_invalid) for name, dataset in read.items()
+    }
     for name, dataset in splits.items():
-        counts = (
-            f"{len(dataset)} images, {dataset.num_annotations} objects, {len(dataset.categories)} categories"
-        )
+        counts = f"{dataset.counts_text()}, {len(dataset.categories)} categories"
         _logger.info("%s: %s; %s", name, counts, summarise(dataset.findings))
+        tell_warnings(dataset.findings, _logger, rest="`scantling check` tells all")
     return convert_splits(splits, target, out, link=link, boxes_only=boxes_only)
 
 
@@ -162,8 +179,24 @@ def convert_splits(
         job.folder.replace(out)
     finally:
         shutil.rmtree(job.folder, ignore_errors=True)
-    counts = {name: (len(dataset), dataset.num_annotations) for name, dataset in splits.items()}
+    _count_keys(splits, target, job)
+    counts = {name: _counts(dataset, target) for name, dataset in splits.items()}
     return Converted(out=out, target=target, counts=counts, losses=dict(+job.losses))
+
+
+def _counts(dataset: CocoDataset, target: Target) -> WrittenCounts:
+    """What the files of a split hold: YOLO's neither crowd regions nor ignored objects."""
+    others = (dataset.num_crowd, dataset.num_ignored) if target != "yolo" else (0, 0)
+    return WrittenCounts(len(dataset), dataset.num_objects, *others)
+
+
+def _count_keys(splits: Mapping[str, CocoDataset], target: Target, job: _Job) -> None:
+    """Count the further keys of annotations that the format has no place for."""
+    kept = {"yolo": (), "voc": (*FLAGS, *MARKS)}
+    for dataset in splits.values() if target in kept else ():
+        for annotation in chain.from_iterable(dataset.annotations):
+            for key in annotation.extra.keys() - set(kept[target]):
+                job.losses[f"{key} of annotations"] += annotation.extra[key] not in (None, 0, [], {}, "")
 
 
 def _write_coco(splits: Mapping[str, CocoDataset], job: _Job) -> None:
@@ -176,21 +209,30 @@ def _write_coco(splits: Mapping[str, CocoDataset], job: _Job) -> None:
             job.losses["masks"] += sum(
                 a.segmentation is not None for many in dataset.annotations for a in many
             )
-        write_coco(
-            (_without_masks(dataset) if job.boxes_only else dataset).to_coco(),
-            job.folder / "annotations" / f"{split}.json",
-        )
+        content = (_without_masks(dataset) if job.boxes_only else dataset).to_coco()
+        write_coco(_with_ignore(content), job.folder / "annotations" / f"{split}.json")
+
+
+def _with_ignore(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a COCO file in which what VOC calls difficult has COCO's own mark too."""
+    marked = [{**a, "ignore": 1} if a.get("difficult") in (1, True) else a for a in content["annotations"]]
+    return content | {"annotations": marked}
 
 
 def _write_yolo(splits: Mapping[str, CocoDataset], job: _Job) -> None:
+    polygons = False
     for split, dataset in splits.items():
         for record, objects in zip(dataset.images, dataset.annotations, strict=True):
             name = _unique(PurePosixPath(split) / record.file_name, record, job)
             _place_image(record, job.folder / "images" / name, job)
             lines = yolo_lines(record, objects, job.losses, boxes_only=job.boxes_only)
-            atomic_write(label_path(job.folder / "images" / name), "".join(f"{line}\n" for line in lines))
+            polygons = polygons or any(len(line.split()) > BOX for line in lines)
+            job.losses["images that Ultralytics does not open (GIF)"] += name.suffix.lower() == ".gif"
+            atomic_write(
+                label_path(job.folder / "images" / name, job.folder), "".join(f"{line}\n" for line in lines)
+            )
     first = next(iter(splits.values()))
-    atomic_write(job.folder / "data.yaml", settings_text(tuple(splits), first.class_names))
+    atomic_write(job.folder / "data.yaml", settings_text(tuple(splits), first.class_names, polygons=polygons))
     _write_categories(first, job)
 
 
@@ -208,7 +250,7 @@ def _write_voc(splits: Mapping[str, CocoDataset], job: _Job) -> None:
 
 
 def _write_categories(dataset: CocoDataset, job: _Job) -> None:
-    records = [{"id": c.id, "name": c.name, "supercategory": c.supercategory} for c in dataset.categories]
+    records = [category.to_coco() for category in dataset.categories]
     write_json(job.folder / CATEGORIES_FILE, records, indent=1)
 
 

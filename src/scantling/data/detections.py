@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.results import Result, box_xywh
 from scantling.data.findings import FindingLog, Policy, name_some
-from scantling.data.io import replacing
+from scantling.data.io import atomic_write
 from scantling.errors import DataError, Finding
 from scantling.ops.overlaps import xywh_to_xyxy, xyxy_to_xywh
 from scantling.structures.detections import Detections, object_column
@@ -166,8 +166,7 @@ def save_detections(detections: Detections, path: Path, **extra: NDArray[Any]) -
         "scores": detections.scores.astype(np.float32),
         "boxes": np.ascontiguousarray(detections.boxes, dtype=np.float32),
     }
-    with replacing(path) as temporary:
-        save_file(columns | {name: column.astype(np.int32) for name, column in extra.items()}, temporary)
+    atomic_write(path, save(columns | {name: column.astype(np.int32) for name, column in extra.items()}))
 
 
 def load_detections(path: Path) -> SavedDetections:
@@ -177,7 +176,7 @@ def load_detections(path: Path) -> SavedDetections:
         DataError: The file is missing or is none of these.
     """
     try:
-        columns = load_file(path)
+        columns = load(path.read_bytes())
         detections = Detections(
             images=columns.pop("images").astype(np.int64),
             labels=columns.pop("labels").astype(np.int64),

@@ -60,6 +60,11 @@ _STRUCTURE = {
     "no-annotations": Code(
         _S, "There are no annotations (a warning outside training; AP is then null).", "Label some images."
     ),
+    "no-objects": Code(
+        _S,
+        "There are annotations, but only crowd regions or ignored ones (a warning outside training; AP is then null).",
+        "If each region is one object, set its iscrowd to 0: some tools write 1 for every mask that is an RLE.",
+    ),
     "no-categories": Code(
         _S, "There are no categories (a warning outside training).", "Declare the classes in `categories`."
     ),
@@ -78,12 +83,26 @@ _STRUCTURE = {
     ),
     "category-name-twice": Code(_W, "Two categories have one name.", "Rename or merge them."),
     "category-unused": Code(_W, "A declared class has no annotation.", "Remove it, or label some objects."),
+    "category-crowd-only": Code(
+        _G,
+        "A class has no object, only crowd regions or ignored ones (a warning outside training): nothing of it is "
+        "learned, and its AP is undefined.",
+        "If each region is one object, set its iscrowd (or difficult, ignore) to 0; else remove the class, or train "
+        "the others with --skip-invalid.",
+    ),
     "crowd-value": Code(_S, "iscrowd is neither 0 nor 1.", "Write 0 or 1."),
     "area-value": Code(_W, "The area is not a finite number >= 0; it is computed instead.", "Remove it."),
     "extra-value": Code(_W, "A further key holds NaN or nests too deep; it is not kept.", "Remove the key."),
     "annotations-dropped": Code(_W, "Annotations were left out because they are unusable."),
+    "masks-dropped": Code(
+        _W, "Masks were left out because they are unusable; the boxes of their annotations are kept."
+    ),
     "images-dropped": Code(_W, "Images were left out because they are unusable, with their annotations."),
     "images-without-annotations": Code(_N, "Images without objects; they count as background."),
+    "images-crowd-only": Code(
+        _N, "Images with crowd regions or ignored objects only; there is nothing to find on them."
+    ),
+    "keys-not-used": Code(_N, "Keys of annotations that mean nothing here; they are kept."),
     "annotation-ids-renumbered": Code(
         _N, "Annotation ids do not fit 64 bits; inside, objects are numbered by position instead."
     ),
@@ -104,6 +123,16 @@ _GEOMETRY = {
     ),
     "boxes-normalised": Code(_S, "All boxes lie within 0..1.", "COCO boxes are in pixels."),
     "box-mask-differ": Code(_W, "A bbox is not the box around its mask.", "Recompute the bbox."),
+    "box-rotated": Code(
+        _W,
+        "Turned boxes are read as the upright boxes around them (a note where the settings say that all are).",
+        "Look at some of them.",
+    ),
+    "labels-upright": Code(
+        _W,
+        "Boxes that fit the image with its EXIF rotation applied, and leave it as it is declared.",
+        "Exchange width and height of the image record: labels and size then both mean the upright picture.",
+    ),
     "mask-missing": Code(_S, "Segmentation, but an annotation has no mask.", "Label it, or use detection."),
     "mask-empty": Code(
         _W, "A mask without area; the box is kept for detection, segmentation drops the object.", "Label it."
@@ -156,11 +185,22 @@ _IMAGES = {
     "image-too-large": Code(_G, "More pixels than are ever decoded.", "Tile or shrink the image."),
     "image-large": Code(_W, "A very large image.", "Expect much memory; consider tiles."),
     "image-animated": Code(_W, "Several frames or pages; the first is used.", "Save the frame as an image."),
+    "image-range": Code(
+        _N,
+        "Pictures of 16 bits that use fewer; the range that they use is scaled to black and white.",
+        "If they are dark, and no camera of fewer bits took them, set data.white=65535.",
+    ),
     "image-orientation": Code(
         _W,
         "An EXIF rotation, and width and height do not tell whether the labels follow it; it is applied.",
         "Rotate the pixels and remove the EXIF entry.",
     ),
+    "image-orientation-kept": Code(
+        _N,
+        "Images whose EXIF rotation is not applied, because the labels' width and height are the stored ones.",
+        "Look at some of them: labels measured in the upright picture would lie beside their objects.",
+    ),
+    "image-unlisted": Code(_N, "Pictures in the image folder that no split names."),
     "not-an-image": Code(_W, "A file in an image folder that is no image.", "Move it elsewhere."),
     "no-image-in-folder": Code(_S, "A folder without a single image.", "Give a folder with images."),
 }
@@ -193,10 +233,31 @@ _FORMATS = {
         "Boxes have edges 0, but VOC counts pixels from 1; they are clipped.",
         "If the labels count from 0, all boxes are 1 px off: add 1 to every edge.",
     ),
+    "label-unused": Code(_W, "Label files that belong to no image.", "Rename them, or add their images."),
+    "label-spelling": Code(
+        _W, "Label files spelled unlike their images; they are used.", "Give both the same name."
+    ),
+    "label-shared": Code(
+        _W, "One label file serves several images of one name.", "Give every image a name of its own."
+    ),
+    "image-unlabelled": Code(
+        _W, "Images without a label file, where every image has one; they are not used.", "Label them."
+    ),
+    "class-list": Code(_S, "An empty line in a list of class names.", "Remove the line, or name the class."),
     "yolo-names-missing": Code(_S, "The names of the YOLO classes are not known.", "Write a data.yaml."),
-    "yolo-line": Code(_G, "A label line is neither a box nor a polygon.", "Write: class x y width height."),
+    "yolo-line": Code(
+        _G,
+        "A label line is neither a box nor a polygon nor what the settings say.",
+        "Write: class x y width height.",
+    ),
     "yolo-class": Code(_S, "A class number that `names` does not have.", "Correct the number or the names."),
     "yolo-range": Code(_G, "Label coordinates outside 0..1.", "Divide them by the image's width and height."),
+    "yolo-reading": Code(
+        _S,
+        "Rows that can be read in two ways, or settings that do not say how.",
+        "Write `task` or `kpt_shape`.",
+    ),
+    "yolo-keypoints": Code(_N, "Rows with key points; only their boxes are read."),
     "part-layout": Code(_S, "Not a DelftBikes file.", 'Expected {"a.jpg": {"parts": {...}}}.'),
     "part-state": Code(_G, "A part without a known state.", "States: intact, damaged, occluded, absent."),
     "parts-not-targets": Code(_N, "Parts whose state excludes them as targets."),
@@ -225,11 +286,32 @@ _RESULTS = {
     "results-image-unknown": Code(
         _G, "Predictions for images that the data set does not have.", "Use the file of the same split."
     ),
+    "results-image-missing": Code(_G, "Predictions without image_id.", "Write image_id or file_name."),
+    "results-image-ambiguous": Code(
+        _S,
+        "Numbers as image_id can be ids of the data set or something else, and which images are meant differs.",
+        "Write each image's file_name beside its image_id, or say what the numbers are: --image-ids id or file "
+        "(in a recipe, members.NAME.image_ids).",
+    ),
+    "results-image-differs": Code(
+        _W,
+        "file_name and image_id name different images; the file counts.",
+        "Write the data set's own image_id.",
+    ),
+    "results-boxes-outside": Code(
+        _W,
+        "Predicted boxes or masks that reach far beyond their image.",
+        "Check that image_id is that of this data set.",
+    ),
     "results-image-named": Code(
         _W, "Images are named by their files; the data set's ids are used instead, and written back."
     ),
     "results-category-unknown": Code(
         _G, "Predictions of categories that the data set does not have.", "Use the data set's category ids."
+    ),
+    "results-category-missing": Code(_G, "Predictions without category_id.", "Write category_id."),
+    "results-category-differs": Code(
+        _W, "category_name and category_id disagree; the name counts.", "Use the data set's category ids."
     ),
     "results-score": Code(_S, "A score is missing or not a finite number.", "Write a number in 0..1."),
     "results-score-range": Code(_W, "Scores outside 0..1.", "Scale them; the order is what counts for AP."),
@@ -250,6 +332,11 @@ _RESULTS = {
         "Where a detector cannot predict a category, give it the weight 0 there.",
     ),
     "results-same-twice": Code(_W, "The same predictions are given twice.", "Give each file once."),
+    "objects-over-limit": Code(
+        _W,
+        "More objects of one class in an image than predictions are counted there.",
+        "Raise --max-dets, or evaluate.max_dets in a recipe.",
+    ),
     "results-dropped": Code(_W, "Predictions were left out because they are unusable."),
 }
 

@@ -12,8 +12,10 @@ Codes are stable: scripts may match on them. `docs/findings.md` is this table, w
 
 from __future__ import annotations
 
+import logging
 import reprlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -30,7 +32,11 @@ __all__ = [
     "name_some",
     "refuse",
     "summarise",
+    "tell_warnings",
 ]
+
+SHOWN_PER_CODE = 3
+"""Warnings of one code that are logged one by one."""
 
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.INFO: 2}
 _MAX_NAMED = 5
@@ -178,6 +184,19 @@ def name_some(names: list[str] | list[int | str | float], limit: int = _MAX_NAME
     """The first few of a list for a message: `a.jpg, b.jpg and 17 more`."""
     shown = ", ".join(str(name) for name in names[:limit])
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+
+
+def tell_warnings(findings: Iterable[Finding], logger: logging.Logger, *, rest: str) -> None:
+    """Log warnings, a few of each code; `rest` says where the others are to be seen."""
+    told: Counter[str] = Counter()
+    for finding in findings:
+        if finding.severity is Severity.WARNING:
+            told[finding.code] += 1
+            if told[finding.code] <= SHOWN_PER_CODE:
+                logger.warning("%s", str(finding).removeprefix("warning "))
+    for code, count in told.items():
+        if count > SHOWN_PER_CODE:
+            logger.warning("[%s] %d more of these, %s", code, count - SHOWN_PER_CODE, rest)
 
 
 def codes_table() -> str:

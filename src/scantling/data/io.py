@@ -16,15 +16,19 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from scantling.data.findings import refuse
+from scantling.data.spelling import alike, did_you_mean
 from scantling.errors import UsageError
 
 _HEAD_BYTES = 512
 _MAX_REPEATED_KEYS = 20
 _LFS_MARK = b"version https://git-lfs.github.com/spec"
+_BRANDS = {b"avif": "an AVIF image", b"avis": "an AVIF image", b"jxl ": "a JPEG XL image"}
+_BRANDS |= dict.fromkeys((b"heic", b"heix", b"hevc", b"mif1", b"msf1"), "a HEIC image")
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (_LFS_MARK, "a Git-LFS pointer (the content was never downloaded: run `git lfs pull`)"),
     (b"PK\x03\x04", "a zip archive"),
@@ -37,6 +41,11 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG", "a PNG image"),
     (b"\x89HDF", "an HDF5 file"),
     (b"%PDF", "a PDF document"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"8BPS", "a Photoshop document"),
 )
 
 
@@ -75,12 +84,13 @@ def atomic_write(path: Path | str, content: bytes | str) -> None:
 
     Args:
         path: Final name; its folder is created if need be, an existing file is replaced.
-        content: Bytes, or text written as UTF-8 with the line ends it has.
+        content: Bytes, or text written as UTF-8 with the line ends it has; what UTF-8 cannot express (bytes in a file
+            name that are no text) as an escape.
 
     Raises:
         UsageError: The folder cannot be written to or the disk is full.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    data = content.encode("utf-8", errors="backslashreplace") if isinstance(content, str) else content
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
@@ -97,9 +107,29 @@ def write_json(path: Path | str, value: object, *, indent: int | None = None) ->
         ValueError: `value` holds NaN or infinity, which JSON cannot express; the caller must write null.
         UsageError: The file cannot be written.
     """
-    separators = (",", ":") if indent is None else None
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
-    atomic_write(path, text + "\n")
+    atomic_write(path, json_text(value, indent=indent) + "\n")
+
+
+def json_text(value: object, *, indent: int | None = None, encoding: str | None = "utf-8") -> str:
+    """Strict JSON of a value (no NaN or infinity).
+
+    Args:
+        value: Plain lists, dicts, strings, finite numbers, booleans and None.
+        indent: Spaces per level; None for one compact line.
+        encoding: Of what it is written to; letters that this cannot express become JSON's own escapes.
+
+    Raises:
+        ValueError: `value` holds NaN or infinity, which JSON cannot express; the caller must write null.
+    """
+    write = partial(
+        json.dumps, allow_nan=False, indent=indent, separators=(",", ":") if indent is None else None
+    )
+    text = write(value, ensure_ascii=False)
+    try:
+        text.encode(encoding or "ascii")
+    except UnicodeEncodeError:
+        text = write(value, ensure_ascii=True)
+    return text
 
 
 def sha256_of(path: Path | str) -> str:
@@ -120,12 +150,28 @@ def describe_content(head: bytes) -> str | None:
     for signature, words in _SIGNATURES:
         if head.startswith(signature):
             return words
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12], "a film or picture in an ISO media file")
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:15].lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "an HTML page (an error page of a download, perhaps)"
     if start.startswith(b"<?xml"):
         return "an XML document"
     return None
+
+
+def is_no_text(path: Path) -> bool:
+    """Whether a file that should be UTF-8 text is certainly none, by its beginning; reading it then says why.
+
+    Args:
+        path: Empty files, Git-LFS pointers, archives, pages, UTF-16 and what cannot be opened are no text.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except OSError:
+        return True
+    return not head.strip() or describe_content(head) is not None or _is_wide(head)
 
 
 def read_json(path: Path | str, *, keep_nan: bool = False) -> object:
@@ -217,7 +263,7 @@ def _text_of(data: bytes, file: str) -> str:
     looks = describe_content(data[:_HEAD_BYTES])
     if looks:
         refuse("json-foreign", file, f"not JSON but {looks}")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
+    if _is_wide(data):
         refuse("json-encoding", file, "encoded as UTF-16 or UTF-32, not UTF-8", hint="Save it as UTF-8.")
     try:
         return data.decode("utf-8-sig")
@@ -227,15 +273,20 @@ def _text_of(data: bytes, file: str) -> str:
         refuse("json-encoding", file, message, hint="Save it as UTF-8.")
 
 
+def _is_wide(data: bytes) -> bool:
+    """Whether text is UTF-16 or UTF-32 by its byte order mark, or by the zeros of its first letters."""
+    return data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]
+
+
 def hint_for_missing(path: Path) -> str | None:
-    """What to say about a path that does not exist: a name that differs in case only, or where the path breaks."""
+    """What to say about a path that does not exist: the name in another spelling, or where the path breaks."""
     folder = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
     if folder is None:
         return None
     if folder != path.absolute().parent:
         return f"The folder {folder} exists, what follows does not."
-    twins = [entry.name for entry in folder.iterdir() if entry.name.lower() == path.name.lower()]
-    return f"Did you mean {twins[0]!r}?" if twins else None
+    meant = alike(path.name, (entry.name for entry in folder.iterdir()))
+    return did_you_mean(path.name, meant) if meant else None
 
 
 def _flush(path: Path, flags: int) -> None:

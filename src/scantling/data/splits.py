@@ -14,18 +14,17 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from scantling.data.coco import CocoDataset, ReadOptions, find_split
-from scantling.data.findings import summarise
+from scantling.data.findings import summarise, tell_warnings
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, read_location
-from scantling.data.health.images import usable_images
+from scantling.data.health.images import look_before_training, usable_images
 from scantling.data.health.leaks import compare_splits
+from scantling.data.images.white import dataset_with_white, range_message, white_of
 from scantling.data.io import sha256_of
 from scantling.errors import DataError, Finding, Severity, UsageError
 from scantling.settings.section import Section
 
 log = logging.getLogger(__name__)
-
-SHOWN_PER_CODE = 3
 
 
 class DataConfig(Section):
@@ -38,8 +37,14 @@ class DataConfig(Section):
         images: Folder of the images relative to `root`, where it is not beside the annotations.
         skip_invalid: Leave out single annotations and images that are wrong, counted, instead of stopping.
         strict: Stop at warnings too.
+        count_difficult: Objects marked `difficult` (VOC) or `ignore` (COCO) are ordinary ones; else they are no
+            targets of training, and count neither way in AP.
         folds: Divide the training split into so many folds and train every member once without each: every training
             image is then predicted by a detector that has not seen it. null: train once on all of it.
+        decode: Decode every image before anything else, so that damaged pixels are found at once. null: where that is
+            cheap, or where damaged images are to be left out.
+        white: Value that is white in pictures of 16 bits, such as 4095 for a camera of 12. null: what the file says,
+            else what all pictures together show.
     """
 
     root: str | None = None
@@ -48,7 +53,10 @@ class DataConfig(Section):
     images: str | None = None
     skip_invalid: bool = False
     strict: bool = False
+    count_difficult: bool = False
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
+    decode: bool | None = None
+    white: Annotated[int, Field(ge=255, le=65535)] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +67,13 @@ class RunData:
         splits: By name: `train`, `val`, and what else is evaluated.
         hashes: For each split a hash of its annotations and of the names and lengths of its images.
         evaluated: Name of the split that predictions are made for.
+        white: Value that is white in its pictures of 16 bits; None for the full range.
     """
 
     splits: Mapping[str, CocoDataset]
     hashes: Mapping[str, str]
     evaluated: str
+    white: int | None = None
 
     @property
     def train(self) -> CocoDataset:
@@ -114,8 +124,11 @@ def read_run_data(config: DataConfig, evaluated: str) -> RunData:
             findings += compared
     if any(finding.severity is Severity.ERROR for finding in findings):
         raise DataError(f"{config.root}: {summarise(findings)}", findings=findings)
-    hashes = {name: _fingerprint(dataset) for name, dataset in splits.items()}
-    return RunData(splits=splits, hashes=hashes, evaluated=evaluated)
+    records = [record for dataset in splits.values() for record in dataset.images]
+    white = config.white or white_of(records)
+    splits = {name: dataset_with_white(dataset, white) for name, dataset in splits.items()}
+    hashes = {name: _fingerprint(dataset, white) for name, dataset in splits.items()}
+    return RunData(splits=splits, hashes=hashes, evaluated=evaluated, white=white)
 
 
 def locate_split(config: DataConfig, name: str) -> tuple[Path, Path | None]:
@@ -136,26 +149,22 @@ def locate_split(config: DataConfig, name: str) -> tuple[Path, Path | None]:
 def log_run_data(data: RunData) -> None:
     """Say what was understood of the data, and what was found in it."""
     for name, dataset in data.splits.items():
-        counts = (
-            f"{len(dataset)} images, {dataset.num_annotations} objects, {len(dataset.categories)} categories"
+        log.info(
+            "%s: %s, %d categories (%s)", name, dataset.counts_text(), len(dataset.categories), dataset.file
         )
-        log.info("%s: %s (%s)", name, counts, dataset.file)
-    warnings = [
-        f for dataset in data.splits.values() for f in dataset.findings if f.severity is Severity.WARNING
-    ]
-    told: Counter[str] = Counter()
-    for finding in warnings:
-        told[finding.code] += 1
-        if told[finding.code] <= SHOWN_PER_CODE:
-            log.warning("%s", str(finding).removeprefix("warning "))
-    for code, count in told.items():
-        if count > SHOWN_PER_CODE:
-            log.warning("[%s] %d more of these, all in data.json", code, count - SHOWN_PER_CODE)
+    if data.white is not None:
+        log.info("%s", range_message(data.white))
+    findings = [finding for dataset in data.splits.values() for finding in dataset.findings]
+    tell_warnings(findings, log, rest="all in data.json")
 
 
 def describe_run_data(data: RunData) -> dict[str, Any]:
     """Content of `data.json`: where the splits came from, their counts and every finding."""
-    return {name: _describe(dataset, data.hashes[name]) for name, dataset in data.splits.items()}
+    white = data.white
+    return {
+        name: _describe(dataset, data.hashes[name]) | ({} if white is None else {"white": white})
+        for name, dataset in data.splits.items()
+    }
 
 
 def _entry(config: DataConfig, name: str) -> str:
@@ -180,7 +189,12 @@ def _layout(config: DataConfig, names: Iterable[str]) -> Layout | None:
 def _reader(config: DataConfig, name: str, layout: Layout | None) -> Callable[[], CocoDataset]:
     """A call that reads one split; unusable records are dropped or refused as the recipe says."""
     skip, strict, entry = config.skip_invalid, config.strict, _entry(config, name)
-    options = ReadOptions(skip_invalid=skip, strict=strict, require_instances=name == "train")
+    options = ReadOptions(
+        skip_invalid=skip,
+        strict=strict,
+        require_instances=name == "train",
+        count_difficult=config.count_difficult,
+    )
 
     def read() -> CocoDataset:
         if layout is None or layout.is_coco or entry.endswith(".json"):
@@ -188,7 +202,8 @@ def _reader(config: DataConfig, name: str, layout: Layout | None) -> Callable[[]
             dataset = read_location(Location(file), options, image_root=images)
         else:
             dataset = layout.read(layout.split_named(entry), options)
-        return usable_images(dataset, skip_invalid=skip, strict=strict)
+        look = look_before_training(dataset, decode=config.decode, skip_invalid=skip)
+        return usable_images(dataset, decode=look, skip_invalid=skip, strict=strict)
 
     return read
 
@@ -204,14 +219,15 @@ def _collecting(findings: list[Finding], read: Callable[[], CocoDataset]) -> Coc
     return dataset
 
 
-def _fingerprint(dataset: CocoDataset) -> str:
-    """Hash of the annotations file, and of the names and lengths of the images (not their pixels)."""
+def _fingerprint(dataset: CocoDataset, white: int | None) -> str:
+    """Hash of the annotations file, of the names and lengths of the images (not their pixels), and of their white."""
     lengths = [[record.file_name, record.path.stat().st_size] for record in dataset.images]
     is_json = dataset.file.suffix == ".json"
     labels = (
         sha256_of(dataset.file) if is_json else json.dumps(dataset.to_coco(), sort_keys=True, default=str)
     )
-    text = json.dumps([labels, sorted(lengths)])
+    ignored = [dataset.num_ignored] if dataset.num_ignored else []
+    text = json.dumps([labels, sorted(lengths), *([] if white is None else [white]), *ignored])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -222,8 +238,10 @@ def _describe(dataset: CocoDataset, data_hash: str) -> dict[str, Any]:
         "hash": data_hash,
         "num_images": len(dataset),
         "num_annotations": dataset.num_annotations,
+        "num_objects": dataset.num_objects,
+        "num_crowd": dataset.num_crowd,
+        "num_ignored": dataset.num_ignored,
         "num_images_without_annotations": sum(not annotations for annotations in dataset.annotations),
-        "num_crowd": sum(a.is_crowd for annotations in dataset.annotations for a in annotations),
         "findings_by_code": dict(Counter(finding.code for finding in dataset.findings)),
         "findings": _plain(dataset.findings),
     }

@@ -11,8 +11,8 @@ G: groups, K: classes, S: splits.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset, ImageId
 from scantling.data.formats.locations import Location, write_split_file
+from scantling.data.images.copies import groups_of_copies
 from scantling.errors import UsageError
 
 Assignment = dict[str, list[int]]
@@ -49,20 +50,34 @@ class SplitPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitResult:
-    """What was written: the files, and the objects of each class in each split (or fold)."""
+    """What was written.
+
+    Attributes:
+        files: Of the splits or folds.
+        class_counts: Objects of each class in each split (or fold).
+        image_counts: Images of each.
+        num_groups: What was dealt out.
+        unmatched: File names that the pattern of groups does not match.
+        num_copies: Images that show what an earlier one shows, pixel by pixel, and stay with it.
+        marked: Crowd regions and ignored objects in each split, which count for no class.
+    """
 
     files: tuple[Path, ...]
     class_counts: Mapping[str, Mapping[str, int]]
     image_counts: Mapping[str, int]
     num_groups: int
     unmatched: int
+    num_copies: int = 0
+    marked: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_text(self) -> str:
         """For people."""
         lines = [
-            f"{name}: {count} images, {_listed(self.class_counts[name])}"
+            f"{name}: {count} images, {_listed(self.class_counts[name], self.marked.get(name, (0, 0)))}"
             for name, count in self.image_counts.items()
         ]
+        if self.num_copies:
+            lines.append(f"{self.num_copies} images are copies of another one, with which they stay")
         if self.unmatched:
             lines.append(f"{self.unmatched} file names do not match --group; each is a group of its own")
         return "\n".join([*lines, *map(str, self.files)])
@@ -75,6 +90,9 @@ class SplitResult:
             "objects": {name: dict(counts) for name, counts in self.class_counts.items()},
             "groups": self.num_groups,
             "unmatched": self.unmatched,
+            "copies": self.num_copies,
+            "crowds": {name: crowds for name, (crowds, _) in self.marked.items()},
+            "ignored": {name: ignored for name, (_, ignored) in self.marked.items()},
         }
 
 
@@ -91,7 +109,9 @@ def split_data(dataset: CocoDataset, data: Location, out: Path, plan: SplitPlan)
         UsageError: The plan cannot work, or one of the files is there already.
     """
     shares = _shares(plan, len(dataset))
-    groups, unmatched = group_images([record.file_name for record in dataset.images], plan.group)
+    named, unmatched = group_images([record.file_name for record in dataset.images], plan.group)
+    copies = groups_of_copies(dataset.images)
+    groups = join_groups([*named, *copies], len(dataset))
     if len(groups) < len(shares):
         raise UsageError(f"{len(groups)} groups of images cannot fill {len(shares)} splits")
     assigned = deal(groups, _demand(dataset, stratify=plan.stratify), shares, plan.seed)
@@ -108,11 +128,13 @@ def split_data(dataset: CocoDataset, data: Location, out: Path, plan: SplitPlan)
         image_counts={name: len(positions) for name, positions in assigned.items()},
         num_groups=len(groups),
         unmatched=unmatched,
+        num_copies=sum(len(group) - 1 for group in copies),
+        marked={name: _marked(dataset, positions) for name, positions in assigned.items()},
     )
 
 
 def deal_folds(dataset: CocoDataset, folds: int, seed: int) -> list[list[int]]:
-    """Positions of the images of each fold; every image is in exactly one, every class in its share.
+    """Positions of the images of each fold; every image is in exactly one, beside its copies, every class in its share.
 
     Args:
         dataset: What is divided.
@@ -120,10 +142,12 @@ def deal_folds(dataset: CocoDataset, folds: int, seed: int) -> list[list[int]]:
         seed: Of the order among equals.
 
     Raises:
-        UsageError: There are fewer images than folds, or fewer than two folds.
+        UsageError: There are fewer different images than folds, or fewer than two folds.
     """
-    groups, _ = group_images([record.file_name for record in dataset.images], None)
+    groups = join_groups(groups_of_copies(dataset.images), len(dataset))
     shares = _shares(SplitPlan(folds=folds), len(dataset))
+    if len(groups) < folds:
+        raise UsageError(f"{len(groups)} different images cannot fill {folds} folds")
     return list(deal(groups, _demand(dataset, stratify=True), shares, seed).values())
 
 
@@ -145,6 +169,30 @@ def group_images(names: Sequence[str], pattern: str | None) -> tuple[list[list[i
         key = (match[1] if expression.groups else match[0]) if match else position
         groups.setdefault(key if key is not None else position, []).append(position)
     return list(groups.values()), sum(isinstance(key, int) for key in groups)
+
+
+def join_groups(groups: Iterable[Sequence[int]], num_images: int) -> list[list[int]]:
+    """Groups that share an image made one; every image is in exactly one group, groups in the order of their first.
+
+    Args:
+        groups: Lists of image positions, which may overlap; images in none are groups of their own.
+        num_images: N.
+    """
+    first = list(range(num_images))
+
+    def root(position: int) -> int:
+        while first[position] != position:
+            position = first[position]
+        return position
+
+    for group in groups:
+        for position in group[1:]:
+            low, high = sorted((root(group[0]), root(position)))
+            first[high] = low
+    joined: dict[int, list[int]] = {}
+    for position in range(num_images):
+        joined.setdefault(root(position), []).append(position)
+    return list(joined.values())
 
 
 def deal(
@@ -198,7 +246,7 @@ def _demand(dataset: CocoDataset, *, stratify: bool) -> NDArray[np.float64]:
     table[:, 0] = 1
     for position, objects in enumerate(dataset.annotations):
         for annotation in objects if stratify else ():
-            table[position, 1 + annotation.label] += 1
+            table[position, 1 + annotation.label] += annotation.is_object
     return table
 
 
@@ -230,9 +278,18 @@ def _objects(dataset: CocoDataset, positions: Sequence[int]) -> dict[str, int]:
     counts = dict.fromkeys(dataset.class_names, 0)
     for position in positions:
         for annotation in dataset.annotations[position]:
-            counts[dataset.class_names[annotation.label]] += 1
+            counts[dataset.class_names[annotation.label]] += annotation.is_object
     return counts
 
 
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+def _marked(dataset: CocoDataset, positions: Sequence[int]) -> tuple[int, int]:
+    """Crowd regions and ignored objects."""
+    annotations = [annotation for position in positions for annotation in dataset.annotations[position]]
+    return sum(a.is_crowd for a in annotations), sum(a.is_ignored for a in annotations)
+
+
+def _listed(counts: Mapping[str, int], marked: tuple[int, int]) -> str:
+    words = zip(marked, ("crowd regions", "difficult or ignored"), strict=True)
+    return ", ".join(
+        [*(f"{name} {count}" for name, count in counts.items()), *(f"{n} {what}" for n, what in words if n)]
+    )

@@ -35,7 +35,7 @@ class Labels:
         images: (N,) int64, position of the image in the data set.
         labels: (N,) int64, 0..K-1.
         boxes: (N, 4) float64, absolute xyxy clipped to the image.
-        is_crowd: (N,) bool.
+        is_crowd: (N,) bool, crowd regions and ignored objects: nothing is said about them.
         is_cut: (N,) bool, whether the box touches the border of its image, so that the object may go on beyond it.
         ids: N ids of the annotations.
     """
@@ -87,7 +87,7 @@ def labels_of(dataset: CocoDataset) -> Labels:
         labels=np.array([annotation.label for annotation in annotations], dtype=np.int64),
         boxes=boxes,
         is_cut=np.asarray(is_cut.any(axis=1), dtype=bool),
-        is_crowd=np.array([annotation.is_crowd for annotation in annotations], dtype=bool),
+        is_crowd=np.array([not annotation.is_object for annotation in annotations], dtype=bool),
         ids=tuple(annotation.id for annotation in annotations),
     )
 

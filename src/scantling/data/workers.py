@@ -44,6 +44,8 @@ _CAUSES = (
         "Raise the limit (`ulimit -n 65536`) or use fewer workers.",
     ),
     ("MemoryError", "memory ran out", "Use fewer workers or a smaller batch."),
+    ("allocate memory", "memory ran out", "Use fewer workers or a smaller batch."),
+    ("Insufficient memory", "memory ran out", "Use fewer workers or a smaller batch."),
     (
         "killed by signal",
         "a process that prepares images was killed from outside, most often because memory ran out",

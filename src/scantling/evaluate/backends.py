@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,7 @@ Limits = tuple[int, int, int]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREA_NAMES = ("all", "small", "medium", "large")
+_BEYOND_ALL_SIZES = 1e11  # square pixels; the largest range ends at 1e10
 _LIMITS_PARAMETER = "maxDets"  # the engines' name
 
 
@@ -79,7 +81,7 @@ def _pycocotools(problem: Problem, limits: Limits) -> Mapping[str, Any]:
     from pycocotools.cocoeval import COCOeval
 
     truth, detections = COCO(), COCO()
-    truth.dataset = problem.truth
+    truth.dataset = _truth(problem, limits[-1])
     detections.dataset = {**problem.truth, "annotations": _with_areas(problem)}
     truth.createIndex()
     detections.createIndex()
@@ -89,6 +91,39 @@ def _pycocotools(problem: Problem, limits: Limits) -> Mapping[str, Any]:
     evaluator.accumulate()
     arrays: Mapping[str, Any] = evaluator.eval
     return arrays
+
+
+def _truth(problem: Problem, limit: int) -> dict[str, list[Record]]:
+    """The truth in terms that the engines know, which have no ignored objects.
+
+    An object beyond all sizes is not to be found, and what matches it does not count; there are as many copies of it as
+    there are detections that could, for an engine matches each once.
+    """
+    annotations = problem.truth["annotations"]
+    ignored = [record for record in annotations if record["ignore"]]
+    if not ignored:
+        return problem.truth
+    rivals = defaultdict(list)
+    for detection in problem.detections:
+        rivals[detection["image_id"], detection["category_id"]].append(detection)
+    records = [record for record in annotations if not record["ignore"]]
+    for record in ignored:
+        near = _num_near(record, rivals[record["image_id"], record["category_id"]])
+        records += [{**record, "area": _BEYOND_ALL_SIZES}] * max(1, min(near, limit))
+    numbered = [{**record, "id": number} for number, record in enumerate(records, start=1)]
+    return {**problem.truth, "annotations": numbered}
+
+
+def _num_near(record: Record, detections: list[Record]) -> int:
+    """Detections that overlap a truth enough to match it."""
+    from pycocotools import mask as mask_api
+
+    if not detections:
+        return 0
+    key = "segmentation" if "segmentation" in record else "bbox"
+    shapes = [detection[key] for detection in detections]
+    iou = mask_api.iou(shapes, [record[key]], [0])
+    return int((np.asarray(iou) >= IOU_THRESHOLDS[0]).sum())
 
 
 def _with_areas(problem: Problem) -> list[Record]:
@@ -106,7 +141,7 @@ def _with_areas(problem: Problem) -> list[Record]:
 def _hotcoco(problem: Problem, limits: Limits) -> Mapping[str, Any]:
     import hotcoco
 
-    truth = hotcoco.COCO(problem.truth)
+    truth = hotcoco.COCO(_truth(problem, limits[-1]))
     evaluator = hotcoco.COCOeval(truth, truth.load_res(problem.detections), problem.iou_type)
     setattr(evaluator.params, _LIMITS_PARAMETER, list(limits))
     evaluator.evaluate()

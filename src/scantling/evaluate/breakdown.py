@@ -134,7 +134,7 @@ class Breakdown:
         match, accepted = self.matches[image], self.accepted(image)
         return ImageSummary(
             image=image,
-            num_truths=int((~match.truths.is_crowd).sum()),
+            num_truths=int((~match.truths.is_ignored).sum()),
             hits=int((match.is_hit & accepted).sum()),
             false_positives=sum(match.kinds[index] is not None for index in np.flatnonzero(accepted)),
             misses=int(_is_missed(match, accepted).sum()),
@@ -220,7 +220,7 @@ def outcomes_of(
         counts = (match.predictions.labels == label) & ~match.is_ignored
         scores.append(match.predictions.scores[counts])
         hits.append(match.is_hit[counts])
-        num_truths += int(((match.truths.labels == label) & ~match.truths.is_crowd).sum())
+        num_truths += int(((match.truths.labels == label) & ~match.truths.is_ignored).sum())
     return np.concatenate(scores), np.concatenate(hits), num_truths
 
 
@@ -248,7 +248,7 @@ def _accepted(match: ImageMatch, thresholds: Sequence[float]) -> NDArray[np.bool
 
 
 def _is_missed(match: ImageMatch, accepted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    missed = ~match.truths.is_crowd
+    missed = ~match.truths.is_ignored
     found = match.prediction_of != NONE
     missed[found] &= ~accepted[match.prediction_of[found]]
     return missed

@@ -29,7 +29,7 @@ from scantling.evaluate.backends import (
 from scantling.evaluate.bootstrap import METRICS as RESAMPLED_METRICS
 from scantling.evaluate.bootstrap import Interval, Resampled, interval, resample, weights_with_all
 from scantling.evaluate.outcomes import match_outcomes
-from scantling.evaluate.problem import IouType, Problem, Result, build_problem
+from scantling.evaluate.problem import IouType, Problem, Result, build_problem, limit_findings
 
 T = TypeVar("T")
 
@@ -42,8 +42,8 @@ _TABLE_ROW = " {:<18} {} @[ IoU={:<9} | area={:>6s} | maxDets={:>3d} ] = {:0.3f}
 class CategoryResult:
     """The numbers of one category; None where they are undefined (no truth of that category and size).
 
-    `AR100` is at the largest detection limit; `num_truths` leaves crowd regions out; `intervals` are as in
-    `Evaluation`.
+    `AR100` is at the largest detection limit; `num_truths` leaves crowd regions and ignored objects out; `intervals`
+    are as in `Evaluation`.
     """
 
     name: str
@@ -134,7 +134,7 @@ def evaluate_results(
         curves=curves,
         max_detections=limits,
         num_images=len(dataset.images),
-        findings=problem.findings,
+        findings=(*problem.findings, *limit_findings(dataset, limits[-1])),
         backend=engine,
     )
     return _with_intervals(evaluation, problem, bootstrap, seed) if bootstrap else evaluation
@@ -167,6 +167,17 @@ def _with_intervals(evaluation: Evaluation, problem: Problem, resamples: int, se
 def _named(values: Mapping[str, T], limit: int) -> dict[str, T]:
     """The same values with COCO's name for average recall, which holds the detection limit."""
     return {f"AR{limit}" if key == "AR" else key: value for key, value in values.items()}
+
+
+def limits_up_to(max_detections: int) -> Limits:
+    """COCO's limits 1 and 10, and the one that counts.
+
+    Raises:
+        UsageError: It is not above 10.
+    """
+    if max_detections <= 10:
+        raise UsageError(f"--max-dets {max_detections}: use a number above 10")
+    return (1, 10, max_detections)
 
 
 def _check_limits(limits: Sequence[int]) -> Limits:
@@ -279,7 +290,7 @@ def mean_defined(values: NDArray[np.float64]) -> float | None:
 
 def _per_category(dataset: CocoDataset, problem: Problem, curves: Curves) -> tuple[CategoryResult, ...]:
     length = len(dataset.categories) + 1
-    real = [a["category_id"] for a in problem.truth["annotations"] if not a["iscrowd"]]
+    real = [a["category_id"] for a in problem.truth["annotations"] if not (a["iscrowd"] or a["ignore"])]
     truths = np.bincount(np.asarray(real, dtype=int), minlength=length)
     predicted = [d["category_id"] for d in problem.detections]
     predictions = np.bincount(np.asarray(predicted, dtype=int), minlength=length)

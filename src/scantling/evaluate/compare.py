@@ -60,6 +60,7 @@ class Comparison:
         iou_type: Overlap that counts.
         num_images: Images compared on.
         num_resamples: Draws of the bootstrap.
+        max_detections: Predictions counted per image and category.
         overall: One for each metric.
         per_category: AP of each category, in label order.
     """
@@ -67,12 +68,14 @@ class Comparison:
     iou_type: IouType
     num_images: int
     num_resamples: int
+    max_detections: int
     overall: tuple[Difference, ...]
     per_category: tuple[Difference, ...]
 
     def to_text(self) -> str:
         """Tables for people."""
-        counts = f"{self.num_images} images, {self.num_resamples} paired resamples"
+        limit = f", maxDets={self.max_detections}" if self.max_detections != 100 else ""
+        counts = f"{self.num_images} images, {self.num_resamples} paired resamples{limit}"
         lines = [f"{self.iou_type}, {counts}", "", _HEADER, *map(_line, self.overall)]
         if len(self.per_category) > 1:
             lines += ["", f"AP by category; {_HEADER[8:].strip()}"]
@@ -92,6 +95,7 @@ def compare_results(
     iou_type: IouType = "bbox",
     bootstrap: int = 1000,
     seed: int = 0,
+    max_detections: int = 100,
 ) -> Comparison:
     """Compare two lists of results on the same images.
 
@@ -102,17 +106,22 @@ def compare_results(
         iou_type: Overlap of boxes or of masks.
         bootstrap: Resamples.
         seed: Of the resamples.
+        max_detections: Predictions counted per image and category, best first.
 
     Raises:
         DataError: Results that do not belong to the data set or are damaged; with all findings.
     """
     weights = weights_with_all(len(dataset), bootstrap, seed)
-    pair = [resampled_metrics(dataset, results, iou_type, weights) for results in (first, second)]
+    pair = [
+        resampled_metrics(dataset, results, iou_type, weights, max_detections=max_detections)
+        for results in (first, second)
+    ]
     names = dataset.class_names
     return Comparison(
         iou_type=iou_type,
         num_images=len(dataset),
         num_resamples=bootstrap,
+        max_detections=max_detections,
         overall=tuple(_differences(None, METRICS, [found.of(None) for found in pair])),
         per_category=tuple(
             difference
@@ -123,7 +132,12 @@ def compare_results(
 
 
 def resampled_metrics(
-    dataset: CocoDataset, results: Sequence[Result], iou_type: IouType, weights: NDArray[np.float32]
+    dataset: CocoDataset,
+    results: Sequence[Result],
+    iou_type: IouType,
+    weights: NDArray[np.float32],
+    *,
+    max_detections: int = 100,
 ) -> Resampled:
     """Every AP of some results for each draw of images.
 
@@ -132,11 +146,13 @@ def resampled_metrics(
         results: COCO results in the data set's own ids.
         iou_type: Overlap of boxes or of masks.
         weights: (I, S) how often each draw holds each image.
+        max_detections: Predictions counted per image and category, best first.
 
     Raises:
         DataError: Results that do not belong to the data set or are damaged; with all findings.
     """
-    return resample(match_outcomes(build_problem(dataset, results, iou_type)), weights)
+    problem = build_problem(dataset, results, iou_type)
+    return resample(match_outcomes(problem, max_detections=max_detections), weights)
 
 
 def _differences(

@@ -47,7 +47,7 @@ def confusion_of(breakdown: Breakdown) -> Confusion:
 
 def _pairs(match: ImageMatch, accepted: NDArray[np.bool_], iou_threshold: float) -> Iterator[tuple[int, int]]:
     """Truth and prediction of every entry of one image; NONE for the background."""
-    is_open = ~match.truths.is_crowd
+    is_open = ~match.truths.is_ignored
     for prediction in np.flatnonzero(accepted & match.is_hit):
         is_open[match.truth_of[prediction]] = False
         yield int(match.truth_of[prediction]), int(prediction)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
-from scantling.evaluate.problem import IouType, Problem, Record
-from scantling.ops.masks import RLE, pairwise_mask_iou
+from scantling.evaluate.problem import IouType, Problem, Record, is_ignored
+from scantling.ops.polygons import pairwise_mask_iou
+from scantling.ops.rle import RLE
 
 BACKGROUND_IOU = 0.1
 NONE = -1
@@ -44,7 +45,8 @@ class Shapes:
         boxes_xywh: (N, 4) float64 left, top, width, height in original pixels, as found.
         labels: (N,) int64, 0..K-1.
         scores: (N,) float64, descending; 0 for truths.
-        is_crowd: (N,) bool; false for predictions.
+        is_crowd: (N,) bool, regions in which a prediction lies by its own area; false for predictions.
+        is_ignored: (N,) bool, crowd regions and single objects that count neither way; false for predictions.
         masks: Compressed RLE of each; None where boxes are compared.
     """
 
@@ -52,6 +54,7 @@ class Shapes:
     labels: NDArray[np.int64]
     scores: NDArray[np.float64]
     is_crowd: NDArray[np.bool_]
+    is_ignored: NDArray[np.bool_]
     masks: tuple[RLE | None, ...]
 
     def __len__(self) -> int:
@@ -70,12 +73,12 @@ class ImageMatch:
     """The outcome of one image.
 
     Attributes:
-        truths: M truths, crowd regions among them.
+        truths: M truths, crowd regions and ignored objects among them.
         predictions: N predictions, best score first.
-        truth_of: (N,) truth each prediction found, -1 for none; a crowd region may be found many times.
-        prediction_of: (M,) prediction that found each truth, -1 for none and for crowd regions.
-        kinds: (N,) why a prediction is false; None where it is right or lies on a crowd region.
-        nearest: (N,) truth (crowd excluded, of any category) it overlaps most, -1 if it overlaps none.
+        truth_of: (N,) truth each prediction found, -1 for none; what is ignored may be found many times.
+        prediction_of: (M,) prediction that found each truth, -1 for none and for what is ignored.
+        kinds: (N,) why a prediction is false; None where it is right or lies on what is ignored.
+        nearest: (N,) truth (none that is ignored, of any category) it overlaps most, -1 if it overlaps none.
         overlap: (N,) IoU with that truth, or 0.
     """
 
@@ -95,8 +98,8 @@ class ImageMatch:
 
     @property
     def is_ignored(self) -> NDArray[np.bool_]:
-        """(N,) whether a prediction lies on a crowd region and counts neither way."""
-        return np.isin(self.truth_of, np.flatnonzero(self.truths.is_crowd))
+        """(N,) whether a prediction lies on what is ignored and counts neither way."""
+        return np.isin(self.truth_of, np.flatnonzero(self.truths.is_ignored))
 
 
 def match_images(
@@ -149,6 +152,7 @@ def _shapes(records: Sequence[Record], iou_type: IouType) -> Shapes:
         labels=np.asarray([record["category_id"] - 1 for record in records], dtype=np.int64),
         scores=np.asarray([record.get("score", 0.0) for record in records], dtype=np.float64),
         is_crowd=np.asarray([bool(record.get("iscrowd", 0)) for record in records], dtype=bool),
+        is_ignored=np.asarray([is_ignored(record) for record in records], dtype=bool),
         masks=masks,
     )
 
@@ -159,7 +163,7 @@ def _match_image(truths: Shapes, predictions: Shapes, iou_threshold: float) -> I
     prediction_of = np.full(len(truths), NONE, dtype=np.int64)
     found = np.flatnonzero(truth_of != NONE)
     prediction_of[truth_of[found]] = found
-    prediction_of[truths.is_crowd] = NONE
+    prediction_of[truths.is_ignored] = NONE
     nearest, overlap = _nearest(iou, truths)
     return ImageMatch(
         truths=truths,
@@ -187,14 +191,14 @@ def pairwise_iou(predictions: Shapes, truths: Shapes) -> NDArray[np.float64]:
 def _match_greedily(
     iou: NDArray[np.float64], predictions: Shapes, truths: Shapes, iou_threshold: float
 ) -> NDArray[np.int64]:
-    """(N,) truth found by each prediction, best score first; free truths before crowd regions, as COCO does."""
+    """(N,) truth found by each prediction, best score first; free truths before ignored ones, as COCO does."""
     truth_of = np.full(len(predictions), NONE, dtype=np.int64)
     if not len(truths):
         return truth_of
-    needed, is_free = min(iou_threshold, 1 - 1e-10), ~truths.is_crowd
+    needed, is_free = min(iou_threshold, 1 - 1e-10), ~truths.is_ignored
     for index in range(len(predictions)):
         same = truths.labels == predictions.labels[index]
-        for candidates in (same & is_free, same & truths.is_crowd):
+        for candidates in (same & is_free, same & truths.is_ignored):
             best = _last_argmax(np.where(candidates, iou[index], -1.0))
             if candidates[best] and iou[index, best] >= needed:
                 truth_of[index] = best
@@ -211,7 +215,7 @@ def _last_argmax(values: NDArray[np.float64]) -> int:
 def _nearest(iou: NDArray[np.float64], truths: Shapes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     if not iou.size:
         return np.full(len(iou), NONE, dtype=np.int64), np.zeros(len(iou))
-    real = np.where(truths.is_crowd, 0.0, iou)
+    real = np.where(truths.is_ignored, 0.0, iou)
     nearest, overlap = real.argmax(axis=1), real.max(axis=1)
     return np.where(overlap > 0, nearest, NONE).astype(np.int64), overlap
 

@@ -28,7 +28,7 @@ from scantling.evaluate.pairs import (
     match_pairs,
     rank_among_equals,
 )
-from scantling.evaluate.problem import Problem, Record
+from scantling.evaluate.problem import Problem, Record, is_ignored
 from scantling.structures.detections import Detections
 
 AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
@@ -45,10 +45,10 @@ class Outcomes:
         images: (D,) position of its image.
         scores: (D,) descending within a category; of equal scores the earlier image first.
         is_hit: (D, A, T) whether it finds a truth of that size.
-        is_counted: (D, A, T) whether it counts at all: not on a crowd region, nor beyond that size.
+        is_counted: (D, A, T) whether it counts at all: not on what is ignored, nor beyond that size.
         truth_labels: (G,) category of each truth.
         truth_images: (G,) position of its image.
-        truth_counts: (G, A) whether it is to be found: no crowd region, and of that size.
+        truth_counts: (G, A) whether it is to be found: an object that counts, of that size.
     """
 
     num_images: int
@@ -131,7 +131,7 @@ def _outcomes(
     detections: Objects, truths: Objects, pairs: Pairs, area_ranges: Floats, shape: tuple[int, int]
 ) -> Outcomes:
     """Match what is sorted by image, category and falling score."""
-    truth_ignored = truths.is_crowd[:, None] | _outside(truths.areas, area_ranges)
+    truth_ignored = truths.is_ignored[:, None] | _outside(truths.areas, area_ranges)
     is_matched, on_ignored = match_pairs(pairs, detections, truths, truth_ignored)
     is_ignored = on_ignored | (~is_matched & _outside(detections.areas, area_ranges)[:, :, None])
     ranking = np.lexsort((detections.images, -detections.scores, detections.labels))
@@ -163,6 +163,7 @@ def _sort(records: Sequence[Record], areas: Sequence[float], num_classes: int) -
         scores=np.array([record.get("score", 0.0) for record in records], dtype=np.float64),
         areas=np.array(areas, dtype=np.float64),
         is_crowd=np.array([bool(record.get("iscrowd", 0)) for record in records], dtype=bool),
+        is_ignored=np.array([is_ignored(record) for record in records], dtype=bool),
         shapes=_shapes(records),
     )
     return objects.take(np.lexsort((-objects.scores, objects.keys)))
@@ -198,6 +199,7 @@ def _candidates(candidates: Detections, num_classes: int) -> Objects:
         scores=candidates.scores,
         areas=shapes[:, 2] * shapes[:, 3],
         is_crowd=np.zeros(len(candidates), dtype=bool),
+        is_ignored=np.zeros(len(candidates), dtype=bool),
         shapes=shapes,
     )
 
@@ -219,6 +221,7 @@ def _truths(dataset: CocoDataset, num_classes: int) -> Objects:
         scores=np.zeros(len(flat)),
         areas=shapes[:, 2] * shapes[:, 3],
         is_crowd=np.array([annotation.is_crowd for _, annotation in flat], dtype=bool),
+        is_ignored=np.array([not annotation.is_object for _, annotation in flat], dtype=bool),
         shapes=shapes,
     )
     return truths.take(np.argsort(truths.keys, kind="stable"))

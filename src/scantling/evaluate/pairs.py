@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as mask_api
 
 from scantling.evaluate.backends import IOU_THRESHOLDS
 from scantling.ops import overlaps
@@ -33,6 +32,8 @@ class Objects:
 
     Attributes:
         keys: (N,) image and category in one number, ascending.
+        is_crowd: (N,) regions in which a detection lies by its own area.
+        is_ignored: (N,) crowd regions and single objects that count neither way, and may be matched many times.
         shapes: (N, 4) boxes xywh, or N masks as RLE.
     """
 
@@ -42,6 +43,7 @@ class Objects:
     scores: Floats
     areas: Floats
     is_crowd: Flags
+    is_ignored: Flags
     shapes: NDArray[Any]
 
     def __len__(self) -> int:
@@ -79,28 +81,16 @@ def rank_among_equals(keys: Ints) -> Ints:
 
 def find_pairs(detections: Objects, truths: Objects) -> Pairs:
     """Every pair worth matching, in the order of the detections."""
-    masks = None
-    boxes, other_boxes = detections.shapes, truths.shapes
-    if boxes.dtype.hasobject or other_boxes.dtype.hasobject:
-        masks, (boxes, other_boxes) = (boxes, other_boxes), (_boxes_of(boxes), _boxes_of(other_boxes))
     order, other, iou = overlaps.find_pairs(
         detections.keys,
-        boxes,
+        detections.shapes,
         truths.keys,
-        other_boxes,
-        masks=masks,
+        truths.shapes,
         is_crowd=truths.is_crowd,
         at_least=float(IOU_THRESHOLDS[0]),
     )
     preference = np.lexsort((other, iou, order))
     return Pairs(detections=order[preference], truths=other[preference], iou=iou[preference])
-
-
-def _boxes_of(masks: NDArray[Any]) -> Floats:
-    """(N, 4) tight xywh of masks as RLE; what is no mask (an empty column) has none."""
-    if not len(masks):
-        return np.zeros((0, 4))
-    return np.asarray(mask_api.toBbox(masks.tolist()), dtype=np.float64).reshape(-1, 4)
 
 
 # ---------------------------------------------------------------- matching
@@ -114,7 +104,9 @@ def match_pairs(
     is_matched = np.zeros((len(detections), *shape), dtype=bool)
     on_ignored = np.zeros_like(is_matched)
     is_taken = np.zeros((len(truths), *shape), dtype=bool)
-    matcher = _Matcher(pairs=pairs, is_crowd=truths.is_crowd, is_ignored=truth_ignored, is_taken=is_taken)
+    matcher = _Matcher(
+        pairs=pairs, is_reusable=truths.is_ignored, is_ignored=truth_ignored, is_taken=is_taken
+    )
     for rows in _rounds(pairs, detections.keys):
         chosen = matcher.choose(rows)
         is_matched[rows] = chosen >= 0
@@ -136,7 +128,7 @@ class _Matcher:
     """Gives truths away; `is_taken` (G, A, T) is written to."""
 
     pairs: Pairs
-    is_crowd: Flags
+    is_reusable: Flags
     is_ignored: Flags
     is_taken: Flags
 
@@ -152,7 +144,7 @@ class _Matcher:
         truth = self.pairs.truths[pair]
         needed = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
         is_close = (self.pairs.iou[pair][..., None] >= needed) & (places < counts[:, None])[..., None]
-        is_free = ~self.is_taken[truth] | self.is_crowd[truth][..., None, None]
+        is_free = ~self.is_taken[truth] | self.is_reusable[truth][..., None, None]
         preference = places[:, None] + len(places) * ~self.is_ignored[truth]
         value = np.where(is_free & is_close[:, :, None], preference[..., None], -1).max(axis=1)
         chosen = np.where(value >= 0, truth[np.arange(len(rows))[:, None, None], value % len(places)], -1)

@@ -7,12 +7,14 @@ for "not matched" and cannot sort image ids of mixed types), and copying keeps t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
 from scantling.data.coco import CocoDataset, ImageRecord
 from scantling.data.coco.records import Annotation, area_of, to_rle
 from scantling.data.coco.results import CheckedResults, box_xywh, check_results
+from scantling.data.limits import over_limit
 from scantling.errors import Finding, Severity
 
 IouType = Literal["bbox", "segm"]
@@ -25,7 +27,8 @@ class Problem:
     """Truth and detections in numbers of ours: image number = position in the data set + 1, category = label + 1.
 
     Attributes:
-        truth: COCO object (images, annotations, categories).
+        truth: COCO object (images, annotations, categories). Annotations with `ignore` are neither required nor a
+            mistake to find, however often, as VOC has it for difficult objects.
         detections: COCO results in the order given; for `segm` without `bbox`, so that sizes are those of the
             masks. Segmentations are compressed RLE on both sides.
         iou_type: Which overlap counts.
@@ -53,7 +56,7 @@ def build_problem(dataset: CocoDataset, results: Sequence[Result], iou_type: Iou
     """
     annotations = _annotations(dataset, iou_type)
     key = "bbox" if iou_type == "bbox" else "segmentation"
-    checked = check_results([dict(result) for result in results], dataset)
+    checked = check_results([dict(result) for result in results], dataset, image_ids="id")
     found = checked.records if iou_type == "segm" else [_boxed(result) for result in checked.records]
     usable = [result for result in found if key in result]
     return Problem(
@@ -67,7 +70,7 @@ def build_problem(dataset: CocoDataset, results: Sequence[Result], iou_type: Iou
         detections=_detections(dataset, usable, key),
         iou_type=iou_type,
         findings=(
-            *_truth_findings(dataset, len(annotations)),
+            *truth_findings(dataset, iou_type, None),
             *_result_findings(checked, len(usable), key),
         ),
     )
@@ -102,10 +105,16 @@ def _annotation_record(annotation: Annotation, size_hw: tuple[int, int], iou_typ
         "bbox": list(annotation.box_xywh),
         "area": area_of(annotation, size_hw),
         "iscrowd": int(annotation.is_crowd),
+        "ignore": int(annotation.is_ignored),
     }
     if iou_type == "segm" and annotation.segmentation is not None:
         record["segmentation"] = to_rle(annotation.segmentation, size_hw)
     return record
+
+
+def is_ignored(record: Mapping[str, Any]) -> bool:
+    """Whether a record of a problem counts neither way: a crowd region, or an ignored object."""
+    return bool(record.get("iscrowd", 0) or record.get("ignore", 0))
 
 
 def _detections(dataset: CocoDataset, results: Sequence[Result], key: str) -> list[Record]:
@@ -121,17 +130,36 @@ def _detections(dataset: CocoDataset, results: Sequence[Result], key: str) -> li
     ]
 
 
-def _truth_findings(dataset: CocoDataset, num_usable: int) -> list[Finding]:
-    file, missing = str(dataset.file), dataset.num_annotations - num_usable
-    if not num_usable:
-        message = "no objects to compare with: every AP and AR is undefined (null)"
+def truth_findings(dataset: CocoDataset, iou_type: IouType, limit: int | None) -> list[Finding]:
+    """What the reader of any numbers on this truth has to know.
+
+    Args:
+        dataset: The truth.
+        iou_type: Which overlap counts.
+        limit: Predictions counted per image and category; None says nothing about it.
+    """
+    file, needs_mask = str(dataset.file), iou_type == "segm"
+    everything = list(chain.from_iterable(dataset.annotations))
+    usable = [a for a in everything if not needs_mask or a.segmentation is not None]
+    found: list[Finding] = []
+    if not any(annotation.is_object for annotation in usable):
+        others = f" ({dataset.counts_text()})" if everything else ""
+        message = f"no objects to compare with{others}: every AP and AR is undefined (null, -1 in the table)"
         return [_warning("no-annotations", message, file=file)]
-    if missing:
-        message = (
-            f"{missing} of {dataset.num_annotations} annotations have no mask and are not part of the mask AP"
-        )
-        return [_warning("mask-missing", message, file=file, value=missing)]
-    return []
+    if len(usable) < len(everything):
+        missing = len(everything) - len(usable)
+        message = f"{missing} of {len(everything)} annotations have no mask and are not part of the mask AP"
+        found.append(_warning("mask-missing", message, file=file, value=missing))
+    return found + ([] if limit is None else limit_findings(dataset, limit))
+
+
+def limit_findings(dataset: CocoDataset, limit: int) -> list[Finding]:
+    """The warning that an image has more objects of a class than predictions are counted; [] where none has."""
+    over = over_limit(dataset, limit)
+    if over is None:
+        return []
+    finding = _warning("objects-over-limit", over.message, file=str(dataset.file), value=over.number)
+    return [replace(finding, hint=over.hint)]
 
 
 def _result_findings(checked: CheckedResults, num_usable: int, key: str) -> tuple[Finding, ...]:

@@ -1,6 +1,8 @@
 """Evaluations as files, so that what was measured once is read afterwards and not measured again.
 
-{name: evaluations} ── save_evaluations ──► FOLDER/NAME.json (numbers), FOLDER/NAME.npz (curves) ── load_evaluations
+    evaluations ── save_evaluations ──► NAME.json (numbers), NAME.npz (curves) ── load_evaluations ──► evaluations
+
+What only the bootstrap needs (the value of every resample) is not kept.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ class Variant:
         results: COCO results in the data set's own ids.
         base: Name of the variant it is compared with; None for no comparison.
         group: Heading under which it stands.
-        resampled: What an evaluation with the same bootstrap has measured of these results; None measures them.
+        resampled: What an evaluation with the same bootstrap and limit has measured of these results; None measures
+            them.
     """
 
     name: str
@@ -95,6 +97,7 @@ def compare_variants(
     iou_type: IouType = "bbox",
     bootstrap: int = 1000,
     seed: int = 0,
+    max_detections: int = 100,
 ) -> VariantTable:
     """Measure all variants on the same draws of images.
 
@@ -104,6 +107,7 @@ def compare_variants(
         iou_type: Overlap of boxes or of masks.
         bootstrap: Resamples; 0 for no intervals.
         seed: Of the resamples.
+        max_detections: Predictions counted per image and category, best first.
 
     Raises:
         UsageError: Two variants share a name, or a base does not exist.
@@ -114,10 +118,8 @@ def compare_variants(
         if names.count(name) != 1:
             raise UsageError(f"{names.count(name)} variants are called {name!r}")
     weights = weights_with_all(len(dataset), bootstrap, seed)
-    found = {
-        v.name: (v.resampled or resampled_metrics(dataset, v.results, iou_type, weights)).of(None)
-        for v in variants
-    }
+    measure = partial(resampled_metrics, weights=weights, max_detections=max_detections)
+    found = {v.name: (v.resampled or measure(dataset, v.results, iou_type)).of(None) for v in variants}
     rows = tuple(_row(variant, found) for variant in variants)
     return VariantTable(rows=rows, num_images=len(dataset), num_resamples=bootstrap)
 

@@ -11,11 +11,9 @@ Swin and ConvNeXt (as their detection models have), and weights from a local fil
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import timm
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from timm.layers import convert_sync_batchnorm
 from timm.layers.norm_act import BatchNormAct2d, GroupNormAct
@@ -130,6 +128,16 @@ class Backbone(nn.Module):
         Raises:
             ConfigError: A weight of this network is missing or has another shape.
         """
+        fitting, unused = self.fitting(state)
+        self.body.load_state_dict(fitting)
+        return unused
+
+    def fitting(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """See whether weights fit, without loading them; arguments and errors are those of `load`.
+
+        Returns:
+            The network's weights under its own names, and the keys of `state` that were not used.
+        """
         prefix = "backbone.body."
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} or timm_names(
             state
@@ -144,8 +152,8 @@ class Backbone(nn.Module):
                 f"missing or have another shape, first {wrong[:5]}",
                 hint="Check the backbone's name, `norm` and `deform` against those the weights were made with.",
             )
-        self.body.load_state_dict({k: renamed.get(k, v) for k, v in target.items()})
-        return sorted(k for k in own if _feature_key(k, target) not in target)
+        unused = sorted(k for k in own if _feature_key(k, target) not in target)
+        return {k: renamed.get(k, v) for k, v in target.items()}, unused
 
     def _replace_norms(self) -> None:
         kind = self.config.norm
@@ -184,32 +192,6 @@ class Backbone(nn.Module):
             order = {module: place for place, module in enumerate(self.body.modules())}
             end = max(order[module] for module in self.stage(self.config.frozen_stages).modules())
             yield from (m for m in order if all(order[inner] <= end for inner in m.modules()))
-
-
-_TRAINING_STATE = ("ema.", "optimizer.")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a local weights file (`.safetensors`, or a PyTorch file read with `weights_only=True`).
-
-    Of a checkpoint of ours, the model's weights under its own names; the state of training is left out.
-
-    Raises:
-        ConfigError: The file is missing or holds no plain state dict.
-    """
-    if not path.is_file():
-        raise ConfigError(f"weights file {path} does not exist")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors: dict[str, Tensor] = load_file(path)
-        return {k.removeprefix("model."): v for k, v in tensors.items() if not k.startswith(_TRAINING_STATE)}
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigError(f"{path} is not a plain weights file: {error}") from error
-    state = next((loaded[k] for k in ("state_dict", "model", "model_ema") if k in loaded), loaded)
-    return {k: v for k, v in state.items() if isinstance(v, Tensor)}
 
 
 def _create(config: BackboneConfig) -> nn.Module:

@@ -81,7 +81,7 @@ class SuppressConfig(BaseModel):
     method: PerCategory[SuppressMethod] = "hard"
     iou_threshold: PerCategory[Fraction] = 0.5
     sigma: PerCategory[Width] = 0.5
-    score_threshold: PerCategory[Fraction] = 0.05
+    score_threshold: PerCategory[Fraction] = 0.001
     min_score: Fraction = 1e-3
     max_per_image: Annotated[int, Field(ge=1)] | None = 100
     max_candidates: Annotated[int, Field(ge=1)] = 1000

@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
-from scantling.errors import ConfigError
+from scantling.errors import CheckpointError, ConfigError
 from scantling.models.anchors import AnchorConfig
 from scantling.models.assign import SampleConfig
-from scantling.models.backbone import BackboneConfig, Stage, read_weights
+from scantling.models.backbone import Backbone, BackboneConfig, Stage
 from scantling.models.box_heads import BoxHeadConfig
 from scantling.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig, published_stages
 from scantling.models.double_head import DoubleHeadConfig, DoubleHeadRCNN, DoubleHeadRCNNConfig
@@ -26,6 +28,7 @@ from scantling.models.losses import BoxLossConfig, BoxLossKind
 from scantling.models.neck import FPNConfig
 from scantling.models.rpn import RPNConfig
 from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD, Detector, TwoStageDetector
+from scantling.models.weights.opener import read_weights
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -94,6 +97,11 @@ class ModelConfig(BaseModel):
     num_rois: Count | None = None
     pixel_mean: tuple[float, float, float] = PIXEL_MEAN
     pixel_std: tuple[Positive, Positive, Positive] = PIXEL_STD
+
+    @property
+    def init_file(self) -> Path | None:
+        """The local file that the backbone's weights come from; None where `init` is one of the words."""
+        return None if self.init in ("random", "pretrained", INIT_PRETRAIN) else Path(self.init)
 
 
 class Numbers(BaseModel):
@@ -260,14 +268,36 @@ def build_model(config: ModelConfig, num_classes: int) -> Detector:
         hint = "Outside of a run give the file: the `backbone.safetensors` of `scantling pretrain`."
         raise ConfigError(f"model.init is {INIT_PRETRAIN!r}, which only a run can fill in", hint=hint)
     model = MODELS[config.name](config, num_classes)
-    if config.init not in ("random", "pretrained"):
-        _load_backbone(model, Path(config.init))
+    if config.init_file is not None and isinstance(model, TwoStageDetector):
+        model.backbone.body.load_state_dict(_fitting(model.backbone, config.init_file))
     return model
 
 
-def _load_backbone(model: Detector, path: Path) -> None:
-    if isinstance(model, TwoStageDetector):
-        model.backbone.load(read_weights(path))
+def check_initial_weights(config: ModelConfig, num_classes: int) -> None:
+    """Open the file that `init` names, if it names one, and see whether it fits; nothing is trained or written.
+
+    Args:
+        config: As for `build_model`.
+        num_classes: Foreground classes K.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or no file of weights.
+        ConfigError: It does not fit the model, or the model cannot be built.
+    """
+    with torch.device("meta"):  # shapes only: nothing is allocated or initialised
+        model = build_model(config.model_copy(update={"init": "random"}), num_classes)
+    if config.init_file is not None and isinstance(model, TwoStageDetector):
+        _fitting(model.backbone, config.init_file)
+
+
+def _fitting(backbone: Backbone, path: Path) -> dict[str, Tensor]:
+    try:
+        weights, _ = backbone.fitting(read_weights(path))
+    except ConfigError as error:
+        raise ConfigError(f"model.init: {path}: {error.message}", hint=error.hint) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"model.init: {error.message}", hint=error.hint) from error
+    return weights
 
 
 def _chosen(config: ModelConfig, numbers: Numbers) -> Numbers:

@@ -1,11 +1,11 @@
 """Boxes and masks of a whole data set as columns: their two forms, and the pairs of them that overlap.
 
-    keys, boxes, masks of N objects ──┐
-                                      ├─► find_pairs ──► Pairs (first, second, iou), sparse: one row per overlap
-    keys, boxes, masks of M objects ──┘
+    keys and boxes, or keys and masks, of N objects ──┐
+                                                      ├─► find_pairs ──► Pairs (first, second, iou): one per overlap
+    the same of M objects ────────────────────────────┘
 
-Two objects are compared where their keys (an image, or an image and category) are equal. Masks are compared only where
-boxes meet, with COCO's own code on run lengths. Torch is not needed here. N, M: objects; P: pairs.
+Two objects are compared where their keys (an image, or an image and category) are equal. Masks are compared with
+COCO's own code on run lengths, which looks only where boxes meet. Torch is not needed here. N, M: objects; P: pairs.
 """
 
 from __future__ import annotations
@@ -89,13 +89,12 @@ def pairwise_iou(boxes: Floats, others: Floats) -> Floats:
     return paired_overlaps(boxes[first], others[second]).iou.reshape(len(boxes), len(others))
 
 
-def find_pairs(  # noqa: PLR0913 - two sets of two columns, and what counts
+def find_pairs(
     keys: Ints,
-    boxes: Floats,
+    shapes: NDArray[Any],
     other_keys: Ints,
-    other_boxes: Floats,
+    other_shapes: NDArray[Any],
     *,
-    masks: tuple[NDArray[Any], NDArray[Any]] | None = None,
     is_crowd: Flags | None = None,
     at_least: float = 0.0,
 ) -> Pairs:
@@ -103,11 +102,9 @@ def find_pairs(  # noqa: PLR0913 - two sets of two columns, and what counts
 
     Args:
         keys: (N,) image, or image and category, of each object; in any order.
-        boxes: (N, 4) xywh, as COCO reckons areas.
+        shapes: (N, 4) boxes xywh, as COCO reckons areas, or (N,) masks as run lengths (`ops.rle.RLE`) of their image.
         other_keys: (M,) of the second set, ascending.
-        other_boxes: (M, 4) xywh.
-        masks: (N,) and (M,) run lengths (`ops.rle.RLE`) of the image; the overlap is then that of masks, and the
-            boxes only say where to look (they must enclose the masks). None: boxes are compared.
+        other_shapes: (M, 4) or (M,), of the same kind.
         is_crowd: (M,) regions for which the overlap is the share of the first object inside; None: none.
         at_least: Pairs below this overlap are left out; pairs that do not touch always are.
 
@@ -115,21 +112,22 @@ def find_pairs(  # noqa: PLR0913 - two sets of two columns, and what counts
         P pairs, by row of the first set.
     """
     crowd = np.zeros(len(other_keys), dtype=bool) if is_crowd is None else is_crowd
-    parts = []
-    for rows, partners in pairs_of_keys(keys, other_keys):
-        found = Pairs(rows, partners, _iou_xywh(boxes[rows], other_boxes[partners], crowd[partners]))
-        found = _at_least(found, 0.0 if masks is not None else at_least)
-        if masks is not None:
-            iou = _mask_iou(found.first, found.second, masks, crowd)
-            found = _at_least(found._replace(iou=iou), at_least)
-        parts.append(found)
-    first, second, iou = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    compare = _mask_pairs if shapes.dtype.hasobject or other_shapes.dtype.hasobject else _box_pairs
+    parts = [
+        _at_least(found, at_least) for found in compare((keys, shapes), (other_keys, other_shapes), crowd)
+    ]
+    first, second, iou = (np.concatenate(columns) for columns in zip(_NO_PAIRS, *parts, strict=True))
     return Pairs(first, second, iou)
+
+
+_NO_PAIRS = Pairs(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
 
 
 def _at_least(pairs: Pairs, overlap: float) -> Pairs:
     """Those that touch and overlap by so much."""
     kept = (pairs.iou >= overlap) & (pairs.iou > 0)
+    if kept.all():
+        return pairs
     return Pairs(pairs.first[kept], pairs.second[kept], pairs.iou[kept])
 
 
@@ -153,44 +151,34 @@ def pairs_of_keys(keys: Ints, other_keys: Ints, *, together: bool = False) -> It
         yield first, np.repeat(begin[rows] - starts, counts[rows]) + np.arange(len(first))
 
 
-def _iou_xywh(boxes: Floats, others: Floats, is_crowd: Flags) -> Floats:
-    """(P,) overlap of pairs of boxes xywh with COCO's areas; on a crowd region the share of the box inside."""
-    areas = boxes[:, 2] * boxes[:, 3], others[:, 2] * others[:, 3]
-    found = paired_overlaps(xywh_to_xyxy(boxes), xywh_to_xyxy(others), areas)
-    return np.where(is_crowd, found.of_first, found.iou)
+def _box_pairs(one: tuple[Ints, Floats], other: tuple[Ints, Floats], is_crowd: Flags) -> Iterator[Pairs]:
+    """All pairs of boxes xywh of one key with COCO's areas, a portion at a time."""
+    areas = [boxes[:, 2] * boxes[:, 3] for _, boxes in (one, other)]
+    corners = [xywh_to_xyxy(boxes) for _, boxes in (one, other)]
+    for first, second in pairs_of_keys(one[0], other[0]):
+        found = paired_overlaps(corners[0][first], corners[1][second], (areas[0][first], areas[1][second]))
+        yield Pairs(first, second, np.where(is_crowd[second], found.of_first, found.iou))
 
 
-def _mask_iou(first: Ints, second: Ints, masks: tuple[NDArray[Any], NDArray[Any]], is_crowd: Flags) -> Floats:
-    """(P,) overlap of pairs of masks, of which one object's stand together.
-
-    Pairs are taken in blocks of objects that share partners, so that each mask is handed over once; COCO's code leaves
-    out pairs of a block whose boxes do not meet.
-    """
-    iou = np.zeros(len(first))
-    for rows in _blocks(first, second):
-        ours, mine = np.unique(first[rows], return_inverse=True)
-        others, theirs = np.unique(second[rows], return_inverse=True)
-        table = coco_mask.iou(
-            masks[0][ours].tolist(), masks[1][others].tolist(), is_crowd[others].astype(np.uint8)
-        )
-        iou[rows] = np.asarray(table, dtype=np.float64)[mine, theirs]
-    return iou
-
-
-def _blocks(first: Ints, second: Ints) -> Iterator[NDArray[np.int64]]:
-    """Positions of the pairs that belong to one connected group of objects."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    if not len(first):
-        return
-    ours, mine = np.unique(first, return_inverse=True)
-    others, theirs = np.unique(second, return_inverse=True)
-    size = len(ours) + len(others)
-    graph = coo_array((np.ones(len(mine), dtype=np.int8), (mine, theirs + len(ours))), shape=(size, size))
-    _, group = connected_components(graph, directed=False)
-    order = np.argsort(group[mine], kind="stable")
-    yield from np.split(order, np.flatnonzero(np.diff(group[mine][order])) + 1)
+def _mask_pairs(
+    one: tuple[Ints, NDArray[Any]], other: tuple[Ints, NDArray[Any]], is_crowd: Flags
+) -> Iterator[Pairs]:
+    """Pairs of masks that meet, by row of the first set; COCO's code looks only where their boxes do."""
+    order = np.argsort(one[0], kind="stable")
+    begins = np.flatnonzero(np.diff(one[0][order], prepend=-1))
+    flags = is_crowd.astype(np.uint8)
+    found = [_NO_PAIRS]
+    for rows in np.split(order, begins[1:]) if len(order) else ():
+        low, high = np.searchsorted(other[0], one[0][rows[0]] + np.arange(2))
+        if high > low:
+            table = coco_mask.iou(one[1][rows].tolist(), other[1][low:high].tolist(), flags[low:high])
+            cells = np.ascontiguousarray(table).ravel()
+            meeting = np.flatnonzero(cells > 0)
+            first, second = np.divmod(meeting, high - low)
+            found.append(Pairs(rows[first], low + second, cells[meeting]))
+    first, second, iou = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    order = np.argsort(first, kind="stable")
+    yield Pairs(first[order], second[order], iou[order])
 
 
 def _share(part: Floats, whole: Floats) -> Floats:

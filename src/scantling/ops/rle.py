@@ -1,4 +1,4 @@
-"""COCO run-length masks: checked, coded and decoded in numpy; the names are used through `ops.masks`.
+"""COCO run-length masks: checked, coded and decoded in numpy; without torch.
 
 A run-length encoding (RLE) lists, column by column, how many pixels are off, on, off, ... `counts` is COCO's
 compressed text. Everything read from a file is checked here before anything is allocated from it or handed to

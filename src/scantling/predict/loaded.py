@@ -21,6 +21,13 @@ from scantling.train.devices import resolve_device
 
 log = logging.getLogger(__name__)
 
+KIND = "detector"
+_VERB_OF = {
+    "refiner": "A refiner sharpens the boxes of a detector: `scantling refine apply RESULTS DATA --refiner FILE`.",
+    "pretraining": "Its folder holds a `backbone.safetensors` to name in a detector's `model.init`; then train it.",
+    "backbone": "A backbone is what a detector starts from: name the file in its `model.init` and train it.",
+}
+
 
 class Finder(Protocol):
     """What finds objects in images: one detector, or all that a run has."""
@@ -28,6 +35,10 @@ class Finder(Protocol):
     @property
     def categories(self) -> tuple[Category, ...]:
         """With the ids of the data set it was trained on, in label order."""
+
+    @property
+    def white(self) -> int | None:
+        """Value that was white in the pictures of 16 bits that it learned from; None for the full range."""
 
     @property
     def findings(self) -> Sequence[Finding]:
@@ -48,10 +59,12 @@ class LoadedDetector:
     Attributes:
         predictor: Ready to look at images.
         categories: With the ids of the data set it was trained on, in label order.
+        white: Value that was white in the pictures of 16 bits that it learned from; None for the full range.
     """
 
     predictor: Predictor
     categories: tuple[Category, ...]
+    white: int | None = None
 
     @property
     def findings(self) -> Sequence[Finding]:
@@ -77,6 +90,11 @@ def load_detector(path: Path, overrides: Iterable[str] = (), *, device: str = "a
     """
     chosen = resolve_device(device)
     tensors, meta = load_checkpoint(path)
+    if meta.kind != KIND:
+        raise CheckpointError(
+            f"{path}: expected a detector's checkpoint, found that of a {meta.kind}",
+            hint=_VERB_OF.get(meta.kind),
+        )
     config = _predict_config(meta.predict, overrides)
     try:
         model_config = ModelConfig.model_validate({**meta.model, "init": "random"})
@@ -87,7 +105,8 @@ def load_detector(path: Path, overrides: Iterable[str] = (), *, device: str = "a
     categories = tuple(
         Category(int(i), name) for i, name in zip(meta.category_ids, meta.class_names, strict=True)
     )
-    return LoadedDetector(predictor=Predictor(model, config, meta.class_names, chosen), categories=categories)
+    predictor = Predictor(model, config, meta.class_names, chosen)
+    return LoadedDetector(predictor=predictor, categories=categories, white=meta.white)
 
 
 def _predict_config(saved: dict[str, Any], overrides: Iterable[str]) -> PredictConfig:

@@ -140,7 +140,7 @@ def read_sample(record: ImageRecord) -> Sample:
     Raises:
         DataError: The image cannot be read, or is not of its record's size.
     """
-    pixels = open_image(record.path, size_hw=record.size_hw)
+    pixels = open_image(record.path, size_hw=record.size_hw, white=record.white)
     return Sample(
         image=pixels.transpose(2, 0, 1),
         instances=Instances.empty(record.size_hw, scored=False),

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from scantling.data.coco import Category, ImageRecord, ReadOptions
 from scantling.data.formats.locations import parse_location, read_location
-from scantling.data.health.images import images_of_folder
-from scantling.data.images.open import image_header
+from scantling.data.health.images import images_of_folder, single_image
 from scantling.errors import Finding, UsageError
 
 
@@ -20,13 +19,16 @@ class Source(NamedTuple):
     categories: tuple[Category, ...] = ()
 
 
-def open_source(path: Path | str, image_root: Path | str | None = None) -> Source:
+def open_source(
+    path: Path | str, image_root: Path | str | None = None, *, skip_invalid: bool = False
+) -> Source:
     """The images behind a path.
 
     Args:
         path: An image; a folder, with its sub-folders; a COCO file, of which only `images` is needed; or a split
             of a data set in any format: `FOLDER:SPLIT`, a split file, a `data.yaml`.
         image_root: Folder to which the names in a COCO file are relative; None: found near the file.
+        skip_invalid: Faulty records of a data set are left out and counted.
 
     Returns:
         Records with the COCO file's own ids, or the names relative to the folder as ids. What lies in a folder and
@@ -44,8 +46,7 @@ def open_source(path: Path | str, image_root: Path | str | None = None) -> Sourc
         folder = images_of_folder(path)
         return Source(folder.records, folder.findings)
     if path.is_dir() or path.suffix.lower() in (".json", ".yaml", ".yml"):
-        options = ReadOptions(require_labels=False)
+        options = ReadOptions(require_labels=False, skip_invalid=skip_invalid)
         dataset = read_location(location, options, image_root=Path(image_root) if image_root else None)
         return Source(dataset.images, dataset.findings, dataset.categories)
-    size_hw = image_header(path).upright_hw
-    return Source((ImageRecord(id=path.name, file_name=path.name, path=path, size_hw=size_hw),), ())
+    return Source(*single_image(path))

@@ -60,6 +60,8 @@ class PretrainConfig(MocoConfig):
         side: Side of the views in pixels.
         epochs: Passes over the crops.
         batch_size: Crops per step and process.
+        total_batch: Crops per step over all processes, what a learning rate is chosen for; `batch_size` is then each
+            process's share. null: `batch_size` on every process, whatever their number.
         optimizer: `sgd` as published, or `adamw`; `auto` is `sgd` wherever a learning rate is given.
         lr: Learning rate at the start of the cosine.
         weight_decay: Of either; AdamW's is decoupled, and multiplied by the learning rate.
@@ -88,6 +90,7 @@ class PretrainConfig(MocoConfig):
     side: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] | Auto = "auto"
     epochs: Count | Auto = "auto"
     batch_size: Annotated[int, Field(ge=2, le=65_536)] | Auto = "auto"
+    total_batch: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     lr: Annotated[float, Field(gt=0, le=100)] | Auto = "auto"
     weight_decay: Fraction = 1e-4
@@ -161,7 +164,7 @@ def settle(config: PretrainConfig, facts: CropFacts) -> Settled:
         facts: About its crops and the machine.
 
     Raises:
-        ConfigError: The queue is to be longer than there are crops.
+        ConfigError: The queue is to be longer than there are crops, or the processes cannot share `total_batch`.
     """
     reasons = []
     for key, rule in RULES.items():
@@ -169,6 +172,17 @@ def settle(config: PretrainConfig, facts: CropFacts) -> Settled:
             choice = rule(config, facts)
             reasons.append(f"pretrain.{key} = {choice.value}: {choice.reason}")
             config = PretrainConfig.model_validate({**config.model_dump(), key: choice.value})
+    in_step = int(decided(config.batch_size)) * facts.processes
+    if config.total_batch is not None and in_step != config.total_batch:
+        raise ConfigError(
+            f"total_batch is {config.total_batch}, but {facts.processes} processes of batch_size "
+            f"{config.batch_size} make steps of {in_step} crops",
+            hint="Leave batch_size at auto, and let the number of processes divide total_batch.",
+        )
+    if facts.processes > 1 and config.total_batch is None:
+        reasons.append(
+            f"pretrain: a step is {in_step} crops of {facts.processes} processes; lr is {config.lr}"
+        )
     if decided(config.queue) > facts.num_crops:
         raise ConfigError(
             f"queue is {config.queue}, but there are only {facts.num_crops} crops",
@@ -184,7 +198,10 @@ def _side(config: PretrainConfig, facts: CropFacts) -> Choice:  # noqa: ARG001 -
     return Choice(side, f"crops are {facts.usual_side:.0f} px; a CPU takes up to {CPU_SIDE}")
 
 
-def _batch_size(config: PretrainConfig, facts: CropFacts) -> Choice:  # noqa: ARG001 - a rule's signature
+def _batch_size(config: PretrainConfig, facts: CropFacts) -> Choice:
+    if config.total_batch is not None:
+        size = max(2, config.total_batch // facts.processes)
+        return Choice(size, f"{config.total_batch} crops a step over {facts.processes} process(es)")
     largest = CPU_BATCH if facts.device == "cpu" else PUBLISHED_BATCH // facts.processes
     size = max(2, min(largest, facts.num_crops // (MIN_STEPS_PER_EPOCH * facts.processes)))
     return Choice(size, f"{largest} at most, and {MIN_STEPS_PER_EPOCH} steps in an epoch if there are crops")

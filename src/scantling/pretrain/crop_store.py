@@ -119,7 +119,7 @@ class _CutCrops:
     max_pixels: int
 
     def __call__(self, image: CutImage) -> list[bytes]:
-        pixels = open_image(image.path, size_hw=image.size_hw)
+        pixels = open_image(image.path, size_hw=image.size_hw, white=image.white)
         return [self._encoded(cut(pixels, window.box, self.max_pixels)) for window in image.windows]
 
     def _encoded(self, pixels: Pixels) -> bytes:

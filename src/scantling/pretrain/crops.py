@@ -75,12 +75,14 @@ class CutImage:
         path: Of the file.
         size_hw: Frame in which the windows live.
         windows: At least one.
+        white: Of its pixels, where they have 16 bits; see `ImageRecord`.
     """
 
     name: str
     path: Path
     size_hw: tuple[int, int]
     windows: tuple[Window, ...]
+    white: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,8 @@ class CropPlan:
         digest = hashlib.sha256(json.dumps([config.model_dump(), max_pixels, self.class_names]).encode())
         for image in self.images:
             status = image.path.stat()
-            facts = [image.name, status.st_size, status.st_mtime_ns, image.size_hw]
+            facts: list[object] = [image.name, status.st_size, status.st_mtime_ns, image.size_hw]
+            facts += [] if image.white is None else [image.white]
             digest.update(json.dumps([*facts, [asdict(window) for window in image.windows]]).encode())
         return digest.hexdigest()
 
@@ -212,7 +215,7 @@ def _object_windows(
             box=padded_box(box, config.context, size_hw),
         )
         for annotation, box in zip(annotations, boxes, strict=True)
-        if not annotation.is_crowd and min(box[2] - box[0], box[3] - box[1]) >= config.min_side
+        if annotation.is_object and min(box[2] - box[0], box[3] - box[1]) >= config.min_side
     )
 
 
@@ -237,7 +240,9 @@ def _random_box(seed: int, image_id: ImageId, number: int, size_hw: tuple[int, i
 
 
 def _cut_image(record: ImageRecord, windows: tuple[Window, ...]) -> CutImage:
-    return CutImage(name=record.file_name, path=record.path, size_hw=record.size_hw, windows=windows)
+    return CutImage(
+        name=record.file_name, path=record.path, size_hw=record.size_hw, windows=windows, white=record.white
+    )
 
 
 def _ordered(images: Sequence[CutImage]) -> tuple[CutImage, ...]:

@@ -15,7 +15,7 @@ Source: He et al. 2020, "Momentum Contrast for Unsupervised Visual Representatio
 2020, "Improved Baselines with Momentum Contrastive Learning" (two-layer head, temperature 0.2). Deviations:
 
 * Older keys of a crop are no negatives of it. With 1.3 million images they hardly occur in the queue, with a few
-  thousand crops they are there at every step.
+  thousand crops they are there at every step. `own_keys: negatives` is the published contrast.
 * Places of the queue without a key do not count. The published queue starts with random vectors, from which all
   crops get away together, onto one point; a short training does not come back from there.
 * The head standardises over the batch after each of its layers, as MoCo v3's does (Chen et al. 2021); `head: plain` is
@@ -55,7 +55,9 @@ class MocoConfig(BaseModel):
 
     Attributes:
         backbone: timm model name.
-        norm: As in a detector's model; `gn` and the fixed kinds need no shuffling of batch statistics.
+        norm: As in a detector's model; `gn` and the fixed kinds need no shuffling of batch statistics. `sync_bn`
+            learns with `bn`, whose weights are the same: as published, statistics are shuffled in pretraining and
+            pooled over processes in the detector only.
         deform: Stages whose 3x3 convolutions are deformable.
         deform_version: 1 or 2.
         head: `bn` standardises in the head, `plain` is two linear layers and a ReLU.
@@ -63,12 +65,13 @@ class MocoConfig(BaseModel):
         temperature: Of the softmax over similarities.
         momentum: Share of itself that the key encoder keeps in each step; `auto` goes by the number of steps.
         queue: Keys to contrast with (Q); `auto` goes by the number of crops.
+        own_keys: Whether older keys of a crop are negatives of it, as published, or left out of its contrast.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str = "resnet50"
-    norm: Literal["default", "bn", "bn_eval", "frozen_bn", "gn"] = "gn"
+    norm: Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"] = "gn"
     deform: tuple[Stage, ...] = ()
     deform_version: Literal[1, 2] = 1
     head: Literal["bn", "plain"] = "bn"
@@ -76,11 +79,15 @@ class MocoConfig(BaseModel):
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.2
     momentum: Annotated[float, Field(ge=0, le=1)] | Auto = "auto"
     queue: Annotated[int, Field(ge=1, le=10_000_000)] | Auto = "auto"
+    own_keys: Literal["left_out", "negatives"] = "left_out"
 
     def backbone_config(self) -> BackboneConfig:
-        """The backbone as a detector would have it."""
+        """The backbone as a detector would have it, but for `sync_bn`; their weights fit each other."""
         return BackboneConfig(
-            name=self.backbone, norm=self.norm, deform=self.deform, deform_version=self.deform_version
+            name=self.backbone,
+            norm="bn" if self.norm == "sync_bn" else self.norm,
+            deform=self.deform,
+            deform_version=self.deform_version,
         )
 
 
@@ -143,6 +150,7 @@ class MoCo(nn.Module):
         if config.queue == "auto" or config.momentum == "auto":
             raise ConfigError("queue and momentum are `auto`, which must be turned into numbers first")
         self.temperature, self.momentum = config.temperature, config.momentum
+        self.leaves_out_own = config.own_keys == "left_out"
         self.query = Encoder(config)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.shuffles = _uses_batch_statistics(self.query)
@@ -163,7 +171,9 @@ class MoCo(nn.Module):
         with torch.no_grad():
             follow(self.key, self.query, self.momentum)
             keys = self._keys(self.normalise(batch.keys))
-        ignored = (batch.crops[:, None] == self.queue_crops) | (self.queue_crops == _NOBODY)
+        ignored = (self.queue_crops == _NOBODY).expand(len(keys), -1)
+        if self.leaves_out_own:
+            ignored = ignored | (batch.crops[:, None] == self.queue_crops)
         logits = contrast(queries, keys, self.queue.clone(), ignored) / self.temperature
         self._count(logits)
         self._remember(gathered(keys), gathered(batch.crops))

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
+from scantling.data.findings import tell_warnings
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, parse_location, read_location, split_name
-from scantling.data.health.images import images_of_folder, usable_images
-from scantling.errors import DataError, Finding, Severity
+from scantling.data.health.images import Look, images_of_folder, look_before_training, usable_images
+from scantling.data.images.white import dataset_with_white, range_message, white_of, with_white
+from scantling.errors import DataError
 from scantling.pretrain.config import PretrainConfig
 from scantling.pretrain.crops import CropPlan, image_crops, object_crops
 
 log = logging.getLogger(__name__)
 
 _FOLDER = "folder"
-_SHOWN_PER_CODE = 3
+_REST = "`scantling check` tells all"
 
 
 def read_crops(data: Path | str, config: PretrainConfig, *, seed: int = 0) -> CropPlan:
@@ -41,14 +42,21 @@ def read_crops(data: Path | str, config: PretrainConfig, *, seed: int = 0) -> Cr
     location = parse_location(data)
     layout = _layout(location, config)
     if location.path.is_dir() and layout is None:
-        found = images_of_folder(location.path)
-        _tell(found.findings)
-        return _without_objects({_FOLDER: found.records}, config, seed)
-    splits = {
-        name: usable_images(dataset, skip_invalid=config.skip_invalid, strict=config.strict)
-        for name, dataset in _read_splits(location, layout, config, options).items()
-    }
-    _tell([finding for dataset in splits.values() for finding in dataset.findings])
+        found = images_of_folder(location.path, look=Look(decode=True, leftovers=False))
+        tell_warnings(found.findings, log, rest=_REST)
+        records = with_white(found.records, white_of(found.records))
+        return _without_objects({_FOLDER: records}, config, seed)
+    splits = {}
+    for name, dataset in _read_splits(location, layout, config, options).items():
+        look = look_before_training(dataset, decode=None, skip_invalid=config.skip_invalid)
+        splits[name] = usable_images(
+            dataset, decode=look, skip_invalid=config.skip_invalid, strict=config.strict
+        )
+    white = white_of(record for dataset in splits.values() for record in dataset.images)
+    splits = {name: dataset_with_white(dataset, white) for name, dataset in splits.items()}
+    if white is not None:
+        log.info("%s", range_message(white))
+    tell_warnings((f for dataset in splits.values() for f in dataset.findings), log, rest=_REST)
     return plan_crops(splits, config, seed=seed)
 
 
@@ -100,16 +108,3 @@ def _read_splits(
     else:
         names = tuple(dict.fromkeys(layout.split_named(name) for name in config.splits))
     return {name: layout.read(name, options) for name in names}
-
-
-def _tell(findings: Sequence[Finding]) -> None:
-    """Say what was found, a few of each kind."""
-    told: Counter[str] = Counter()
-    for finding in findings:
-        if finding.severity is Severity.WARNING:
-            told[finding.code] += 1
-            if told[finding.code] <= _SHOWN_PER_CODE:
-                log.warning("%s", str(finding).removeprefix("warning "))
-    for code, count in told.items():
-        if count > _SHOWN_PER_CODE:
-            log.warning("[%s] %d more of these", code, count - _SHOWN_PER_CODE)

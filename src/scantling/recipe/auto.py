@@ -85,7 +85,26 @@ def _resolve_member(path: str, member: MemberConfig, facts: DataFacts, reasons: 
             reasons.append(f"{path}.{section}.{key} = {_shown(choice.value)}: {choice.reason}")
             changed = type(config).model_validate({**config.model_dump(), key: choice.value})
             member = member.model_copy(update={section: changed})
+    if member.model is not None and (facts.processes > 1 or member.train.total_batch is not None):
+        reasons.append(f"{path}.train: {_step_size(member, facts.processes)}")
     return member
+
+
+def _step_size(member: MemberConfig, processes: int) -> str:
+    """What a step holds, and what that means for the learning rate.
+
+    Raises:
+        ConfigError: The processes together cannot make steps of `total_batch` images.
+    """
+    train = member.train
+    batches, size = train.batches_per_step(processes), decided(train.batch_size)
+    where = "on one process" if processes == 1 else f"on each of {processes} processes"
+    shown = f"a step is {size * batches * processes} images: {batches} batches of {size} {where}"
+    if train.total_batch is not None:
+        return f"{shown}, as total_batch says"
+    return (
+        f"{shown}; lr {train.lr:g} stays as it is written, give total_batch if it is meant for another number"
+    )
 
 
 def _short_side(member: MemberConfig, facts: DataFacts) -> Choice:
@@ -112,17 +131,24 @@ def _shown_hw(member: MemberConfig, facts: DataFacts) -> tuple[int, int]:
 
 def _batch_size(member: MemberConfig, facts: DataFacts) -> Choice:
     if facts.memory_gib is None:
-        return Choice(min(CPU_BATCH, facts.num_images), "a CPU gains nothing from larger batches")
-    short, long = sorted(_shown_hw(member, facts))
-    side = max(member.augment.short_sides)
-    megapixels = side * min(side * long / short, member.augment.long_side or side) / 1e6
-    fitting = int(0.8 * facts.memory_gib / (GIB_PER_MEGAPIXEL * megapixels))
-    size = max(1, min(fitting, MAX_BATCH, facts.num_images))
-    return Choice(size, f"{facts.memory_gib:.0f} GiB for images of {megapixels:.1f} megapixels")
+        largest, reason = CPU_BATCH, "a CPU gains nothing from larger batches"
+    else:
+        short, long = sorted(_shown_hw(member, facts))
+        side = max(member.augment.short_sides)
+        megapixels = side * min(side * long / short, member.augment.long_side or side) / 1e6
+        largest = min(int(0.8 * facts.memory_gib / (GIB_PER_MEGAPIXEL * megapixels)), MAX_BATCH)
+        reason = f"{facts.memory_gib:.0f} GiB for images of {megapixels:.1f} megapixels"
+    size, total = max(1, min(largest, facts.num_images)), member.train.total_batch
+    if total is not None:
+        sizes = range(1, size + 1)
+        size = max((number for number in sizes if total % (number * facts.processes) == 0), default=1)
+        reason += f", and whole batches in a step of {total}"
+    return Choice(size, reason)
 
 
 def _repeats(member: MemberConfig, facts: DataFacts) -> Choice:
-    images_per_step = decided(member.train.batch_size) * member.train.accumulate * facts.processes
+    batches = member.train.batches_per_step(facts.processes)
+    images_per_step = decided(member.train.batch_size) * batches * facts.processes
     repeats = max(1, math.ceil(MIN_STEPS_PER_EPOCH * images_per_step / facts.num_images))
     tiles = math.prod(
         math.ceil(side / shown) for side, shown in zip(facts.median_hw, _shown_hw(member, facts), strict=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from scantling.data.coco import CocoDataset
+from scantling.data.coco.records import labels_by_name
 from scantling.train.devices import ALONE, Processes
 
 
@@ -52,7 +53,7 @@ def measure(train: CocoDataset, device: torch.device, processes: Processes = ALO
         device: Where the run computes.
         processes: Those that train together; each gets its part of the machine's cores.
     """
-    objects = [[a for a in annotations if not a.is_crowd] for annotations in train.annotations]
+    objects = [[a for a in annotations if a.is_object] for annotations in train.annotations]
     sizes = [(a.box_xywh[2] * a.box_xywh[3]) ** 0.5 for annotations in objects for a in annotations]
     labels = Counter(a.label for annotations in objects for a in annotations)
     heights, widths = zip(*(record.size_hw for record in train.images), strict=True)
@@ -65,7 +66,7 @@ def measure(train: CocoDataset, device: torch.device, processes: Processes = ALO
         memory_gib=torch.cuda.get_device_properties(device).total_memory / 2**30 if gpu else None,
         cpu_count=max(1, (os.cpu_count() or 1) // processes.on_machine),
         processes=processes.world,
-        class_counts={name: labels[label] for label, name in enumerate(train.class_names)},
+        class_counts={name: labels[label] for name, label in labels_by_name(train.class_names).items()},
         max_objects=max(map(len, objects)),
         bf16=gpu and torch.cuda.is_bf16_supported(),
     )

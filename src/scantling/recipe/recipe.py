@@ -55,6 +55,8 @@ class MemberConfig(Section):
         train: How it is trained.
         predict: How it looks at images.
         predictions: COCO results file of any tool for the evaluated split, or a mapping from split to file.
+        image_ids: What numbers as `image_id` in these files are: `id` of the data set, the number that the `file` is
+            called by, or null to find out.
     """
 
     model: ModelConfig | None = None
@@ -62,6 +64,7 @@ class MemberConfig(Section):
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     predictions: str | dict[str, str] | None = None
+    image_ids: Literal["id", "file"] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -142,11 +145,19 @@ class EvaluateConfig(Section):
         split: Split to evaluate: a split's name, or a COCO file relative to the data set's folder.
         backend: `pycocotools`, `hotcoco` (same numbers, faster), or `auto` for the fastest one installed.
         bootstrap: Resamples of the images for the intervals of every AP; 0 for none.
+        max_dets: Predictions counted per image and category, best first; COCO's own number is 100. More than
+            `predict.suppress.max_per_image` (100 unless set) are not predicted.
     """
 
     split: str = "val"
     backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"
     bootstrap: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
+    max_dets: Annotated[int, Field(gt=10)] = 100
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What the stages that count predictions depend on; nothing where the limit is COCO's own."""
+        return {"max_dets": self.max_dets} if self.max_dets != 100 else {}
 
 
 class Recipe(Section):

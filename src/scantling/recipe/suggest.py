@@ -30,6 +30,8 @@ from scantling.settings.auto import decided
 from scantling.train.devices import resolve_device
 
 MEMBER = "detector"
+COMBINE: dict[str, Any] = {"tune": {}}
+"""What follows on predicting: suppression by category, which costs seconds, where its gain holds on val."""
 ABOUT = "Chosen for the data set and the machine by `scantling train`."
 SMALL_MODEL, FROM_SCRATCH, FROM_PRETRAINED = (
     "cascade_rcnn_r18_small",
@@ -102,7 +104,7 @@ class OpenRecipe:
 
     def _written(self, facts: DataFacts, *, pretrained: bool = False, epochs: int | None = None) -> Recipe:
         member = write_member(facts, pretrained=pretrained, epochs=epochs)
-        text = strict_yaml.dump({"about": ABOUT, "members": {MEMBER: member}})
+        text = strict_yaml.dump({"about": ABOUT, "members": {MEMBER: member}, "combine": COMBINE})
         recipe = parse_recipe(text, file="the chosen recipe", overrides=self.overrides)
         return recipe.on(data=self.root, seed=self.seed)
 
@@ -127,7 +129,8 @@ def suggest_recipe(opened: OpenRecipe, *, device: str = "auto") -> str:
     recipe, reasons = opened.choose(measure(data.train, chosen))
     comments = [f"# {reason}" for reason in reasons]
     members = {name: _short(member) for name, member in recipe.members.items()}
-    text = strict_yaml.dump({"about": f"Chosen for {Path(opened.root).name}.", "members": members})
+    about = f"Chosen for {Path(opened.root).name}."
+    text = strict_yaml.dump({"about": about, "members": members, "combine": COMBINE})
     return "\n".join([*comments, text.rstrip("\n")])
 
 
@@ -231,7 +234,7 @@ def explain(member: MemberConfig, facts: DataFacts) -> tuple[str, ...]:
 
 
 def _model_line(member: MemberConfig, facts: DataFacts) -> str:
-    name, key = member.detector.name, f"--set members.{MEMBER}.detector.init"
+    name, key = member.detector.name, f"--set members.{MEMBER}.model.init"
     if facts.device != "cuda":
         return f"{name}, made for training without a large GPU (the device is {facts.device})"
     memory = f"a GPU of {facts.memory_gib:.0f} GiB" if facts.memory_gib else "a GPU"
@@ -256,7 +259,7 @@ def _size_line(member: MemberConfig, facts: DataFacts) -> str:
 def _schedule_line(member: MemberConfig, facts: DataFacts) -> str:
     train = member.train
     repeats, batch, epochs = decided(train.repeats), decided(train.batch_size), decided(train.epochs)
-    per_step = batch * train.accumulate
+    per_step = batch * train.batches_per_step(facts.processes) * facts.processes
     steps = epochs * math.ceil(facts.num_images * repeats / per_step)
     shown = f"{epochs} epochs of {facts.num_images} images, each {repeats} times: {steps} steps of {per_step}"
     if facts.device != "cpu":

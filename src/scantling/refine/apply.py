@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from scantling.data.coco import CocoDataset
-from scantling.data.coco.records import told_apart
+from scantling.data.coco.records import labels_by_name, told_apart
 from scantling.data.coco.results import Result
 from scantling.data.detections import detections_of
 from scantling.data.images.open import open_image
@@ -103,7 +103,7 @@ def refiner_of(checkpoint: Checkpoint, path: Path | str, device: str) -> Refiner
         config = RefinerConfig.model_validate({**meta.model, "pretrained": False, "weights": None})
     except ValidationError as error:
         raise CheckpointError(f"{path}: describes a refiner that this version does not know") from error
-    refiner = Refiner(config, meta.class_names)
+    refiner = Refiner(config, meta.class_names, meta.white)
     load_weights(refiner, weights_in(tensors), source=path)
     return refiner.to(chosen).eval()
 
@@ -176,7 +176,7 @@ def labels_for(refiner: Refiner, dataset: CocoDataset) -> NDArray[np.int64]:
 
     Where several categories have one name, the first stands for the first, the second for the second.
     """
-    known = {name: label for label, name in enumerate(told_apart(refiner.class_names))}
+    known = labels_by_name(refiner.class_names)
     names = told_apart(dataset.class_names)
     return np.array([known.get(name, NOT_KNOWN) for name in names], dtype=np.int64)
 
@@ -211,7 +211,7 @@ def refine_rows(
     refined = boxes.copy()
     for chunk in _chunks(dataset, images, config.batch_size):
         decoded = {
-            int(image): open_image(record.path, size_hw=record.size_hw)
+            int(image): open_image(record.path, size_hw=record.size_hw, white=record.white)
             for image in np.unique(images[chunk])
             for record in (dataset.images[image],)
         }

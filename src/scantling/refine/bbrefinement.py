@@ -32,9 +32,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scantling.errors import ConfigError
-from scantling.models.backbone import read_weights
+from scantling.errors import CheckpointError, ConfigError
 from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD
+from scantling.models.weights.opener import read_weights
 from scantling.ops.boxes import IouKind, paired_iou
 
 Mixture = Literal["none", "class", "centre", "both"]
@@ -148,6 +148,7 @@ class Refiner(nn.Module):
     Args:
         config: What it is.
         class_names: Of the K classes, in label order; categories of other data sets are matched with them by name.
+        white: Value that is white in the pictures of 16 bits that it learns from; None for the full range.
 
     Raises:
         ConfigError: timm has no such backbone, or the weights do not fit it.
@@ -156,9 +157,10 @@ class Refiner(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, config: RefinerConfig, class_names: Sequence[str]) -> None:
+    def __init__(self, config: RefinerConfig, class_names: Sequence[str], white: int | None = None) -> None:
         super().__init__()
         self.config = config
+        self.white = white
         self.class_names = tuple(class_names)
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", 1 / torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
@@ -292,7 +294,7 @@ def _create_backbone(config: RefinerConfig) -> nn.Module:
         message = f"backbone {config.backbone!r} cannot be made: {error}"
         raise ConfigError(message, hint=f"Similar names: {near}") from error
     if config.weights is not None:
-        _load_backbone(network, Path(config.weights), config.backbone)
+        network.load_state_dict(_fitting(network, config))
     return network
 
 
@@ -303,13 +305,29 @@ def _pooled_width(config: RefinerConfig) -> int:
         return pooled(torch.empty(1, 3, config.crop_side, config.crop_side), network, config).shape[1]
 
 
-def _load_backbone(network: nn.Module, path: Path, name: str) -> None:
-    """Load a classification network's weights; its classifier is left out, everything else must be there."""
-    state, own = read_weights(path), network.state_dict()
+def check_initial_weights(config: RefinerConfig) -> None:
+    """Open the file that `weights` names, if it names one, and see whether it fits; nothing is trained or written.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or no file of weights.
+        ConfigError: It does not fit, or there is no such backbone.
+    """
+    if config.weights is not None:
+        with torch.device("meta"):
+            network = _create_backbone(config.model_copy(update={"weights": None, "pretrained": False}))
+        _fitting(network, config)
+
+
+def _fitting(network: nn.Module, config: RefinerConfig) -> dict[str, Tensor]:
+    """A classification network's weights for ours; its classifier is left out, everything else must be there."""
+    try:
+        state, own = read_weights(Path(config.weights or "")), network.state_dict()
+    except CheckpointError as error:
+        raise CheckpointError(f"model.weights: {error.message}", hint=error.hint) from error
     wrong = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
     if wrong:
         raise ConfigError(
-            f"{path} does not fit backbone {name!r}: {len(wrong)} of {len(own)} entries are missing or have "
-            f"another shape, first {wrong[:5]}"
+            f"model.weights: {config.weights} does not fit backbone {config.backbone!r}: {len(wrong)} of "
+            f"{len(own)} entries are missing or have another shape, first {wrong[:5]}"
         )
-    network.load_state_dict({key: state[key] for key in own})
+    return {key: state[key] for key in own}

@@ -1,16 +1,23 @@
 """Where refining helps: measured on validation (or out-of-fold) predictions, kept as a small file, obeyed later.
 
     results ── refine all ──► before and after ── IoU with the label each result is meant for ──► gain per cell
-                                    └── AP with the cells that gained refined ──► gain per category and size
+                                    └── AP of each category without and with all of its boxes refined
     cell = category x size (small, medium, large) x score band
 
-A cell is open if both gains are above 0 beyond doubt: if the lower ends of their intervals over the images are. With
-few images or many categories most cells hold too little to say so: too few results, or too few objects for an AP. Such
-cells are judged together, by size and score band, unless their own boxes became worse on average; categories that are
-sure on their own do not count there. Everything else stays closed: refining never happens where it was not shown to
-help. (The paper finds that small objects and precise detectors can lose.) The intervals are of 95 % for one cell each:
-where refining changes nothing on average, about one cell in forty opens by chance, and does no harm on average. Sizes
-are COCO's, by the area of the box before refining.
+Four rules say which cells are open, from the coarsest to the finest:
+
+    all         every cell
+    category    the cells of each category whose AP rose with all of its boxes refined
+    size        the cells of each size and score band whose mean gain of IoU, over all categories, is above 0
+    cell        the cells whose gain of IoU is expected to be above 0, where each borrows from its category and from all
+                (`gate_pooling`)
+
+Which rule is used is cross-validated as in `combine/selection.py`: for each fold of the images a rule looks at the
+others, and the results of all folds together give an AP on images that decided nothing. The rule with the highest is
+used if its gain over unrefined boxes is above 0 beyond doubt: if the lower end of its 95 % interval over the images is;
+of equal ones the one that opens less. Otherwise everything stays closed. The finer rules never open a cell without a
+result that is meant for a label. (The paper finds that small objects and precise detectors can lose.) Sizes are COCO's,
+by the area of the box before refining.
 
 C: categories, S: sizes, Q: score bands, I: images, N: results.
 """
@@ -18,13 +25,13 @@ C: categories, S: sizes, Q: score bands, I: images, N: results.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from scantling.data.coco.records import told_apart
+from scantling.data.coco.records import labels_by_name
 from scantling.refine.apply import ApplyConfig
 from scantling.refine.crops import Boxes
 from scantling.settings import yaml as strict_yaml
@@ -37,6 +44,8 @@ LIMITS = (32.0**2, 96.0**2)
 Share = Annotated[float, Field(ge=0, le=1)]
 Measured = tuple[float, float, float]
 """A value and the ends of its 95 % interval."""
+Rule = Literal["all", "category", "size", "cell"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 class GateConfig(BaseModel):
@@ -45,11 +54,14 @@ class GateConfig(BaseModel):
     Attributes:
         bands: Scores at which a new band begins, rising.
         min_overlap: A result is meant for the label of its category that it overlaps most, if by at least this IoU.
-        min_matches: A cell with fewer results that are meant for a label says nothing on its own.
+        min_matches: Fewer results that are meant for a label say nothing: those of a category to the rule `category`,
+            those of a size and band to the rule `size`, those of all to the rules `all` and `cell`.
         min_images: The same for the number of images they come from.
-        pool: Such cells are judged together with those of other categories. False closes them.
+        pool: Let cells borrow, and try the coarser rules. False judges every cell alone, by its own results: it then
+            needs `min_matches` and `min_images`, and a gain of IoU above 0 beyond doubt.
+        folds: Parts of the images on which a rule is tried after looking at the others.
         bootstrap: Resamples of the images.
-        seed: Of the resamples.
+        seed: Of the folds and resamples.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +71,7 @@ class GateConfig(BaseModel):
     min_matches: Annotated[int, Field(ge=2)] = 20
     min_images: Annotated[int, Field(ge=2)] = 8
     pool: bool = True
+    folds: Annotated[int, Field(ge=2, le=100)] = 5
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1000
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -87,9 +100,8 @@ class GateCell(BaseModel):
         matches: Results that are meant for a label.
         images: Number of images they come from.
         gain: Mean change of their IoU with it, and its 95 % interval over the images; null where undefined.
-        ap_gain: Change of the category's AP at this size when the cells are refined that gained IoU beyond doubt, or
-            those that are judged together with this one; likewise.
-        pooled: Open because of the cells of its size and band together that hold too little on their own.
+        ap_gain: Change of the category's AP at this size when every box is refined; likewise.
+        pooled: Open though its own results alone do not say beyond doubt that they got better.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -105,6 +117,23 @@ class GateCell(BaseModel):
     pooled: bool = False
 
 
+class RuleGain(BaseModel):
+    """What a rule gives.
+
+    Attributes:
+        rule: Its name; `all` is refining without a gate.
+        opened: Cells it opens.
+        gain: Change of AP on images that the rule did not look at, and its 95 % interval over the images; null where
+            undefined.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: Rule
+    opened: int
+    gain: Annotated[tuple[float, float, float] | None, Field(strict=False)] = None
+
+
 class RefineGate(BaseModel):
     """Where to refine.
 
@@ -112,6 +141,8 @@ class RefineGate(BaseModel):
         refiner: SHA-256 of the refiner's checkpoint.
         apply: How boxes were refined when it was measured.
         ap: On the results it was measured on: AP `before`, with all boxes `refined`, and `gated` with this gate.
+        rule: The one that says which cells are open; null where none surely helps.
+        rules: What each gives.
         cells: Every cell that held results; what is not listed is closed.
     """
 
@@ -120,6 +151,8 @@ class RefineGate(BaseModel):
     refiner: str
     apply: ApplyConfig
     ap: dict[str, float | None] = Field(default_factory=dict)
+    rule: Rule | None = None
+    rules: tuple[RuleGain, ...] = ()
     cells: tuple[GateCell, ...] = ()
 
     def allows(self, detections: Detections, class_names: Sequence[str]) -> NDArray[np.bool_]:
@@ -131,7 +164,7 @@ class RefineGate(BaseModel):
         """
         allowed = np.zeros(len(detections), dtype=bool)
         sizes = size_of(detections.boxes)
-        labels = {name: label for label, name in enumerate(told_apart(class_names))}
+        labels = labels_by_name(class_names)
         for cell in self.cells:
             if cell.open and cell.category in labels:
                 low, high = cell.band
@@ -151,8 +184,16 @@ class RefineGate(BaseModel):
         if self.ap:
             values = ("undefined" if v is None else f"{v:.3f}" for v in self.ap.values())
             lines.append("AP " + ", ".join(f"{n} {v}" for n, v in zip(self.ap, values, strict=True)))
+        if self.rules:
+            lines.append("change of AP on images that decided nothing:")
+            lines += [self._rule_line(found) for found in self.rules]
         lines += [_line(cell) for cell in sorted(self.cells, key=lambda cell: not cell.open)]
         return "\n".join(lines)
+
+    def _rule_line(self, found: RuleGain) -> str:
+        what = "no gate" if found.rule == "all" else f"by {found.rule}"
+        used = "  used" if found.rule == self.rule else ""
+        return f"  {what:<12} {_shown(found.gain)}, {found.opened} cells{used}"
 
 
 def size_of(boxes: Boxes) -> NDArray[np.int64]:

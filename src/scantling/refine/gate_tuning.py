@@ -1,13 +1,17 @@
 """Measuring a gate: where the refiner brings a detector's boxes nearer to the labels, and AP up with them.
 
-What a cell is and when it is open: `refine/gate.py`. I: images, N: results, R: resamples.
+What a cell is and which rules open it: `refine/gate.py`.
+
+    refined results ─► gains of IoU by cell, AP of each category ─► what each rule opens, for all images (column 0) and
+    without each fold (1..F) ─► results of every fold, gated by what its other images opened ─► gain of the rule
+
+I: images, N: results, K: categories, F: folds, R: resamples.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,20 +26,35 @@ from scantling.evaluate.bootstrap import Resampled, draw_weights, interval
 from scantling.evaluate.compare import difference_of, resampled_metrics
 from scantling.refine.apply import ApplyConfig, refine_results
 from scantling.refine.bbrefinement import Refiner
-from scantling.refine.gate import SIZES, GateCell, GateConfig, Measured, RefineGate, Size, size_of
+from scantling.refine.gate import (
+    RULES,
+    SIZES,
+    GateCell,
+    GateConfig,
+    Measured,
+    RefineGate,
+    Rule,
+    RuleGain,
+    size_of,
+)
+from scantling.refine.gate_pooling import expected_gains
 from scantling.structures.detections import Detections
 
 _SIZE_METRICS = {"small": "APs", "medium": "APm", "large": "APl"}
+_EQUAL = 1e-9
+"""AP that differs by less does not differ."""
 
 
 class Gains(NamedTuple):
     """What refining did to each result.
 
     Attributes:
+        images: (N,) position of its image in the data set.
         cells: (N,) number of its cell, or -1 where nothing was refined.
         gains: (N,) change of the IoU with the label it is meant for; NaN where there is none.
     """
 
+    images: NDArray[np.int64]
     cells: NDArray[np.int64]
     gains: NDArray[np.float64]
 
@@ -66,19 +85,13 @@ def tune_gate(
     before, after = detections_of(results, dataset), detections_of(refined, dataset)
     touched = np.array([a is not b for a, b in zip(results, refined, strict=True)], dtype=bool)
     gains = measure_gains(before, after, touched, dataset, config)
-    weights = _weights(len(dataset), config)
-    cells = _judge_overlap(gains, before, dataset, config, weights)
-    trial = _Trial(dataset, results, refined, gains.cells, weights)
-    decided = _judge_ap(cells, trial, pool=config.pool)
-    opened = {number for number, cell in decided.items() if cell.open}
-    everything = {number for number in gains.cells.tolist() if number >= 0}
-    ap = {name: trial.ap(of) for name, of in (("before", set()), ("refined", everything), ("gated", opened))}
-    return RefineGate(
-        refiner=refiner_sha,
-        apply=apply,
-        ap=ap,
-        cells=tuple(decided[number] for number in sorted(decided)),
-    )
+    trial = _Trial.of(dataset, results, refined, gains, config)
+    rules, used = _try_rules(trial)
+    opened = trial.opened_by(used, 0) if used is not None else frozenset()
+    everything = frozenset(gains.cells[gains.cells >= 0].tolist())
+    ap = {name: trial.ap(of) for name, of in (("before", ()), ("refined", everything), ("gated", opened))}
+    cells = tuple(_describe(trial, number, is_open=number in opened) for number in sorted(everything))
+    return RefineGate(refiner=refiner_sha, apply=apply, ap=ap, rule=used, rules=rules, cells=cells)
 
 
 def measure_gains(
@@ -98,7 +111,7 @@ def measure_gains(
     rows = np.flatnonzero(touched & (meant >= 0))
     target = truth[meant[rows]]
     gains[rows] = row_overlaps(after.boxes[rows], target) - row_overlaps(before.boxes[rows], target)
-    return Gains(np.where(touched, cells, -1), gains)
+    return Gains(before.images, np.where(touched, cells, -1), gains)
 
 
 def meant_for(detections: Detections, dataset: CocoDataset, min_overlap: float) -> NDArray[np.int64]:
@@ -121,82 +134,185 @@ def meant_for(detections: Detections, dataset: CocoDataset, min_overlap: float) 
     return meant
 
 
-def _weights(num_images: int, config: GateConfig) -> NDArray[np.float32]:
-    """(I, 1 + R): the images themselves, then each resample."""
-    measured = np.ones((num_images, 1), dtype=np.float32)
-    return np.concatenate([measured, draw_weights(num_images, config.bootstrap, config.seed)], axis=1)
-
-
-class _Judged(NamedTuple):
-    """A cell, and what overlaps say of it.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Trial:
+    """Results before and after refining, and all that the rules look at.
 
     Attributes:
-        cell: Closed as yet.
-        own: 1 refining helps, -1 it harms, 0 undecided.
-        joins: It holds too little, and what the likes of it hold together says that refining helps.
+        dataset: The labels.
+        results: Before.
+        refined: After.
+        gains: What became of each.
+        config: How to measure.
+        fold_of: (I,) fold of each image.
+        weights: (I, 1 + F + R) the images themselves, without each fold, then the resamples.
+        before: AP with nothing refined, for each column of the weights.
+        after: With everything refined.
     """
 
-    cell: GateCell
-    own: int
-    joins: bool
+    dataset: CocoDataset
+    results: Sequence[Result]
+    refined: Sequence[Result]
+    gains: Gains
+    config: GateConfig
+    fold_of: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    before: Resampled
+    after: Resampled
 
+    @classmethod
+    def of(
+        cls,
+        dataset: CocoDataset,
+        results: Sequence[Result],
+        refined: Sequence[Result],
+        gains: Gains,
+        config: GateConfig,
+    ) -> _Trial:
+        """Divide the images and evaluate both lists."""
+        fold_of = np.random.default_rng(config.seed).permutation(len(dataset)) % config.folds
+        outside = np.arange(config.folds) != fold_of[:, None]
+        ones = np.ones((len(dataset), 1), dtype=np.float32)
+        draws = draw_weights(len(dataset), config.bootstrap, config.seed)
+        weights = np.concatenate([ones, outside.astype(np.float32), draws], axis=1)
+        before, after = (resampled_metrics(dataset, some, "bbox", weights) for some in (results, refined))
+        return cls(
+            dataset=dataset, results=results, refined=refined, gains=gains, config=config,
+            fold_of=fold_of, weights=weights, before=before, after=after,
+        )  # fmt: skip
 
-def _judge_overlap(
-    gains: Gains,
-    before: Detections,
-    dataset: CocoDataset,
-    config: GateConfig,
-    weights: NDArray[np.float32],
-) -> dict[int, _Judged]:
-    """Every cell that holds refined results, with the verdict of their IoU."""
-    edges, places = (0.0, *config.bands, 1.0), len(SIZES) * (len(config.bands) + 1)
-    meant, scarce = ~np.isnan(gains.gains), defaultdict[int, list[int]](list)
-    names, found = told_apart(dataset.class_names), dict[int, tuple[GateCell, int]]()
-    for number in np.unique(gains.cells[gains.cells >= 0]).tolist():
-        group, band = divmod(number, len(config.bands) + 1)
-        label, size = divmod(group, len(SIZES))
-        rows = np.flatnonzero((gains.cells == number) & meant)
-        gain, enough = _evidence(gains.gains[rows], before.images[rows], config, weights)
-        cell = GateCell(
-            category=names[label],
-            size=SIZES[size],
-            band=(edges[band], edges[band + 1]),
-            open=False,
-            matches=len(rows),
-            images=len(np.unique(before.images[rows])),
-            gain=gain,
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Those that are tried."""
+        return RULES if self.config.pool else ("cell",)
+
+    @property
+    def cells_per_category(self) -> int:
+        """Cell numbers from k times this on are category k's."""
+        return len(SIZES) * (len(self.config.bands) + 1)
+
+    @property
+    def draws(self) -> NDArray[np.float32]:
+        """(I, 1 + R) the images themselves, then the resamples."""
+        return np.delete(self.weights, np.s_[1 : 1 + self.config.folds], axis=1)
+
+    def difference(self, first: NDArray[np.float64], second: NDArray[np.float64]) -> Measured | None:
+        """Between two rows (1 + F + R,) of values; None where it is undefined."""
+        pair = (np.delete(row, np.s_[1 : 1 + self.config.folds]) for row in (first, second))
+        found = difference_of(None, "AP", *pair)
+        if found.difference is None or found.interval is None:
+            return None
+        return (found.difference, *found.interval)
+
+    def rows_with(self, refine: NDArray[np.bool_]) -> list[Result]:
+        """The results, some of them (N,) refined."""
+        triples = zip(self.results, self.refined, refine.tolist(), strict=True)
+        return [after if chosen else before for before, after, chosen in triples]
+
+    def ap(self, opened: Collection[int]) -> float | None:
+        """Of all images with some cells refined; None where it is undefined."""
+        some = self.rows_with(np.isin(self.gains.cells, list(opened)))
+        value = float(resampled_metrics(self.dataset, some, "bbox", self.weights[:, :1]).of(None)["AP"][0])
+        return None if np.isnan(value) else value
+
+    def gain_of(self, rule: Rule) -> Measured | None:
+        """Change of AP when each fold's results are gated by what the other images opened."""
+        if rule == "all":
+            after = self.after
+        else:
+            fold = self.fold_of[self.gains.images]
+            opened = [list(self.opened_by(rule, 1 + number)) for number in range(self.config.folds)]
+            refine = np.zeros(len(fold), dtype=bool)
+            for number, cells in enumerate(opened):
+                refine |= (fold == number) & np.isin(self.gains.cells, cells)
+            after = resampled_metrics(self.dataset, self.rows_with(refine), "bbox", self.weights)
+        return self.difference(self.before.of(None)["AP"], after.of(None)["AP"])
+
+    def opened_by(self, rule: Rule, column: int) -> frozenset[int]:
+        """Cells that a rule opens when it looks at the images of a column of the weights."""
+        seen = self.weights[self.gains.images, column] > 0
+        cells = self.gains.cells
+        rows = np.flatnonzero(seen & (cells >= 0) & ~np.isnan(self.gains.gains))
+        if not self.config.pool:
+            return frozenset(
+                number for number in np.unique(cells[rows]).tolist() if self.is_sure(rows, number)
+            )
+        if rule in ("category", "size"):
+            return self._opened_together(rule, rows, column)
+        if not self.is_enough(rows):
+            return frozenset()
+        if rule == "all":
+            return frozenset(cells[seen & (cells >= 0)].tolist())
+        expected = expected_gains(
+            self.gains.gains[rows], self.gains.images[rows], cells[rows], self.cells_per_category
         )
-        found[number] = (cell, _verdict(gain, enough))
-        if config.pool and not enough:
-            scarce[number % places].append(number)
-    helped = set()
-    for numbers in scarce.values():
-        rows = np.flatnonzero(np.isin(gains.cells, numbers) & meant)
-        if _verdict(*_evidence(gains.gains[rows], before.images[rows], config, weights)) > 0:
-            helped |= {number for number in numbers if _not_worse(found[number][0].gain)}
-    return {number: _Judged(cell, own, number in helped) for number, (cell, own) in found.items()}
+        return frozenset(cell for cell, gain in expected.items() if gain > 0)
+
+    def _opened_together(self, rule: Rule, rows: NDArray[np.int64], column: int) -> frozenset[int]:
+        """Cells of the categories whose AP rises, or of the sizes and bands whose IoU does."""
+        cells, gains = self.gains.cells[rows], self.gains.gains[rows]
+        if rule == "category":
+            groups = cells // self.cells_per_category
+            rises = self.after.per_category[:, 0, column] - self.before.per_category[:, 0, column] > _EQUAL
+        else:
+            groups = cells % self.cells_per_category
+            rises = np.bincount(groups, weights=gains, minlength=self.cells_per_category) > 0
+        return frozenset(
+            cell
+            for group in np.flatnonzero(rises)
+            if self.is_enough(rows[groups == group])
+            for cell in cells[groups == group].tolist()
+        )
+
+    def is_enough(self, rows: NDArray[np.int64]) -> bool:
+        """Whether some results are enough to judge by."""
+        images = np.unique(self.gains.images[rows])
+        return len(rows) >= self.config.min_matches and len(images) >= self.config.min_images
+
+    def is_sure(self, rows: NDArray[np.int64], number: int) -> bool:
+        """Whether a cell's own results, of these rows, got nearer to their labels beyond doubt."""
+        own = rows[self.gains.cells[rows] == number]
+        gain = _mean_with_interval(self.gains.gains[own], self.gains.images[own], self.draws)
+        return gain is not None and gain[1] > 0 and self.is_enough(own)
 
 
-def _evidence(
-    values: NDArray[np.float64],
-    images: NDArray[np.int64],
-    config: GateConfig,
-    weights: NDArray[np.float32],
-) -> tuple[Measured | None, bool]:
-    """Mean of some results' gains with its interval, and whether they are enough to judge by."""
-    enough = len(values) >= config.min_matches and len(np.unique(images)) >= config.min_images
-    return _mean_with_interval(values, images, weights), enough
+def _try_rules(trial: _Trial) -> tuple[tuple[RuleGain, ...], Rule | None]:
+    """What each rule gives, and the one to use: of those that surely help the best, of equal ones what opens less."""
+    everything = len(np.unique(trial.gains.cells[trial.gains.cells >= 0]))
+    opens: dict[Rule, int] = {rule: len(trial.opened_by(rule, 0)) for rule in trial.rules}
+    found = {rule: trial.gain_of(rule) for rule in dict.fromkeys(("all", *trial.rules))}
+    used: Rule | None = None
+    best = 0.0
+    for rule in sorted(opens, key=lambda rule: opens[rule]):
+        gain = found[rule]
+        if opens[rule] and gain is not None and gain[1] > 0 and gain[0] > best + _EQUAL:
+            used, best = rule, gain[0]
+    rules = (
+        RuleGain(rule=rule, opened=everything if rule == "all" else opens[rule], gain=gain)
+        for rule, gain in found.items()
+    )
+    return tuple(rules), used
 
 
-def _verdict(gain: Measured | None, enough: bool = True) -> int:  # noqa: FBT001, FBT002 - read as words
-    """1 if a gain is above 0 beyond doubt, -1 if it is below, else 0."""
-    if gain is None or not enough:
-        return 0
-    return int(gain[1] > 0) - int(gain[2] < 0)
-
-
-def _not_worse(gain: Measured | None) -> bool:
-    return gain is not None and gain[0] >= 0
+def _describe(trial: _Trial, number: int, *, is_open: bool) -> GateCell:
+    """A cell with what its own results say."""
+    config, gains = trial.config, trial.gains
+    edges = (0.0, *config.bands, 1.0)
+    group, band = divmod(number, len(config.bands) + 1)
+    label, size = divmod(group, len(SIZES))
+    rows = np.flatnonzero((gains.cells == number) & ~np.isnan(gains.gains))
+    metric = _SIZE_METRICS[SIZES[size]]
+    return GateCell(
+        category=told_apart(trial.dataset.class_names)[label],
+        size=SIZES[size],
+        band=(edges[band], edges[band + 1]),
+        open=is_open,
+        matches=len(rows),
+        images=len(np.unique(gains.images[rows])),
+        gain=_mean_with_interval(gains.gains[rows], gains.images[rows], trial.draws),
+        ap_gain=trial.difference(trial.before.of(label)[metric], trial.after.of(label)[metric]),
+        pooled=is_open and not trial.is_sure(rows, number),
+    )
 
 
 def _mean_with_interval(
@@ -211,77 +327,3 @@ def _mean_with_interval(
     means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     found = interval(float(means[0]), means[1:], bounds=(-1.0, 1.0))
     return None if found is None else (float(means[0]), *found)
-
-
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """Results before and after refining, to be evaluated with some cells refined, once with the same ones."""
-
-    dataset: CocoDataset
-    results: Sequence[Result]
-    refined: Sequence[Result]
-    cells: NDArray[np.int64]
-    weights: NDArray[np.float32]
-    _known: dict[frozenset[int], Resampled] = field(default_factory=dict)
-
-    def with_refined(self, numbers: Set[int]) -> list[Result]:
-        """The results, those of some cells refined."""
-        chosen = np.isin(self.cells, list(numbers)).tolist()
-        triples = zip(self.results, self.refined, chosen, strict=True)
-        return [after if refine else before for before, after, refine in triples]
-
-    def metrics(self, numbers: Set[int]) -> Resampled:
-        """Of the results with some cells refined, on every draw of the images."""
-        key = frozenset(numbers)
-        if key not in self._known:
-            found = resampled_metrics(self.dataset, self.with_refined(numbers), "bbox", self.weights)
-            self._known[key] = found
-        return self._known[key]
-
-    def ap(self, numbers: Set[int]) -> float | None:
-        """Of all images, None where it is undefined."""
-        found = self._known.get(frozenset(numbers))
-        if found is None:
-            images = self.weights[:, :1]
-            found = resampled_metrics(self.dataset, self.with_refined(numbers), "bbox", images)
-        value = float(found.of(None)["AP"][0])
-        return None if np.isnan(value) else value
-
-
-def _judge_ap(cells: Mapping[int, _Judged], trial: _Trial, *, pool: bool) -> dict[int, GateCell]:
-    """The cells, open where AP rose too: first those whose IoU is sure on its own, then the others together."""
-    sure = {number for number, judged in cells.items() if judged.own > 0}
-    together = {number for number, judged in cells.items() if judged.joins}
-    decided = {number: judged.cell for number, judged in cells.items()}
-    if not sure and not together:
-        return decided
-    first = trial.metrics(set())
-    alone = trial.metrics(sure) if sure else first
-    label_of = {name: label for label, name in enumerate(told_apart(trial.dataset.class_names))}
-    for number in sure:
-        cell = decided[number]
-        gain = _ap_gain(first, alone, label_of[cell.category], cell.size)
-        decided[number] = cell.model_copy(update={"ap_gain": gain, "open": _verdict(gain) > 0})
-        if _verdict(gain) == 0 and pool:
-            together.add(number)
-    if not together:
-        return decided
-    opened = {number for number, cell in decided.items() if cell.open}
-    base = alone if opened == sure else trial.metrics(opened)
-    joined = trial.metrics(opened | together)
-    rose = {size for size in SIZES if _verdict(_ap_gain(base, joined, None, size)) > 0}
-    for number in together:
-        cell = decided[number]
-        gain = _ap_gain(base, joined, label_of[cell.category], cell.size)
-        helps = cell.size in rose and (gain is None or gain[0] >= 0)
-        decided[number] = cell.model_copy(update={"ap_gain": gain, "open": helps, "pooled": helps})
-    return decided
-
-
-def _ap_gain(first: Resampled, second: Resampled, label: int | None, size: Size) -> Measured | None:
-    """Change of the AP of a category (None for the mean of all) at a size; None where it is undefined."""
-    metric = _SIZE_METRICS[size]
-    found = difference_of(None, metric, first.of(label)[metric], second.of(label)[metric])
-    if found.difference is None or found.interval is None:
-        return None
-    return (found.difference, *found.interval)

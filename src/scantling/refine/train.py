@@ -140,7 +140,11 @@ def train_refiner(train: CocoDataset, val: CocoDataset, config: RefineConfig, ru
 def resolve_training(
     config: RefineConfig, labelled: LabelledBoxes, device: torch.device, processes: Processes
 ) -> RefineConfig:
-    """The configuration without `auto`; see `RefinerTrainConfig`."""
+    """The configuration without `auto`; see `RefinerTrainConfig`.
+
+    Raises:
+        ConfigError: The processes together cannot make steps of `total_batch` crops.
+    """
     train = config.train
     pool = labelled.num_boxes if config.crops.all_boxes else sum(len(u.boxes) > 0 for u in labelled.usable)
     on_gpu = device.type != "cpu"
@@ -160,7 +164,9 @@ def resolve_training(
     chosen = {name: value for name, value in choices.items() if getattr(train, name) == "auto"}
     if chosen:
         log.info("refiner: %s", ", ".join(f"{name} {value}" for name, value in chosen.items()))
-    return config.model_copy(update={"train": train.model_copy(update=chosen)})
+    resolved = train.model_copy(update=chosen)
+    resolved.batches_per_step(processes.world)  # refuses what does not go into whole batches
+    return config.model_copy(update={"train": resolved})
 
 
 def initial_refiner(config: RefinerConfig, class_names: tuple[str, ...], seed: int) -> Refiner:
@@ -183,6 +189,7 @@ def refiner_meta(config: RefineConfig, train: CocoDataset, data_hash: str) -> Ch
         predict=config.apply.model_dump(mode="json"),
         recipe_hash=hashlib.sha256(text.encode()).hexdigest(),
         data_hash=data_hash,
+        white=train.images[0].white if len(train) else None,
     )
 
 

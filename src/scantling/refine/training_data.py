@@ -114,10 +114,10 @@ class LabelledBoxes:
 
     @cached_property
     def left_out(self) -> dict[str, int]:
-        """How many annotations are not used: `crowd` regions, and boxes that are `tiny`."""
-        crowd = sum(a.is_crowd for annotations in self.coco.annotations for a in annotations)
+        """How many annotations are not used: `crowd` regions, `ignored` objects, and boxes that are `tiny`."""
         used = sum(len(usable.boxes) for usable in self.usable)
-        return {"crowd": crowd, "tiny": self.coco.num_annotations - crowd - used}
+        ignored = {"ignored": self.coco.num_ignored} if self.coco.num_ignored else {}
+        return {"crowd": self.coco.num_crowd, **ignored, "tiny": self.coco.num_objects - used}
 
     @property
     def num_boxes(self) -> int:
@@ -185,7 +185,7 @@ class DecodedImages:
         if (kept := self._kept.get(index)) is not None:
             return kept
         record = self._records[index]
-        pixels = open_image(record.path, size_hw=record.size_hw)
+        pixels = open_image(record.path, size_hw=record.size_hw, white=record.white)
         if pixels.nbytes <= self._left:
             self._left -= pixels.nbytes
             self._kept[index] = pixels

@@ -35,6 +35,7 @@ from scantling.report.score_facts import describe_scores
 from scantling.settings import yaml as strict_yaml
 
 HISTORY = "metrics.jsonl"
+REASONS = "reasons.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +52,11 @@ class RunFacts:
         removals: What the elimination removed, if there was one.
         refinement: What refining did, if there was any.
         audit: What the audit of the labels found, if there was one.
+        reasons: Why settings that were left open are what they are.
         recipe: Resolved recipe as YAML.
         environment: Versions, device, seed and so on.
         commands: Shell commands that repeat the run.
+        max_detections: Predictions that its numbers count per image and category.
     """
 
     stages: Mapping[str, Sequence[Evaluation]] = field(default_factory=dict)
@@ -64,9 +67,11 @@ class RunFacts:
     removals: RemovalFacts | None = None
     refinement: RefinementFacts | None = None
     audit: AuditFacts | None = None
+    reasons: tuple[str, ...] = ()
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
+    max_detections: int = 100
 
 
 def read_run(run_dir: Path, *, commands: Sequence[str] = ()) -> RunFacts:
@@ -80,7 +85,7 @@ def read_run(run_dir: Path, *, commands: Sequence[str] = ()) -> RunFacts:
         DataError: A file is damaged.
     """
     members = sorted(folder for folder in (run_dir / "members").glob("*") if folder.is_dir())
-    recipe, environment = run_dir / "recipe.yaml", run_dir / "env.json"
+    recipe, environment, reasons = run_dir / "recipe.yaml", run_dir / "env.json", run_dir / REASONS
     return RunFacts(
         histories=tuple(_all_histories(run_dir, members)),
         ingredients=read_ingredients(run_dir / "evaluate" / "ingredients.json"),
@@ -88,6 +93,7 @@ def read_run(run_dir: Path, *, commands: Sequence[str] = ()) -> RunFacts:
         removals=read_removals(run_dir / "eliminate" / "removed.json"),
         refinement=read_refinement(run_dir / "refine"),
         audit=read_audit(run_dir / "audit"),
+        reasons=tuple(map(str, cast("list[str]", read_json(reasons)))) if reasons.is_file() else (),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
         environment=flatten(read_json(environment)) if environment.is_file() else {},
         commands=tuple(commands),
@@ -119,7 +125,7 @@ def build_content(
     dataset = splits[split]
     stages = tuple(StageResult(name=name, evaluations=tuple(found)) for name, found in run.stages.items())
     iou_type: IouType = stages[-1].evaluations[-1].iou_type if stages else "bbox"
-    breakdown = break_down(dataset, run.last, iou_type=iou_type)
+    breakdown = break_down(dataset, run.last, iou_type=iou_type, max_detections=run.max_detections)
     samples = sample_pictures(next(iter(splits.values())), limits=limits)
     return ReportContent(
         title=title,
@@ -136,6 +142,7 @@ def build_content(
         histories=run.histories,
         galleries=error_galleries(dataset, breakdown, limits) if stages else (),
         dataset=describe_dataset(splits, samples=samples),
+        reasons=run.reasons,
         recipe=run.recipe,
         environment=run.environment,
         commands=run.commands,

@@ -153,7 +153,10 @@ class ScoreFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitFacts:
-    """Counts of one split; `per_category` in the order of the names; crowd regions count only in `num_crowd`."""
+    """Counts of one split; `per_category` in the order of the names.
+
+    Crowd regions and ignored objects count only in `num_crowd`.
+    """
 
     name: str
     num_images: int
@@ -255,9 +258,10 @@ class ReportContent:
         histories: Learning curves by member, of the pretraining and of the refiner.
         galleries: Errors of the last stage.
         dataset: Data set page.
+        reasons: Why settings that were left open are what they are.
         recipe: Resolved recipe as YAML.
         environment: Name and value of versions, device, seed and so on.
-        commands: Shell commands that repeat the run.
+        commands: Shell commands that repeat the run, get its predictions, and go on from there.
     """
 
     title: str
@@ -274,6 +278,7 @@ class ReportContent:
     histories: tuple[History, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     dataset: DatasetFacts | None = None
+    reasons: tuple[str, ...] = ()
     recipe: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     commands: tuple[str, ...] = ()

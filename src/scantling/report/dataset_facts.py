@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from itertools import chain
 
 from scantling.data.coco import CocoDataset
+from scantling.data.coco.records import told_apart
 from scantling.report.content import DatasetFacts, GalleryItem, SizeHistogram, SplitFacts
 
 _BINS_PER_OCTAVE = 4
@@ -47,12 +48,13 @@ def histogram(sizes: list[float]) -> SizeHistogram:
 
 
 def _sizes(dataset: CocoDataset) -> list[float]:
-    return [math.sqrt(a.box_xywh[2] * a.box_xywh[3]) for a in chain(*dataset.annotations) if not a.is_crowd]
+    return [math.sqrt(a.box_xywh[2] * a.box_xywh[3]) for a in chain(*dataset.annotations) if a.is_object]
 
 
 def _split_facts(name: str, dataset: CocoDataset, class_names: tuple[str, ...]) -> SplitFacts:
-    objects = [[a for a in annotations if not a.is_crowd] for annotations in dataset.annotations]
-    counts = Counter(dataset.class_names[annotation.label] for annotation in chain(*objects))
+    objects = [[a for a in annotations if a.is_object] for annotations in dataset.annotations]
+    names = told_apart(dataset.class_names)
+    counts = Counter(names[annotation.label] for annotation in chain(*objects))
     num_objects = counts.total()
     return SplitFacts(
         name=name,
@@ -60,5 +62,5 @@ def _split_facts(name: str, dataset: CocoDataset, class_names: tuple[str, ...]) 
         num_objects=num_objects,
         num_crowd=dataset.num_annotations - num_objects,
         num_empty_images=sum(not found for found in objects),
-        per_category=tuple(counts[class_name] for class_name in class_names),
+        per_category=tuple(counts[class_name] for class_name in told_apart(class_names)),
     )

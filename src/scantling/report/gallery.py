@@ -120,7 +120,7 @@ class _Camera:
     def _encode(self, image: int, window: Window, side: int) -> bytes | None:
         record = self.dataset.images[image]
         try:
-            pixels = _open(str(record.path), record.size_hw)
+            pixels = _open(str(record.path), record.size_hw, record.white)
         except DataError:
             return None
         part = pixels[window.top : window.top + window.height, window.left : window.left + window.width]
@@ -128,8 +128,8 @@ class _Camera:
 
 
 @lru_cache(maxsize=4)
-def _open(path: str, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    return open_image(path, size_hw=size_hw)
+def _open(path: str, size_hw: tuple[int, int], white: int | None) -> NDArray[np.uint8]:
+    return open_image(path, size_hw=size_hw, white=white)
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], side: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ PER_KIND = 12
 _SIDE = 320
 _CONTEXT = 2.0
 _QUALITY = 82
+_MARGIN = 6
+_LINE, _GAP = (20, 20, 20), (255, 170, 60)
 
 Pixels = NDArray[np.uint8]
 
@@ -121,21 +123,29 @@ def _pair_shot(pair: SceneTwins) -> Shot | None:
     shown = [_fitted(pixels) for pixels in pictures if pixels is not None]
     if len(shown) < 2:
         return None
-    height = max(pixels.shape[0] for pixels in shown)
-    padded = [
-        np.pad(pixels, ((0, height - pixels.shape[0]), (0, 4), (0, 0)), constant_values=255)
-        for pixels in shown
-    ]
     return Shot(
-        jpeg=_encoded(np.concatenate(padded, axis=1)),
+        jpeg=_encoded(_side_by_side(shown)),
         title=" = ".join(f"{s}: {i.file_name}" for s, i in zip(pair.splits, pair.images, strict=True)),
         note=f"likeness {pair.peak:.2f}",
     )
 
 
+def _side_by_side(pictures: Sequence[Pixels]) -> Pixels:
+    """Pictures in one row, each in a frame of its own, so that blank ones can be told apart on any ground."""
+    height = max(pixels.shape[0] for pixels in pictures) + 2 * _MARGIN + 2
+    framed = []
+    for pixels in pictures:
+        bottom, right = pixels.shape[0] + _MARGIN + 1, pixels.shape[1] + _MARGIN + 1
+        ground = np.full((height, right + _MARGIN + 1, 3), _GAP, dtype=np.uint8)
+        ground[_MARGIN : bottom + 1, _MARGIN : right + 1] = _LINE
+        ground[_MARGIN + 1 : bottom, _MARGIN + 1 : right] = pixels
+        framed.append(ground)
+    return np.concatenate(framed, axis=1)
+
+
 def _open(record: ImageRecord) -> Pixels | None:
     try:
-        return open_image(record.path, size_hw=record.size_hw)
+        return open_image(record.path, size_hw=record.size_hw, white=record.white)
     except DataError:
         return None
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.evaluate.matching import NONE, ImageMatch, Shapes
-from scantling.ops.masks import RLE, rle_to_patch
+from scantling.ops.rle import RLE, rle_to_patch
 from scantling.report.content import Overlay
 from scantling.report.draw import Rectangle, place_tags
 
@@ -80,7 +80,7 @@ def _truths(window: Window, scene: Scene) -> list[Overlay]:
     overlays = []
     for index in _visible(truths, window):
         found = found_by[index] != NONE and scene.accepted[found_by[index]]
-        role = "crowd" if truths.is_crowd[index] else "truth" if found else "missed"
+        role = "crowd" if truths.is_ignored[index] else "truth" if found else "missed"
         overlays.append(
             Overlay(
                 role=role,

@@ -94,7 +94,7 @@ class Camera:
     def _pixels(self, image: int, window: Window) -> Pixels | None:
         record = self.dataset.images[image]
         try:
-            pixels = _open(str(record.path), record.size_hw)
+            pixels = _open(str(record.path), record.size_hw, record.white)
         except DataError:
             return None
         return pixels[window.top : window.top + window.height, window.left : window.left + window.width]
@@ -121,8 +121,8 @@ class Camera:
 
 
 @lru_cache(maxsize=8)
-def _open(path: str, size_hw: tuple[int, int]) -> Pixels:
-    return open_image(path, size_hw=size_hw)
+def _open(path: str, size_hw: tuple[int, int], white: int | None) -> Pixels:
+    return open_image(path, size_hw=size_hw, white=white)
 
 
 def _hull(suspect: Suspect) -> Rectangle:

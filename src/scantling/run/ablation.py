@@ -137,6 +137,7 @@ def _ablate_stage(context: RunContext) -> Stage:
         inputs=lambda: {
             "metrics": sha256_of(context.root / METRICS),
             "bootstrap": context.recipe.evaluate.bootstrap,
+            **context.recipe.evaluate.limits,
         },
         needs=(METRICS,),
         outputs=(TEXT, JSON),
@@ -153,7 +154,10 @@ def _write(context: RunContext) -> None:
 
 def _measure(context: RunContext) -> AblationSummary:
     table = compare_variants(
-        context.data.target, list(variants(context)), bootstrap=context.recipe.evaluate.bootstrap
+        context.data.target,
+        list(variants(context)),
+        bootstrap=context.recipe.evaluate.bootstrap,
+        max_detections=context.recipe.evaluate.max_dets,
     )
     where = f"{context.data.evaluated}, {table.num_images} images"
     chosen = "out-of-fold predictions of train" if context.folds else "val"

@@ -29,7 +29,8 @@ import torch
 
 from scantling import __version__
 from scantling.data.io import write_json
-from scantling.errors import Interrupted, ScantlingError, UsageError
+from scantling.errors import FOR_THE_FILE, Interrupted, ScantlingError, UsageError
+from scantling.report.build import REASONS
 from scantling.run.stage import Inputs, Stage, remove_recorded
 from scantling.train.devices import ALONE, Processes, describe_device
 from scantling.train.rundir import LOCK_NAME, claim_folder
@@ -42,7 +43,7 @@ METRICS, REPORT, CATEGORIES, DATA, LOG = (
     "data.json",
     "run.log",
 )
-_TOP_FILES = (RECIPE, STATUS, ENVIRONMENT, METRICS, REPORT, CATEGORIES, DATA, LOG)
+_TOP_FILES = (RECIPE, STATUS, ENVIRONMENT, METRICS, REPORT, CATEGORIES, DATA, LOG, REASONS)
 _DISTRIBUTIONS = (
     "scantling",
     "torch",
@@ -243,7 +244,7 @@ def write_environment(path: Path, *, device: torch.device) -> None:
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Send everything scantling logs to a file as well, whatever is shown on the terminal."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.setLevel(logging.INFO)
     package = logging.getLogger("scantling")
@@ -261,7 +262,7 @@ def _log_file(path: Path) -> Iterator[None]:
 def _note_failure(run: RunFolder, error: BaseException) -> None:
     interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
     if not interrupted and not isinstance(error, ScantlingError):
-        log.error("%s: %s", type(error).__name__, error, exc_info=error)
+        log.error("%s: %s", type(error).__name__, error, exc_info=error, extra={FOR_THE_FILE: True})
     state = "interrupted" if interrupted else "failed"
     run.stages = {name: state if old == "running" else old for name, old in run.stages.items()}
     try:

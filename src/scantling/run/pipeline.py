@@ -27,6 +27,7 @@ from scantling.recipe.auto import Resolution
 from scantling.recipe.facts import measure
 from scantling.recipe.recipe import Recipe
 from scantling.recipe.suggest import OpenRecipe, settle
+from scantling.report.build import REASONS
 from scantling.run.context import RunContext
 from scantling.run.engines.local import check_jobs, do_side_by_side
 from scantling.run.folder import (
@@ -262,8 +263,11 @@ def summarise(out: Path) -> RunSummary:
 def _write_facts(context: RunContext, reasons: Iterable[str]) -> None:
     """Everything that is known before the first stage."""
     log_run_data(context.data)
-    for reason in reasons:
+    told = list(reasons)
+    for reason in told:
         log.info("%s", reason)
+    if told:  # a recipe without `auto`, as a run is gone on with, leaves nothing to decide: the reasons stay
+        write_json(context.root / REASONS, told, indent=2)
     categories = [
         {"id": category.id, "name": category.name, "label": label}
         for label, category in enumerate(context.data.train.categories)

@@ -104,7 +104,7 @@ class RunDetectors:
         root: The run folder.
         steps: What is done with what they find, in the order of the run.
         members: Detectors by member, one for each fold.
-        findings: Warnings about images left out so far.
+        findings: Warnings of every detector about images left out so far, each once.
     """
 
     root: Path
@@ -116,6 +116,11 @@ class RunDetectors:
     def categories(self) -> tuple[Category, ...]:
         """With the ids of the data set they were trained on, in label order."""
         return next(iter(self.members.values()))[0].categories
+
+    @property
+    def white(self) -> int | None:
+        """What they learned with; see `Finder`."""
+        return next(iter(self.members.values()))[0].white
 
     def find(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
         """Detections of each readable image; see `Finder`. Every detector looks at all images before the first comes.
@@ -141,7 +146,9 @@ class RunDetectors:
 
     def _note(self, findings: Iterable[Finding]) -> None:
         """Keep warnings; what every detector says of an image is said once."""
-        self.findings.extend(finding for finding in findings if finding not in self.findings)
+        for finding in findings:
+            if finding not in self.findings:
+                self.findings.append(finding)
 
     def _as_dataset(self, records: Sequence[ImageRecord]) -> CocoDataset:
         return CocoDataset(

@@ -25,5 +25,5 @@ def own_results(root: Path, file: str, dataset: CocoDataset) -> list[Result]:
     """
     content = read_bytes(root / file)
     if hashlib.sha256(content).hexdigest() != recorded_hash(root, file):
-        return read_results(root / file, dataset)
+        return read_results(root / file, dataset, image_ids="id")
     return cast("list[Result]", parse_json(content, str(root / file)))

@@ -10,6 +10,9 @@ from typing import Literal, TypeAlias
 
 from scantling.errors import UsageError, did_you_mean
 
+ImageIds: TypeAlias = Literal["auto", "id", "file"]
+"""What a number as `image_id` is: the data set's id, the number that the file is called by, or to be found out."""
+
 _OTHER_OUT = "Nothing was changed. Choose another file for --out."
 
 
@@ -26,28 +29,83 @@ def require_existing(path: Path, what: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Lenient:
-    """A data set whose faulty records are left out and counted, and those of results on it, instead of stopping.
+class ResultsFile:
+    """A results file, and what else a person says about it.
+
+    Attributes:
+        path: The file.
+        image_ids: What numbers as `image_id` are.
+        name: What its detector is called among the members of an ensemble; None takes it from the path.
+    """
+
+    path: Path
+    image_ids: ImageIds = "auto"
+    name: str | None = None
+
+    @classmethod
+    def of(cls, given: GivenResults) -> ResultsFile:
+        """A file as it was given."""
+        return given if isinstance(given, ResultsFile) else cls(Path(given))
+
+    @classmethod
+    def member(cls, given: GivenResults, image_ids: ImageIds = "auto") -> ResultsFile:
+        """`FILE` or `NAME=FILE`.
+
+        Raises:
+            UsageError: The name cannot be one.
+        """
+        if isinstance(given, ResultsFile):
+            return given
+        name, equals, file = str(given).partition("=")
+        if not equals or not name or not file or "/" in name or Path(given).exists():
+            return cls(Path(given), image_ids)
+        if "," in name or name != name.strip():
+            raise UsageError(f"{given}: {name!r} cannot be the name of a member", hint="Write NAME=FILE.")
+        return cls(Path(file), image_ids, name)
+
+
+GivenResults: TypeAlias = str | Path | ResultsFile
+"""A results file as a person names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A data set, and how it is read.
 
     Attributes:
         data: As it is named elsewhere: a file, a folder, or `FOLDER:SPLIT`.
+        count_difficult: Objects marked `difficult` (VOC) or `ignore` (COCO) are ordinary ones; else they are ignored.
     """
 
     data: str | Path
+    count_difficult: bool = False
 
 
-GivenData: TypeAlias = str | Path | Lenient
+class Lenient(Given):
+    """A data set whose faulty records are left out and counted, and those of results on it, instead of stopping."""
+
+    __slots__ = ()
+
+
+GivenData: TypeAlias = str | Path | Given
 """A data set as a person names it."""
 
 
-def given(data: str | Path, *, skip_invalid: bool) -> GivenData:
+def given(data: str | Path, *, skip_invalid: bool, count_difficult: bool = False) -> GivenData:
     """A data set as it is named on the command line."""
-    return Lenient(data) if skip_invalid else data
+    if skip_invalid:
+        return Lenient(data, count_difficult)
+    return Given(data, count_difficult) if count_difficult else data
 
 
 def named(data: GivenData) -> str | Path:
     """The name alone."""
-    return data.data if isinstance(data, Lenient) else data
+    return data.data if isinstance(data, Given) else data
+
+
+def counts_difficult(data: GivenData) -> bool:
+    """Whether objects marked `difficult` or `ignore` are ordinary ones."""
+    return isinstance(data, Given) and data.count_difficult
 
 
 def folder_of(text: GivenData) -> Path:
@@ -81,7 +139,7 @@ _BEGINNINGS: dict[Written, tuple[bytes, ...]] = {
 }
 
 
-def require_output(out: Path, what: Written, inputs: Iterable[GivenData | None]) -> None:
+def require_output(out: Path, what: Written, inputs: Iterable[GivenData | ResultsFile | None]) -> None:
     """Refuse to write onto what is read, or onto a file of another kind: a slip of the hand must not cost labels.
 
     Args:
@@ -105,7 +163,7 @@ def require_output(out: Path, what: Written, inputs: Iterable[GivenData | None])
             raise UsageError(f"{out}: there is a file already, and it is no {what}", hint=_OTHER_OUT)
 
 
-def require_unread(out: Path, inputs: Iterable[GivenData | None]) -> None:
+def require_unread(out: Path, inputs: Iterable[GivenData | ResultsFile | None]) -> None:
     """Refuse to write onto one of the inputs, or where a folder is.
 
     Raises:
@@ -113,5 +171,9 @@ def require_unread(out: Path, inputs: Iterable[GivenData | None]) -> None:
     """
     if out.is_dir():
         raise UsageError(f"{out}: this is a folder", hint="Name a file in it for --out.")
-    if out.exists() and out.resolve() in {folder_of(path).resolve() for path in inputs if path is not None}:
+    if out.exists() and out.resolve() in {_path_of(given).resolve() for given in inputs if given is not None}:
         raise UsageError(f"{out}: this is read, and never written over", hint=_OTHER_OUT)
+
+
+def _path_of(given: GivenData | ResultsFile) -> Path:
+    return given.path if isinstance(given, ResultsFile) else folder_of(given)

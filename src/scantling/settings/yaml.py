@@ -50,18 +50,21 @@ class Document:
     Attributes:
         value: Plain dictionaries, lists, strings, numbers, booleans and None.
         lines: Line (from 1) of each key path; a mapping's entry points at its key.
+        texts: Each word as it was written, where its value is another: `1.10`, `007`, `null`.
     """
 
     value: Any
     lines: dict[KeyPath, int]
+    texts: dict[KeyPath, str] = field(default_factory=dict)
 
 
-def parse(text: str, *, file: str) -> Document:
+def parse(text: str, *, file: str, number_keys: bool = False) -> Document:
     """Read one YAML document.
 
     Args:
         text: The document; an empty one has the value None.
         file: Name used in messages.
+        number_keys: Numbers as keys are taken as the text they were written in, not refused.
 
     Raises:
         ConfigError: The text is not YAML, repeats a key, uses a tag, or exceeds the limits of this module.
@@ -69,7 +72,7 @@ def parse(text: str, *, file: str) -> Document:
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(f"{file}: longer than {MAX_CHARACTERS:,} characters; not a configuration file")
     try:
-        return _Builder(file, yaml.parse(text, Loader=yaml.SafeLoader)).document()
+        return _Builder(file, yaml.parse(text, Loader=yaml.SafeLoader), number_keys).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown place"
@@ -118,6 +121,8 @@ class _Builder:
 
     file: str
     events: Iterator[yaml.Event]
+    number_keys: bool = False
+    texts: dict[KeyPath, str] = field(default_factory=dict)
     lines: dict[KeyPath, int] = field(default_factory=dict)
     anchors: dict[str, tuple[Any, int]] = field(default_factory=dict)
     count: int = 0
@@ -131,7 +136,7 @@ class _Builder:
                     raise self.error(event, "a second document ('---'); one file holds one configuration")
                 seen = True
                 value = self.build(next(self.events), ())
-        return Document(value, self.lines)
+        return Document(value, self.lines, self.texts)
 
     def build(self, event: yaml.Event, path: KeyPath) -> Any:
         if len(path) > MAX_DEPTH:
@@ -153,7 +158,10 @@ class _Builder:
         if isinstance(event, yaml.SequenceStartEvent):
             return self.build_list(path)
         plain = event.style is None and event.tag is None
-        return scalar(event.value) if plain else event.value
+        value = scalar(event.value) if plain else event.value
+        if value is not event.value:
+            self.texts[path] = event.value
+        return value
 
     def build_mapping(self, path: KeyPath) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
@@ -170,6 +178,9 @@ class _Builder:
         if not isinstance(event, yaml.ScalarEvent):
             raise self.error(event, "a key must be one word")
         key = self.build(event, path)
+        self.texts.pop(path, None)  # the key's own, not that of the value it stands in
+        if self.number_keys and type(key) in (int, float):
+            return str(event.value)
         if not isinstance(key, str):
             raise self.error(event, f"key {event.value!r} is not text; write it in quotes")
         return key

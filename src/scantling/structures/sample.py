@@ -160,6 +160,7 @@ class Batch:
         frames: B frames.
         image_ids: B ids.
         is_spare: The images are repeated so that a training process is not idle; they do not count.
+        left_out: Names of images that could not be read so far and were replaced by others, each with the reason.
     """
 
     images: Tensor
@@ -168,6 +169,7 @@ class Batch:
     frames: list[Frame]
     image_ids: list[int | float | str]
     is_spare: bool = False
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.images)

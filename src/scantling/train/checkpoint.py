@@ -12,41 +12,29 @@ Reading never unpickles anything: a foreign file is refused with what it looks l
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from scantling.data.io import replacing
 from scantling.errors import CheckpointError, TrainingError
-from scantling.train.foreign import describe_foreign, header_fault, parse_metadata
+from scantling.models.weights.container import (
+    FORMAT_VERSION,
+    damaged,
+    listed,
+    non_finite,
+    read_container,
+    write_container,
+)
+from scantling.models.weights.foreign import describe_foreign
 from scantling.train.rundir import explained_writes
 
-FORMAT_VERSION = 1
 WEIGHTS_PREFIX = "model."
 AVERAGE_PREFIX = "ema."
-
-_METADATA_KEY = "scantling"
-_SHOWN = 10
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 class CheckpointMeta(BaseModel):
@@ -64,6 +52,7 @@ class CheckpointMeta(BaseModel):
         step: Updates of the weights so far.
         epoch: Finished epochs.
         metrics: Validation metrics of these weights; null where undefined.
+        white: Value that was white in the pictures of 16 bits that it learned from; null for the full range.
         training: State of the training loop; only in a checkpoint that training can go on from.
         sha256: Checksum over everything above and every tensor; filled in when the file is written.
     """
@@ -81,6 +70,7 @@ class CheckpointMeta(BaseModel):
     step: int = 0
     epoch: int = 0
     metrics: dict[str, float | None] = Field(default_factory=dict)
+    white: int | None = None
     training: dict[str, JsonValue] | None = None
     sha256: str = ""
 
@@ -104,13 +94,12 @@ def save_checkpoint(path: Path | str, tensors: Mapping[str, Tensor], meta: Check
         TrainingError: No space is left, the folder cannot be written to, or a weight is not finite.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    broken = _non_finite(on_cpu)
+    broken = non_finite(on_cpu)
     if broken:
-        raise TrainingError(f"{path}: not saved, because {_listed(broken)} holds values that are not finite")
+        raise TrainingError(f"{path}: not saved, because {listed(broken)} holds values that are not finite")
     record = meta.model_dump(mode="json", exclude={"sha256"})
-    text = json.dumps(record | {"sha256": _checksum(on_cpu, record)}, ensure_ascii=False, allow_nan=False)
     with explained_writes(path), replacing(path) as temporary, temporary.open("wb") as stream:
-        _write_safetensors(stream, on_cpu, {_METADATA_KEY: text})
+        write_container(stream, on_cpu, record)
 
 
 def keep_previous(path: Path, previous: Path) -> None:
@@ -143,15 +132,15 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     if foreign:
         looks, hint = foreign
         raise CheckpointError(f"{path} is not a scantling checkpoint: {looks}", hint=hint)
-    fault = header_fault(path)
-    if fault:
-        raise _damaged(path, fault)
-    tensors, text = _read_safetensors(path)
-    meta = _verified_meta(path, tensors, text)
-    broken = _non_finite(tensors)
-    if broken:
-        raise CheckpointError(f"{path}: {_listed(broken)} holds values that are not finite (NaN or infinite)")
-    return Checkpoint(tensors, meta)
+    tensors, record = read_container(path)
+    if record is None:
+        raise CheckpointError(
+            f"{path} is not a scantling checkpoint: it looks like a safetensors file of another program"
+        )
+    try:
+        return Checkpoint(tensors, CheckpointMeta.model_validate(record))
+    except ValidationError as error:
+        raise damaged(path, f"its metadata is incomplete: {error}") from error
 
 
 def model_tensors(model: nn.Module, prefix: str = WEIGHTS_PREFIX) -> dict[str, Tensor]:
@@ -191,7 +180,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: Pat
     ]
     differences = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
     if any(differences.values()):
-        lines = [f"  {len(names)} {kind}: {_listed(names)}" for kind, names in differences.items() if names]
+        lines = [f"  {len(names)} {kind}: {listed(names)}" for kind, names in differences.items() if names]
         raise CheckpointError("\n".join([f"{source}: the weights are for another model", *lines]))
     model.load_state_dict(dict(weights))
 
@@ -212,11 +201,11 @@ def class_differences(saved: Sequence[str], wanted: Sequence[str]) -> list[str]:
     if len(saved) != len(wanted):
         lines.append(f"{len(saved)} classes instead of {len(wanted)}")
     if lost:
-        lines.append(f"only in the checkpoint: {_listed(lost)}")
+        lines.append(f"only in the checkpoint: {listed(lost)}")
     if added:
-        lines.append(f"not in the checkpoint: {_listed(added)}")
+        lines.append(f"not in the checkpoint: {listed(added)}")
     if not lines and list(saved) != list(wanted):
-        lines.append(f"another order: {_listed(saved)} instead of {_listed(wanted)}")
+        lines.append(f"another order: {listed(saved)} instead of {listed(wanted)}")
     return lines
 
 
@@ -229,96 +218,3 @@ def require_classes(meta: CheckpointMeta, class_names: Sequence[str], *, source:
     differences = class_differences(meta.class_names, class_names)
     if differences:
         raise CheckpointError("\n  ".join([f"{source}: made for other classes", *differences]))
-
-
-def _write_safetensors(stream: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write the format tensor by tensor, so that memory does not double; wide types first keep data aligned."""
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for name, tensor in ordered:
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)
-    for _, tensor in ordered:
-        stream.write(_bytes_of(tensor))
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Return copies of all tensors and our metadata text; the file is not mapped any more afterwards."""
-    try:
-        with safe_open(path, framework="pt") as handle:
-            text = (handle.metadata() or {}).get(_METADATA_KEY)
-            if text is None:
-                raise CheckpointError(
-                    f"{path} is not a scantling checkpoint: it looks like a safetensors file of another program"
-                )
-            tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise _damaged(path, str(error)) from error
-    strange = [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPE_NAMES]
-    if strange:
-        raise _damaged(path, f"{_listed(strange)} has a number format no checkpoint uses")
-    return tensors, text
-
-
-def _verified_meta(path: Path, tensors: Mapping[str, Tensor], text: str) -> CheckpointMeta:
-    record = parse_metadata(text)
-    if record is None:
-        raise _damaged(path, "its metadata cannot be read")
-    version = record.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version}, this scantling reads up to {FORMAT_VERSION}",
-            hint="Install a newer scantling.",
-        )
-    claimed = record.pop("sha256", None)
-    if claimed != _checksum(tensors, record):
-        raise _damaged(path, "the checksum does not fit")
-    try:
-        return CheckpointMeta.model_validate(record | {"sha256": claimed})
-    except ValidationError as error:
-        raise _damaged(path, f"its metadata is incomplete: {error}") from error
-
-
-def _checksum(tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> str:
-    """SHA-256 over the metadata and over every tensor's name, type, shape and bytes, in order of name."""
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\n{name} {_DTYPE_NAMES[tensor.dtype]} {list(tensor.shape)}\n".encode())
-        digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """View the bytes of a contiguous CPU tensor without copying them."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    return [
-        name
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    ]
-
-
-def _damaged(path: Path, what: str) -> CheckpointError:
-    siblings = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
-    earlier = [file.name for file in siblings if file.name != path.name]
-    hint = f"Other checkpoints beside it: {', '.join(earlier[:_SHOWN])}." if earlier else None
-    return CheckpointError(f"{path} is damaged (checksum or structure): {what}", hint=hint)
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

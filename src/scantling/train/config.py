@@ -12,6 +12,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from scantling.errors import ConfigError
+
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -32,6 +34,8 @@ class TrainConfig(BaseModel):
         epochs: Length; `auto` is resolved from the size of the data set before training starts.
         batch_size: Images per batch and process; `auto` is what the device's memory holds.
         accumulate: Batches whose gradients are averaged into one step.
+        total_batch: Images of one step over all processes, what a learning rate is chosen for: as many batches are
+            averaged as it takes. null: `accumulate` batches on every process, whatever their number.
         repeats: How often the loader shows each image in an epoch; `auto` as for `epochs`.
         workers: Processes that load images (0: none); `auto` goes by the device; never changes the result.
         precision: Number format of the forward pass; weights are float32 in all of them. fp16 needs a GPU.
@@ -70,6 +74,7 @@ class TrainConfig(BaseModel):
     epochs: Count | Auto = "auto"
     batch_size: Annotated[int, Field(ge=1, le=65_536)] | Auto = 2
     accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
+    total_batch: Count | None = None
     repeats: Count | Auto = 1
     workers: Annotated[int, Field(ge=0, le=256)] | Auto = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -102,12 +107,31 @@ class TrainConfig(BaseModel):
     log_every: Count = 10
 
     @model_validator(mode="after")
-    def _milestones_rise(self) -> Self:
+    def _agrees_with_itself(self) -> Self:
         if self.milestones != "auto" and any(
             later <= earlier for earlier, later in pairwise(self.milestones)
         ):
             raise ValueError(f"milestones must rise, found {list(self.milestones)}")
+        if self.total_batch is not None and self.accumulate != 1:
+            raise ValueError("give either accumulate or total_batch, from which it follows")
         return self
+
+    def batches_per_step(self, processes: int) -> int:
+        """Batches that each of some processes averages into one step.
+
+        Raises:
+            ConfigError: The processes together cannot make steps of `total_batch` images.
+        """
+        if self.total_batch is None or self.batch_size == "auto":
+            return self.accumulate
+        at_once = self.batch_size * processes
+        if self.total_batch % at_once:
+            several = f"{processes} processes of {self.batch_size} images see {at_once} at a time"
+            raise ConfigError(
+                f"total_batch is {self.total_batch}, but {several}",
+                hint=f"Choose batch_size so that its product with the number of processes divides {self.total_batch}.",
+            )
+        return self.total_batch // at_once
 
     def decay_epochs(self) -> tuple[float, ...]:
         """Epochs at which the step schedule lowers the learning rate; empty while `epochs` is `auto`."""
@@ -117,4 +141,5 @@ class TrainConfig(BaseModel):
 
     def result_settings(self) -> dict[str, JsonValue]:
         """The settings that the trained weights and the history depend on, as JSON values."""
-        return self.model_dump(mode="json", exclude=set(_NOT_PART_OF_THE_RESULT))
+        unset = {"total_batch"} if self.total_batch is None else set()
+        return self.model_dump(mode="json", exclude=unset | _NOT_PART_OF_THE_RESULT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from scantling.train.checkpoint import (
 )
 from scantling.train.state import LoopState, Parts, resume_state, training_record
 
+log = logging.getLogger(__name__)
+
 BEST_NAME = "best.safetensors"
 LAST_NAME = "last.safetensors"
 PREVIOUS_NAME = "last.previous.safetensors"
@@ -24,17 +27,26 @@ PREVIOUS_NAME = "last.previous.safetensors"
 
 def resumable(out: Path) -> bool:
     """Whether the folder holds a training that can go on."""
-    return (out / LAST_NAME).is_file()
+    return _newest_state(out).is_file()
 
 
 def require_resumable(out: Path) -> None:
-    """Refuse to resume where nothing was begun.
+    """Refuse to resume where nothing was begun; say so where the newest state is gone and an older one is taken.
 
     Raises:
-        CheckpointError: The folder has no `last.safetensors`.
+        CheckpointError: The folder has neither `last.safetensors` nor the one before it.
     """
-    if not resumable(out):
+    newest = _newest_state(out)
+    if not newest.is_file():
         raise CheckpointError(f"{out}: there is nothing to resume (no {LAST_NAME})", hint="Start a new run.")
+    if newest.name != LAST_NAME:
+        log.warning("%s is gone; training goes on from the one before it, %s", out / LAST_NAME, newest.name)
+
+
+def _newest_state(out: Path) -> Path:
+    """The file training goes on from: `last`, or the one before where that is gone."""
+    last, previous = out / LAST_NAME, out / PREVIOUS_NAME
+    return previous if previous.is_file() and not last.is_file() else last
 
 
 class Keeper:
@@ -78,12 +90,13 @@ class Keeper:
         save_checkpoint(self.best, model_tensors(parts.best_model), self._meta.model_copy(update=progress))
 
     def resume(self, parts: Parts) -> LoopState:
-        """Put `last` back into a run's parts and return where it stood.
+        """Put `last`, or the one before where it is gone, back into a run's parts and return where it stood.
 
         Raises:
             CheckpointError: It is missing, damaged, or belongs to another run; the differences are listed.
         """
-        checkpoint = load_checkpoint(self.last)
-        state = resume_state(checkpoint, self._meta, self._settings, source=self.last)
-        parts.restore(checkpoint.tensors, state, source=self.last)
+        newest = _newest_state(self.last.parent)
+        checkpoint = load_checkpoint(newest)
+        state = resume_state(checkpoint, self._meta, self._settings, source=newest)
+        parts.restore(checkpoint.tensors, state, source=newest)
         return state

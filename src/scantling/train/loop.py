@@ -72,7 +72,7 @@ class RunInfo:
         seed: Of everything random in the model; the data have their own.
         meta: What checkpoints say about kind, classes, model, recipe and data; the loop fills in the rest.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        resume: Go on from `last.safetensors` in the output folder.
+        resume: Go on from `last.safetensors` in the output folder, or from the one before where it is gone.
         overwrite: Replace the files of an earlier run in the output folder.
         validate: Measures a model that is in evaluation mode; every process calls it, the main process' answer
             counts. None trains without validation and keeps the weights of the last step as best.
@@ -131,6 +131,7 @@ def fit(model: nn.Module, data: TrainData, config: TrainConfig, *, out: Path, ru
     if run.resume:
         require_resumable(out)
     processes = join_processes(device)
+    config = config.model_copy(update={"accumulate": config.batches_per_step(processes.world)})
     with (
         _claim(out, run) if processes.is_main else nullcontext(),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),

@@ -97,11 +97,12 @@ def _remove_leftovers(folder: Path) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK_NAME
     with _open_lock(path) as stream:
-        stream.seek(0)
-        stream.truncate()
-        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, stream)
-        stream.flush()
         try:
+            stream.seek(0)
+            stream.truncate()
+            with explained_writes(path):
+                json.dump({"pid": os.getpid(), "host": socket.gethostname()}, stream)
+                stream.flush()
             yield
         finally:
             path.unlink(missing_ok=True)

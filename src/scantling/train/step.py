@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from scantling.data.workers import worker_failures
-from scantling.errors import TrainingError
+from scantling.errors import TrainingError, is_out_of_memory
 from scantling.train.config import TrainConfig
 from scantling.train.devices import Processes, in_contact, repeatable, without_exchange
 from scantling.train.state import Parts, step_seed
@@ -175,9 +175,14 @@ def explained_failures(step: int) -> Iterator[None]:
     with worker_failures(), in_contact():
         try:
             yield
-        except torch.OutOfMemoryError as error:
-            hint = "Lower batch_size (raise accumulate as much), train on smaller images, or use bf16."
-            raise TrainingError(f"the GPU ran out of memory at step {step + 1}", hint=hint) from error
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            place = "GPU" if isinstance(error, torch.OutOfMemoryError) else "machine"
+            hint = (
+                "Lower batch_size (raise accumulate as much), train on smaller images, or use bf16 on a GPU."
+            )
+            raise TrainingError(f"the {place} ran out of memory at step {step + 1}", hint=hint) from error
 
 
 def _fetch(

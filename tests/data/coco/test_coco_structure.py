@@ -397,6 +397,8 @@ def test_row_17_annotation_ids_that_are_no_64_bit_numbers(content, write):
 
 def test_row_18_images_without_annotations_are_counted(content, write):
     del content["annotations"][2]
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 0
     dataset = read_coco(write(content))
     (note,) = [f for f in dataset.findings if f.code == "images-without-annotations"]
     assert note.severity is Severity.INFO

@@ -87,7 +87,7 @@ def test_voc_edges_of_zero_are_a_warning(voc):
     (voc / "Annotations" / "a.xml").write_text(VOC.replace("<xmin>11<", "<xmin>0<"))
     dataset = read_location(voc)
     assert dataset.annotations[0][0].box_xywh == (0, 20, 30, 20)
-    assert [f.code for f in dataset.findings] == ["voc-counts-from-zero"]
+    assert [f.code for f in dataset.findings if f.code.startswith("voc-")] == ["voc-counts-from-zero"]
 
 
 def test_xml_cannot_expand_entities(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from scantling.data.coco import read_coco
 from scantling.data.formats.locations import Location, read_location
+from scantling.data.health import near_duplicates
 from scantling.data.health.check import check_data
 from scantling.data.health.near_duplicates import find_twins
 from scantling.data.splitting import SplitPlan, deal, group_images, split_data
@@ -33,6 +34,46 @@ def test_shifted_and_brightened_scenes_are_twins_and_others_are_not():
     pictures += [np.roll(pictures[3], (3, 5), (0, 1)), pictures[7] * 0.5 + 40, None]
     assert {(t.first, t.second) for t in find_twins(pictures)} == {(3, 12), (7, 13)}
     assert find_twins([None, pictures[0]]) == []
+
+
+def board(seed, traces):
+    """A printed circuit board that is nearly blank: a few traces with a pad each, as a thumbnail."""
+    rng, pixels = np.random.default_rng(seed), np.zeros((640, 640), np.uint8)
+    for _ in range(traces):
+        (x, y), length, width = rng.integers(20, 600, 2), int(rng.integers(60, 300)), int(rng.integers(8, 20))
+        step = (length, 0) if rng.random() < 0.5 else (0, length)
+        cv2.line(pixels, (int(x), int(y)), (int(x) + step[0], int(y) + step[1]), 255, width)
+        cv2.circle(pixels, (int(x), int(y)), width + 4, 255, -1)
+    return cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+@pytest.mark.parametrize("traces", [3, 5])
+def test_nearly_blank_pictures_of_different_boards_are_not_accused(traces, monkeypatch):
+    """Of 120 such boards the peak alone accuses a hundred pairs or more: one mark, moved, is the other."""
+    boards = [board(1000 * traces + number, traces) for number in range(120)]
+    assert find_twins(boards) == []
+    monkeypatch.setattr(near_duplicates, "_agree", lambda *_: True)
+    assert len(find_twins(boards)) > 100
+
+
+def test_boards_with_much_on_them_are_found_shifted_and_blurred():
+    boards = [board(number, 30) for number in range(30)]
+    boards += [np.roll(boards[3], (3, 5), (0, 1)), cv2.GaussianBlur(boards[7], (3, 3), 0.6)]
+    assert {(t.first, t.second) for t in find_twins(boards)} == {(3, 30), (7, 31)}
+
+
+def test_nothing_to_learn_from_is_an_error_in_the_training_split_alone(made):
+    content = json.loads(made.read_text())
+    content["annotations"] = []
+    for name, failed in (("train", True), ("training", True), ("val", False)):
+        file = made.with_name(f"{name}.json")
+        file.write_text(json.dumps(content))
+        health = check_data(str(file), pixels=False)
+        assert [f.severity is Severity.ERROR for f in health.findings if f.code == "no-annotations"] == [
+            failed
+        ]
+        assert len(health.splits[name]) == 40
+        file.unlink()
 
 
 def test_the_known_leaks_of_a_real_set_are_found(real_data):
@@ -67,7 +108,7 @@ def made(tmp_path):
     file.write_text(json.dumps(content))
     (tmp_path / "images").mkdir()
     for image in images:
-        Image.new("RGB", (100, 100)).save(tmp_path / "images" / image["file_name"])
+        Image.new("RGB", (100, 100), (image["id"],) * 3).save(tmp_path / "images" / image["file_name"])
     return file
 
 

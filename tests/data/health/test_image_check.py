@@ -89,7 +89,7 @@ def test_an_unusable_image_is_an_error_or_left_out_and_counted(
     assert [image.id for image in kept.images] == [4]
     assert kept.num_annotations == 1
     assert [f.code for f in kept.findings] == [code, "images-dropped"]
-    assert kept.findings[1].message == "1 of 2 images are not used: a.png"
+    assert kept.findings[1].message == "1 of 2 images are not used, with 2 objects: a.png"
     with pytest.raises(DataError):
         usable_images(dataset, decode=decode, skip_invalid=True, strict=True)
 
@@ -182,12 +182,16 @@ def test_row_45_an_undecidable_rotation_is_a_warning_that_states_the_choice(data
     assert len(usable_images(dataset)) == 2
 
 
-@pytest.mark.parametrize("stored_wh", [(100, 80), (80, 100)])
-def test_row_45_a_quarter_turn_is_decided_silently(dataset, pictures, stored_wh):
+@pytest.mark.parametrize(("stored_wh", "told"), [((100, 80), ["image-orientation-kept"]), ((80, 100), [])])
+def test_row_45_a_quarter_turn_is_decided_and_told_where_it_is_not_applied(
+    dataset, pictures, stored_wh, told
+):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", stored_wh).save(pictures / "a.png", exif=exif)
-    assert check_images(dataset, decode=True, strict=True) == ()
+    found = check_images(dataset, decode=True, strict=True)
+    assert [finding.code for finding in found] == told
+    assert all(finding.severity is Severity.INFO for finding in found)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])

@@ -30,6 +30,7 @@ from scantling.data.coco.results import (
     read_results,
     results_to_instances,
     to_results,
+    with_file_names,
     write_results,
 )
 from scantling.data.findings import FindingLog, Kind, Policy
@@ -47,9 +48,11 @@ __all__ = [
     "find_split",
     "parse_coco",
     "read_coco",
+    "read_coco_as",
     "read_results",
     "results_to_instances",
     "to_results",
+    "with_file_names",
     "write_coco",
     "write_results",
 ]
@@ -90,19 +93,29 @@ def read_coco(
         require_instances=require_instances,
         require_labels=require_labels,
     )
-    _announce(Path(file))
-    return parse_coco(read_json(file, keep_nan=True), Path(file), image_root, options)
+    return read_coco_as(Path(file), image_root, options)
+
+
+def read_coco_as(file: Path, image_root: Path | str | None, options: ReadOptions) -> CocoDataset:
+    """Read and check a COCO annotations file; see `read_coco`."""
+    _announce(file)
+    return parse_coco(read_json(file, keep_nan=True), file, image_root, options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
-    """How strictly annotations are read; see the arguments of `read_coco`."""
+    """How annotations are read; see the arguments of `read_coco`.
+
+    Attributes:
+        count_difficult: Objects marked `difficult` (VOC) or `ignore` (COCO) are ordinary ones; else they are ignored.
+    """
 
     task: Task = "detection"
     skip_invalid: bool = False
     strict: bool = False
     require_instances: bool = False
     require_labels: bool = True
+    count_difficult: bool = False
 
     @property
     def policy(self) -> Policy:
@@ -137,6 +150,7 @@ def parse_coco(
     images = parse_images(raw["images"], root, log)
     tables = Tables(
         task=options.task,
+        count_difficult=options.count_difficult,
         labels={category.id: label for label, category in enumerate(categories)},
         images={image.id: image for image in images},
         declared={key: _ids_of(raw[key]) for key in ("images", "categories")},
@@ -144,7 +158,7 @@ def parse_coco(
     )
     per_image = parse_annotations(raw["annotations"], tables)
     if raw["annotations"]:
-        remark_on_coverage(categories, per_image, log)
+        remark_on_coverage(categories, per_image, log, trains=options.require_instances)
     log.raise_if_failed()
     return CocoDataset(
         file=file,

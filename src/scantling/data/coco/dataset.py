@@ -5,13 +5,12 @@ K: number of categories, N: objects of an image.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from scantling.data.coco.records import (
     Annotation,
@@ -26,8 +25,10 @@ from scantling.data.coco.records import (
     to_rle,
 )
 from scantling.errors import Finding, UsageError
-from scantling.structures.instances import Instances
-from scantling.structures.masks import ImageMasks
+
+if TYPE_CHECKING:
+    from scantling.structures.instances import Instances
+    from scantling.structures.masks import ImageMasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,34 @@ class CocoDataset:
 
     @property
     def num_annotations(self) -> int:
-        """Number of objects, crowds included."""
+        """Number of annotations: objects, crowd regions and ignored objects."""
         return sum(map(len, self.annotations))
+
+    @property
+    def num_objects(self) -> int:
+        """Number of objects to be learned and found."""
+        return sum(annotation.is_object for annotations in self.annotations for annotation in annotations)
+
+    @property
+    def num_crowd(self) -> int:
+        """Number of crowd regions."""
+        return sum(annotation.is_crowd for annotations in self.annotations for annotation in annotations)
+
+    @property
+    def num_ignored(self) -> int:
+        """Number of single objects that count neither way."""
+        return self.num_annotations - self.num_objects - self.num_crowd
+
+    def counts_text(self) -> str:
+        """`8 images, 14 objects, 2 crowd regions`; what there is none of, but images and objects, is left out."""
+        return f"{len(self)} images, {objects_text(self.num_objects, self.num_crowd, self.num_ignored)}"
+
+    def objects_by_class(self) -> list[int]:
+        """Objects of each class, in label order."""
+        counts = [0] * len(self.categories)
+        for annotation in itertools.chain.from_iterable(self.annotations):
+            counts[annotation.label] += annotation.is_object
+        return counts
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -90,12 +117,16 @@ class CocoDataset:
             masks: Rasterise the masks too.
 
         Returns:
-            Boxes absolute xyxy in the image's frame and clipped to it; labels, crowd flags, ids. With no object,
-            fields of length 0.
+            Boxes absolute xyxy in the image's frame and clipped to it; labels, ids, and crowd flags, which ignored
+            objects have too. With no object, fields of length 0.
 
         Raises:
             UsageError: Masks are wanted and an annotation has none.
         """
+        import torch  # here, because what only reads or checks labels shall start without it
+
+        from scantling.structures.instances import Instances
+
         size_hw = self.images[index].size_hw
         annotations = self.annotations[index]
         boxes = clipped_xyxy([annotation.box_xywh for annotation in annotations], size_hw)
@@ -104,11 +135,13 @@ class CocoDataset:
             boxes=torch.from_numpy(boxes),
             labels=torch.tensor([annotation.label for annotation in annotations], dtype=torch.int64),
             masks=self._masks(index) if masks else None,
-            is_crowd=torch.tensor([annotation.is_crowd for annotation in annotations], dtype=torch.bool),
+            is_crowd=torch.tensor([not annotation.is_object for annotation in annotations], dtype=torch.bool),
             ids=torch.tensor(self.instance_ids[index], dtype=torch.int64),
         )
 
     def _masks(self, index: int) -> ImageMasks:
+        from scantling.structures.masks import ImageMasks
+
         size_hw = self.images[index].size_hw
         rles = []
         for annotation in self.annotations[index]:
@@ -146,10 +179,7 @@ class CocoDataset:
                 for image, annotations in zip(self.images, self.annotations, strict=True)
                 for annotation in annotations
             ],
-            "categories": [
-                {"id": category.id, "name": category.name, "supercategory": category.supercategory}
-                for category in self.categories
-            ],
+            "categories": [category.to_coco() for category in self.categories],
         }
 
     def _annotation_json(self, image: ImageRecord, annotation: Annotation) -> dict[str, object]:
@@ -164,6 +194,14 @@ class CocoDataset:
         if annotation.segmentation is not None:
             record["segmentation"] = segmentation_json(annotation.segmentation)
         return record | dict(annotation.extra)
+
+
+def objects_text(num_objects: int, num_crowd: int, num_ignored: int) -> str:
+    """`14 objects, 2 crowd regions, 1 difficult or ignored`: the last two only where there are any."""
+    parts = [f"{num_objects} objects"]
+    parts += [f"{num_crowd} crowd regions"] if num_crowd else []
+    parts += [f"{num_ignored} difficult or ignored"] if num_ignored else []
+    return ", ".join(parts)
 
 
 def _image_json(image: ImageRecord) -> dict[str, object]:

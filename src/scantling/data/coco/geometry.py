@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scantling.data.coco.records import Polygons, Segmentation, to_rle
 from scantling.data.findings import FindingLog, Kind, RecordLog
 from scantling.errors import DataError
-from scantling.ops.masks import MAX_OUTLINE, RLE, check_rle, rle_to_box
+from scantling.ops.polygons import MAX_OUTLINE
+from scantling.ops.rle import RLE, check_rle, rle_to_box
 
 Box = tuple[float, float, float, float]
 SizeHw = tuple[int, int]
@@ -71,6 +72,12 @@ def numbers_of_box(value: object) -> Box | None:
     return (value[0], value[1], value[2], value[3]) if finite else None
 
 
+def leaves(box: Box, size_hw: SizeHw) -> float:
+    """By how many pixels a box leaves its image; negative for one inside."""
+    x, y, width, height = box
+    return max(-x, -y, x + width - size_hw[1], y + height - size_hw[0])
+
+
 def _inside(box: Box, size_hw: SizeHw, log: RecordLog) -> bool:
     x, y, box_width, box_height = box
     height, width = size_hw
@@ -88,7 +95,7 @@ def _inside(box: Box, size_hw: SizeHw, log: RecordLog) -> bool:
             value=list(box),
         )
         return False
-    over = max(-x, -y, x + box_width - width, y + box_height - height)
+    over = leaves(box, size_hw)
     if over >= _TOLERANCE:
         message = f"bbox leaves the image of width {width} and height {height} by {over:g} px"
         log.add("box-clipped", message, field="bbox", value=list(box))
@@ -104,7 +111,7 @@ def check_segmentation(value: object, size_hw: SizeHw, log: RecordLog) -> Segmen
         log: Takes the findings; an unusable mask makes the record faulty, an empty one does not.
 
     Returns:
-        Polygons, the RLE, or None if there is no mask.
+        Polygons, the RLE, or None if there is no mask; a list without polygons is judged by the caller.
     """
     if value is None:
         return None
@@ -114,6 +121,29 @@ def check_segmentation(value: object, size_hw: SizeHw, log: RecordLog) -> Segmen
         return _checked_polygons(value, size_hw, log)
     log.add("mask-type", "segmentation is neither polygons nor RLE", field="segmentation", value=value)
     return None
+
+
+def holds_no_polygon(value: object) -> bool:
+    """Whether a segmentation is `[]` or `[[]]`, which exports of boxes write where there is no mask."""
+    return isinstance(value, list) and all(part == [] for part in value)
+
+
+def upright_box(box: Box, degrees: float) -> Box:
+    """The upright box around a box that is turned about its centre.
+
+    Args:
+        box: Left, top, width, height before turning, in pixels.
+        degrees: Clockwise, as CVAT writes `attributes.rotation`.
+    """
+    x, y, width, height = box
+    sine, cosine = abs(math.sin(math.radians(degrees))), abs(math.cos(math.radians(degrees)))
+    outer_width, outer_height = width * cosine + height * sine, width * sine + height * cosine
+    return (
+        x + (width - outer_width) / 2,
+        y + (height - outer_height) / 2,
+        outer_width,
+        outer_height,
+    )
 
 
 def _checked_rle(value: dict[str, object], size_hw: SizeHw, log: RecordLog) -> RLE | None:
@@ -140,8 +170,7 @@ def rle_fault(value: dict[str, object], size_hw: SizeHw) -> tuple[str, str] | No
 
 
 def _checked_polygons(value: list[object], size_hw: SizeHw, log: RecordLog) -> Polygons | None:
-    if all(part == [] for part in value):
-        log.add("mask-empty", "the segmentation holds no polygon", field="segmentation", value=value)
+    if holds_no_polygon(value):
         return None
     if any(type(part) in _NUMBERS for part in value):
         hint = "Put the list of numbers into a list: [[x1, y1, ...]]."

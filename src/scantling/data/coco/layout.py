@@ -2,18 +2,20 @@
 
 DIR/annotations/{split}.json            images in DIR/images
 DIR/{split}/_annotations.coco.json      images beside it (Roboflow, VISION)
-DIR/annotations/instances_{split}*.json images in DIR/{split}*, DIR/images/{split}*, DIR/images
+DIR/annotations/instances_{split}*.json images in DIR/{split}*, DIR/images/{split}*, DIR/images; without one,
+                                        person_keypoints_{split}*.json. Captions and image_info are no splits.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from enum import Enum, auto
 from pathlib import Path
 
 from scantling.data.findings import name_some, refuse
-from scantling.data.io import hint_for_missing
+from scantling.data.io import hint_for_missing, is_no_text
 
 _ALIASES = {
     "train": ("train", "training"),
@@ -21,9 +23,15 @@ _ALIASES = {
     "test": ("test", "testing", "inference"),
 }
 _PROBED_NAMES = 16
-_PEEK_CHARS = 1 << 20
+_PEEK_BYTES = 1 << 20
+_OVERLAP = 1 << 12  # longer than any key or file name
+_ANNOTATIONS = "annotations"
+_COCO_KEYS = (b'"images"', b'"annotations"')
 _SPLIT_PREFIX = re.compile(r"^(instances|image_info|person_keypoints)_")
-_FILE_NAME = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+_KEYPOINTS = re.compile(r"^person_keypoints_")
+_NO_OBJECTS = re.compile(r"^(captions|image_info|panoptic)_")
+_KNOWN_PREFIX = re.compile(r"^(captions|image_info|panoptic|stuff|person_keypoints|instances)_")
+_FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 def find_split(data_dir: Path | str, split: str) -> tuple[Path, Path]:
@@ -62,35 +70,119 @@ def find_split(data_dir: Path | str, split: str) -> tuple[Path, Path]:
     return refuse("split-missing", str(folder), message, hint=hint)
 
 
+class _Content(Enum):
+    """What a JSON file holds, as far as can be told without parsing it."""
+
+    COCO = auto()
+    OTHER = auto()
+    BROKEN = auto()
+
+
 def coco_splits(folder: Path) -> dict[str, Path]:
     """The annotations files of a folder by split, training first.
 
+    A split must not vanish because its file is damaged. What lies in a place of annotations and is a Git-LFS pointer,
+    empty, cut off or no JSON is therefore a split as well, and so is whatever has a split's own name: reading it says
+    what is wrong. Readable JSON of another kind, such as predictions beside the annotations, is passed over.
+
     Args:
-        folder: Of a data set; JSON files that do not begin like COCO annotations are passed over.
+        folder: Of a data set.
     """
     beside = {path.parent.name: path for path in folder.glob("*/_annotations.coco.json")}
-    inside = {_SPLIT_PREFIX.sub("", path.stem): path for path in (folder / "annotations").glob("*.json")}
-    above = {path.stem: path for path in folder.glob("*.json")}
-    files = {name: path for name, path in (above | inside | beside).items() if _looks_like_coco(path)}
+    inside = {_SPLIT_PREFIX.sub("", path.stem): path for path in _object_files(folder / _ANNOTATIONS)}
+    above = {path.stem: path for path in _json_in(folder)}
+    content = {path: _content_of(path) for path in (*above.values(), *inside.values(), *beside.values())}
+    coco = {path for path, kind in content.items() if kind is _Content.COCO}
+    kept = [*beside.values(), *_splits_among(inside, content, expected=True)]
+    kept += _splits_among(
+        above, content, expected=bool(coco.intersection(above.values())), any_coco=bool(coco)
+    )
+    files = {name: path for name, path in (above | inside | beside).items() if path in kept}
     order = [alias for aliases in _ALIASES.values() for alias in aliases]
     known = sorted((name for name in files if name in order), key=order.index)
     return {name: files[name] for name in (*known, *sorted(files.keys() - set(known)))}
 
 
+def _splits_among(
+    files: Mapping[str, Path], content: Mapping[Path, _Content], *, expected: bool, any_coco: bool = True
+) -> Iterator[Path]:
+    """The files of one place that are splits.
+
+    Args:
+        files: By name of the split.
+        content: Of each file.
+        expected: Broken files are splits too: annotations lie here, not anything.
+        any_coco: There are COCO files in the folder, so that a split's name means a split.
+    """
+    kinds = {content[path] for path in files.values()}
+    foreign = _Content.OTHER in kinds and _Content.COCO not in kinds  # another tool's, one for each picture
+    for name, path in files.items():
+        named = any(_means(split, name) for split in _ALIASES)
+        sought = named or name.endswith(_ANNOTATIONS) or (expected and not foreign)
+        broken = content[path] is _Content.BROKEN
+        if content[path] is _Content.COCO or (broken and sought) or (named and any_coco):
+            yield path
+
+
+def _content_of(path: Path) -> _Content:
+    if is_no_text(path):
+        return _Content.BROKEN
+    blocks = _blocks(path)
+    head = next(blocks).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head[:1] != b"{":
+        return _Content.OTHER if head[:1] == b"[" else _Content.BROKEN
+    if any(key in head for key in _COCO_KEYS) or any(key in block for block in blocks for key in _COCO_KEYS):
+        return _Content.COCO
+    return _Content.OTHER if _ends_whole(path) else _Content.BROKEN
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether the last character of a file that begins with a brace closes one."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - _OVERLAP))
+        return stream.read().rstrip().endswith(b"}")
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """A file in blocks, each with the end of the one before; at least one."""
+    with path.open("rb") as stream:
+        end = b""
+        while (block := stream.read(_PEEK_BYTES)) or not end:
+            yield end + block
+            end = block[-_OVERLAP:] or b" "
+
+
+def _json_in(folder: Path) -> list[Path]:
+    """JSON files directly in a folder, whatever the case of their ending; none if there is no such folder."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in files if path.suffix.lower() == ".json" and path.is_file())
+
+
+def other_annotations(folder: Path) -> list[str]:
+    """Names of COCO's files that are no splits: captions, images without labels, key points beside instances."""
+    used = set(coco_splits(folder).values())
+    there = sorted((folder / "annotations").glob("*.json"))
+    return [path.name for path in there if path not in used and _KNOWN_PREFIX.match(path.stem)]
+
+
+def _object_files(folder: Path) -> list[Path]:
+    """Annotation files that can hold objects; of several for one split, instances come last and so count."""
+    files = [path for path in _json_in(folder) if not _NO_OBJECTS.match(path.stem)]
+    return sorted(
+        files, key=lambda path: (not _KEYPOINTS.match(path.stem), path.stem.startswith("instances_"))
+    )
+
+
 def alias_of(split: str, names: Collection[str]) -> str | None:
     """The name among `names` that means this split: `valid` or `val2017` for `val`; None if there is none."""
+    dated = [name for name in names if _means(split, name)]
+    return next((name for name in (split, *_ALIASES.get(split, ()), *dated) if name in names), None)
+
+
+def _means(split: str, name: str) -> bool:
+    """Whether a name is that of a split: `valid`, `val` or `val2017` for `val`."""
     aliases = (split, *_ALIASES.get(split, ()))
-    dated = [name for name in names if any(re.match(rf"{re.escape(alias)}\d+$", name) for alias in aliases)]
-    return next((name for name in (*aliases, *dated) if name in names), None)
-
-
-def _looks_like_coco(path: Path) -> bool:
-    """An object, not a list; with the key of images if it ends within the first megabyte."""
-    with path.open("rb") as stream:
-        head = stream.read(_PEEK_CHARS)
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
-        return False
-    return b'"images"' in head or b'"annotations"' in head
+    return any(re.fullmatch(rf"{re.escape(alias)}\d*", name) for alias in aliases)
 
 
 def choose_image_root(file: Path, names: Sequence[str]) -> Path:
@@ -125,38 +217,42 @@ def _root_candidates(file: Path) -> list[Path]:
 
 
 def _annotations_of(folder: Path, name: str) -> Path | None:
-    fixed = (folder / "annotations" / f"{name}.json", folder / name / "_annotations.coco.json")
-    globbed = _instances_of(folder / "annotations", name)
-    candidates = [*fixed, *globbed, folder / f"{name}.json"]
+    inside = folder / _ANNOTATIONS
+    fixed = (inside / f"{name}.json", folder / name / "_annotations.coco.json")
+    spelt = [path for path in (*_json_in(inside), *_json_in(folder)) if path.stem == name]
+    candidates = [*fixed, *_instances_of(inside, name), folder / f"{name}.json", *spelt]
     return next((path for path in candidates if path.is_file()), None)
 
 
 def _instances_of(folder: Path, name: str) -> list[Path]:
-    """COCO's own file names: `instances_val2017.json`; refuses to choose between several."""
-    exact = folder / f"instances_{name}.json"
-    if exact.is_file():
-        return [exact]
-    matches = sorted(
-        path
-        for path in folder.glob("*.json")
-        if re.match(rf"instances_{re.escape(name)}(\W|_|\d)", path.name)
-    )
-    if len(matches) > 1:
-        message = f"several files could be split {name!r}: {name_some([path.name for path in matches])}"
-        refuse("split-missing", str(folder), message, hint=f"Rename the one meant to {name}.json.")
-    return matches
+    """COCO's own file names: `instances_val2017.json`, else `person_keypoints_val2017.json`.
+
+    Raises:
+        DataError: Several files could be meant.
+    """
+    for prefix in ("instances_", "person_keypoints_"):
+        exact = folder / f"{prefix}{name}.json"
+        if exact.is_file():
+            return [exact]
+        meant = re.compile(rf"{prefix}{re.escape(name)}(\W|_|\d)")
+        matches = sorted(path for path in folder.glob("*.json") if meant.match(path.name))
+        if len(matches) > 1:
+            message = f"several files could be split {name!r}: {name_some([path.name for path in matches])}"
+            refuse("split-missing", str(folder), message, hint=f"Rename the one meant to {name}.json.")
+        if matches:
+            return matches
+    return []
 
 
 def _peek_file_names(file: Path) -> list[str]:
-    """Some file names near the start of a JSON file, without parsing all of it."""
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        text = stream.read(_PEEK_CHARS)
-    return [_unquoted(match) for match in _FILE_NAME.findall(text)]
+    """Some file names of a JSON file, from the first block that has any, without parsing all of it."""
+    found = (_FILE_NAME.findall(block) for block in _blocks(file))
+    return [_unquoted(match) for match in next(filter(None, found), ())]
 
 
-def _unquoted(text: str) -> str:
+def _unquoted(text: bytes) -> str:
     try:
-        return str(json.loads(text))
+        return str(json.loads(text.decode("utf-8", errors="replace")))
     except ValueError:
         return ""
 

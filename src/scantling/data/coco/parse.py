@@ -26,6 +26,7 @@ Raw = dict[str, object]
 T = TypeVar("T")
 
 _IMAGE_KEYS = frozenset({"id", "file_name", "width", "height"})
+_CATEGORY_KEYS = frozenset({"id", "name", "supercategory"})
 
 
 def parse_list(
@@ -143,7 +144,8 @@ def _parse_category(identifier: ImageId, record: Raw, log: RecordLog) -> Categor
         message = f"a category id must be an integer, this is of type {type_name(identifier)}"
         log.add("id-type", message, field="id", value=identifier)
         return None
-    return Category(identifier, name, supercategory if isinstance(supercategory, str) else "")
+    group = supercategory if isinstance(supercategory, str) else ""
+    return Category(identifier, name, group, extra_of(record, _CATEGORY_KEYS, log))
 
 
 def parse_images(raw: list[object], root: Path, log: FindingLog) -> list[ImageRecord]:
@@ -198,7 +200,9 @@ def _declared_size(record: Raw, log: RecordLog) -> tuple[int, int] | None:
         return None
     if sides[0] * sides[1] > MAX_PIXELS:
         message = f"{sides[1]} x {sides[0]} pixels are more than the {MAX_PIXELS} that are ever decoded"
-        log.add("image-size", message)
+        log.add(
+            "image-size", message, hint="Cut the picture into tiles, or shrink it together with its labels."
+        )
         return None
     return sides[0], sides[1]
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scantling.ops.masks import RLE, polygons_to_rle, rle_area, rle_from_uncompressed
+from scantling.ops.polygons import polygons_to_rle
+from scantling.ops.rle import RLE, rle_area, rle_from_uncompressed
 
 ImageId = int | float | str
 AnnotationId = int | float | str
@@ -48,11 +49,17 @@ class Category:
         id: The file's own id, written back unchanged.
         name: The file's own name; by it classes of different files are matched.
         supercategory: Group of classes, or "".
+        extra: Further keys of the record, such as `keypoints` and `skeleton`, written back unchanged.
     """
 
     id: int
     name: str
     supercategory: str = ""
+    extra: Extra = field(default_factory=_no_extra, compare=False)
+
+    def to_coco(self) -> dict[str, object]:
+        """The record of a COCO file."""
+        return {"id": self.id, "name": self.name, "supercategory": self.supercategory, **self.extra}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +72,7 @@ class ImageRecord:
         path: Where the image is expected.
         size_hw: Height and width of the frame in which the labels live.
         extra: Further keys of the record, written back unchanged.
+        white: Value that is white in pictures of 16 bits that do not say it themselves; None: 65535.
     """
 
     id: ImageId
@@ -72,6 +80,7 @@ class ImageRecord:
     path: Path
     size_hw: tuple[int, int]
     extra: Extra = field(default_factory=_no_extra, compare=False)
+    white: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +92,7 @@ class Annotation:
         label: 0..K-1.
         box_xywh: As in the file: left, top, width, height in pixels, not clipped.
         is_crowd: A region of uncounted objects: never a target, ignored in AP.
+        is_ignored: One object that is never a target and counts neither way in AP: VOC's `difficult`, COCO's `ignore`.
         area: As in the file; None if it has none.
         segmentation: Polygons, RLE, or None.
         extra: Further keys of the record, written back unchanged.
@@ -92,9 +102,15 @@ class Annotation:
     label: int
     box_xywh: tuple[float, float, float, float]
     is_crowd: bool = False
+    is_ignored: bool = False
     area: float | None = None
     segmentation: Segmentation | None = field(default=None, compare=False)
     extra: Extra = field(default_factory=_no_extra, compare=False)
+
+    @property
+    def is_object(self) -> bool:
+        """Whether it is an object to be learned and found: no crowd region, and not ignored."""
+        return not (self.is_crowd or self.is_ignored)
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
@@ -105,6 +121,11 @@ def told_apart(names: Sequence[str]) -> list[str]:
         free = (text for text in numbered if text not in found and text not in given)
         found[name if name not in found else next(free)] = None
     return list(found)
+
+
+def labels_by_name(names: Sequence[str]) -> dict[str, int]:
+    """Label of every class; of several of one name, the second is called `bolt (2)` as in `told_apart`."""
+    return {name: label for label, name in enumerate(told_apart(names))}
 
 
 def to_rle(segmentation: Segmentation, size_hw: tuple[int, int]) -> RLE:

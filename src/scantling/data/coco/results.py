@@ -1,38 +1,47 @@
 """Predictions in COCO's result form: written in the data set's own ids, and read from any tool with every check.
 
-A result is a dict with `image_id`, `category_id`, `score` and `bbox` ([x, y, width, height]) or `segmentation` (RLE)
-or both; further keys are kept. An `image_id` that is no id of the data set may be the name of one image's file, with or
-without its folder and ending, as some tools write it: it is replaced by the id. N: results of an image.
+A result is a dict with `image_id`, `category_id`, `score` and `bbox` ([x, y, width, height]) or `segmentation` (RLE or
+polygons) or both; further keys are kept. Where it has them, `file_name` says which image it is about (`result_images`
+has the rest) and `category_name` which category: tools count both in ways of their own. Checked results have the data
+set's ids, masks as compressed RLE, and no empty shapes. N: results of an image.
 """
 
 from __future__ import annotations
 
 import logging
-import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from scantling.data.coco.dataset import CocoDataset
-from scantling.data.coco.geometry import Box, is_finite_number, looks_xyxy, numbers_of_box, rle_fault
-from scantling.data.coco.parse import type_name, usable_id
-from scantling.data.coco.records import Category, ImageId, to_rle
+from scantling.data.coco.geometry import (
+    Box,
+    check_segmentation,
+    is_finite_number,
+    looks_xyxy,
+    numbers_of_box,
+    rle_fault,
+)
+from scantling.data.coco.parse import usable_id
+from scantling.data.coco.records import Category, ImageId, ImageRecord, to_rle
+from scantling.data.coco.result_images import NONE, ImagePlaces, shown
 from scantling.data.findings import FindingLog, Policy, RecordLog, name_some
 from scantling.data.io import read_json, write_json
 from scantling.errors import Finding
-from scantling.ops.masks import rle_to_box
-from scantling.structures.instances import Instances
-from scantling.structures.masks import ImageMasks, RoiMasks
+from scantling.ops.rle import rle_to_box
+from scantling.settings.paths import ImageIds
+
+if TYPE_CHECKING:
+    from scantling.structures.instances import Instances
 
 Result = dict[str, Any]
 
-_NO_RLE = "expected a mask as RLE, an object with size and counts, found {}"
+_NO_MASK = "expected a mask as RLE, an object with size and counts, or as polygons, found {}"
 _logger = logging.getLogger(__name__)
 
 
@@ -57,6 +66,10 @@ def to_results(image_id: ImageId, instances: Instances, categories: Sequence[Cat
     Raises:
         ValueError: The instances have no scores.
     """
+    import torch  # here, because what only reads results shall start without it
+
+    from scantling.structures.masks import RoiMasks
+
     if instances.scores is None:
         raise ValueError("to_results: expected detections, found instances without scores")
     corners = instances.boxes.detach().cpu().double()
@@ -75,24 +88,41 @@ def to_results(image_id: ImageId, instances: Instances, categories: Sequence[Cat
     return results
 
 
-def write_results(results: Sequence[Mapping[str, object]], path: Path | str) -> None:
-    """Write results atomically as a JSON list.
+def with_file_names(results: Iterable[Mapping[str, Any]], images: Iterable[ImageRecord]) -> list[Result]:
+    """Results in the ids of `images`, each with its `file_name`, which outlives any numbering; one it has stays."""
+    names = {image.id: image.file_name for image in images}
+    return [
+        {"image_id": result["image_id"], "file_name": names[result["image_id"]], **result}
+        for result in results
+    ]
+
+
+def write_results(
+    results: Iterable[Mapping[str, Any]], path: Path | str, images: Iterable[ImageRecord]
+) -> None:
+    """Write results in the ids of `images` atomically as a JSON list; see `with_file_names`.
 
     Raises:
         ValueError: A number is NaN or infinite.
         UsageError: The file cannot be written.
     """
-    write_json(path, list(results))
+    write_json(path, with_file_names(results, images))
 
 
 def read_results(
-    path: Path | str, dataset: CocoDataset, *, skip_invalid: bool = False, strict: bool = False
+    path: Path | str,
+    dataset: CocoDataset,
+    *,
+    image_ids: ImageIds = "auto",
+    skip_invalid: bool = False,
+    strict: bool = False,
 ) -> list[Result]:
     """Read and check a result file of any tool; warnings go to the log (use `check_results` to have them).
 
     Args:
         path: The JSON.
         dataset: The data set that was predicted.
+        image_ids: What numbers as `image_id` are.
         skip_invalid: Drop and count unusable results instead of raising.
         strict: Warnings raise.
 
@@ -100,7 +130,9 @@ def read_results(
         DataError: With all findings, if one is an error.
     """
     results = read_json(path, keep_nan=True)
-    checked = check_results(results, dataset, file=str(path), skip_invalid=skip_invalid, strict=strict)
+    checked = check_results(
+        results, dataset, file=str(path), image_ids=image_ids, skip_invalid=skip_invalid, strict=strict
+    )
     for finding in checked.findings:
         _logger.warning("%s", str(finding).removeprefix("warning "))
     return checked.records
@@ -111,6 +143,7 @@ def check_results(
     dataset: CocoDataset,
     *,
     file: str = "predictions",
+    image_ids: ImageIds = "auto",
     skip_invalid: bool = False,
     strict: bool = False,
 ) -> CheckedResults:
@@ -120,6 +153,7 @@ def check_results(
         results: Should be a list of result dicts.
         dataset: The data set that was predicted.
         file: Name for messages.
+        image_ids: What numbers as `image_id` are; results that were checked before have the data set's ids.
         skip_invalid: Drop and count unusable results instead of raising.
         strict: Warnings raise.
 
@@ -127,13 +161,15 @@ def check_results(
         DataError: With all findings, if one is an error.
     """
     log = FindingLog(file, Policy(skip_invalid=skip_invalid, strict=strict))
+    listed = _as_list(results, log)
+    records = {index: record for index, record in enumerate(listed) if isinstance(record, dict)}
+    for index in sorted(set(range(len(listed))) - records.keys()):
+        message = f"expected an object, found {type(listed[index]).__name__}"
+        log.add("record-not-object", message, path=f"[{index}]", value=listed[index])
+    places = ImagePlaces(dataset, log, image_ids).find(list(records.values()))
     gathered = _Gathered(dataset, log, frozenset(dataset.category_ids))
-    for index, record in enumerate(_as_list(results, log)):
-        if isinstance(record, dict):
-            gathered.take(record, index)
-        else:
-            message = f"expected an object, found {type(record).__name__}"
-            log.add("record-not-object", message, path=f"[{index}]", value=record)
+    for (index, record), place in zip(records.items(), places, strict=True):
+        gathered.take(record, index, place)
     gathered.report()
     log.raise_if_failed()
     return CheckedResults(gathered.records, log.findings)
@@ -164,6 +200,11 @@ def results_to_instances(results: Sequence[Result], dataset: CocoDataset) -> dic
 def _to_instances(
     results: list[Result], size_hw: tuple[int, int], labels: Mapping[int, int], *, with_masks: bool
 ) -> Instances:
+    import torch
+
+    from scantling.structures.instances import Instances
+    from scantling.structures.masks import ImageMasks
+
     corners = [_corners(result) for result in results]
     masks = [to_rle(result["segmentation"], size_hw) for result in results] if with_masks else []
     return Instances(
@@ -209,59 +250,61 @@ class _Gathered:
     category_ids: frozenset[int]
     records: list[Result] = field(default_factory=list)
     taken: int = 0
-    named_images: list[str] = field(default_factory=list)
-    unknown_images: Counter[str] = field(default_factory=Counter)
+    covered: set[int] = field(default_factory=set)
     unknown_categories: Counter[str] = field(default_factory=Counter)
+    num_without_category: int = 0
+    named_categories: list[str] = field(default_factory=list)
     scores_out_of_range: list[float] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
     limits_wh: list[tuple[int, int]] = field(default_factory=list)
 
-    def take(self, record: Result, index: int) -> None:
-        """Check one result and keep it if it is usable."""
+    def take(self, record: Result, index: int, place: int) -> None:
+        """Check one result and keep it if it is usable.
+
+        Args:
+            record: As in the file.
+            index: Its place there.
+            place: Position of its image in the data set, or NONE.
+        """
         self.taken += 1
-        image_index = self._image_index(record.get("image_id"))
-        known = self._knows_category(record.get("category_id"))
+        category_id = self._category_of(record)
         log = self.log.record(f"[{index}]", usable_id(record.get("image_id")))
         self._check_score(record.get("score"), log)
-        if image_index is None:
+        if place == NONE:
             return
-        image = self.dataset.images[image_index]
-        size_hw = image.size_hw
-        record = _checked_shapes(record, size_hw, log)
-        if record["image_id"] != image.id:
-            self.named_images.append(record["image_id"])
-            record = record | {"image_id": image.id}
-        if not known or log.faulty:
+        self.covered.add(place)
+        image = self.dataset.images[place]
+        record = _checked_shapes(record, image.size_hw, log)
+        if category_id is None or log.faulty:
             return
+        if record.get("image_id") != image.id or record.get("category_id") != category_id:
+            record = record | {"image_id": image.id, "category_id": category_id}
         self.records.append(record)
         if "bbox" in record:
             self.boxes.append(record["bbox"])
-            self.limits_wh.append(size_hw[::-1])
+            self.limits_wh.append(image.size_hw[::-1])
 
-    def _image_index(self, value: object) -> int | None:
-        identifier = usable_id(value)
-        index = self.dataset.index_of.get(identifier) if identifier is not None else None
-        if index is None and isinstance(identifier, str):
-            index = self._named.get(identifier)
-        if index is None:
-            self.unknown_images[_shown(value)] += 1
-        return index
+    def _category_of(self, record: Result) -> int | None:
+        """Id of the category that a result names, or None; the name counts where name and id disagree."""
+        value, name = record.get("category_id"), record.get("category_name")
+        by_name = self._id_of_name.get(name) if isinstance(name, str) else None
+        known = type(value) in (int, float) and value in self.category_ids
+        if by_name is not None and not (known and value == by_name):
+            self.named_categories.append(f"{name!r} with category_id {value!r:.40}")
+            return by_name
+        if known:
+            return value
+        if value is None:
+            self.num_without_category += 1
+        else:
+            self.unknown_categories[shown(value)] += 1
+        return None
 
     @cached_property
-    def _named(self) -> dict[str, int]:
-        """Position of each image by the names that mean no other image."""
-        found: dict[str, int | None] = {}
-        for index, image in enumerate(self.dataset.images):
-            path = PurePosixPath(image.file_name)
-            for name in {str(path), str(path.with_suffix("")), path.name, path.stem}:
-                found[name] = None if name in found else index
-        return {name: index for name, index in found.items() if index is not None}
-
-    def _knows_category(self, value: object) -> bool:
-        known = type(value) in (int, float) and value in self.category_ids
-        if not known:
-            self.unknown_categories[_shown(value)] += 1
-        return known
+    def _id_of_name(self) -> dict[str, int]:
+        """Category by name, without names that occur twice."""
+        count = Counter(self.dataset.class_names)
+        return {each.name: each.id for each in self.dataset.categories if count[each.name] == 1}
 
     def _check_score(self, value: object, log: RecordLog) -> None:
         if not is_finite_number(value):
@@ -271,7 +314,7 @@ class _Gathered:
 
     def report(self) -> None:
         """Add the findings about all results together."""
-        self._report_unknown()
+        self._report_categories()
         add = self.log.add
         if self.scores_out_of_range:
             message = f"{len(self.scores_out_of_range)} of {self.taken} scores lie outside 0..1"
@@ -281,22 +324,24 @@ class _Gathered:
             add("results-boxes-xyxy", message, value=list(self.boxes[0]))
         self._report_coverage()
 
-    def _report_unknown(self) -> None:
-        if self.named_images:
-            message = f"{len(self.named_images)} of {self.taken} predictions name their image by its file"
-            self.log.add("results-image-named", message, value=self.named_images[0])
-        images, categories = list(self.dataset.index_of), list(self.dataset.category_ids)
-        for code, kind, unknown, known in (
-            ("results-image-unknown", "images", self.unknown_images, images),
-            ("results-category-unknown", "categories", self.unknown_categories, categories),
-        ):
-            if unknown:
-                some = ", ".join(list(unknown)[:5])
-                message = (
-                    f"{unknown.total()} of {self.taken} predictions are for {len(unknown)} {kind} not in"
-                    f" {self.dataset.file}: {some}; it has {name_some([repr(identifier) for identifier in known])}"
-                )
-                self.log.add(code, message)
+    def _report_categories(self) -> None:
+        add = self.log.add
+        if self.num_without_category:
+            message = f"{self.num_without_category} of {self.taken} predictions have no category_id"
+            add("results-category-missing", message)
+        if self.named_categories:
+            message = (
+                f"in {len(self.named_categories)} of {self.taken} predictions category_name and category_id disagree;"
+                f" the name counts: {self.named_categories[0]}"
+            )
+            add("results-category-differs", message)
+        if unknown := self.unknown_categories:
+            known = name_some([repr(category_id) for category_id in self.dataset.category_ids])
+            message = (
+                f"{unknown.total()} of {self.taken} predictions are for {len(unknown)} categories not in"
+                f" {self.dataset.file}: {', '.join(list(unknown)[:5])}; it has {known}"
+            )
+            add("results-category-unknown", message)
 
     def _report_coverage(self) -> None:
         add = self.log.add
@@ -309,8 +354,9 @@ class _Gathered:
         for key, count in (("bbox", len(self.boxes)), ("segmentation", self._count("segmentation"))):
             if 0 < count < len(self.records):
                 add("results-mixed", f"{count} of {len(self.records)} predictions have a {key}")
-        covered = {record["image_id"] for record in self.records}
-        missing = [image.file_name for image in self.dataset.images if image.id not in covered]
+        missing = [
+            image.file_name for place, image in enumerate(self.dataset.images) if place not in self.covered
+        ]
         if missing:
             message = f"{len(missing)} of {len(self.dataset)} images have no prediction: {name_some(missing)}"
             add("results-uncovered", message)
@@ -320,28 +366,33 @@ class _Gathered:
 
 
 def _checked_shapes(record: Result, size_hw: tuple[int, int], log: RecordLog) -> Result:
-    """The result with a sound box and a compressed mask; what is null counts as missing."""
-    shapes = {key: record[key] for key in ("bbox", "segmentation") if record.get(key) is not None}
-    if nulls := (record.keys() & {"bbox", "segmentation"}) - shapes.keys():
-        record = {key: value for key, value in record.items() if key not in nulls}
-    if not shapes:
-        log.add("results-shapeless", "the prediction has neither bbox nor segmentation")
+    """The result with a sound box and a compressed mask; what is null or empty counts as missing."""
+    shapes = {key: record[key] for key in ("bbox", "segmentation") if record.get(key) not in (None, [], [[]])}
+    if empty := (record.keys() & {"bbox", "segmentation"}) - shapes.keys():
+        record = {key: value for key, value in record.items() if key not in empty}
     if "bbox" in shapes:
         box = numbers_of_box(shapes["bbox"])
         if box is None or box[2] < 0 or box[3] < 0:
             message = "bbox is not four finite numbers with width and height >= 0"
             log.add("results-box", message, field="bbox", value=shapes["bbox"])
     if "segmentation" in shapes:
-        mask = shapes["segmentation"]
-        fault = (
-            rle_fault(mask, size_hw) if isinstance(mask, dict) else ("", _NO_RLE.format(type(mask).__name__))
-        )
-        if fault:
-            log.add("results-rle", fault[1], field="segmentation", value=mask)
-        elif isinstance(mask["counts"], list):
-            record = record | {"segmentation": to_rle(mask, size_hw)}
+        record = _with_checked_mask(record, size_hw, log)
+    if not record.keys() & {"bbox", "segmentation"}:
+        log.add("results-shapeless", "the prediction has neither bbox nor segmentation")
     return record
 
 
-def _shown(value: object) -> str:
-    return f"{reprlib.repr(value)} ({type_name(value)})"
+def _with_checked_mask(record: Result, size_hw: tuple[int, int], log: RecordLog) -> Result:
+    """The result with its mask as compressed RLE, or without one where polygons enclose nothing."""
+    mask = record["segmentation"]
+    if isinstance(mask, list):
+        polygons = check_segmentation(mask, size_hw, log)
+        if polygons is not None:
+            return record | {"segmentation": to_rle(polygons, size_hw)}
+        return {key: value for key, value in record.items() if key != "segmentation" or log.faulty}
+    fault = rle_fault(mask, size_hw) if isinstance(mask, dict) else ("", _NO_MASK.format(type(mask).__name__))
+    if fault:
+        log.add("results-rle", fault[1], field="segmentation", value=mask)
+    elif isinstance(mask["counts"], list):
+        return record | {"segmentation": to_rle(mask, size_hw)}
+    return record

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from scantling.data.coco import CocoDataset, ReadOptions
 from scantling.data.findings import FindingLog, refuse
 from scantling.data.formats.document import Document, Place, Raw, add_sizes, numbered
-from scantling.data.io import read_json
+from scantling.data.io import is_no_text, read_json
 
 State = Literal["intact", "damaged", "occluded", "absent"]
 STATES: tuple[State, ...] = ("intact", "damaged", "occluded", "absent")
@@ -35,9 +35,12 @@ class DelftBikesFolder(NamedTuple):
 
 def delftbikes_folder(root: Path) -> DelftBikesFolder | None:
     """The splits of a DelftBikes data set; None if this folder is none."""
-    files = {
-        path.name.removesuffix(_SUFFIX): path for path in sorted(root.glob(f"*{_SUFFIX}")) if _has_parts(path)
-    }
+    there = sorted(root.glob(f"*{_SUFFIX}"))
+    parts = {path for path in there if _has_parts(path)}
+    kept = [
+        path for path in there if path in parts or (parts and is_no_text(path))
+    ]  # reading says what is wrong
+    files = {path.name.removesuffix(_SUFFIX): path for path in kept}
     ordered = sorted(files, key=lambda split: (split != "train", split))
     return DelftBikesFolder(root, {split: files[split] for split in ordered}) if files else None
 
@@ -74,6 +77,10 @@ def read_delftbikes(
             document.enter("images", records[root / image], Place(str(file), image))
             reader.add(image, numbers[image], parts)
     reader.remark()
+    lost = [len(parts) for image, parts in content[split].items() if root / image not in usable]
+    if any(lost):
+        message = f"{sum(lost)} parts of {len(lost)} images are not used, because their images cannot be"
+        reader.log.add("annotations-dropped", message)
     return document.dataset()
 
 

@@ -99,6 +99,25 @@ class Document:
         return replace(finding, file=place.file, path=place.within, id=identifier)
 
 
+class ClassIds:
+    """Category ids by the names that label files write.
+
+    Args:
+        categories: With `id` and `name`, of which none repeats.
+    """
+
+    def __init__(self, categories: Iterable[Raw]) -> None:
+        self._exact = {str(category["name"]): category["id"] for category in categories}
+        bare: dict[str, list[object]] = {}
+        for name, number in self._exact.items():
+            bare.setdefault(name.strip(), []).append(number)
+        self._bare = {name: numbers[0] for name, numbers in bare.items() if len(numbers) == 1}
+
+    def of(self, name: str) -> object | None:
+        """The id of a name as it stands, else of the only one that differs in white space around it; or None."""
+        return self._exact.get(name, self._bare.get(name.strip()))
+
+
 def add_sizes(images: Mapping[Path, Raw], document: Document) -> list[Path]:
     """Fill in width and height from the headers of image files.
 

@@ -3,8 +3,8 @@
 COCO        annotations/SPLIT.json, annotations/instances_SPLIT*.json, SPLIT.json
 Roboflow    SPLIT/_annotations.coco.json beside the images (also VISION)
 DelftBikes  SPLIT_annotations.json with parts and states
-YOLO        data.yaml; or images/ and labels/ with classes.txt
-VOC         Annotations/*.xml, JPEGImages/, ImageSets/Main/SPLIT.txt
+YOLO        data.yaml; darknet's obj.data; or images/ and labels/, or both in one folder, with classes.txt
+VOC         Annotations/*.xml, JPEGImages/, ImageSets/Main/SPLIT.txt; or XML beside the images
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scantling.data.coco import CocoDataset, ReadOptions, find_split, read_coco
-from scantling.data.coco.layout import alias_of, coco_splits, require_folder
+from scantling.data.coco import CocoDataset, ReadOptions, find_split, read_coco_as
+from scantling.data.coco.layout import alias_of, coco_splits, other_annotations, require_folder
 from scantling.data.findings import FindingLog, name_some, refuse
+from scantling.data.formats.darknet import darknet_file, read_darknet
 from scantling.data.formats.delftbikes import TARGETS, State, delftbikes_folder, read_delftbikes
+from scantling.data.formats.foreign import foreign_files
 from scantling.data.formats.voc import read_voc, voc_folder
-from scantling.data.formats.yolo import SUFFIXES, read_yolo
+from scantling.data.formats.yolo import read_yolo
 from scantling.data.formats.yolo_settings import (
     YoloFolder,
     folder_without_settings,
@@ -27,6 +29,7 @@ from scantling.data.formats.yolo_settings import (
     read_settings,
     settings_file,
 )
+from scantling.data.images.open import is_picture
 
 _logger = logging.getLogger(__name__)
 
@@ -97,8 +100,8 @@ def detect_format(folder: Path | str, *, states: tuple[State, ...] = TARGETS) ->
     if not found:
         _refuse_unknown(root)
     others = [layout.format for layout in found[1:]]
-    note = f"it could be read as {', '.join(others)} too" if others else ""
-    return replace(found[0], notes=(note,)) if note else found[0]
+    notes = (f"it could be read as {', '.join(others)} too",) if others else ()
+    return replace(found[0], notes=(*found[0].notes, *notes))
 
 
 def _coco(root: Path) -> Layout | None:
@@ -111,7 +114,9 @@ def _coco(root: Path) -> Layout | None:
         file, image_root = find_split(root, split)
         return read_file(file, image_root, options)
 
-    return Layout(format="Roboflow" if beside else "COCO", root=root, splits=tuple(files), read=read)
+    name, passed = "Roboflow" if beside else "COCO", other_annotations(root)
+    notes = (f"no splits of their own, not read: {name_some(passed, 8)}",) if passed else ()
+    return Layout(format=name, root=root, splits=tuple(files), read=read, notes=notes)
 
 
 def _delftbikes(root: Path, states: tuple[State, ...]) -> Layout | None:
@@ -129,6 +134,9 @@ def _yolo(root: Path) -> Layout | None:
     file = settings_file(root)
     if file is not None:
         return yolo_layout(read_settings(file))
+    settings = darknet_file(root)
+    if settings is not None:
+        return yolo_layout(read_darknet(settings))
     return yolo_layout(folder_without_settings(root)) if has_labels(root) else None
 
 
@@ -154,24 +162,14 @@ def _voc(root: Path) -> Layout | None:
 
 def read_file(file: Path, image_root: Path | None, options: ReadOptions) -> CocoDataset:
     """A COCO file under the given options."""
-    return read_coco(
-        file,
-        image_root,
-        task=options.task,
-        skip_invalid=options.skip_invalid,
-        strict=options.strict,
-        require_instances=options.require_instances,
-        require_labels=options.require_labels,
-    )
+    return read_coco_as(file, image_root, options)
 
 
 def understood(layout: Layout, dataset: CocoDataset, split: str) -> str:
     """One line about a split that was read."""
     names = name_some(list(dataset.class_names), 8)
-    counts = f"{len(dataset)} images, {dataset.num_annotations} objects"
-    return (
-        f"{split}: {counts}, {len(dataset.categories)} categories ({names}); {layout.format}, {dataset.file}"
-    )
+    counts = f"{dataset.counts_text()}, {len(dataset.categories)} categories ({names})"
+    return f"{split}: {counts}; {layout.format}, {dataset.file}"
 
 
 def announce(layout: Layout) -> None:
@@ -185,7 +183,7 @@ def announce(layout: Layout) -> None:
 def _refuse_unknown(root: Path) -> None:
     """Say what is there instead, and what probably was meant."""
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir() if entry.name[0] != ".")
-    images = [name for name in entries if Path(name).suffix.lower() in SUFFIXES]
+    images = [name for name in entries if is_picture(root / name)]
     message = f"no known layout; found here: {name_some(entries, 8) or 'nothing'}"
     refuse("format-unknown", str(root), message, hint=_advice(root, entries, images))
 
@@ -194,6 +192,11 @@ def _advice(root: Path, entries: list[str], images: list[str]) -> str:
     for name in entries:
         if name.endswith("/") and _is_data_set(root / name):
             return f"The data set is in {root / name}: give that folder."
+    above = root.absolute().parent
+    meant = f"Labels are in {above}: give that folder." if images and _is_data_set(above) else ""
+    foreign = foreign_files(root)
+    if foreign or meant:
+        return " ".join(filter(None, (foreign, meant)))
     if images:
         return "Images without annotations can only be looked at, with `scantling predict`."
     return f"Known layouts: {_KNOWN}. See docs/formats.md."
@@ -201,5 +204,9 @@ def _advice(root: Path, entries: list[str], images: list[str]) -> str:
 
 def _is_data_set(folder: Path) -> bool:
     return bool(
-        coco_splits(folder) or settings_file(folder) or voc_folder(folder) or delftbikes_folder(folder)
+        coco_splits(folder)
+        or settings_file(folder)
+        or darknet_file(folder)
+        or voc_folder(folder)
+        or delftbikes_folder(folder)
     )

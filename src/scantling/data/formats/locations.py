@@ -8,6 +8,7 @@ splits/fold0-val.json        a split file: {"name", "data", "image_ids"}; `data`
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scantling.data.coco import CocoDataset, ImageId, ReadOptions
-from scantling.data.findings import name_some, refuse
+from scantling.data.findings import name_some, refuse, tell_warnings
 from scantling.data.formats.delftbikes import TARGETS, State, delftbikes_folder, read_delftbikes
 from scantling.data.formats.layouts import Layout, announce, detect_format, read_file, yolo_layout
 from scantling.data.formats.voc import read_voc, voc_folder
 from scantling.data.formats.yolo_settings import read_settings
 from scantling.data.io import hint_for_missing, read_json, write_json
 from scantling.errors import UsageError
-from scantling.settings.paths import GivenData, Lenient, named
+from scantling.settings.paths import GivenData, Lenient, counts_difficult, named
+
+_logger = logging.getLogger(__name__)
 
 _PEEK = 4096
 _KEYS = {"name", "data", "image_ids"}
@@ -63,7 +66,7 @@ def parse_location(text: Path | str) -> Location:
 
 
 def read_given(data: GivenData) -> CocoDataset:
-    """Read what a person named, strictly or leniently.
+    """Read what a person named, strictly or leniently; what was found in it goes to the log.
 
     Args:
         data: See the top of this module; `Lenient` leaves faulty records out and counts them.
@@ -71,7 +74,12 @@ def read_given(data: GivenData) -> CocoDataset:
     Raises:
         DataError: As `read_location`.
     """
-    return read_location(named(data), ReadOptions(skip_invalid=isinstance(data, Lenient)))
+    options = ReadOptions(skip_invalid=isinstance(data, Lenient), count_difficult=counts_difficult(data))
+    dataset = read_location(named(data), options)
+    tell_warnings(dataset.findings, _logger, rest="`scantling check` tells all")
+    if dataset.num_crowd or dataset.num_ignored:
+        _logger.info("%s: %s", named(data), dataset.counts_text())
+    return dataset
 
 
 def read_location(

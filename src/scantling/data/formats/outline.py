@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.data.coco.records import Segmentation, to_rle
-from scantling.ops.masks import polygons_to_rle
+from scantling.ops.polygons import polygons_to_rle
 from scantling.ops.rle import rle_decode, rle_to_patch
 
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))  # right, down, left, up: the mask is on the right hand

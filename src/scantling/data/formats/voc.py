@@ -4,60 +4,88 @@ Edges are counted in pixels from 1 and belong to the box: x = xmin - 1, width = 
 Decimals are read as they are, so converted boxes keep their sub-pixel position. An edge `0` shows a tool that counted
 from 0; such boxes are clipped at the image's edge and counted in a warning, because guessing would shift whole sets.
 
-Without `ImageSets` everything is the one split `all`. Class names come from all XML files of the folder, sorted, so
-that every split has the same list; a `categories.json` beside the folders fixes ids and order.
+Without `ImageSets` everything is the one split `all`. LabelImg and Roboflow write the XML beside the images, in the
+folder itself or in `train`, `valid` and `test`, which are then the splits. Class names come from all XML files of the
+folder, sorted, so that every split has the same list; a `categories.json` beside the folders fixes ids and order.
+XML files without an image, images without XML, and names in another spelling (`A.JPG`, `%20`) are told.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from scantling.data.coco import CocoDataset, ReadOptions
-from scantling.data.findings import FindingLog, name_some, refuse
-from scantling.data.formats.document import Document, Place, Raw, image_numbers, stored_categories
+from scantling.data.findings import FindingLog, name_some
+from scantling.data.formats.document import ClassIds, Document, Place, Raw, image_numbers, stored_categories
 from scantling.data.formats.safe_xml import Element, read_xml
-from scantling.data.images.open import files_below
-from scantling.data.io import read_bytes
+from scantling.data.formats.yolo_settings import text_of
+from scantling.data.images.open import PICTURE_SUFFIXES, files_below, is_picture, pictures_below
+from scantling.data.spelling import Names
 from scantling.errors import DataError, Finding
 
 ALL = "all"
 FLAGS = ("truncated", "difficult", "occluded")
+CROWD = "iscrowd"
+"""Not VOC's: marks the difficult object that was a crowd region before it was written as VOC."""
 
 _LABELS, _IMAGES = ("Annotations", "annotations"), ("JPEGImages", "images", "Images", "jpegimages")
 _SPLIT_NAMES = ("train", "val", "trainval", "test")
+_FOLDERS = ("train", "valid", "val", "test")
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+_XML = ".xml"
+_PEEK = 4096
 
 
 class VocFolder(NamedTuple):
-    """What lies where; XML files and images by stem (path without suffix, relative to their folder)."""
+    """What lies where; XML files and images by stem (path without suffix, relative to their folder).
+
+    A split is a list of stems, a folder of XML files, or None for all of them.
+    """
 
     root: Path
     image_root: Path
     labels: dict[str, Path]
-    images: dict[str, str]
+    images: dict[str, list[str]]
     splits: dict[str, Path | None]
 
 
 def voc_folder(root: Path) -> VocFolder | None:
     """The parts of a VOC data set; None if this folder is none."""
-    label_root = next((root / name for name in _LABELS if any((root / name).glob("**/*.xml"))), None)
+    label_root = next((root / name for name in _LABELS if _xml_below(root / name)), None)
     if label_root is None:
-        return None
+        return _beside_images(root)
     image_root = next((root / name for name in _IMAGES if (root / name).is_dir()), label_root)
-    files = [path for path in files_below(image_root) if path.suffix.lower() in _SUFFIXES]
     lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
-    splits = {path.stem: path for path in lists if not _is_class_list(path.stem)}
+    splits: dict[str, Path | None] = {path.stem: path for path in lists if not _is_class_list(path.stem)}
     return VocFolder(
         root=root,
         image_root=image_root,
-        labels={_stem(path, label_root): path for path in sorted(label_root.glob("**/*.xml"))},
-        images={_stem(path, image_root): path.relative_to(image_root).as_posix() for path in files},
-        splits=dict(splits) or {ALL: None},
+        labels={_stem(path, label_root): path for path in _xml_below(label_root)},
+        images=_by_stem(pictures_below(image_root), image_root),
+        splits=splits or {ALL: None},
+    )
+
+
+def _beside_images(root: Path) -> VocFolder | None:
+    """XML files that lie beside their images, in the folder or in those of the splits."""
+    folders = [root / name for name in _FOLDERS if (root / name).is_dir()]
+    files = {folder: [p for p in folder.iterdir() if _is_voc(p)] for folder in (*folders, root)}
+    splits: dict[str, Path | None] = {folder.name: folder for folder in folders if files[folder]}
+    if not splits and not files[root]:
+        return None
+    xml = sorted(file for folder in files if not splits or folder != root for file in files[folder])
+    pictures = [path for folder in files for path in folder.iterdir() if is_picture(path)]
+    return VocFolder(
+        root=root,
+        image_root=root,
+        labels={_stem(path, root): path for path in xml},
+        images=_by_stem(pictures, root),
+        splits=splits or {ALL: None},
     )
 
 
@@ -77,12 +105,14 @@ def read_voc(folder: VocFolder, split: str, options: ReadOptions) -> CocoDataset
     parsed = _parse_all(tuple(folder.labels.values()), _signature(folder))
     categories = _categories(folder.root, parsed)
     document.add_categories(categories)
-    ids = {str(category["name"]): category["id"] for category in categories}
+    ids = ClassIds(categories)
     numbers = image_numbers({stem: PurePosixPath(stem).name for stem in [*folder.labels, *folder.images]})
+    pairs = _Pairs(folder, document)
     zeros: list[str] = []
-    for line, stem in _stems_of(folder, listed):
-        if stem not in folder.labels:
-            message = f"there is no XML file for {stem!r}"
+    for line, entry in _stems_of(folder, listed):
+        stem = pairs.label_of(entry)
+        if stem is None:
+            message = f"there is no XML file for {entry!r}"
             log = document.log_for(document.file)
             log.add("label-file-missing", message, path=f"line {line}" if line else None)
             continue
@@ -94,13 +124,63 @@ def read_voc(folder: VocFolder, split: str, options: ReadOptions) -> CocoDataset
                 log.add(finding.code, finding.message, path=finding.path, value=finding.value)
             continue
         image_id = numbers[stem]
-        document.enter("images", _image(found, folder, stem, image_id), Place(str(file)))
+        document.enter("images", _image(found, pairs.image_of(stem, found), image_id), Place(str(file)))
         _add_objects(found, document, file, image_id, ids)
         zeros += [stem] if _counts_from_zero(found) else []
     if zeros:
         message = f"{len(zeros)} files have an edge 0 where VOC counts from 1: {name_some(zeros)}"
         document.log_for(document.file).add("voc-counts-from-zero", message)
+    pairs.remark(split)
     return document.dataset()
+
+
+class _Pairs:
+    """Which image belongs to which XML file, and what belongs to none."""
+
+    def __init__(self, folder: VocFolder, document: Document) -> None:
+        self.folder = folder
+        self.document = document
+        self._labels, self._images = Names(folder.labels), Names(folder.images)
+        self._respelled: list[str] = []
+        self._used: set[str] = set()
+
+    def label_of(self, entry: str) -> str | None:
+        """The stem of the XML file that a line of a list means."""
+        stem = self._labels.spelled(entry)
+        if stem is not None and stem != entry:
+            self._respelled.append(f"{self.folder.labels[stem].name} for {entry}")
+        return stem
+
+    def image_of(self, stem: str, root: Element) -> str:
+        """The image of an XML file: of the same name, else the one that it names inside."""
+        named = root.text_of("filename")
+        found = self._images.spelled(stem)
+        if found is not None:
+            several = self.folder.images[found]
+            image = next((name for name in several if PurePosixPath(name).name == named), several[0])
+            if found != stem:
+                self._respelled.append(f"{image} for {self.folder.labels[stem].name}")
+        else:
+            beside = PurePosixPath(stem).with_name(named) if named and "/" not in named else None
+            tries = [str(name) for name in (beside, named) if name]
+            image = next((n for n in tries if (self.folder.image_root / n).is_file()), f"{stem}.jpg")
+        self._used.add(image)
+        return image
+
+    def remark(self, split: str) -> None:
+        """Name the images without XML and the XML files that no list names."""
+        log, listed = self.document.log_for(self.document.file), self.folder.splits[split]
+        if self._respelled:
+            message = f"{len(self._respelled)} files are spelled unlike their partners: "
+            log.add("label-spelling", message + name_some(self._respelled))
+        if listed is not None and not listed.is_dir():
+            return
+        prefix = f"{listed.name}/" if listed is not None else ""
+        names = (name for several in self.folder.images.values() for name in several)
+        bare = sorted(name for name in names if name.startswith(prefix) and name not in self._used)
+        if bare:
+            message = f"{len(bare)} images have no XML file and are not used: {name_some(bare)}"
+            log.add("image-unlabelled", message)
 
 
 Parsed = Element | tuple[Finding, ...]
@@ -127,55 +207,58 @@ def _signature(folder: VocFolder) -> object:
 def _categories(root: Path, parsed: dict[Path, Parsed]) -> list[Raw]:
     """Stored categories first, then whatever else the files name."""
     roots = [element for element in parsed.values() if isinstance(element, Element)]
-    names = {name for element in roots for box in element.all("object") if (name := box.text_of("name"))}
+    names = {name for element in roots for box in element.all("object") if (name := _name(box)).strip()}
     stored = stored_categories(root)
-    rest = sorted(names - {str(category["name"]) for category in stored})
+    known = ClassIds(stored)
+    rest = sorted({name.strip() for name in names if known.of(name) is None})
     first = 1 + max((number for c in stored if isinstance(number := c["id"], int)), default=0)
     return [*stored, *({"id": number, "name": name} for number, name in enumerate(rest, start=first))]
 
 
+def _name(element: Element) -> str:
+    """The class of an object, white space included: `ClassIds` decides whether that means something."""
+    child = element.find("name")
+    return child.text if child else ""
+
+
 def _stems_of(folder: VocFolder, listed: Path | None) -> Iterator[tuple[int, str]]:
     """Line and stem of every image of a split."""
-    if listed is None:
-        yield from ((0, stem) for stem in folder.labels)
+    if listed is None or listed.is_dir():
+        folders = folder.labels.items()
+        yield from ((0, stem) for stem, path in folders if listed is None or listed in path.parents)
         return
-    try:
-        text = read_bytes(listed).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        refuse("text-encoding", str(listed), "the list is not UTF-8")
-    for line, entry in enumerate(text.splitlines(), start=1):
+    for line, entry in enumerate(text_of(listed, "the list").splitlines(), start=1):
         stem = entry.strip()
         if stem and stem not in folder.labels:  # `2007_000027 -1`: a list of one class, or a full file name
             head, _, mark = stem.rpartition(" ")
             stem = head.strip() if mark in ("1", "0", "-1") and head else stem
-            stem = stem[: -len(Path(stem).suffix)] if Path(stem).suffix.lower() in _SUFFIXES else stem
+            stem = stem[: -len(Path(stem).suffix)] if Path(stem).suffix.lower() in PICTURE_SUFFIXES else stem
         if stem:
             yield line, stem
 
 
-def _image(root: Element, folder: VocFolder, stem: str, image_id: int) -> Raw:
+def _image(root: Element, name: str, image_id: int) -> Raw:
     """The image record; the size is left to the image file where the XML has none."""
     size = root.find("size")
     width, height = (_number(size.text_of(side)) if size else None for side in ("width", "height"))
-    named = root.text_of("filename")
-    fallback = named if (folder.image_root / named).is_file() and named else f"{stem}.jpg"
-    record: Raw = {"id": image_id, "file_name": folder.images.get(stem, fallback)}
+    record: Raw = {"id": image_id, "file_name": name}
     return record | {"width": width, "height": height} if width and height else record
 
 
-def _add_objects(
-    root: Element, document: Document, file: Path, image_id: int, ids: dict[str, object]
-) -> None:
+def _add_objects(root: Element, document: Document, file: Path, image_id: int, ids: ClassIds) -> None:
     log: FindingLog | None = None
     for element in root.all("object"):
-        box, name = _box(element), element.text_of("name")
-        if box is None or not name:
+        box, name = _box(element), _name(element)
+        category_id = ids.of(name)
+        if box is None or category_id is None:
             log = log or document.log_for(file)
-            fault = "no name" if not name else "no bndbox with the numbers xmin, ymin, xmax, ymax"
+            fault = "no name" if box is not None else "no bndbox with the numbers xmin, ymin, xmax, ymax"
             log.add("voc-object", f"the object has {fault}", path=f"line {element.line}", value=name or None)
             continue
-        flags = {flag: 1 for flag in FLAGS if element.text_of(flag) == "1"}
-        record: Raw = {"image_id": image_id, "category_id": ids[name], "bbox": box, **flags}
+        is_crowd = element.text_of(CROWD) == "1"
+        marks = [CROWD, *(flag for flag in FLAGS if flag != "difficult")] if is_crowd else FLAGS
+        flags = {flag: 1 for flag in marks if element.text_of(flag) == "1"}
+        record: Raw = {"image_id": image_id, "category_id": category_id, "bbox": box, **flags}
         document.enter("annotations", record, Place(str(file), f"line {element.line}"))
 
 
@@ -213,6 +296,25 @@ def _number(text: str) -> float | None:
 
 def _stem(path: Path, root: Path) -> str:
     return path.relative_to(root).with_suffix("").as_posix()
+
+
+def _by_stem(pictures: Iterable[Path], root: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in sorted(pictures):
+        found.setdefault(_stem(path, root), []).append(path.relative_to(root).as_posix())
+    return found
+
+
+def _xml_below(folder: Path) -> list[Path]:
+    return [path for path in files_below(folder) if path.suffix.lower() == _XML]
+
+
+def _is_voc(path: Path) -> bool:
+    """Whether a file is the XML of one image, from its beginning."""
+    if path.suffix.lower() != _XML or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return re.search(rb"<annotation\b", stream.read(_PEEK)) is not None
 
 
 def _is_class_list(stem: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from xml.sax.saxutils import escape
 
 from scantling.data.coco.records import Annotation, ImageRecord
-from scantling.data.formats.voc import FLAGS
+from scantling.data.formats.voc import CROWD, FLAGS
 
 _CONTROL = dict.fromkeys(code for code in range(32) if code not in (9, 10, 13))
 
@@ -48,8 +48,11 @@ def _object(annotation: Annotation, class_name: str) -> list[str]:
     edges = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
     bounds = "".join(f"<{edge}>{_number(value)}</{edge}>" for edge, value in edges.items())
     flags = {flag for flag in FLAGS if annotation.extra.get(flag) in (1, True)}
-    flags |= {"difficult"} if annotation.is_crowd else set()
+    flags |= (
+        {"difficult"} if not annotation.is_object or annotation.extra.get("ignore") in (1, True) else set()
+    )
     marks = "".join(f"<{flag}>{int(flag in flags)}</{flag}>" for flag in FLAGS)
+    marks += f"<{CROWD}>1</{CROWD}>" if annotation.is_crowd else ""
     return [
         "  <object>",
         f"    <name>{_escaped(class_name)}</name>{marks}",

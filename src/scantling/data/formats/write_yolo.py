@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
+from scantling.data.coco.layout import alias_of
 from scantling.data.coco.records import Annotation, ImageRecord
 from scantling.data.formats.outline import outline_of
 from scantling.data.images.open import image_header
@@ -37,6 +38,11 @@ def yolo_lines(
         if annotation.is_crowd:
             losses["crowd regions (YOLO has none)"] += 1
             continue
+        if annotation.is_ignored:
+            losses[
+                "difficult or ignored objects (YOLO has none; --count-difficult keeps them as objects)"
+            ] += 1
+            continue
         points = None if boxes_only else _polygon(annotation, record, losses)
         losses["masks"] += annotation.segmentation is not None and points is None
         values = points or _box(annotation, record, losses)
@@ -44,11 +50,29 @@ def yolo_lines(
     return lines
 
 
-def settings_text(splits: Sequence[str], class_names: Sequence[str]) -> str:
-    """`data.yaml`; names are quoted as in JSON, which YAML reads alike."""
-    paths = [f"{json.dumps(split, ensure_ascii=False)}: images/{split}" for split in splits]
+def settings_text(splits: Sequence[str], class_names: Sequence[str], *, polygons: bool = False) -> str:
+    """`data.yaml`, as Ultralytics resolves it.
+
+    It has no `path:`, because Ultralytics takes a relative one from where it is started, and without one the file's own
+    folder. `train` and `val` are called so whatever the folders' names are; names are quoted as in JSON, which YAML
+    reads alike.
+
+    Args:
+        splits: Folders in `images`.
+        class_names: Names in label order.
+        polygons: Rows with four corners are masks, not turned boxes.
+    """
+    keys = {split: _key_of(split, splits) for split in splits}
+    paths = [f"{json.dumps(keys[split], ensure_ascii=False)}: images/{split}" for split in splits]
+    task = ["task: segment"] if polygons else []
     names = [f"  {number}: {json.dumps(name, ensure_ascii=False)}" for number, name in enumerate(class_names)]
-    return "\n".join(["path: .", *paths, "names:", *names]) + "\n"
+    return "\n".join([*paths, *task, "names:", *names]) + "\n"
+
+
+def _key_of(split: str, splits: Sequence[str]) -> str:
+    """`train`, `val` or `test` for the one split that means it (`valid`, `val2017`), else its own name."""
+    meant = (key for key in ("train", "val", "test") if key not in splits and alias_of(key, splits) == split)
+    return next(meant, split)
 
 
 def _polygon(annotation: Annotation, record: ImageRecord, losses: Counter[str]) -> list[float] | None:

@@ -1,21 +1,17 @@
 """YOLO: one text file per image, one object per line, everything relative to the image's size.
 
-class x_centre y_centre width height      a box
-class x1 y1 x2 y2 x3 y3 ...               a polygon; its box is the one around it
-
-The label of `.../images/sub/a.jpg` is `.../labels/sub/a.txt`; an image without one is background. Image ids are unique
-over the splits of the data set: see `document.image_numbers`.
+What a row is: `yolo_rows`. Which label belongs to which image: `yolo_labels`; an image without one is background. Image
+ids are unique over the splits of the data set: see `document.image_numbers`.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from scantling.data.coco import CocoDataset, ReadOptions
-from scantling.data.findings import FindingLog, refuse
+from scantling.data.findings import FindingLog, Kind, name_some
 from scantling.data.formats.document import (
     Document,
     Place,
@@ -25,12 +21,11 @@ from scantling.data.formats.document import (
     numbered,
     stored_categories,
 )
-from scantling.data.formats.yolo_settings import YoloFolder
-from scantling.data.images.open import files_below
-from scantling.data.io import read_bytes
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
-_SLACK = 1e-3  # beyond 0..1, as a part of the image
+from scantling.data.formats.yolo_labels import Pairs, labels_folder, pair_labels
+from scantling.data.formats.yolo_rows import BOX, Reading, parse_row, reading_of, rows_of
+from scantling.data.formats.yolo_settings import YoloFolder, text_of
+from scantling.data.images.open import pictures_below
+from scantling.data.spelling import likeness
 
 
 def read_yolo(folder: YoloFolder, split: str, options: ReadOptions) -> CocoDataset:
@@ -42,10 +37,10 @@ def read_yolo(folder: YoloFolder, split: str, options: ReadOptions) -> CocoDatas
         options: How strictly.
 
     Raises:
-        DataError: With the findings of all files, if one is an error.
+        DataError: With the findings of all files, if one is an error, or if rows can be read in two ways.
     """
     by_split = {
-        name: [image for source in folder.splits[name] for image in _images_of(source)]
+        name: [image for source in folder.splits[name] for image in _images_of(source, folder)]
         for name in folder.splits
     }
     numbers = image_numbers({path: path.stem for paths in by_split.values() for path in paths})
@@ -58,34 +53,113 @@ def read_yolo(folder: YoloFolder, split: str, options: ReadOptions) -> CocoDatas
         path: {"id": numbers[path], "file_name": path.relative_to(root).as_posix()}
         for path in by_split[split]
     }
-    for path in add_sizes(records, document):
+    pairs = pair_labels((p for paths in by_split.values() for p in paths), folder.splits[split], folder.bases)
+    reader = _Objects(document, ids, reading_of(folder, _in_turn(pairs, by_split[split])))
+    usable = add_sizes(records, document)
+    for path in usable:
         document.enter("images", records[path], Place(str(path)))
-        _add_objects(label_path(path), records[path], document, ids)
+        if path in pairs.labels:
+            reader.add(pairs.labels[path], records[path])
+    reader.remark()
+    reader.remark_on_lost(pairs.labels[path] for path in (records.keys() - set(usable)) & pairs.labels.keys())
+    _remark_on_pairs(pairs, by_split[split], document)
     return document.dataset()
 
 
-def label_path(image: Path) -> Path:
-    """Where the labels of an image are: `labels` instead of the last `images` in its path, else beside it."""
-    parts = list(image.parts)
-    positions = [index for index, part in enumerate(parts[:-1]) if part == "images"]
-    if positions:
-        parts[positions[-1]] = "labels"
-    return Path(*parts).with_suffix(".txt")
+def label_path(image: Path, base: Path) -> Path:
+    """Where to write the labels of an image of a data set that lies in `base`."""
+    return labels_folder(image.parent, (base,)) / f"{image.stem}.txt"
 
 
-def _images_of(source: Path) -> list[Path]:
+class _Objects:
+    """Adds the rows of label files to a document, and counts those of which something is not read."""
+
+    def __init__(self, document: Document, ids: list[object], reading: Reading) -> None:
+        self.document = document
+        self.ids = ids
+        self.reading = reading
+        self.shortened = 0
+
+    def add(self, file: Path, image: Raw) -> None:
+        log: FindingLog | None = None
+        for number, words in rows_of(file):
+            try:
+                record = parse_row(words, image, self.ids, self.reading)
+            except ValueError as error:
+                log = log or self.document.log_for(file)
+                code, message, *hint = error.args
+                place, value = f"line {number}", " ".join(words)[:80]
+                log.add(code, message, path=place, value=value, hint=hint[0] if hint else None)
+                continue
+            self.shortened += len(words) > BOX and (self.reading.length is not None or self.reading.turned)
+            self.document.enter("annotations", record, Place(str(file), f"line {number}"))
+
+    def remark(self) -> None:
+        """Say what was left out of the rows."""
+        log = self.document.log_for(self.document.file)
+        if self.shortened and self.reading.turned:
+            message = f"{self.shortened} turned boxes are read as the upright boxes around them"
+            log.add("box-rotated", message, kind=Kind.NOTE)
+        elif self.shortened:
+            log.add("yolo-keypoints", f"{self.shortened} rows have key points; their boxes are read")
+
+    def remark_on_lost(self, files: Iterable[Path]) -> None:
+        """Count the rows of images that cannot be used."""
+        rows = [sum(1 for _ in rows_of(file)) for file in files]
+        if any(rows):
+            message = (
+                f"{sum(rows)} rows of {len(rows)} label files are not used, because their images cannot be"
+            )
+            self.document.log_for(self.document.file).add("annotations-dropped", message)
+
+
+def _in_turn(pairs: Pairs, first: Iterable[Path]) -> list[Path]:
+    """The label files of the data set, those of the images that are being read first."""
+    return list(
+        dict.fromkeys([*(pairs.labels[i] for i in first if i in pairs.labels), *pairs.labels.values()])
+    )
+
+
+def _remark_on_pairs(pairs: Pairs, images: list[Path], document: Document) -> None:
+    """Name what has no counterpart, and what was found under another name."""
+    log, mine = document.log_for(document.file), set(images)
+    respelled = [f"{pairs.labels[i]} for {i.name}" for i in pairs.respelled if i in mine]
+    if respelled:
+        message = f"{len(respelled)} label files are spelled unlike their images: {name_some(respelled)}"
+        log.add("label-spelling", message)
+    for label, several in pairs.shared.items():
+        if mine & set(several):
+            message = f"{label} labels {len(several)} images: {name_some([image.name for image in several])}"
+            log.add("label-shared", message)
+    if pairs.unused:
+        bare = {likeness(image.stem): image for image in images if image not in pairs.labels}
+        listed = [_with_likely_image(path, bare) for path in pairs.unused]
+        rows = sum(1 for path in pairs.unused for _ in rows_of(path))
+        message = f"{len(listed)} label files with {rows} rows belong to no image: {name_some(listed)}"
+        log.add("label-unused", message)
+
+
+def _with_likely_image(label: Path, bare: dict[str, Path]) -> str:
+    image = bare.get(likeness(label.stem))
+    return f"{label} (for {image}?)" if image else str(label)
+
+
+def _images_of(source: Path, folder: YoloFolder) -> list[Path]:
     if source.is_dir():
-        return [
-            Path(os.path.normpath(p))
-            for p in files_below(source)
-            if p.suffix.lower() in SUFFIXES and p.name[0] != "."
-        ]
-    try:
-        text = read_bytes(source).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        refuse("text-encoding", str(source), "the list of images is not UTF-8")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return [Path(os.path.normpath(source.parent / line)) for line in lines]
+        return [Path(os.path.normpath(path)) for path in pictures_below(source)]
+    lines = [line.strip() for line in text_of(source, "the list of images").splitlines() if line.strip()]
+    places = dict.fromkeys((source.parent, folder.base or folder.root, folder.root))
+    return [Path(os.path.normpath(_listed_image(line, list(places)))) for line in lines]
+
+
+def _listed_image(line: str, places: list[Path]) -> Path:
+    """The image of a line; leading folders of another machine or tool (`data/...` of darknet) are forgiven."""
+    parts = Path(line.replace("\\", "/")).parts
+    tries = [
+        places[0] / line,
+        *(place.joinpath(*parts[skip:]) for skip in range(len(parts)) for place in places),
+    ]
+    return next((path for path in tries if path.is_file()), tries[0])
 
 
 def _common_root(images: list[Path], fallback: Path) -> Path:
@@ -109,59 +183,3 @@ def _categories(folder: YoloFolder) -> list[Raw]:
     ids = [category["id"] for category in stored]
     same = [category["name"] for category in stored] == list(folder.names)
     return stored if same and all(isinstance(i, int) for i in ids) else numbered(folder.names)
-
-
-def _add_objects(file: Path, image: Raw, document: Document, ids: list[object]) -> None:
-    if not file.is_file() or file.stat().st_size == 0:
-        return
-    log: FindingLog | None = None
-    for number, words in _lines_of(file):
-        try:
-            record = _parse_line(words, image, ids)
-        except ValueError as error:
-            log = log or document.log_for(file)
-            code, message = error.args
-            log.add(code, message, path=f"line {number}", value=" ".join(words)[:80])
-            continue
-        document.enter("annotations", record, Place(str(file), f"line {number}"))
-
-
-def _lines_of(file: Path) -> Iterator[tuple[int, list[str]]]:
-    text = read_bytes(file).decode("utf-8-sig", errors="replace")
-    return (
-        (number, words) for number, line in enumerate(text.splitlines(), start=1) if (words := line.split())
-    )
-
-
-def _parse_line(words: list[str], image: Raw, ids: list[object]) -> Raw:
-    """One object.
-
-    Raises:
-        ValueError: Its arguments are the code and the message of a finding.
-    """
-    values = _numbers(words)
-    if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-        raise ValueError("yolo-line", f"{len(values)} numbers; a box has 5, a polygon 7, 9, 11, ...")
-    if not values[0].is_integer() or not 0 <= values[0] < len(ids):
-        raise ValueError("yolo-class", f"class {words[0]} is not in 0..{len(ids) - 1}")
-    if min(values[1:]) < -_SLACK or max(values[1:]) > 1 + _SLACK:
-        raise ValueError("yolo-range", "coordinates are not within 0..1 (relative to the image's size)")
-    height, width = float(str(image["height"])), float(str(image["width"]))
-    record: Raw = {"image_id": image["id"], "category_id": ids[int(values[0])]}
-    if len(values) == 5:
-        x, y, w, h = values[1] * width, values[2] * height, values[3] * width, values[4] * height
-        return record | {"bbox": [x - w / 2, y - h / 2, w, h]}
-    xs, ys = [v * width for v in values[1::2]], [v * height for v in values[2::2]]
-    bounds = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    corners = [edge for corner in zip(xs, ys, strict=True) for edge in corner]
-    return record | {"bbox": bounds, "segmentation": [corners]}
-
-
-def _numbers(words: list[str]) -> list[float]:
-    try:
-        values = [float(word) for word in words]
-    except ValueError:
-        raise ValueError("yolo-line", "the line holds something other than numbers") from None
-    if not all(map(math.isfinite, values)):
-        raise ValueError("yolo-line", "the line holds NaN or infinity")
-    return values

@@ -1,6 +1,6 @@
 """Boxes that are probably not meant: tiny, huge, thin, or there twice; and statistics of sizes and shapes.
 
-N: boxes of an image.
+N: boxes of a split, P: pairs of them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ HUGE_SHARE = 0.95
 """Share of the image from which on a box is huge."""
 THIN_RATIO = 20.0
 NEAR_TWICE_IOU = 0.8
+
+_PAIRS = 1 << 20  # compared at once
+_MOST = 1024  # boxes that one is compared with: in a heap of so many, one twin of each is told anyway
+_ROUNDING = 1e-3  # pixels
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -45,24 +49,56 @@ class Suspect:
     oddness: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Objects:
+    """Objects of a split as columns, image by image; crowds are left out.
+
+    Attributes:
+        records: Image and annotation of each.
+        images: (N,) position of the image.
+        labels: (N,) 0..K-1.
+        boxes: (N, 4) xyxy, clipped to the image.
+    """
+
+    records: list[tuple[ImageRecord, Annotation]]
+    images: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+
+
 def suspects(split: str, dataset: CocoDataset) -> list[Suspect]:
     """Every suspicious box of a split, the oddest of each kind first; crowds are left out."""
+    objects = _objects_of(dataset)
     found = []
-    for image, labelled in zip(dataset.images, dataset.annotations, strict=True):
-        objects = [annotation for annotation in labelled if not annotation.is_crowd]
-        for code, index, note, oddness in _oddities(objects, image.size_hw):
-            suspect = Suspect(
-                code=code, split=split, image=image, annotation=objects[index], note=note, oddness=oddness
-            )
-            found.append(suspect)
+    for code, index, note, oddness in _oddities(objects):
+        image, annotation = objects.records[index]
+        suspect = Suspect(
+            code=code, split=split, image=image, annotation=annotation, note=note, oddness=oddness
+        )
+        found.append(suspect)
     return sorted(found, key=lambda suspect: (suspect.code, -suspect.oddness))
 
 
-def _oddities(objects: list[Annotation], size_hw: tuple[int, int]) -> Iterator[tuple[str, int, str, float]]:
+def _objects_of(dataset: CocoDataset) -> _Objects:
+    per_image = [[a for a in annotations if a.is_object] for annotations in dataset.annotations]
+    boxes = [
+        clipped_xyxy([annotation.box_xywh for annotation in objects], image.size_hw)
+        for image, objects in zip(dataset.images, per_image, strict=True)
+        if objects
+    ]
+    return _Objects(
+        records=[(image, a) for image, many in zip(dataset.images, per_image, strict=True) for a in many],
+        images=np.repeat(np.arange(len(per_image), dtype=np.int64), [len(many) for many in per_image]),
+        labels=np.array([a.label for many in per_image for a in many], dtype=np.int64),
+        boxes=np.concatenate(boxes).astype(np.float64) if boxes else np.zeros((0, 4)),
+    )
+
+
+def _oddities(objects: _Objects) -> Iterator[tuple[str, int, str, float]]:
     """Code, position, note and oddness."""
-    boxes = clipped_xyxy([annotation.box_xywh for annotation in objects], size_hw).astype(np.float64)
-    sides = boxes[:, 2:] - boxes[:, :2]
+    sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
     for index, (width, height) in enumerate(sides.tolist()):
+        size_hw = objects.records[index][0].size_hw
         short, long = sorted((width, height))
         share = width * height / (size_hw[0] * size_hw[1])
         if short < TINY_SIDE:
@@ -71,27 +107,63 @@ def _oddities(objects: list[Annotation], size_hw: tuple[int, int]) -> Iterator[t
             yield "box-thin", index, f"{long / short:.0f} times as long as wide", long / short
         if share >= HUGE_SHARE:
             yield "box-huge", index, f"{share:.0%} of the image", share
-    for first, second, iou in _near_twins(boxes, np.array([annotation.label for annotation in objects])):
-        yield "box-near-twice", second, f"IoU {iou:.2f} with object {objects[first].id}", iou
+    for first, second, iou in near_twins(objects.boxes, objects.images, objects.labels):
+        twin = objects.records[first][1]
+        yield "box-near-twice", second, f"IoU {iou:.2f} with object {twin.id}", iou
 
 
-def _near_twins(boxes: NDArray[np.float64], labels: NDArray[np.int64]) -> Iterator[tuple[int, int, float]]:
-    """Pairs of one class that almost coincide; exact repetitions are a finding of the reader."""
-    if len(boxes) < 2:
-        return
-    sides = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    shared = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(
-        boxes[:, None, :2], boxes[None, :, :2]
-    )
-    overlap = shared.clip(0).prod(axis=2)
-    ious = overlap / np.maximum(sides[:, None] + sides[None] - overlap, 1e-9)
-    alike = (
-        (ious >= NEAR_TWICE_IOU)
-        & (labels[:, None] == labels[None])
-        & (boxes[:, None] != boxes[None]).any(axis=2)
-    )
-    for first, second in np.argwhere(np.triu(alike, 1)).tolist():
-        yield first, second, float(ious[first, second])
+def near_twins(
+    boxes: NDArray[np.float64], images: NDArray[np.int64], labels: NDArray[np.int64]
+) -> Iterator[tuple[int, int, float]]:
+    """Every box that almost coincides with an earlier one of its class and image: that one, the box, their IoU.
+
+    Boxes are swept in the order of their left (or upper) edges: of two with an IoU of t, the one that begins first
+    begins at most 1 - t of its own width before the other, so only boxes that begin so near are compared. Exact
+    repetitions are a finding of the reader and left out.
+
+    Args:
+        boxes: (N, 4) xyxy, sorted by image.
+        images: (N,) position of each one's image.
+        labels: (N,) classes.
+    """
+    groups = np.unique(np.stack([images, labels]), axis=1, return_inverse=True)[1].reshape(-1)
+    sweeps = [_sweep(boxes[:, axis], boxes[:, axis + 2], groups) for axis in (0, 1)]
+    order, reach = min(sweeps, key=lambda sweep: int(sweep[1].sum()))
+    best_iou, best_twin = np.zeros(len(boxes)), np.zeros(len(boxes), dtype=np.int64)
+    for rows in np.split(np.arange(len(order)), np.flatnonzero(np.diff(np.cumsum(reach) // _PAIRS)) + 1):
+        here = np.repeat(rows, reach[rows])
+        ahead = here + 1 + np.arange(len(here)) - np.repeat(np.cumsum(reach[rows]) - reach[rows], reach[rows])
+        pair = np.sort(np.stack([order[here], order[ahead]]), axis=0)
+        ious = _iou_of_pairs(boxes[pair[0]], boxes[pair[1]])
+        better = (ious >= NEAR_TWICE_IOU) & (ious > best_iou[pair[1]])
+        (first, second), ious = pair[:, better], ious[better]
+        by_iou = np.argsort(ious, kind="stable")  # the last assignment to a position counts: the best
+        best_iou[second[by_iou]], best_twin[second[by_iou]] = ious[by_iou], first[by_iou]
+    for second in np.flatnonzero(best_iou).tolist():
+        yield int(best_twin[second]), second, float(best_iou[second])
+
+
+def _sweep(
+    starts: NDArray[np.float64], ends: NDArray[np.float64], groups: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Order (N,) by group and start, and for each place how many that follow begin near enough to coincide."""
+    order = np.lexsort((starts, groups))
+    span = float(ends.max(initial=0.0)) * 2 + 1  # farther than any box of one group reaches into the next
+    places = groups[order] * span + starts[order]
+    slack = (1 - NEAR_TWICE_IOU) * (ends - starts)[order] + _ROUNDING
+    reach = np.searchsorted(places, places + slack, side="right") - np.arange(len(order)) - 1
+    return order, np.minimum(reach, _MOST)
+
+
+def _iou_of_pairs(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """IoU (P,) of pairs of boxes (P, 4); 0 for boxes that are equal."""
+    left, top, right, bottom = first.T
+    other_left, other_top, other_right, other_bottom = second.T
+    width = np.minimum(right, other_right) - np.maximum(left, other_left)
+    height = np.minimum(bottom, other_bottom) - np.maximum(top, other_top)
+    overlap = width.clip(0) * height.clip(0)
+    area = (right - left) * (bottom - top) + (other_right - other_left) * (other_bottom - other_top)
+    return np.where((first == second).all(axis=1), 0.0, overlap / np.maximum(area - overlap, 1e-9))
 
 
 def size_percentiles(dataset: CocoDataset) -> dict[str, list[float]]:
@@ -99,7 +171,7 @@ def size_percentiles(dataset: CocoDataset) -> dict[str, list[float]]:
 
     Lists are empty where there is nothing to count; `PERCENTILES` names their entries.
     """
-    objects = [[a for a in annotations if not a.is_crowd] for annotations in dataset.annotations]
+    objects = [[a for a in annotations if a.is_object] for annotations in dataset.annotations]
     sides = np.array([a.box_xywh[2:] for many in objects for a in many]).reshape(-1, 2)
     return {
         "size": _percentiles(np.sqrt(sides.prod(axis=1))),

@@ -9,9 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
+from scantling.data.coco.dataset import objects_text
+from scantling.data.coco.layout import alias_of
+from scantling.data.coco.records import told_apart
 from scantling.data.findings import CODES, FindingLog, Kind, Policy, name_some, summarise
 from scantling.data.formats.layouts import announce, detect_format
 from scantling.data.formats.locations import Location, parse_location, read_location, split_name
@@ -19,12 +23,16 @@ from scantling.data.health.boxes import PERCENTILES, Suspect, size_percentiles, 
 from scantling.data.health.images import check_images
 from scantling.data.health.leaks import compare_splits
 from scantling.data.health.near_duplicates import find_twins, thumbnails
+from scantling.data.images.open import pictures_below
+from scantling.data.images.white import dataset_with_white, range_message, white_of
+from scantling.data.limits import COCO_LIMIT, over_limit
 from scantling.errors import DataError, Finding, Severity
 
 RARE = 10
 """Objects of a class in training below which it is rare."""
 
 _EXAMPLES = 5
+_KNOWN_KEYS = frozenset({"attributes.rotation", "state", "truncated", "difficult", "occluded", "ignore"})
 _SHOWN_PER_CODE = 5
 
 
@@ -67,7 +75,7 @@ class DataHealth:
 
     def class_counts(self) -> dict[str, dict[str, int]]:
         """Objects of every class in every split."""
-        names = dict.fromkeys(name for dataset in self.splits.values() for name in dataset.class_names)
+        names = dict.fromkeys(n for dataset in self.splits.values() for n in told_apart(dataset.class_names))
         counts = {split: _class_counts(dataset) for split, dataset in self.splits.items()}
         return {name: {split: counts[split][name] for split in self.splits} for name in names}
 
@@ -94,7 +102,11 @@ class DataHealth:
         )
         for name, dataset in self.splits.items():
             facts = _facts(dataset)
-            lines += ["", f"{name}: {facts['images']} images ({facts['empty_images']} without objects)"]
+            others = objects_text(facts["objects"], facts["crowds"], facts["ignored"])
+            lines += [
+                "",
+                f"{name}: {facts['images']} images ({facts['empty_images']} without objects), {others}",
+            ]
             lines += _table(
                 ("percentile", *map(str, PERCENTILES)),
                 [(key.replace("_", " "), *values) for key, values in facts["percentiles"].items() if values],
@@ -115,18 +127,28 @@ def check_data(location: Location | str, *, pixels: bool = True, strict: bool = 
     """
     location = location if isinstance(location, Location) else parse_location(location)
     title, readers = _splits_of(location)
+    train = alias_of("train", readers)
     splits: dict[str, CocoDataset] = {}
     log = FindingLog(str(location.path), Policy(strict=strict))
     findings: list[Finding] = []
     for name, read in readers.items():
-        dataset, found = _read(read, strict=strict)
+        dataset, found = _read(read, strict=strict, learned=name == train)
         findings += found
         if dataset is not None:
             splits[name] = dataset
             findings += check_images(dataset, decode=pixels, strict=strict)
+    white = white_of(record for dataset in splits.values() for record in dataset.images) if pixels else None
+    if white is not None:
+        log.add("image-range", range_message(white), value=white)
+        splits = {name: dataset_with_white(dataset, white) for name, dataset in splits.items()}
     odd = [suspect for name, dataset in splits.items() for suspect in suspects(name, dataset)]
     _report_suspects(odd, log)
-    _report_rare_classes(splits, log)
+    if train in splits:
+        _report_rare_classes(train, splits[train], log)
+    _report_many_objects(splits, log)
+    _report_keys(splits, log)
+    if location.path.is_dir() and location.split is None and len(splits) == len(readers):
+        _report_unlisted(splits, log)
     findings += _compared(splits, pixels=pixels, strict=strict)
     twins = _scene_twins(splits) if pixels else []
     _report_twins(twins, log)
@@ -150,10 +172,16 @@ def _splits_of(location: Location) -> tuple[str, dict[str, Reader]]:
     return str(layout), {name: partial(layout.read, name) for name in names}
 
 
-def _read(read: Reader, *, strict: bool) -> tuple[CocoDataset | None, list[Finding]]:
-    """The usable part of a split, None if there is none, and everything that is wrong with all of it."""
+def _read(read: Reader, *, strict: bool, learned: bool) -> tuple[CocoDataset | None, list[Finding]]:
+    """The usable part of a split, None if there is none, and everything that is wrong with all of it.
+
+    Args:
+        read: Reads it.
+        strict: Warnings are errors.
+        learned: It is the one to train on, where nothing to learn from is an error.
+    """
     try:
-        dataset = read(ReadOptions(strict=strict))
+        dataset = read(ReadOptions(strict=strict, require_instances=learned))
     except DataError as error:
         try:
             return read(ReadOptions(skip_invalid=True)), list(error.findings)
@@ -172,11 +200,41 @@ def _report_suspects(odd: list[Suspect], log: FindingLog) -> None:
         log.add(code, f"{split}: {len(members)} boxes: {name_some(examples, _EXAMPLES)}")
 
 
-def _report_rare_classes(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
-    if "train" in splits:
-        for name, count in _class_counts(splits["train"]).items():
-            if 0 < count < RARE:
-                log.add("class-rare", f"train: class {name!r} has {count} objects", value=name)
+def _report_rare_classes(split: str, train: CocoDataset, log: FindingLog) -> None:
+    for name, count in _class_counts(train).items():
+        if 0 < count < RARE:
+            log.add("class-rare", f"{split}: class {name!r} has {count} objects", value=name)
+
+
+def _report_many_objects(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
+    for name, dataset in splits.items():
+        if over := over_limit(dataset, COCO_LIMIT):
+            log.add("objects-over-limit", f"{name}: {over.message}", value=over.number, hint=over.hint)
+
+
+def _report_keys(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
+    """Name once what labels say that nothing here reads."""
+    found: Counter[str] = Counter()
+    for dataset in splits.values():
+        for annotation in chain(*dataset.annotations):
+            for key, value in annotation.extra.items():
+                inner = value.keys() if isinstance(value, dict) else ()
+                found.update(f"{key}.{name}" for name in inner)
+                found[key] += not inner
+    listed = [f"{key} ({count})" for key, count in found.most_common() if key not in _KNOWN_KEYS and count]
+    if listed:
+        message = f"annotations have keys that mean nothing here and are kept: {name_some(listed, 12)}"
+        log.add("keys-not-used", message)
+
+
+def _report_unlisted(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
+    """Count the pictures in the image folders that no split names."""
+    named = {record.path.absolute() for dataset in splits.values() for record in dataset.images}
+    roots = dict.fromkeys(dataset.image_root.absolute() for dataset in splits.values())
+    there = dict.fromkeys(path for root in roots for path in pictures_below(root))
+    unlisted = [str(path) for path in there if path not in named]
+    if unlisted:
+        log.add("image-unlisted", f"{len(unlisted)} pictures are in no split: {name_some(unlisted)}")
 
 
 def _compared(splits: Mapping[str, CocoDataset], *, pixels: bool, strict: bool) -> list[Finding]:
@@ -219,19 +277,19 @@ def _report_twins(twins: list[SceneTwins], log: FindingLog) -> None:
 
 
 def _class_counts(dataset: CocoDataset) -> Counter[str]:
-    labels = (a.label for annotations in dataset.annotations for a in annotations if not a.is_crowd)
-    return Counter({name: 0 for name in dataset.class_names}) + Counter(
-        dataset.class_names[i] for i in labels
-    )
+    labels = (a.label for annotations in dataset.annotations for a in annotations if a.is_object)
+    names = told_apart(dataset.class_names)
+    return Counter({name: 0 for name in names}) + Counter(names[label] for label in labels)
 
 
 def _facts(dataset: CocoDataset) -> dict[str, Any]:
     return {
         "file": str(dataset.file),
         "images": len(dataset),
-        "objects": dataset.num_annotations,
-        "crowds": sum(a.is_crowd for annotations in dataset.annotations for a in annotations),
-        "empty_images": sum(not annotations for annotations in dataset.annotations),
+        "objects": dataset.num_objects,
+        "crowds": dataset.num_crowd,
+        "ignored": dataset.num_ignored,
+        "empty_images": sum(not any(a.is_object for a in annotations) for annotations in dataset.annotations),
         "percentiles": size_percentiles(dataset),
     }
 

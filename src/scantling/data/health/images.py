@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,10 @@ from scantling.data.images.open import (
     read_image,
     rotation_for,
 )
+from scantling.data.spelling import alike, did_you_mean
 from scantling.errors import DataError, Finding, Severity
+
+_KEPT = "image-orientation-kept"  # told once for all images
 
 
 class Problem(NamedTuple):
@@ -33,6 +37,35 @@ class Problem(NamedTuple):
     code: str
     message: str
     hint: str | None = None
+
+
+class Look(NamedTuple):
+    """How closely images are looked at; headers alone by default.
+
+    Attributes:
+        decode: Decode the pixels, which finds those that are cut off or damaged.
+        leftovers: Of decoded JPEGs, also look for pixel data that change nothing; takes twice as long again.
+    """
+
+    decode: bool = False
+    leftovers: bool = True
+
+
+CHEAP_PIXELS = 2_000_000_000
+"""Pixels of a data set up to which all of it is decoded before training: some ten seconds."""
+
+
+def look_before_training(dataset: CocoDataset, *, decode: bool | None, skip_invalid: bool) -> Look:
+    """Whether the pixels of a data set are looked at before it is trained on.
+
+    Args:
+        dataset: What is to be read.
+        decode: What the user says; None: where it is cheap, and always where damaged images are to be left out.
+        skip_invalid: Damaged images are to be left out.
+    """
+    pixels = sum(record.size_hw[0] * record.size_hw[1] for record in dataset.images)
+    chosen = skip_invalid or pixels <= CHEAP_PIXELS if decode is None else decode
+    return Look(decode=chosen, leftovers=False)
 
 
 class FolderImages(NamedTuple):
@@ -45,7 +78,7 @@ class FolderImages(NamedTuple):
 def check_images(
     dataset: CocoDataset,
     *,
-    decode: bool = False,
+    decode: bool | Look = False,
     skip_invalid: bool = False,
     strict: bool = False,
     threads: int = 4,
@@ -54,7 +87,7 @@ def check_images(
 
     Args:
         dataset: Read from its JSON; its image root decides where the files are.
-        decode: Decode every image completely as well.
+        decode: Decode every image completely as well; or how closely to look.
         skip_invalid: Unusable images are warnings; `usable_images` leaves them out.
         strict: Warnings become errors.
         threads: Files looked at together; each may need the memory of one decoded image.
@@ -63,27 +96,35 @@ def check_images(
         Findings, errors first; the id of each is that of its image.
     """
     log = FindingLog(str(dataset.file), Policy(skip_invalid=skip_invalid, strict=strict))
+    closely = decode if isinstance(decode, Look) else Look(decode)
     folders = _Folders(dataset.image_root)
     if nowhere := _explain_nowhere(dataset, folders):
         log.add(nowhere.code, nowhere.message, hint=nowhere.hint)
         return log.findings
 
-    def look(record: ImageRecord) -> list[Problem]:
+    def look(record: ImageRecord) -> tuple[Problem, ...]:
         missing = folders.explain_missing(record)
-        return [missing] if missing else problems_of(record.path, record.size_hw, decode=decode)
+        return (missing,) if missing else problems_of(record.path, record.size_hw, closely)
 
+    kept: list[str] = []
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for record, problems in zip(dataset.images, pool.map(look, dataset.images), strict=True):
             for problem in problems:
+                if problem.code == _KEPT:
+                    kept.append(record.file_name)
+                    continue
                 path = f"image {record.file_name}"
                 log.add(problem.code, problem.message, path=path, id=record.id, hint=problem.hint)
+    if kept:
+        message = f"the EXIF rotation of {len(kept)} images is not applied: {name_some(kept)}"
+        log.add(_KEPT, message, path="images")
     return log.findings
 
 
 def usable_images(
     dataset: CocoDataset,
     *,
-    decode: bool = False,
+    decode: bool | Look = False,
     skip_invalid: bool = False,
     strict: bool = False,
     threads: int = 4,
@@ -92,7 +133,7 @@ def usable_images(
 
     Args:
         dataset: As for `check_images`, like the other arguments.
-        decode: Decode every image completely as well.
+        decode: Decode every image completely as well; or how closely to look.
         skip_invalid: Leave unusable images out instead of raising.
         strict: Warnings raise.
         threads: Files looked at together.
@@ -100,8 +141,7 @@ def usable_images(
     Raises:
         DataError: With all findings, if one is an error.
     """
-    options = {"decode": decode, "skip_invalid": skip_invalid, "strict": strict}
-    findings = check_images(dataset, threads=threads, **options)
+    findings = check_images(dataset, decode=decode, skip_invalid=skip_invalid, strict=strict, threads=threads)
     if any(finding.severity is Severity.ERROR for finding in findings):
         raise DataError(f"{dataset.file}: {summarise(findings)}", findings=findings)
     unusable = {finding.id for finding in findings if CODES[finding.code].kind is Kind.GEOMETRY}
@@ -109,16 +149,20 @@ def usable_images(
     log = FindingLog(str(dataset.file), Policy())
     if unusable:
         names = [record.file_name for record in dataset.images if record.id in unusable]
-        message = f"{len(names)} of {len(dataset)} images are not used: {name_some(names)}"
+        kept_images = dataset.subset(kept)
+        lost = dataset.num_annotations - kept_images.num_annotations
+        objects = f", with {lost} objects" if lost else ""
+        message = f"{len(names)} of {len(dataset)} images are not used{objects}: {name_some(names)}"
         log.add("images-dropped", message, path="images")
     return replace(dataset.subset(kept), findings=(*dataset.findings, *findings, *log.findings))
 
 
-def images_of_folder(folder: Path | str) -> FolderImages:
+def images_of_folder(folder: Path | str, *, look: Look | None = None) -> FolderImages:
     """Records for the images of a folder (and its sub-folders) that has no annotations.
 
     Args:
         folder: Everything in it is looked at; what is no image, or damaged, is a warning.
+        look: How closely.
 
     Returns:
         Records sorted by name; their ids are the names relative to the folder, their sizes those of the
@@ -132,35 +176,70 @@ def images_of_folder(folder: Path | str) -> FolderImages:
     images = list_images(folder)
     for path in sorted(set(files_below(folder)) - set(images)):
         log.add("not-an-image", "this file is no image and is not used", path=_name(path, folder))
-    records = []
-    for path in images:
-        name = _name(path, folder)
-        problems = problems_of(path, None, decode=False)
-        for problem in problems:
-            log.add(problem.code, problem.message, path=name, id=name, hint=problem.hint)
-        if all(CODES[problem.code].kind is not Kind.GEOMETRY for problem in problems):
-            size_hw = image_header(path).upright_hw
-            records.append(ImageRecord(id=name, file_name=name, path=path, size_hw=size_hw))
+    records = [
+        record for path in images if (record := _recorded(path, folder, log, look or Look())) is not None
+    ]
     return FolderImages(tuple(records), log.findings)
 
 
-def problems_of(path: Path, size_hw: tuple[int, int] | None, *, decode: bool) -> list[Problem]:
-    """What is wrong with one image file.
+def single_image(path: Path) -> FolderImages:
+    """The record of one image, with the warnings that it would get in a folder.
+
+    Raises:
+        DataError: It cannot be used.
+    """
+    log = FindingLog(str(path), Policy(skip_invalid=True))
+    record = _recorded(path, path.parent, log, Look())
+    if record is None:
+        image_header(path)  # raises what is wrong
+        raise DataError(f"{path}: cannot be used", findings=log.findings)
+    return FolderImages((record,), log.findings)
+
+
+def _recorded(path: Path, folder: Path, log: FindingLog, look: Look) -> ImageRecord | None:
+    """Note what is wrong with an image, and make its record unless it cannot be used."""
+    name = _name(path, folder)
+    problems = problems_of(path, None, look)
+    for problem in problems:
+        log.add(problem.code, problem.message, path=name, id=name, hint=problem.hint)
+    if any(CODES[problem.code].kind is Kind.GEOMETRY for problem in problems):
+        return None
+    return ImageRecord(id=name, file_name=name, path=path, size_hw=image_header(path).upright_hw)
+
+
+def problems_of(path: Path, size_hw: tuple[int, int] | None, look: Look) -> tuple[Problem, ...]:
+    """What is wrong with one image file; a file that has not changed is decoded once in a process.
 
     Args:
         path: The file.
         size_hw: Size its record claims; None if there is no record.
-        decode: Look at the pixels too.
+        look: How closely to look.
     """
     try:
-        data = read_image(path) if decode else b""
-        header = parse_header(data, str(path)) if decode else image_header(path)
-        rotation_for(header, size_hw, str(path))
-        if decode:
+        status = path.stat()
+    except (OSError, ValueError):  # reading it says why
+        return _look_at(path, size_hw, look)
+    return _problems_of(path, size_hw, look, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=200_000)
+def _problems_of(
+    path: Path, size_hw: tuple[int, int] | None, look: Look, _state: tuple[int, int, int]
+) -> tuple[Problem, ...]:
+    return _look_at(path, size_hw, look)
+
+
+def _look_at(path: Path, size_hw: tuple[int, int] | None, look: Look) -> tuple[Problem, ...]:
+    try:
+        data = read_image(path) if look.decode else b""
+        header = parse_header(data, str(path)) if look.decode else image_header(path)
+        rotation = rotation_for(header, size_hw, str(path))
+        if look.decode:
             decode_image(data, header, str(path))
     except DataError as error:
-        return [Problem(finding.code, finding.message, finding.hint) for finding in error.findings]
-    return _remarks(data, header, has_record=size_hw is not None)
+        return tuple(Problem(finding.code, finding.message, finding.hint) for finding in error.findings)
+    remarks = _remarks(data if look.leftovers else b"", header, has_record=size_hw is not None)
+    return (*remarks, Problem(_KEPT, "")) if rotation != header.orientation else tuple(remarks)
 
 
 def _explain_nowhere(dataset: CocoDataset, folders: _Folders) -> Problem | None:
@@ -223,7 +302,7 @@ class _Folders:
         if self.have(record):
             return None
         meant = self._similar(record)
-        hint = f"Did you mean {meant!r}?" if meant else None
+        hint = did_you_mean(record.file_name, meant) if meant else None
         return Problem("image-missing", f"there is no file {record.path}", hint)
 
     def elsewhere(self, record: ImageRecord) -> Path | None:
@@ -243,11 +322,11 @@ class _Folders:
         return self._names[folder]
 
     def _similar(self, record: ImageRecord) -> str | None:
-        """A name that exists: other letter case, or the same file in the image folder itself."""
+        """A name that exists: in another spelling, or the same file in the image folder itself."""
         name = Path(record.file_name)
-        for twin in sorted(self._listed(record.path.parent)):
-            if twin.lower() == name.name.lower():
-                return (name.parent / twin).as_posix()
+        twin = alike(name.name, self._listed(record.path.parent))
+        if twin is not None:
+            return (name.parent / twin).as_posix()
         for skipped in range(1, len(name.parts)):
             shorter = Path(*name.parts[skipped:])
             if shorter.name in self._listed(self._root / shorter.parent):

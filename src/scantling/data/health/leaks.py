@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Hashable
-from pathlib import Path
 
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.records import ImageRecord
 from scantling.data.findings import FindingLog, Policy
-from scantling.data.images.open import open_image
+from scantling.data.images.copies import file_length, pixel_digest
 from scantling.data.io import sha256_of
-from scantling.errors import DataError, Finding
+from scantling.errors import Finding
 
 
 def compare_splits(
@@ -48,13 +46,13 @@ def _compare_categories(train: CocoDataset, other: CocoDataset, log: FindingLog)
         message = f"its categories ({theirs}) are not those of {train.file} ({ours})"
         log.add("split-categories-differ", message, path="categories")
         return
-    seen, wanted = (
-        {annotation.label for annotations in dataset.annotations for annotation in annotations}
-        for dataset in (train, other)
-    )
-    for label in sorted(wanted - seen):
-        category = other.categories[label]
-        message = f"class {category.name!r} occurs here, but never in {train.file}"
+    learned, wanted = train.objects_by_class(), other.objects_by_class()
+    marked = {a.label for annotations in train.annotations for a in annotations if not a.is_object}
+    for label, category in enumerate(other.categories):
+        if learned[label] or not wanted[label]:
+            continue
+        never = "only as crowd regions or ignored objects" if label in marked else "never"
+        message = f"class {category.name!r} occurs here, but {never} in {train.file}"
         log.add("split-class-unseen", message, path="categories", id=category.id, value=category.name)
 
 
@@ -78,10 +76,10 @@ def _real_path(record: ImageRecord) -> Hashable | None:
 
 def _content_key(train: CocoDataset, other: CocoDataset) -> Key:
     """Checksum of the file, computed only where both splits have a file of that length."""
-    shared = _shared(train, other, lambda record: _length(record.path))
+    shared = _shared(train, other, lambda record: file_length(record.path))
 
     def key(record: ImageRecord) -> Hashable | None:
-        return sha256_of(record.path) if _length(record.path) in shared else None
+        return sha256_of(record.path) if file_length(record.path) in shared else None
 
     return key
 
@@ -91,12 +89,7 @@ def _pixel_key(train: CocoDataset, other: CocoDataset) -> Key:
     shared = _shared(train, other, lambda record: record.size_hw)
 
     def key(record: ImageRecord) -> Hashable | None:
-        if record.size_hw not in shared:
-            return None
-        try:
-            return hashlib.sha256(open_image(record.path, size_hw=record.size_hw).data).digest()
-        except DataError:
-            return None  # `check_images` tells what is wrong with it
+        return pixel_digest(record) if record.size_hw in shared else None
 
     return key
 
@@ -104,7 +97,3 @@ def _pixel_key(train: CocoDataset, other: CocoDataset) -> Key:
 def _shared(train: CocoDataset, other: CocoDataset, key: Key) -> frozenset[Hashable]:
     ours, theirs = ({key(record) for record in dataset.images} for dataset in (train, other))
     return frozenset(ours & theirs) - {None}
-
-
-def _length(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None

@@ -3,6 +3,7 @@
 A perceptual hash in two steps. The amplitudes of a thumbnail's Fourier transform do not change when the picture
 shifts, so they find each picture's likeliest twins by one matrix product; the phases then decide: the peak of the
 phase correlation of two pictures is 1 for copies and near 0 for unrelated ones, wherever the one lies in the other.
+Before two pictures are accused their pixels are compared where the peak says that they lie upon each other.
 The usual 64-bit hash of DCT signs misses shifted pictures (on microscope photos shifted by a tenth of the frame: all).
 
 Source: Kuglin and Hines, "The phase correlation image alignment method", 1975.
@@ -11,6 +12,7 @@ N: pictures, S: side of a thumbnail.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +21,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
 
 from scantling.data.coco.records import ImageRecord
 from scantling.data.images.open import open_image
@@ -34,6 +35,10 @@ _CANDIDATES = 40  # likeliest twins of each picture that are looked at
 _ROWS = 512
 _PAIRS = 2048
 _MIN_CONTRAST = 2.0  # grey levels; flat pictures have no phase
+_BLOCK = 8  # side of the blocks in which contrast is sought
+_MIN_STRUCTURE = 1 / 3  # of the blocks of what two pictures share
+_MIN_OVERLAP = 1 / 4  # of a picture
+_MIN_LIKENESS = 0.8  # correlation of pixels; the known pairs of microscope photos have 0.91 and more
 _THREADS = 4
 
 Thumbnail = NDArray[np.float32]
@@ -69,21 +74,26 @@ def find_twins(pictures: Sequence[Thumbnail | None], *, threshold: float = SAME_
     peaks = np.concatenate(
         [_peaks(spectra, pairs[start : start + _PAIRS]) for start in range(0, len(pairs), _PAIRS)]
     )
-    found = [
-        Twins(usable[int(pairs[k, 0])], usable[int(pairs[k, 1])], float(peaks[k]))
-        for k in np.flatnonzero(peaks >= threshold)
-    ]
+    found = []
+    for k in np.flatnonzero(peaks >= threshold):
+        first, second = (usable[position] for position in pairs[k].tolist())
+        one, other = pictures[first], pictures[second]
+        shift = _shift_between(*spectra[pairs[k]])
+        if one is not None and other is not None and _agree(one, other, shift):
+            found.append(Twins(first, second, float(peaks[k])))
     return sorted(found, key=lambda twins: (-twins.peak, twins.first, twins.second))
 
 
 def _thumbnail(record: ImageRecord) -> Thumbnail | None:
-    return read_thumbnail(record.path, record.size_hw)
+    return read_thumbnail(record.path, record.size_hw, record.white)
 
 
-def read_thumbnail(path: Path, size_hw: tuple[int, int] | None = None) -> Thumbnail | None:
+def read_thumbnail(
+    path: Path, size_hw: tuple[int, int] | None = None, white: int | None = None
+) -> Thumbnail | None:
     """Grey thumbnail (S, S) of an image file; None where it cannot be read or is flat."""
     try:
-        pixels = open_image(path, size_hw=size_hw)
+        pixels = open_image(path, size_hw=size_hw, white=white)
     except DataError:
         return None
     grey = cv2.cvtColor(cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
@@ -93,8 +103,7 @@ def read_thumbnail(path: Path, size_hw: tuple[int, int] | None = None) -> Thumbn
 def _spectrum(picture: Thumbnail) -> NDArray[np.complex64]:
     """Fourier transform (S, S / 2 + 1) under a window that hides the frame."""
     window = cv2.createHanningWindow((SIDE, SIDE), cv2.CV_32F)
-    spectrum: NDArray[np.complex64] = fft.rfft2((picture - picture.mean()) * window)
-    return spectrum
+    return np.fft.rfft2((picture - picture.mean()) * window).astype(np.complex64, copy=False)
 
 
 def _amplitudes(spectra: NDArray[np.complex64]) -> NDArray[np.float32]:
@@ -124,6 +133,36 @@ def _likely_pairs(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
 def _peaks(spectra: NDArray[np.complex64], pairs: NDArray[np.int64]) -> NDArray[np.float32]:
     """Peak of the phase correlation of each pair (P); `spectra` have amplitude 1."""
     crossed = spectra[pairs[:, 0]] * spectra[pairs[:, 1]].conj()
-    surfaces: NDArray[np.float32] = fft.irfft2(crossed, s=(SIDE, SIDE))
-    peaks: NDArray[np.float32] = surfaces.reshape(len(pairs), -1).max(axis=1)
+    surfaces = np.fft.irfft2(crossed, s=(SIDE, SIDE), axes=(1, 2))
+    peaks: NDArray[np.float32] = surfaces.reshape(len(pairs), -1).max(axis=1).astype(np.float32)
     return peaks
+
+
+def _shift_between(first: NDArray[np.complex64], second: NDArray[np.complex64]) -> tuple[int, int]:
+    """Rows and columns, modulo S, by which the second of two spectra lies before the first."""
+    surface = np.fft.irfft2(first * second.conj(), s=(SIDE, SIDE))
+    rows, columns = np.unravel_index(int(surface.argmax()), surface.shape)
+    return int(rows), int(columns)
+
+
+def _agree(first: Thumbnail, second: Thumbnail, shift: tuple[int, int]) -> bool:
+    """A second look, at the pixels: laid upon each other, the pictures are alike, and there is something to see.
+
+    The peak alone accuses pictures that hold one mark each on a blank ground: moved, the one mark is the other.
+    """
+    rows, columns = shift
+    for down, right in itertools.product((rows, rows - SIDE), (columns, columns - SIDE)):
+        one = first[max(0, down) : SIDE + min(0, down), max(0, right) : SIDE + min(0, right)]
+        other = second[max(0, -down) : SIDE + min(0, -down), max(0, -right) : SIDE + min(0, -right)]
+        if one.size < _MIN_OVERLAP * SIDE * SIDE or min(_structure(one), _structure(other)) < _MIN_STRUCTURE:
+            continue
+        if float(np.corrcoef(one.ravel(), other.ravel())[0, 1]) >= _MIN_LIKENESS:
+            return True
+    return False
+
+
+def _structure(part: Thumbnail) -> float:
+    """Share of the blocks of a part of a thumbnail that are not blank."""
+    rows, columns = part.shape[0] // _BLOCK, part.shape[1] // _BLOCK
+    blocks = part[: rows * _BLOCK, : columns * _BLOCK].reshape(rows, _BLOCK, columns, _BLOCK)
+    return float((blocks.std(axis=(1, 3)) >= _MIN_CONTRAST).mean()) if rows and columns else 0.0

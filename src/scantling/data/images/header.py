@@ -34,7 +34,9 @@ _PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_CHANNELS, _TIFF_SAMPLE_FORMAT = 256, 257, 258, 277, 339
+_TIFF_MAX_SAMPLE = 281
 _TIFF_FLOAT = 3
+_BANDS = " bands"
 _TIFF_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _WARNINGS = threading.Lock()
 _SUPPORTED = "Supported: JPEG, PNG, BMP, WebP, TIFF and GIF with 8 or 16 bits per channel."
@@ -47,11 +49,13 @@ class ImageHeader:
     Attributes:
         format: Recognised by content, not by file name.
         size_hw: Height and width as stored, before any rotation.
-        mode: Pillow's name of the pixel layout: 1, L, LA, P, RGB, RGBA, CMYK.
+        mode: Pillow's name of the pixel layout: 1, L, LA, P, RGB, RGBA, CMYK; F for floats, else `5 bands` (TIFF).
         bits: Bits per channel.
         frames: 1 for an ordinary picture, more for an animation or a TIFF with several pages.
         orientation: EXIF rotation 1..8; 1 means as stored.
         body: Byte offset from which pixel data follow (JPEG only).
+        white: Largest value that the file says its pixels take (TIFF MaxSampleValue); None where it does not.
+        significant: Bits that the file says are meant, of 16 (PNG sBIT); its pixels may be scaled up to 16 or not.
     """
 
     format: ImageFormat
@@ -61,6 +65,8 @@ class ImageHeader:
     frames: int = 1
     orientation: int = 1
     body: int = 0
+    white: int | None = None
+    significant: int | None = None
 
     @property
     def upright_hw(self) -> tuple[int, int]:
@@ -138,6 +144,9 @@ def check_header(header: ImageHeader, file: str) -> None:
         refuse("image-damaged", file, f"the header gives a size of {width} x {height}")
     if header.mode == "F":
         refuse("image-format", file, "floating-point pixels, which have no fixed white", hint=_SUPPORTED)
+    if header.mode.endswith(_BANDS):
+        hint = "Save the three that are to be seen as an RGB image."
+        refuse("image-format", file, f"{header.mode} for each pixel, not gray or RGB", hint=hint)
     if header.bits > 16 or (header.format == "JPEG" and header.bits != 8):
         message = f"{header.bits} bits per channel in a {header.format}"
         refuse("image-format", file, message, hint=_SUPPORTED)
@@ -172,7 +181,7 @@ def _parse_jpeg(data: bytes) -> ImageHeader | None:
 def _parse_png(data: bytes) -> ImageHeader | None:
     """Walk the chunks up to the first pixels (PNG specification, section 5)."""
     width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
-    position, orientation, frames = 8, 1, 1
+    position, orientation, frames, significant = 8, 1, 1, None
     while position + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
         name = data[position + 4 : position + 8]
@@ -180,12 +189,21 @@ def _parse_png(data: bytes) -> ImageHeader | None:
             mode = "1" if (color, bits) == (0, 1) else _PNG_MODES.get(color, "?")
             size_hw = (height, width)
             return ImageHeader(
-                format="PNG", size_hw=size_hw, mode=mode, bits=bits, frames=frames, orientation=orientation
+                format="PNG",
+                size_hw=size_hw,
+                mode=mode,
+                bits=bits,
+                frames=frames,
+                orientation=orientation,
+                significant=significant,
             )
         if name == b"acTL":
             (frames,) = struct.unpack_from(">I", data, position + 8)
         if name == b"eXIf":
             orientation = exif_orientation(data[position + 8 : position + 8 + length])
+        if name == b"sBIT" and bits == 16:
+            depth = max(data[position + 8 : position + 8 + min(length, 3)], default=16)
+            significant = depth if 8 <= depth < 16 else None
         position += 12 + length
     return None
 
@@ -257,13 +275,22 @@ def _parse_tiff(data: bytes) -> ImageHeader:
     stream.seek(directory.next)
     with _quietly():
         directory.load(stream)
+    channels = int(directory.get(_TIFF_CHANNELS, 1))
     floating = _TIFF_FLOAT in directory.get(_TIFF_SAMPLE_FORMAT, (1,))
     orientation = directory.get(_EXIF_ORIENTATION, 1)
     return ImageHeader(
         format="TIFF",
         size_hw=(int(directory[_TIFF_HEIGHT]), int(directory[_TIFF_WIDTH])),
-        mode="F" if floating else _TIFF_MODES.get(directory.get(_TIFF_CHANNELS, 1), "?"),
+        mode="F" if floating else _TIFF_MODES.get(channels, f"{channels}{_BANDS}"),
         bits=int(max(directory.get(_TIFF_BITS, (1,)))),
         frames=2 if directory.next else 1,
         orientation=orientation if orientation in range(1, 9) else 1,
+        white=_declared_white(directory),
     )
+
+
+def _declared_white(directory: TiffImagePlugin.ImageFileDirectory_v2) -> int | None:
+    """MaxSampleValue, where it says more than the number of bits."""
+    values = directory.get(_TIFF_MAX_SAMPLE, ())
+    white = max((int(value) for value in (values if isinstance(values, tuple) else (values,))), default=0)
+    return white if 255 <= white < (1 << 16) - 1 else None

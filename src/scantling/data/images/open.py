@@ -3,7 +3,9 @@
 | file | result |
 |---|---|
 | gray, gray + alpha, 1 bit, palette, RGBA, CMYK | as its RGB twin; alpha is dropped |
-| 16 bits per channel | divided by 257, never clipped |
+| 16 bits per channel | scaled so that white becomes 255, never clipped; white is 65535 unless the file says less |
+| | (TIFF MaxSampleValue, PNG sBIT) or the caller knows what the set's pictures have (`images.white`) |
+| 9 to 15 bits per channel (TIFF) | scaled likewise |
 | EXIF rotation | applied if width and height say so or cannot tell; `size_hw` decides |
 | animation, several pages | the first frame |
 | cut off, damaged | `DataError`; half-gray pictures are recognised |
@@ -17,6 +19,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -39,6 +42,7 @@ from scantling.data.io import hint_for_missing
 __all__ = [
     "LARGE_PIXELS",
     "MAX_PIXELS",
+    "PICTURE_SUFFIXES",
     "ImageHeader",
     "decode_image",
     "image_header",
@@ -50,6 +54,13 @@ __all__ = [
 
 Pixels = NDArray[np.uint8]
 
+FULL_WHITE = (1 << 16) - 1
+"""Largest value of a channel of 16 bits."""
+
+_OPENED = "jpg jpeg jpe jfif mpo png bmp dib webp tif tiff gif"
+_NOT_OPENED = "avif heic heif jp2 j2k jpx jpeg2000 jxl dng pfm ppm pgm pbm pnm tga psd"
+PICTURE_SUFFIXES = frozenset(f".{word}" for word in (*_OPENED.split(), *_NOT_OPENED.split()))
+"""Endings that a data set's pictures have, of kinds that are opened and of kinds that are refused by name."""
 _HEAD_BYTES = 1 << 16
 _MAX_FILE_BYTES = 1 << 31
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -62,13 +73,16 @@ _NO_WHITE = ("I", "F")  # Pillow's modes of integers and floats
 _UNDONE_BY = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
 
 
-def open_image(path: Path | str, *, size_hw: tuple[int, int] | None = None) -> Pixels:
+def open_image(
+    path: Path | str, *, size_hw: tuple[int, int] | None = None, white: int | None = None
+) -> Pixels:
     """Read an image as RGB.
 
     Args:
         path: Any supported file; its name and extension do not matter.
         size_hw: Height and width of the frame in which the labels live. It decides whether an EXIF rotation is
             applied; where it cannot (half turns, square images) the rotation is applied. None: upright.
+        white: Value that becomes 255 in pictures of 16 bits that do not say it themselves; None: 65535.
 
     Returns:
         (H, W, 3) uint8 RGB, contiguous, of size `size_hw` if given.
@@ -80,7 +94,19 @@ def open_image(path: Path | str, *, size_hw: tuple[int, int] | None = None) -> P
     data = read_image(path)
     header = parse_header(data, file)
     rotation = rotation_for(header, size_hw, file)
-    return rotate(decode_image(data, header, file), rotation)
+    return rotate(decode_image(data, header, file, white), rotation)
+
+
+def brightest_value(path: Path | str) -> int | None:
+    """Largest value of any channel of a picture of 16 bits, transparency left out; None if it cannot be decoded.
+
+    Raises:
+        DataError: The file is missing or no image.
+    """
+    deep = _decode(read_image(path), _DEPTH)
+    if deep is None or deep.dtype != np.uint16:
+        return None
+    return int(deep[..., :3].max() if deep.ndim == 3 else deep.max())
 
 
 def image_header(path: Path | str) -> ImageHeader:
@@ -157,13 +183,14 @@ def read_image(path: Path | str, *, limit: int = -1) -> bytes:
     return data
 
 
-def decode_image(data: bytes, header: ImageHeader, file: str) -> Pixels:
+def decode_image(data: bytes, header: ImageHeader, file: str, white: int | None = None) -> Pixels:
     """Decode the first frame as stored, without any rotation.
 
     Args:
         data: The whole file.
         header: Its header, already checked.
         file: Name for messages.
+        white: As in `open_image`.
 
     Returns:
         (H, W, 3) uint8 RGB of the header's size.
@@ -173,8 +200,8 @@ def decode_image(data: bytes, header: ImageHeader, file: str) -> Pixels:
     """
     if header.format == "JPEG" and header.mode in ("L", "RGB"):
         pixels = _decode_jpeg(data, header, file)
-    elif header.bits == 16:
-        pixels = _decode_deep(data)
+    elif 8 < header.bits <= 16:
+        pixels = _decode_deep(data, header, white)
     elif header.format == "PNG":
         pixels = _decode(data, _RGB)
     else:
@@ -245,16 +272,33 @@ def _decode(data: bytes, flags: int) -> NDArray[np.uint8] | None:
     return pixels
 
 
-def _decode_deep(data: bytes) -> Pixels | None:
-    """16 bits per channel -> 8, so that 65535 becomes 255; None if OpenCV cannot."""
+def _decode_deep(data: bytes, header: ImageHeader, white: int | None) -> Pixels | None:
+    """More than 8 bits per channel -> 8, so that white becomes 255; None if OpenCV cannot."""
     deep = _decode(data, _DEPTH)
     if deep is None or deep.dtype != np.uint16 or deep.shape[2:] not in ((), (3,), (4,)):
         return None
-    shallow = cv2.convertScaleAbs(deep, alpha=1 / 257)
+    shallow = cv2.convertScaleAbs(deep, alpha=255 / _white_in(deep, header, white))
     if shallow.ndim == 2:
         return cv2.cvtColor(shallow, cv2.COLOR_GRAY2RGB)  # type: ignore[no-any-return] # untyped library
     code = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}[shallow.shape[2]]
     return cv2.cvtColor(shallow, code)  # type: ignore[no-any-return] # untyped library
+
+
+def _white_in(deep: NDArray[Any], header: ImageHeader, white: int | None) -> int:
+    """What becomes 255: the file's own word, else the set's, else the full range; never less than is there."""
+    if header.bits < 16:  # OpenCV has moved the bits to the upper end
+        return FULL_WHITE - ((1 << (16 - header.bits)) - 1)
+    told = header.white
+    if header.significant is not None:
+        told = FULL_WHITE if _is_scaled_up(deep, header.significant) else (1 << header.significant) - 1
+    chosen = told or white or FULL_WHITE
+    return chosen if chosen == FULL_WHITE or int(deep.max()) <= chosen else FULL_WHITE
+
+
+def _is_scaled_up(deep: NDArray[Any], depth: int) -> bool:
+    """Whether pixels of fewer bits fill all 16: below them are zeros, or their uppermost bits once more."""
+    below = deep & ((1 << (16 - depth)) - 1)
+    return bool((below == 0).all() or (below == deep >> depth).all())
 
 
 def _decode_with_pillow(data: bytes, header: ImageHeader, file: str) -> Pixels:
@@ -294,6 +338,16 @@ def files_below(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [Path(place) / name for name in names]
     return sorted(files)
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """All files in a folder and its sub-folders that are called like pictures, whether they can be opened or not."""
+    return [path for path in files_below(folder) if is_picture(path)]
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is called like a picture; hidden ones (`._a.jpg` of macOS) are none."""
+    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
 
 
 def _is_image(path: Path) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from scantling.data.coco import CocoDataset, ImageId
 from scantling.data.images.open import open_image
 from scantling.data.samples.transforms import Transform
+from scantling.errors import DataError
 from scantling.structures.sample import Frame, Sample
 
 
@@ -47,12 +48,16 @@ class DetectionDataset:
         transforms: Applied by `get`.
         seed: Of the run.
         masks: Whether samples carry masks.
+        skip_invalid: An image that cannot be read is replaced by the next one that can, instead of stopping.
+        left_out: Names of the images that were replaced in this process, and why.
     """
 
     coco: CocoDataset
     transforms: Transform
     seed: int = 0
     masks: bool = False
+    skip_invalid: bool = False
+    left_out: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.coco)
@@ -61,10 +66,23 @@ class DetectionDataset:
         """The image and its instances as they are on disk.
 
         Raises:
-            DataError: The image cannot be read.
+            DataError: The image cannot be read; with `skip_invalid`, none can.
         """
+        if not self.skip_invalid:
+            return self._read(index)
+        for position in (*range(index, len(self)), *range(index)):
+            name = self.coco.images[position].file_name
+            if name in self.left_out:
+                continue
+            try:
+                return self._read(position)
+            except DataError as error:
+                self.left_out[name] = str(error.findings[0]) if error.findings else str(error)
+        raise DataError(f"{self.coco.file}: none of its {len(self)} images can be read")
+
+    def _read(self, index: int) -> Sample:
         record = self.coco.images[index]
-        pixels = open_image(record.path, size_hw=record.size_hw)
+        pixels = open_image(record.path, size_hw=record.size_hw, white=record.white)
         return Sample(
             image=pixels.transpose(2, 0, 1),
             instances=self.coco.instances(index, masks=self.masks),

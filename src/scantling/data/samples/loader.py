@@ -11,6 +11,7 @@ files, and the number of workers cannot matter.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from scantling.data.samples.transforms import Transform
 from scantling.data.workers import TaskStream
 from scantling.errors import DataError
 from scantling.structures.sample import Batch
+
+log = logging.getLogger(__name__)
 
 Plan = TypeVar("Plan")
 Made = TypeVar("Made")
@@ -154,7 +157,7 @@ class _BuildBatch:
     def __call__(self, step: Step) -> Batch:
         samples = [self.dataset.get(entry.position, step.epoch, entry.repeat) for entry in step.entries]
         batch = Batch.collate(samples, size_divisor=self.size_divisor)
-        return replace(batch, is_spare=True) if step.is_spare else batch
+        return replace(batch, is_spare=step.is_spare, left_out=tuple(self.dataset.left_out.items()))
 
 
 class PlannedBatches(ABC, Generic[Plan, Made]):
@@ -193,7 +196,8 @@ class TrainLoader(PlannedBatches[Step, Batch]):
     """Augmented batches, epoch by epoch.
 
     Args:
-        dataset: With at least one image.
+        dataset: With at least one image. Those that turn out to be unreadable while `skip_invalid` is set are told,
+            and counted in `left_out`.
         config: Batch size, passes, workers, processes.
 
     Raises:
@@ -205,6 +209,7 @@ class TrainLoader(PlannedBatches[Step, Batch]):
         self.config = config
         self._ids = [record.id for record in dataset.coco.images]
         wide = [record.size_hw[1] >= record.size_hw[0] for record in dataset.coco.images]
+        self.left_out: dict[str, str] = {}
         self._groups = wide if config.group_aspect else [False] * len(wide)
         super().__init__(TaskStream(_BuildBatch(dataset, config.size_divisor), config.workers))
         if self.steps_per_epoch == 0:
@@ -232,6 +237,16 @@ class TrainLoader(PlannedBatches[Step, Batch]):
             )
             for batch in batches
         ]
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch from a step on; see `PlannedBatches`."""
+        for batch in super().epoch(epoch, start_step):
+            for name, reason in batch.left_out:
+                if name not in self.left_out:
+                    self.left_out[name] = reason
+                    count = f"{len(self.left_out)} of {len(self._ids)} images"
+                    log.warning("%s; another image takes its place (%s so far)", reason, count)
+            yield batch
 
     @property
     def _global_size(self) -> int:

@@ -10,19 +10,17 @@ MMEngine leaves in training checkpoints.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from scantling.errors import CheckpointError
 from scantling.models.two_stage import Detector
+from scantling.models.weights.opener import pytorch_tensors, read_pytorch
 
 # (their key, our key): regular expressions over whole keys, tried in order.
 _BACKBONE = (
@@ -124,22 +122,6 @@ class Conversion:
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
 
 
-class _Inert:
-    """Stands in for a foreign class in a checkpoint: keeps nothing, does nothing."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
-_FOREIGN_CLASSES = (
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "mmengine.config.config.ConfigDict",
-)
-
-
 def read_mmdet_checkpoint(path: Path) -> ForeignCheckpoint:
     """Read a `.pth` file safely.
 
@@ -149,28 +131,8 @@ def read_mmdet_checkpoint(path: Path) -> ForeignCheckpoint:
     Raises:
         CheckpointError: The file is missing, is no PyTorch file, needs code to be executed, or holds no tensors.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist or is not a file")
-    allowed: list[Any] = [(_Inert, name) for name in _FOREIGN_CLASSES]
-    allowed += [np.dtype, np.ndarray, *_numpy_constructors(), *{type(np.dtype(t)) for t in "fdilq?"}]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} cannot be read as a weights file: {str(error).splitlines()[0]:.200}",
-            hint="Only tensors and plain values are read; files that need code to be executed are refused.",
-        ) from error
-    content = loaded if isinstance(loaded, dict) else {}
-    weights = {
-        str(key).removeprefix("module."): value
-        for key, value in content.get("state_dict", content).items()
-        if isinstance(value, Tensor)
-    }
-    if not weights:
-        raise CheckpointError(
-            f"{path} holds no state_dict with tensors; found {sorted(map(str, content))[:8]}"
-        )
+    content = read_pytorch(path)
+    weights = pytorch_tensors(path, content)
     meta = content.get("meta", {})
     return ForeignCheckpoint(path=path, weights=weights, class_names=_class_names(meta), meta=_plain(meta))
 
@@ -280,13 +242,6 @@ def _first_fc(target: Mapping[str, Tensor]) -> int:
         if (match := re.fullmatch(r"(?:head|stages\.0)\.trunk\.(\d+)\.weight", key)) and value.dim() == 2
     ]
     return min(numbers, default=1)
-
-
-def _numpy_constructors() -> list[Any]:
-    """The functions with which NumPy's own arrays and scalars are rebuilt, under the names old files use."""
-    core = importlib.import_module("numpy._core.multiarray")
-    functions = [core.scalar, core._reconstruct]
-    return [*functions, *((f, f"numpy.core.multiarray.{f.__name__}") for f in functions)]
 
 
 def _class_names(meta: object) -> tuple[str, ...] | None:

@@ -26,7 +26,6 @@ import torch
 
 from scantling.errors import Interrupted, TrainingError, UsageError
 from scantling.run.engines.worker import Done, Failed, Line, LogEntry, Message, WorkerOrder, work
-from scantling.run.folder import RunFolder
 from scantling.run.plan import makers_of
 from scantling.run.stage import Stage
 from scantling.train.signals import SignalGuard, StopRequested
@@ -35,6 +34,7 @@ log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from scantling.run.context import RunContext
+    from scantling.run.folder import RunFolder
 
 Build: TypeAlias = "Callable[[RunContext], Sequence[Stage]]"
 

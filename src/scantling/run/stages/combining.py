@@ -79,6 +79,7 @@ def weights_stage(context: RunContext) -> Stage:
             "detections": hashes_of(context.root, files),
             "ensemble": Ensemble(context.recipe, context.root).given.model_dump(mode="json"),
             "tune": context.recipe.combining.tuning.model_dump(mode="json"),
+            **context.recipe.evaluate.limits,
         },
         needs=tuple(files.values()),
         outputs=(tuned_file(ENSEMBLE), f"{TUNED}/{ENSEMBLE}.txt"),
@@ -148,7 +149,13 @@ def _member_files(context: RunContext, split: str) -> dict[str, str]:
 def _weigh(context: RunContext) -> None:
     members = member_sources(context, context.tuning_split)
     config = Ensemble(context.recipe, context.root).given
-    found = tune_weights(members, context.tuning_data, config, context.recipe.combining.tuning)
+    found = tune_weights(
+        members,
+        context.tuning_data,
+        config,
+        context.recipe.combining.tuning,
+        max_detections=context.recipe.evaluate.max_dets,
+    )
     write_tuned(context.root / tuned_file(ENSEMBLE), ensemble=found.config)
     atomic_write(context.root / TUNED / f"{ENSEMBLE}.txt", found.to_text() + "\n")
 
@@ -156,7 +163,7 @@ def _weigh(context: RunContext) -> None:
 def _fuse(context: RunContext, step: Ensemble) -> None:
     target = context.data.target
     found = apply_steps([step], member_sources(context, context.data.evaluated), target)
-    write_results(results_of(found, target), context.root / step_file(step))
+    write_results(results_of(found, target), context.root / step_file(step), target.images)
 
 
 def _eliminate(context: RunContext, step: Eliminate, before: str) -> None:
@@ -166,5 +173,5 @@ def _eliminate(context: RunContext, step: Eliminate, before: str) -> None:
     results = own_results(context.root, before, target)
     found = step.judge(detections_of(results, target))
     kept = [result for result, keep in zip(results, found.keep, strict=True) if keep]
-    write_results(kept, context.root / step_file(step))
+    write_results(kept, context.root / step_file(step), target.images)
     write_json(context.root / ELIMINATE / "removed.json", found.to_dict(), indent=2)

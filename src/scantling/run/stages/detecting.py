@@ -8,6 +8,7 @@ each training image has been seen by the one detector that did not train on it: 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from scantling.run.stage import Stage, hashes_of
 from scantling.run.steps import TUNED, one_voice, tuned_file
 from scantling.structures.detections import Detections
 
+log = logging.getLogger(__name__)
+
 
 def tune_stage(context: RunContext, name: str) -> Stage:
     """Choose a member's suppression, category by category, on images it has not learned from."""
@@ -37,6 +40,7 @@ def tune_stage(context: RunContext, name: str) -> Stage:
             "candidates": _hashes(context.root, files),
             "suppress": context.member(name).predict.suppress.model_dump(mode="json"),
             "tune": context.recipe.combining.tuning.model_dump(mode="json"),
+            **context.recipe.evaluate.limits,
             "data": context.data.hashes["train" if context.folds else "val"],
         },
         needs=tuple(files),
@@ -66,11 +70,14 @@ def detect_stage(context: RunContext, name: str) -> Stage:
 
 def import_stage(context: RunContext, name: str) -> Stage:
     """Take over the detections of another tool, checked, so that the run holds all it was made of."""
-    files = foreign_files(context, name)
+    files, image_ids = foreign_files(context, name), context.member(name).image_ids
     return Stage(
         folder=f"members/{name}",
         name="import",
-        inputs=lambda: {split: sha256_of(path) for split, path in files.items()},
+        inputs=lambda: {
+            **{split: sha256_of(path) for split, path in files.items()},
+            **({} if image_ids is None else {"image_ids": image_ids}),
+        },
         needs=tuple(str(path.absolute()) for path in files.values()),
         outputs=tuple(context.detections_file(name, split) for split in files),
         action=partial(_import, context, name),
@@ -154,13 +161,20 @@ def suppressed(seen: Detections, config: SuppressConfig, class_names: Sequence[s
 
 
 def _tune(context: RunContext, name: str) -> None:
-    split = context.tuning_split
+    split, base = context.tuning_split, context.member(name).predict.suppress
+    if all(a.is_crowd for annotations in context.tuning_data.annotations for a in annotations):
+        told = f"{name}: there are no objects to tune suppression on, so it stays as the recipe has it"
+        log.warning(told)
+        write_tuned(context.root / tuned_file(name), suppress=base)
+        atomic_write(context.root / TUNED / f"{name}.txt", told + "\n")
+        return
     parts = [load_candidates(context, unit, split) for unit in context.units_of(name)]
     found = tune_suppression(
         Candidates.cat(parts).detections,
         context.tuning_data,
-        context.member(name).predict.suppress,
+        base,
         context.recipe.combining.tuning,
+        max_detections=context.recipe.evaluate.max_dets,
     )
     write_tuned(context.root / tuned_file(name), suppress=found.config)
     atomic_write(context.root / TUNED / f"{name}.txt", found.to_text() + "\n")
@@ -169,17 +183,21 @@ def _tune(context: RunContext, name: str) -> None:
 def _detect(context: RunContext, name: str, splits: Sequence[str]) -> None:
     config = suppression_of(context, name)
     for split in splits:
-        found = detections_with(context, name, config, split=split)
-        results = results_of(found, dataset_of(context, split))
-        write_results(results, context.root / context.detections_file(name, split))
+        dataset = dataset_of(context, split)
+        results = results_of(detections_with(context, name, config, split=split), dataset)
+        write_results(results, context.root / context.detections_file(name, split), dataset.images)
 
 
 def _import(context: RunContext, name: str) -> None:
     for split, path in foreign_files(context, name).items():
+        dataset = dataset_of(context, split)
         results = read_results(
-            path, dataset_of(context, split), skip_invalid=context.recipe.data.skip_invalid
+            path,
+            dataset,
+            image_ids=context.member(name).image_ids or "auto",
+            skip_invalid=context.recipe.data.skip_invalid,
         )
-        write_results(results, context.root / context.detections_file(name, split))
+        write_results(results, context.root / context.detections_file(name, split), dataset.images)
 
 
 def _hashes(root: Path, files: Sequence[str]) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,10 +14,11 @@ from typing import Any, cast
 from scantling.data.coco import read_results
 from scantling.data.coco.results import Result
 from scantling.data.detections import results_of
+from scantling.data.findings import tell_warnings
 from scantling.data.io import atomic_write, read_json, sha256_of, write_json
 from scantling.data.splits import RunData
 from scantling.errors import UsageError
-from scantling.evaluate.coco_eval import Evaluation, evaluate_results, metrics_json
+from scantling.evaluate.coco_eval import Evaluation, evaluate_results, limits_up_to, metrics_json
 from scantling.evaluate.saved import files_of, kinds_of, load_evaluations, save_evaluations
 from scantling.evaluate.variants import Variant, compare_variants
 from scantling.models.suppression import SuppressConfig
@@ -30,6 +33,8 @@ from scantling.run.stage import Stage, hashes_of
 from scantling.run.stages.detecting import detections_with, num_views, suppression_of
 from scantling.run.stages.refining import SUSPECTS
 from scantling.run.steps import Step, run_steps, step_file
+
+log = logging.getLogger(__name__)
 
 EVALUATE = "evaluate"
 TABLE = f"{EVALUATE}/table.txt"
@@ -50,6 +55,7 @@ def evaluate_stage(context: RunContext) -> Stage:
             "data": context.data.hashes[context.data.evaluated],
             "split": context.data.evaluated,
             "bootstrap": context.recipe.evaluate.bootstrap,
+            **context.recipe.evaluate.limits,
         },
         needs=(*files.values(), *candidates),  # candidates: for the table of what each step gave
         outputs=(METRICS, TABLE, STEPS, STEPS_JSON, *(f for name in files for f in files_of(SAVED, name))),
@@ -117,6 +123,7 @@ def _of_recipe(facts: RunFacts, recipe: Recipe) -> RunFacts:
         removals=facts.removals if combining.eliminate is not None else None,
         refinement=refinement if recipe.refine is not None else None,
         audit=facts.audit if recipe.audit is not None else None,
+        max_detections=recipe.evaluate.max_dets,
     )
 
 
@@ -126,10 +133,23 @@ def _content(title: str, data: RunData, facts: RunFacts) -> ReportContent:
 
 
 def _commands(root: Path, recipe: Recipe) -> list[str]:
-    """How to get this run again, and how to use it."""
+    """How to get this run again, and how to get its predictions: of the evaluated split, not of all pictures."""
+    split = {"train": recipe.data.train, "val": recipe.data.val}.get(
+        recipe.evaluate.split, recipe.evaluate.split
+    )
+    predicted = (
+        str(Path(recipe.data.root or ".") / split)
+        if split.endswith(".json")
+        else f"{recipe.data.root}:{split}"
+    )
     return [
-        f"scantling run {root / RECIPE} --out {root.with_name(root.name + '-again')}",
-        f"scantling predict {recipe.data.root} --run {root} --out predictions.json",
+        shlex.join(
+            ["scantling", "run", str(root / RECIPE), "--out", str(root.with_name(root.name + "-again"))]
+        ),
+        shlex.join(["scantling", "predict", predicted, "--run", str(root), "--out", "predictions.json"]),
+        "# next: look at pictures of your own, with boxes drawn; and for labels and pictures that are wrong",
+        f"scantling predict YOUR_PICTURES --run {shlex.quote(str(root))} --out found.json --overlays found",
+        shlex.join(["scantling", "check", str(recipe.data.root)]),
     ]
 
 
@@ -167,8 +187,13 @@ def _evaluate(context: RunContext) -> None:
         "members": {name: metrics_json([evaluation]) for name, evaluation in boxes.items()},
     }
     table = compare_variants(
-        data.target, _steps(context, found, best), bootstrap=recipe.evaluate.bootstrap, seed=0
+        data.target,
+        _steps(context, found, best),
+        bootstrap=recipe.evaluate.bootstrap,
+        seed=0,
+        max_detections=recipe.evaluate.max_dets,
     )
+    tell_warnings(boxes[last].findings, log, rest="all of this kind")
     for name, one in found.items():
         kinds = kinds_of(data.target, one.results)
         save_evaluations([one.evaluations[kind] for kind in kinds], context.root / SAVED, name)
@@ -179,7 +204,7 @@ def _evaluate(context: RunContext) -> None:
 
 
 def _found(context: RunContext, file: str) -> _Found:
-    results = read_results(context.root / file, context.data.target)
+    results = read_results(context.root / file, context.data.target, image_ids="id")
     return _Found(results, _evaluations(context.recipe, context.data, results))
 
 
@@ -188,7 +213,12 @@ def _evaluations(recipe: Recipe, data: RunData, results: Sequence[Result]) -> di
     config = recipe.evaluate
     return {
         kind: evaluate_results(
-            data.target, results, iou_type=kind, backend=config.backend, bootstrap=config.bootstrap
+            data.target,
+            results,
+            iou_type=kind,
+            backend=config.backend,
+            bootstrap=config.bootstrap,
+            max_detections=limits_up_to(config.max_dets),
         )
         for kind in sorted({"bbox", *kinds_of(data.target, results)})
     }

@@ -48,12 +48,12 @@ class InitialWeights(NamedTuple):
 
 def initial_weights(context: RunContext, name: str) -> InitialWeights:
     """Where a member's backbone starts from."""
-    init = context.member(name).detector.init
-    if init in ("random", "pretrained"):
+    model = context.member(name).detector
+    path = context.root / WEIGHTS if model.init == INIT_PRETRAIN else model.init_file
+    if path is None:
         return InitialWeights(None, None, is_known=True)
-    path = context.root / WEIGHTS if init == INIT_PRETRAIN else Path(init)
     if not path.is_file():
-        return InitialWeights(path, None, is_known=init != INIT_PRETRAIN)
+        return InitialWeights(path, None, is_known=model.init != INIT_PRETRAIN)
     return InitialWeights(path, sha256_of(path), is_known=True)
 
 

@@ -16,10 +16,11 @@ from scantling.data.coco import write_results
 from scantling.data.detections import results_of
 from scantling.data.io import atomic_write, sha256_of, write_json
 from scantling.data.splits import RunData
-from scantling.errors import ConfigError
+from scantling.errors import CheckpointError, ConfigError
 from scantling.recipe.auto import Resolution
 from scantling.recipe.recipe import RefineSection
 from scantling.refine.apply import load_refiner, refine_truth
+from scantling.refine.bbrefinement import check_initial_weights
 from scantling.refine.gate_tuning import tune_gate
 from scantling.refine.train import RefinerRun, resolve_training, train_refiner
 from scantling.refine.training_data import LabelledBoxes
@@ -55,9 +56,16 @@ def check_refining(context: RunContext) -> None:
     """Find what cannot be refined before anything is written.
 
     Raises:
-        ConfigError: There are several members and no ensemble, or an audit has nothing to go by.
+        CheckpointError: The file of the refiner's initial weights is missing or damaged.
+        ConfigError: There are several members and no ensemble, an audit has nothing to go by, or the refiner's weights
+            do not fit it.
     """
     recipe, held_out = context.recipe, _out_of_fold_members(context)
+    if recipe.refine is not None:
+        try:
+            check_initial_weights(recipe.refine.model)
+        except (ConfigError, CheckpointError) as error:
+            raise type(error)(f"refine.{error.message}", hint=error.hint) from error
     apart = recipe.combining.ensemble is None
     for section, several in (
         ("refine", recipe.refine is not None and len(combined_members(context.recipe)) > 1),
@@ -232,7 +240,7 @@ def _steps_before_refining(context: RunContext) -> tuple[Step, ...]:
 def _refine(context: RunContext, step: Refine, before: str) -> None:
     target = context.data.target
     refined, counts = step.refine(own_results(context.root, before, target), target)
-    write_results(refined, context.root / step_file(step))
+    write_results(refined, context.root / step_file(step), target.images)
     write_json(context.root / REFINE / "counts.json", counts, indent=2)
 
 

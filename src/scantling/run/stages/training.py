@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from scantling.data.coco import CocoDataset
+from scantling.data.findings import name_some
 from scantling.data.io import sha256_of
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import LoaderConfig, TrainLoader
 from scantling.data.samples.transforms import build_transforms
-from scantling.errors import ConfigError
-from scantling.evaluate.coco_eval import evaluate_results
+from scantling.errors import CheckpointError, ConfigError
+from scantling.evaluate.coco_eval import evaluate_results, limits_up_to
 from scantling.models.two_stage import Detector
-from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model
+from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model, check_initial_weights
 from scantling.predict.candidates import find_candidates
 from scantling.predict.whole_set import predict_dataset
 from scantling.recipe.recipe import MemberConfig
@@ -43,15 +44,17 @@ def check_detectors(context: RunContext, *, begun: bool) -> None:
         begun: Compare with what an earlier run left in the folder.
 
     Raises:
-        ConfigError: A model cannot be built, a category is unknown, or the folder holds training of other
-            settings or data.
+        CheckpointError: A file of initial weights is missing or damaged.
+        ConfigError: A model cannot be built, a file of weights does not fit it, a category is unknown, or the folder
+            holds training of other settings or data.
         UsageError: The device cannot compute in the precision that is asked for.
     """
-    for unit in context.units():
+    for name in dict.fromkeys(unit.member for unit in context.units()):
         try:
-            _check_member(context, unit.member)
-        except ConfigError as error:
-            raise ConfigError(f"members.{unit.member}: {error.message}", hint=error.hint) from error
+            _check_member(context, name)
+        except (ConfigError, CheckpointError) as error:
+            raise type(error)(f"members.{name}: {error.message}", hint=error.hint) from error
+    for unit in context.units():
         if begun and initial_weights(context, unit.member).is_known:
             train_stage(context, unit).is_done(context.root)  # refuses
 
@@ -60,8 +63,7 @@ def _check_member(context: RunContext, name: str) -> None:
     member, class_names = context.member(name), context.data.train.class_names
     require_precision(member.train.precision, context.device)
     member.predict.suppress.thresholds(class_names)
-    with torch.device("meta"):  # shapes only: nothing is allocated or initialised
-        build_model(_from_random(member), len(class_names))
+    check_initial_weights(member.detector, len(class_names))
 
 
 def train_stage(context: RunContext, unit: Unit) -> Stage:
@@ -147,6 +149,7 @@ def _train(context: RunContext, unit: Unit) -> None:
         predict=member.predict.model_dump(mode="json"),
         recipe_hash=hash_of(_learned_from(context, unit)),
         data_hash=data.hashes["train"],
+        white=data.white,
     )
     run = RunInfo(
         seed=context.recipe.seed,
@@ -162,6 +165,9 @@ def _train(context: RunContext, unit: Unit) -> None:
         fit(initial_model(context, unit), loader, member.train, out=out, run=run)
     finally:
         loader.close()
+        if loader.left_out:
+            names = name_some(list(loader.left_out))
+            log.warning("%s: %d images could not be read: %s", unit.title, len(loader.left_out), names)
 
 
 def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> TrainLoader:
@@ -173,7 +179,10 @@ def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> Tr
         rank=context.processes.rank,
         world=context.processes.world,
     )
-    return TrainLoader(DetectionDataset(train, transforms, seed=context.recipe.seed), config)
+    dataset = DetectionDataset(
+        train, transforms, seed=context.recipe.seed, skip_invalid=context.recipe.data.skip_invalid
+    )
+    return TrainLoader(dataset, config)
 
 
 def _validate(
@@ -182,7 +191,9 @@ def _validate(
     results = predict_dataset(
         cast("Detector", model), member.predict, held_out, context.device, context.processes
     )
-    judge = partial(evaluate_results, held_out, results, backend=context.recipe.evaluate.backend)
+    config = context.recipe.evaluate
+    limits = limits_up_to(config.max_dets)
+    judge = partial(evaluate_results, held_out, results, backend=config.backend, max_detections=limits)
     return context.processes.on_main(lambda: {f"bbox/{key}": v for key, v in judge().metrics.items()})
 
 

@@ -73,6 +73,20 @@ def _describe_rest(head: bytes) -> str:
     return "a JSON document" if text.lstrip()[:1] in ("{", "[") else "a text file"
 
 
+def looks_like_pytorch(path: Path) -> bool:
+    """Whether a file begins as those do that `torch.save` writes: a zip archive, a pickle, or a tar archive."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except (OSError, ValueError):
+        return False
+    if head.startswith(b"PK\x03\x04"):
+        looks, _ = _describe_zip(path)
+        return "PyTorch" in looks or "damaged" in looks
+    is_pickle = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    return (is_pickle and head[8:9] != b"{") or head[257:262] == b"ustar"
+
+
 def header_fault(path: Path) -> str | None:
     """Check the length that a safetensors header claims, before any parser allocates it.
 

@@ -1,0 +1,171 @@
+"""Masks from the network's squares to COCO's numbers: memory of pasting, mask overlaps, evaluation.
+
+    python bench/masks.py [--rounds 5] [--images 1000]
+
+Paste: 100 soft masks of 28 x 28, seen at seven test sizes, averaged and laid over a picture of 2624 x 2624 as run
+lengths; the peer pastes full frames with torchvision's `paste_masks_in_image` and encodes with pycocotools. Overlap:
+300 detections against 300 detections of one picture of 1024 x 1024, as columns of run lengths; the peer is
+pycocotools' C code on the same run lengths. Evaluation: `--images` pictures with 100 detections and about 10 truths.
+Memory is what a fresh process needs beyond its imports and inputs (peak resident set); time is processor time of one
+thread, the median of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from scantling.data.coco import ReadOptions, parse_coco
+from scantling.evaluate.coco_eval import evaluate_results
+from scantling.ops.masks import paste_masks
+from scantling.ops.overlaps import find_pairs
+from scantling.ops.rle import patch_to_rle
+from scantling.structures.detections import object_column
+
+INSTANCES, SCALES, SIDE, PICTURE = 100, 7, 28, (2624, 2624)
+
+
+def soft_masks(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Soft masks (S, N, M, M) of every test size, blobs with soft edges, and boxes (N, 4)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:SIDE, :SIDE] / (SIDE - 1) * 2 - 1
+    radius = rng.uniform(0.6, 1.0, (SCALES, INSTANCES, 1, 1))
+    soft = 1 / (1 + np.exp(8 * (np.hypot(x, y)[None, None] - radius)))
+    sides = np.exp(rng.uniform(np.log(40), np.log(1600), (INSTANCES, 2)))
+    corner = rng.uniform(0, 1, (INSTANCES, 2)) * (np.array(PICTURE) - sides)
+    boxes = np.concatenate([corner, corner + sides], axis=1)
+    return torch.from_numpy(soft).float(), torch.from_numpy(boxes).float()
+
+
+def ours_pasted() -> list[dict[str, object]]:
+    """Run lengths by way of patches."""
+    soft, boxes = soft_masks()
+    return paste_masks(soft.mean(dim=0), boxes, PICTURE)
+
+
+def full_frames_pasted() -> list[dict[str, object]]:
+    """Run lengths by way of one full frame per instance and test size, averaged."""
+    soft, boxes = soft_masks()
+    frames = torch.stack([paste_masks_in_image(s[:, None], boxes, PICTURE)[:, 0] for s in soft[:1]])
+    return [coco_mask.encode(np.asfortranarray((f >= 0.5).numpy().astype(np.uint8))) for f in frames.mean(0)]
+
+
+def peak_of(work: Callable[[], object]) -> float:
+    """MiB a fresh process needs for this beyond what it had before."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_measured, (work,))
+
+
+def _measured(work: Callable[[], object]) -> float:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def blobs(rng: np.random.Generator, number: int, size_hw: tuple[int, int]) -> np.ndarray:
+    """Run lengths of ellipses."""
+    rles = []
+    for _ in range(number):
+        h, w = (int(side) for side in np.exp(rng.uniform(np.log(20), np.log(250), 2)))
+        y, x = np.mgrid[:h, :w]
+        patch = (2 * y / h - 1) ** 2 + (2 * x / w - 1) ** 2 <= 1
+        corner = int(rng.integers(0, size_hw[1] - w)), int(rng.integers(0, size_hw[0] - h))
+        rles.append(patch_to_rle(patch, corner, size_hw))
+    return object_column(rles)
+
+
+def overlap_seconds(rounds: int) -> tuple[float, float, float]:
+    """Processor seconds of ours and of pycocotools' code, and the largest difference."""
+    rng = np.random.default_rng(1)
+    ours, theirs = (blobs(rng, 300, (1024, 1024)) for _ in range(2))
+    keys = np.zeros(300, dtype=np.int64)
+    crowd = [0] * 300
+    spent: dict[str, list[float]] = {"ours": [], "peer": []}
+    for _ in range(rounds):
+        begin = time.process_time()
+        found = find_pairs(keys, ours, keys, theirs)
+        spent["ours"].append(time.process_time() - begin)
+        begin = time.process_time()
+        table = np.asarray(coco_mask.iou(ours.tolist(), theirs.tolist(), crowd))
+        spent["peer"].append(time.process_time() - begin)
+    dense = np.zeros_like(table)
+    dense[found.first, found.second] = found.iou
+    own, peer = (statistics.median(spent[name]) for name in ("ours", "peer"))
+    return own, peer, float(np.abs(dense - table).max())
+
+
+def evaluated(images: int = 1000) -> None:
+    """Mask AP and AR with intervals of many pictures; inputs are made here too and count as input, not as need."""
+    rng = np.random.default_rng(2)
+    size_hw = (512, 512)
+    shapes = blobs(rng, 400, size_hw).tolist()
+    boxes = np.asarray(coco_mask.toBbox(shapes)).tolist()
+    records = [{"id": i, "file_name": f"{i}.jpg", "width": 512, "height": 512} for i in range(images)]
+    truth = [
+        {
+            "id": n,
+            "image_id": n % images,
+            "category_id": 1 + s % 5,
+            "bbox": boxes[s],
+            "segmentation": shapes[s],
+        }
+        for n, s in enumerate(rng.integers(0, 400, 10 * images).tolist(), 1)
+    ]
+    categories = [{"id": k, "name": str(k)} for k in range(1, 6)]
+    content = {"images": records, "annotations": truth, "categories": categories}
+    dataset = parse_coco(content, Path("truth.json"), Path(), ReadOptions(task="segmentation"))
+    results = [
+        {
+            "image_id": n % images,
+            "category_id": 1 + s % 5,
+            "score": float(score),
+            "bbox": boxes[s],
+            "segmentation": shapes[s],
+        }
+        for n, (s, score) in enumerate(
+            zip(rng.integers(0, 400, 100 * images).tolist(), rng.random(100 * images), strict=True)
+        )
+    ]
+    evaluate_results(dataset, results, iou_type="segm", bootstrap=1000)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1000)
+    arguments = parser.parse_args()
+    ours, peer = peak_of(ours_pasted), peak_of(full_frames_pasted)
+    print(
+        f"paste, {INSTANCES} instances on {PICTURE[0]} x {PICTURE[1]}: {ours:.0f} MiB; full frames of one of"
+    )
+    print(f"  the {SCALES} sizes: {peer:.0f} MiB, {peer / max(ours, 1):.1f} x")
+    own, theirs, difference = overlap_seconds(arguments.rounds)
+    print(
+        f"mask IoU 300 x 300: {own * 1000:.1f} ms, pycocotools {theirs * 1000:.1f} ms, ratio {own / theirs:.2f},"
+    )
+    print(f"  largest difference {difference:g}")
+    begin = time.process_time()
+    need = _measured(lambda: evaluated(arguments.images))
+    print(
+        f"evaluation of {arguments.images} images x 100 masks with intervals, inputs included: {need:.0f} MiB,"
+    )
+    print(f"  {time.process_time() - begin:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
