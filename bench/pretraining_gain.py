@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from scantling.data.coco import CocoDataset, read_coco
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.backbone import Backbone, BackboneConfig
-from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD, Normalise
+from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD, Normalise
 from scantling.models.weights.opener import read_weights
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.pretrain.config import PretrainConfig

@@ -25,8 +25,8 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from scantling.models.suppression import SuppressConfig
-from scantling.models.two_stage import Detector, total_loss
+from scantling.models.contract import Detector, total_loss
+from scantling.models.suppression import SuppressConfig, detect
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame
@@ -92,7 +92,7 @@ def make_entries(arguments: argparse.Namespace, device: torch.device) -> dict[st
     }
     for name, model in ours.items():
         entries[f"our {name} | step"] = lambda m=model: train_step(m, lambda: m.losses(batch))
-        entries[f"our {name} | inference"] = lambda m=model: infer(m, lambda: m.predict(batch))
+        entries[f"our {name} | inference"] = lambda m=model: infer(m, lambda: detect(m, batch, SUPPRESS))
     features = ours["faster"]
     pixels = features.normalise(batch.images, batch.sizes_hw)
     entries[f"{TRUNK} | step"] = lambda: train_step(
@@ -100,6 +100,9 @@ def make_entries(arguments: argparse.Namespace, device: torch.device) -> dict[st
     )
     entries[f"{TRUNK} | inference"] = lambda: infer(features, lambda: features.features(pixels))
     return entries
+
+
+SUPPRESS = SuppressConfig(score_threshold=0.05, iou_threshold=0.5, max_per_image=100)
 
 
 def make_batch() -> Batch:
@@ -153,7 +156,6 @@ def make_ours(name: str, peer: FasterRCNN) -> Detector:
     model.rpn.conv.load_state_dict(peer.rpn.head.conv[0][0].state_dict())
     model.rpn.objectness.load_state_dict(peer.rpn.head.cls_logits.state_dict())
     model.rpn.deltas.load_state_dict(peer.rpn.head.bbox_pred.state_dict())
-    model.suppression = SuppressConfig(score_threshold=0.05, iou_threshold=0.5, max_per_image=100)
     return model
 
 

@@ -34,9 +34,10 @@ from scantling.data.samples.loader import LoaderConfig, TrainLoader
 from scantling.data.samples.transforms import AugmentConfig, build_transforms
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.backbone import Backbone, BackboneConfig
+from scantling.models.contract import CandidateLimits, Detector, Encoded, total_loss
 from scantling.models.neck import FPN, FPNConfig
+from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD, Normalise
 from scantling.models.suppression import SuppressConfig
-from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD, Detector, Normalise, total_loss
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.structures.instances import Instances
@@ -44,6 +45,7 @@ from scantling.structures.sample import Batch
 
 SHORT, LONG, BATCH, LR = 256, 384, 2, 1e-3
 SUPPRESS = SuppressConfig(score_threshold=0.01, iou_threshold=0.5, max_per_image=100)
+LEVELS = ("0", "1", "2", "3", "pool")
 OURS = {"backbone": "resnet10t", "norm": "bn", "num_rois": 128}
 
 
@@ -52,7 +54,7 @@ class Peer(Detector):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.num_classes, self.suppression = num_classes, SUPPRESS
+        self.num_classes = num_classes
         self.normalise = Normalise(PIXEL_MEAN, PIXEL_STD)
         self.backbone = Backbone(BackboneConfig(name="resnet10t", norm="bn"))
         self.neck = FPN(self.backbone.channels, self.backbone.strides, FPNConfig(channels=64))
@@ -76,20 +78,25 @@ class Peer(Detector):
         _, losses = self.heads(features, proposals, images.image_sizes, targets)
         return rpn_losses | losses
 
-    def candidates(self, batch: Batch) -> list[Instances]:
-        """What torchvision's own suppression leaves; another of the same kind then changes nothing."""
+    def encode(self, batch: Batch) -> Encoded:
+        """Levels and proposals."""
         images, features = self._features(batch)
-        found, _ = self.heads(features, self.rpn(images, features)[0], images.image_sizes)
+        proposals = self.rpn(images, features)[0]
+        return Encoded(levels=list(features.values()), sizes_hw=batch.sizes_hw, proposals=proposals)
+
+    def candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:  # noqa: ARG002
+        """What torchvision's own suppression leaves; another of the same kind then changes nothing."""
+        features = OrderedDict(zip(LEVELS, encoded.levels, strict=True))
+        found, _ = self.heads(features, encoded.proposals, list(encoded.sizes_hw))
         return [
             Instances(size_hw=size, boxes=f["boxes"], labels=f["labels"] - 1, scores=f["scores"])
-            for size, f in zip(batch.sizes_hw, found, strict=True)
+            for size, f in zip(encoded.sizes_hw, found, strict=True)
         ]
 
     def _features(self, batch: Batch) -> tuple[ImageList, OrderedDict[str, Tensor]]:
         pixels = self.normalise(batch.images, batch.sizes_hw)
         levels = self.neck(self.backbone(pixels))
-        names = ("0", "1", "2", "3", "pool")
-        return ImageList(pixels, list(batch.sizes_hw)), OrderedDict(zip(names, levels, strict=True))
+        return ImageList(pixels, list(batch.sizes_hw)), OrderedDict(zip(LEVELS, levels, strict=True))
 
 
 def build(name: str, num_classes: int) -> Detector:
@@ -152,7 +159,6 @@ def fit_steps(model: Detector, train: CocoDataset, seed: int, steps: int) -> flo
 
 def detect(model: Detector, dataset: CocoDataset) -> list[dict[str, object]]:
     """COCO results of all images."""
-    model.suppression = SUPPRESS
     config = PredictConfig(scales=SHORT, long_side=LONG, batch_size=4, tile=None, suppress=SUPPRESS)
     predictor = Predictor(model, config, dataset.class_names, torch.device("cpu"))
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import pytest
 import torch
 
 from scantling.api import import_weights
-from scantling.models.two_stage import Detector
+from scantling.models.contract import Detector, Encoded
 from scantling.models.zoo import ModelConfig, build_model
-from scantling.structures.instances import Instances
+from scantling.structures.instances import ImageMasks, Instances
 from scantling.structures.sample import Batch, Frame
 from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
 
@@ -53,7 +54,12 @@ class Golden:
             size_hw=self.size_hw,
             boxes=torch.from_numpy(self.scene["gt_boxes"]),
             labels=torch.from_numpy(self.scene["gt_labels"]),
+            masks=ImageMasks.from_dense(unpacked(self.scene["gt_masks"], 3, self.size_hw)),
         )
+
+    def encoded(self, features: Sequence[torch.Tensor]) -> Encoded:
+        """Levels with the case's own proposals."""
+        return Encoded(levels=features, sizes_hw=[self.size_hw], proposals=[self.proposals])
 
     @property
     def batch(self) -> Batch:
@@ -67,13 +73,23 @@ class Golden:
         )
 
 
-def golden_checkpoint(case: str, folder: Path) -> Path:
-    """Write the case's weights as MMDetection would, with the record of classes of its 3.x files."""
+def unpacked(bits: np.ndarray, count: int, size_hw: tuple[int, int]) -> np.ndarray:
+    """(N, H, W) of the packed bits in which the cases keep masks."""
+    return np.unpackbits(bits)[: count * size_hw[0] * size_hw[1]].reshape(count, *size_hw)
+
+
+def golden_state(case: str) -> dict[str, torch.Tensor]:
+    """The case's weights by MMDetection's keys."""
     spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     facts = json.loads((GOLDEN / f"{case}.json").read_text())
-    state = {k: torch.from_numpy(v) for k, v in module.state_dict_arrays(facts["state_dict"]).items()}
+    return {k: torch.from_numpy(v) for k, v in module.state_dict_arrays(facts["state_dict"]).items()}
+
+
+def golden_checkpoint(case: str, folder: Path) -> Path:
+    """Write the case's weights as MMDetection would, with the record of classes of its 3.x files."""
+    state = golden_state(case)
     meta = {"dataset_meta": {"classes": ("bolt", "nut", "washer")}, "mmdet_version": "3.3.0", "epoch": 12}
     path = folder / f"{case}.pth"
     torch.save({"meta": meta, "state_dict": state}, path)

@@ -8,7 +8,7 @@ import torch
 from scantling.errors import UsageError
 from scantling.models.weights.class_rows import rows_by_name, with_rows
 from scantling.models.zoo import ModelConfig
-from scantling.predict.import_weights import HeadChoice, import_mmdet, parse_classes
+from scantling.predict.import_weights import HeadChoice, import_detector, parse_classes
 from scantling.train.checkpoint import load_checkpoint, weights_in
 
 BOLT, NUT, BACKGROUND = 1.0, 2.0, 9.0
@@ -91,7 +91,7 @@ def test_an_import_by_name_keeps_what_it_knows_and_says_so(golden_checkpoint_of,
     """The file's categories are bolt, nut, washer."""
     file = golden_checkpoint_of("cascade_rcnn_r50")
     choice = HeadChoice(head="by-name", classes=("washer", "gear", "crank", "bolt"))
-    summary = import_mmdet(file, ModelConfig(name="cascade_rcnn_r50"), tmp_path, choice=choice)
+    summary = import_detector(file, ModelConfig(name="cascade_rcnn_r50"), tmp_path, choice=choice)
     assert summary.reused == ("washer", "bolt")
     assert "2 categories taken over by name, 2 start anew" in summary.to_text()
     tensors, meta = load_checkpoint(summary.checkpoint)

@@ -7,20 +7,13 @@ import re
 import pytest
 import torch
 
+from models.mmdet_layout import CONVNEXT
 from scantling.models.weights.mmdet import convert
 from scantling.models.zoo import ModelConfig, build_model
 
-THEIR_NAMES = (
-    (r"stem_(\d)\.(\w+)", r"downsample_layers.0.\1.\2"),
-    (r"stages_(\d)\.downsample\.(.+)", r"downsample_layers.\1.\2"),
-    (r"stages_(\d)\.blocks\.(\d+)\.conv_dw\.(\w+)", r"stages.\1.\2.depthwise_conv.\3"),
-    (r"stages_(\d)\.blocks\.(\d+)\.mlp\.fc(\d\.\w+)", r"stages.\1.\2.pointwise_conv\3"),
-    (r"stages_(\d)\.blocks\.(\d+)\.(.+)", r"stages.\1.\2.\3"),
-)
-
 
 def theirs(key: str) -> str:
-    for pattern, name in THEIR_NAMES:
+    for pattern, name in CONVNEXT:
         if match := re.fullmatch(pattern, key):
             return match.expand(name)
     raise AssertionError(key)

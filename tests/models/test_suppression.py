@@ -106,9 +106,9 @@ def test_settings_saved_before_there_were_mappings_load():
 
 
 def test_candidates_are_those_above_the_threshold_of_their_category():
-    probabilities = torch.tensor([[0.5, 0.2, 0.1, 0.2], [0.3, 0.4, 0.05, 0.25]])
+    scores = torch.tensor([[0.5, 0.2, 0.1], [0.3, 0.4, 0.05]])
     config = SuppressConfig(score_threshold={"wheel": 0.35, "bell": 0.3, "light": 0.07})
-    found = top_candidates(BOXES[:2], probabilities, (20, 20), config, NAMES)
+    found = top_candidates(BOXES[:2], scores, (20, 20), config.limits(NAMES))
     assert found.labels.tolist() == [0, 1, 2]
     assert found.scores.tolist() == pytest.approx([0.5, 0.4, 0.1])
     assert found.boxes.tolist() == BOXES[[0, 1, 0]].tolist()

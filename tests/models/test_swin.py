@@ -11,7 +11,8 @@ import torch
 
 from scantling.models.rpn import propose
 from scantling.models.swin import Swin, swin_shape
-from scantling.models.weights.mmdet import convert, load_converted, num_classes_of, read_mmdet_checkpoint
+from scantling.models.weights.conversion import load_converted
+from scantling.models.weights.mmdet import convert, num_classes_of, read_mmdet_checkpoint
 from scantling.models.zoo import ModelConfig, build_model
 
 CASE = "mask_rcnn_swin_t"
@@ -22,7 +23,9 @@ NAME = "swin_tiny_patch4_window7_224"
 def swin_golden(golden_checkpoint_of, golden_folder):
     """(model, conversion, arrays, image)."""
     weights = read_mmdet_checkpoint(golden_checkpoint_of(CASE)).weights
-    model = build_model(ModelConfig(name="faster_rcnn_swin_t", roi_samples=0), num_classes_of(weights)).eval()
+    model = build_model(
+        ModelConfig(name="faster_rcnn_swin_t", roi_samples=0), num_classes_of(weights, "softmax")
+    ).eval()
     conversion = convert(weights, model)
     load_converted(model, conversion)
     image = torch.from_numpy(np.load(golden_folder / "scene.npz")["image"])

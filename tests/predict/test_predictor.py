@@ -16,6 +16,7 @@ from scantling.errors import ConfigError, DataError, Severity
 from scantling.models.suppression import SuppressConfig, suppress_instances
 from scantling.predict import predictor as predictor_module
 from scantling.predict.predictor import PredictConfig, Predictor, read_sample
+from scantling.structures.masks import RoiMasks
 from scantling.structures.sample import Batch
 
 BOXES = {0: (13, 21, 74, 60), 1: (80, 5, 119, 48), 2: (40, 66, 100, 81)}
@@ -57,8 +58,8 @@ def test_detections_are_the_models_own_candidates_suppressed_in_original_pixels(
     ((_, found),) = Predictor(model, config, CLASS_NAMES).predict_records([record])
     sample = read_sample(record)
     resized = render(sample, View.of(sample).resized((150, 221)))
-    model.suppression = config.suppress
-    (direct,) = model.eval().candidates(Batch.collate([resized]))
+    encoded = model.eval().encode(Batch.collate([resized]))
+    (direct,) = model.candidates(encoded, config.suppress.limits(CLASS_NAMES))
     expected = suppress_instances(resized.frame.invert(direct), config.suppress, CLASS_NAMES)
     assert len(expected) == 6  # soft-NMS keeps the doubles, with lower scores
     assert torch.equal(found.boxes, expected.boxes)
@@ -173,17 +174,12 @@ def test_images_are_read_only_when_their_turn_comes(paint, monkeypatch):
 
 def test_the_model_is_left_as_it_was(paint):
     model = ColourDetector().train()
-    before = model.suppression
     config = PredictConfig(scales=50, suppress=SuppressConfig(max_per_image=3))
     results = Predictor(model, config, CLASS_NAMES).predict_records([paint("a.png", (50, 60), {})] * 3)
     next(results)
     assert not model.training
-    assert model.suppression.max_per_image == 3
-    assert model.class_names == CLASS_NAMES
     results.close()
     assert model.training
-    assert model.suppression is before
-    assert model.class_names == ()
 
 
 def test_no_gradients_are_recorded_and_the_result_is_an_ordinary_tensor(paint):
@@ -245,3 +241,42 @@ def test_settings_survive_a_round_trip_through_plain_data():
         scales=[800, 900], long_side=2666, suppress=SuppressConfig(iou_threshold={"default": 0.4})
     )
     assert PredictConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+class Masked(ColourDetector):
+    """Draws in each box a mask that is on in its left half, and notes which boxes it was asked for."""
+
+    has_masks = True
+
+    def masks(self, encoded, instances):
+        assert torch.is_inference_mode_enabled()
+        self.asked = [found.boxes.clone() for found in instances]
+        left = (torch.arange(28) < 14).float().repeat(28, 1)
+        return [RoiMasks(probabilities=left.repeat(len(found), 1, 1)) for found in instances]
+
+
+def test_masks_are_drawn_for_the_boxes_that_are_kept_in_the_frame_of_the_view(paint):
+    model, record = Masked(), paint("a.png", (89, 131), BOXES)
+    config = PredictConfig(scales=178, long_side=None)
+    ((_, found),) = Predictor(model, config, CLASS_NAMES).predict_records([record])
+    plain = predict([record], scales=178, long_side=None)[0]["a.png"]
+    assert torch.equal(found.boxes, plain.boxes)
+    assert torch.equal(found.scores, plain.scores)
+    scale = model.asked[0][:, 2] / found.boxes[:, 2]
+    torch.testing.assert_close(model.asked[0], found.boxes * scale[:, None], rtol=1e-3, atol=0.05)
+    assert float(scale.min()) > 1.2
+    assert len(found.masks) == len(found) == 3
+    areas = found.masks.to_image(found.boxes, record.size_hw).areas()
+    sizes = found.boxes[:, 2:] - found.boxes[:, :2]
+    torch.testing.assert_close(areas, sizes.prod(dim=1) / 2, rtol=0.1, atol=0)
+
+
+def test_images_that_cannot_be_read_are_told_alike_with_masks(paint, tmp_path):
+    good, broken = paint("a.png", (50, 60), {0: (10, 10, 20, 20)}), paint("b.png", (50, 60), {})
+    broken.path.write_bytes(broken.path.read_bytes()[:60])
+    predictor = Predictor(Masked(), PredictConfig(scales=50), CLASS_NAMES)
+    found = dict(predictor.predict_records([good, broken], skip_invalid=True))
+    assert list(found) == [good]
+    assert [finding.severity.value for finding in predictor.findings] == ["warning"]
+    with pytest.raises(DataError):
+        list(predictor.predict_records([good, broken]))

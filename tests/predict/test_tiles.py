@@ -254,9 +254,9 @@ PEAK = r"""
     from scantling.predict.predictor import PredictConfig, Predictor
 
     class Costly(ColourDetector):
-        def candidates(self, batch):
+        def encode(self, batch):
             maps = batch.images.float().repeat(1, 16, 1, 1)  # 50 MB for a tile of 512, as activations are
-            return super().candidates(batch) if float(maps.sum()) >= 0 else []
+            return super().encode(batch) if float(maps.sum()) >= 0 else None
 
     for file in sys.argv[1:]:
         side = int(Path(file).stem)

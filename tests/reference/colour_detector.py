@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import torch
 
-from scantling.models.suppression import SuppressConfig
-from scantling.models.two_stage import Detector
+from scantling.models.contract import CandidateLimits, Detector, Encoded
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch
 
@@ -26,7 +25,6 @@ class ColourDetector(Detector):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.num_classes = 3
-        self.suppression = SuppressConfig()
         self.sees = sees
         self.seen: list[tuple[int, int]] = []
         self.notes: list[tuple[bool, bool, torch.dtype]] = []
@@ -34,7 +32,10 @@ class ColourDetector(Detector):
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         raise NotImplementedError
 
-    def candidates(self, batch: Batch) -> list[Instances]:
+    def encode(self, batch: Batch) -> Encoded:
+        return Encoded(levels=[batch.images], sizes_hw=batch.sizes_hw, proposals=[])
+
+    def candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:
         assert not self.training
         self.notes.append(
             (
@@ -44,11 +45,11 @@ class ColourDetector(Detector):
             )
         )
         return [
-            self._find(image[:, :height, :width].numpy(), (height, width))
-            for image, (height, width) in zip(batch.images, batch.sizes_hw, strict=True)
+            self._find(image[:, :height, :width].numpy(), (height, width), limits)
+            for image, (height, width) in zip(encoded.levels[0], encoded.sizes_hw, strict=True)
         ]
 
-    def _find(self, image: np.ndarray, size_hw: tuple[int, int]) -> Instances:
+    def _find(self, image: np.ndarray, size_hw: tuple[int, int], limits: CandidateLimits) -> Instances:
         self.seen.append(size_hw)
         boxes, labels, scores = [], [], []
         for label, channel in enumerate(image):
@@ -57,7 +58,7 @@ class ColourDetector(Detector):
                     boxes += [box, [value + 0.02 * (box[2] - box[0]) for value in box]]
                     labels += [label, label]
                     scores += [0.9, 0.6]
-        order = torch.tensor(scores).argsort(descending=True, stable=True)[: self.suppression.max_candidates]
+        order = torch.tensor(scores).argsort(descending=True, stable=True)[: limits.max_candidates]
         return Instances(
             size_hw=size_hw,
             boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)[order],

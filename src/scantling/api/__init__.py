@@ -238,12 +238,12 @@ def import_weights(
     """
     require_existing(Path(file), "checkpoint")
     from scantling.models.zoo import ModelConfig
-    from scantling.predict.import_weights import HeadChoice, import_mmdet, parse_classes
+    from scantling.predict.import_weights import HeadChoice, import_detector, parse_classes
     from scantling.settings.draft import Draft
 
     config = Draft.of(ModelConfig, [f"name={model}", *overrides]).check()
     choice = HeadChoice(head=head, classes=parse_classes(classes))
-    return import_mmdet(Path(file), config, Path(out), choice=choice, overwrite=overwrite)
+    return import_detector(Path(file), config, Path(out), choice=choice, overwrite=overwrite)
 
 
 def recipes() -> dict[str, str]:

@@ -24,12 +24,14 @@ class AnchorConfig(BaseModel):
     Attributes:
         scales: Side of the square anchor in units of the level's stride.
         ratios: Height over width.
+        rounded: Whether corners about the cell's own are whole pixels, as in torchvision's detectors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scales: tuple[Positive, ...] = (8.0,)
     ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+    rounded: bool = False
 
     @property
     def num_anchors(self) -> int:
@@ -42,7 +44,8 @@ def cell_anchors(stride: int, config: AnchorConfig) -> Tensor:
     roots = torch.tensor(config.ratios).sqrt()[:, None]
     sides = stride * torch.tensor(config.scales)[None, :]
     heights, widths = (sides * roots).flatten(), (sides / roots).flatten()
-    return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
+    anchors = torch.stack([-widths, -heights, widths, heights], dim=1) / 2
+    return anchors.round() if config.rounded else anchors
 
 
 def grid_anchors(map_hw: tuple[int, int], stride: int, config: AnchorConfig) -> Tensor:

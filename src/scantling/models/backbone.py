@@ -26,6 +26,7 @@ from scantling.models.weights.torchvision_keys import timm_names
 
 STRIDES = (4, 8, 16, 32)
 Stage = Annotated[int, Field(ge=1, le=4)]
+BackboneNorm = Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"]
 
 
 class BackboneConfig(BaseModel):
@@ -46,7 +47,7 @@ class BackboneConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "resnet50"
-    norm: Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"] = "default"
+    norm: BackboneNorm = "default"
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
     deform: tuple[Stage, ...] = ()
     deform_version: Literal[1, 2] = 1
@@ -126,17 +127,25 @@ class Backbone(nn.Module):
             The keys of `state` that were not used (a classifier's, usually).
 
         Raises:
-            ConfigError: A weight of this network is missing or has another shape.
+            ConfigError: See `fitting`.
         """
-        fitting, unused = self.fitting(state)
-        self.body.load_state_dict(fitting)
-        return unused
+        found = self.fitting(state)
+        target = self.body.state_dict()
+        self.body.load_state_dict({k: found.get(k, v) for k, v in target.items()})
+        return sorted(k for k in found if k not in target)
 
-    def fitting(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """See whether weights fit, without loading them; arguments and errors are those of `load`.
+    def fitting(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A backbone's weights under the names of this network, once they are known to fill it; loads nothing.
 
-        Returns:
-            The network's weights under its own names, and the keys of `state` that were not used.
+        Offsets of deformable convolutions may all be missing, as they are in the weights of a plain network: they
+        then keep their start at zero. So may counters of batches.
+
+        Args:
+            state: As `load` takes it.
+
+        Raises:
+            ConfigError: A weight of this network is missing or has another shape, or a part of it has a weight or
+                running statistic too many, as a deeper network's or one with another normalisation.
         """
         prefix = "backbone.body."
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} or timm_names(
@@ -144,16 +153,29 @@ class Backbone(nn.Module):
         )
         target = self.body.state_dict()
         renamed = {_feature_key(k, target): v for k, v in own.items()}
-        wanted = {k for k in target if not k.endswith("num_batches_tracked")}
+        optional = {k for k in target if k.endswith("num_batches_tracked")}
+        offsets = {k for k in target if ".conv2.offset." in k}
+        if not offsets & renamed.keys():
+            optional |= offsets
+        wanted = target.keys() - optional
         wrong = sorted(k for k in wanted if k not in renamed or renamed[k].shape != target[k].shape)
-        if wrong:
+        parts = {k.partition(".")[0] for k in target}
+        surplus = sorted(
+            k
+            for k in renamed.keys() - target.keys()
+            if k.partition(".")[0] in parts and not k.endswith(_DERIVED)
+        )
+        if wrong or surplus:
+            told = (
+                f"{len(wrong)} of {len(wanted)} entries are missing or have another shape, first {wrong[:5]}"
+            )
+            if not wrong:
+                told = f"{len(surplus)} of its entries find no place in the network, first {surplus[:5]}"
             raise ConfigError(
-                f"weights do not fit backbone {self.config.name!r}: {len(wrong)} of {len(wanted)} entries are "
-                f"missing or have another shape, first {wrong[:5]}",
+                f"weights do not fit backbone {self.config.name!r}: {told}",
                 hint="Check the backbone's name, `norm` and `deform` against those the weights were made with.",
             )
-        unused = sorted(k for k in own if _feature_key(k, target) not in target)
-        return {k: renamed.get(k, v) for k, v in target.items()}, unused
+        return renamed
 
     def _replace_norms(self) -> None:
         kind = self.config.norm
@@ -192,6 +214,10 @@ class Backbone(nn.Module):
             order = {module: place for place, module in enumerate(self.body.modules())}
             end = max(order[module] for module in self.stage(self.config.frozen_stages).modules())
             yield from (m for m in order if all(order[inner] <= end for inner in m.modules()))
+
+
+_DERIVED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
+"""Ends of keys that hold nothing learned."""
 
 
 def _create(config: BackboneConfig) -> nn.Module:

@@ -1,24 +1,26 @@
 """Box heads: pooled RoI features in, class logits and box deltas out; their targets and losses.
 
-    (R, C, S, S) ── shared_fc:  flatten ── fc ── ReLU ── fc ── ReLU ──┬── fc ──► logits (R, K + 1)
+    (R, C, S, S) ── shared_fc:  flatten ── fc ── ReLU ── fc ── ReLU ──┬── fc ──► logits (R, L)
                  └─ conv_fc:    4 x (3x3 conv, norm, ReLU) ── fc ── ReLU ─┴── fc ──► deltas (R, 4) or (R, 4K)
 
-`RoiSamples` is what one image or a whole batch contributes to a stage. Dims: R RoIs, P positives, K classes.
+`RoiSamples` is what one image or a whole batch contributes to a stage. The number L of logits and their meaning are the
+class loss's. Dims: R RoIs, P positives, K classes, L logits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from scantling.models.assign import AssignConfig, SampleConfig, assign, sample
+from scantling.models.class_losses import ClassLoss, ClassLossKind, make_class_loss
 from scantling.models.layers import ConvBlock, NormKind, init_conv
-from scantling.models.losses import BoxLossConfig, box_regression_loss, classification_loss
+from scantling.models.losses import BoxLossConfig, box_regression_loss
 from scantling.ops.boxes import decode_boxes
 from scantling.structures.instances import Instances
 
@@ -36,8 +38,11 @@ class BoxHeadConfig(BaseModel):
         norm: Normalisation of the convolutions.
         pool_side: Cells per side of the pooled RoI.
         pool_samples: Samples per cell and direction; see `layers.RoiPool`.
+        aligned: Whether RoIs are pooled to half a cell; see `layers.RoiPool`.
         class_agnostic: One box for all classes, or one per class.
         stds: Scale of the deltas (Girshick 2015).
+        class_loss: What the logits mean and how they are trained; see `class_losses`.
+        spare_logits: Rows of the classifier that stand for no class; see `class_losses.SoftmaxLoss`.
         class_weight: Factor of the classification loss.
         box_loss: Regression loss.
     """
@@ -50,10 +55,29 @@ class BoxHeadConfig(BaseModel):
     norm: NormKind = "none"
     pool_side: Count = 7
     pool_samples: Annotated[int, Field(ge=0)] = 2
+    aligned: bool = True
     class_agnostic: bool = False
     stds: Stds = (0.1, 0.1, 0.2, 0.2)
+    class_loss: ClassLossKind = "softmax"
+    spare_logits: Annotated[int, Field(ge=0)] = 0
     class_weight: Annotated[float, Field(ge=0)] = 1.0
     box_loss: BoxLossConfig = BoxLossConfig()
+
+
+class LossSettings(Protocol):
+    """The settings of any box head that its losses depend on; see `BoxHeadConfig`."""
+
+    @property
+    def stds(self) -> Stds:
+        """Scale of the deltas."""
+
+    @property
+    def class_weight(self) -> float:
+        """Factor of the classification loss."""
+
+    @property
+    def box_loss(self) -> BoxLossConfig:
+        """Regression loss."""
 
 
 class BoxHead(nn.Module):
@@ -70,13 +94,14 @@ class BoxHead(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.trunk = _trunk(in_channels, config)
-        self.logits = nn.Linear(config.fc_channels, num_classes + 1)
+        self.class_loss = make_class_loss(config.class_loss, num_classes, config.spare_logits)
+        self.logits = nn.Linear(config.fc_channels, self.class_loss.num_logits(num_classes))
         self.deltas = nn.Linear(config.fc_channels, 4 if config.class_agnostic else 4 * num_classes)
         init_conv(self.logits, std=0.01)
         init_conv(self.deltas, std=0.001)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, C, S, S) -> logits (R, K + 1), deltas (R, 4) or (R, K, 4)."""
+        """(R, C, S, S) -> logits (R, L), deltas (R, 4) or (R, K, 4)."""
         hidden = self.trunk(pooled)
         deltas = self.deltas(hidden)
         return self.logits(hidden), deltas if self.config.class_agnostic else deltas.view(
@@ -88,11 +113,8 @@ class BoxHead(nn.Module):
         return decode_deltas(rois, deltas, self.config.stds, size_hw)
 
     def losses(self, logits: Tensor, deltas: Tensor, samples: RoiSamples) -> dict[str, Tensor]:
-        """`class` and `box`; see `head_losses`."""
-        config = self.config
-        return head_losses(
-            logits, deltas, samples, config.stds, class_weight=config.class_weight, box_loss=config.box_loss
-        )
+        """Those of the class loss, and `box`; see `head_losses`."""
+        return head_losses(logits, deltas, samples, self.class_loss, self.config)
 
 
 def decode_deltas(rois: Tensor, deltas: Tensor, stds: Stds, size_hw: tuple[int, int]) -> Tensor:
@@ -107,42 +129,33 @@ def decode_deltas(rois: Tensor, deltas: Tensor, stds: Stds, size_hw: tuple[int, 
     Returns:
         (R, 4) or (R, K, 4) xyxy, as the deltas are.
     """
-    if deltas.dim() == 2:
-        return decode_boxes(rois, deltas.float(), stds, size_hw)
-    repeated = rois[:, None].expand(-1, deltas.shape[1], -1).reshape(-1, 4)
-    decoded = decode_boxes(repeated, deltas.float().reshape(-1, 4), stds, size_hw)
-    return decoded.view(deltas.shape)
+    references = rois if deltas.dim() == 2 else rois[:, None]
+    return decode_boxes(references, deltas.float(), stds, size_hw)
 
 
 def head_losses(
-    logits: Tensor,
-    deltas: Tensor,
-    samples: RoiSamples,
-    stds: Stds,
-    *,
-    class_weight: float,
-    box_loss: BoxLossConfig,
+    logits: Tensor, deltas: Tensor, samples: RoiSamples, class_loss: ClassLoss, config: LossSettings
 ) -> dict[str, Tensor]:
-    """Classification and regression loss, both divided by the number of RoIs.
+    """Classification and regression losses, all divided by the number of RoIs.
 
     Args:
-        logits: (R, K + 1).
+        logits: (R, L).
         deltas: (R, 4) or (R, K, 4).
         samples: Targets of the same R RoIs.
-        stds: Scale of the deltas.
-        class_weight: Factor of the classification loss.
-        box_loss: Regression loss.
+        class_loss: What the logits mean.
+        config: Scale of the deltas, factors, regression loss.
 
     Returns:
-        `class` and `box`.
+        Those of the class loss, and `box`.
     """
-    positive = (samples.labels < logits.shape[1] - 1).nonzero().squeeze(1)
+    positive = (samples.labels < class_loss.num_classes).nonzero().squeeze(1)
     own = deltas[positive] if deltas.dim() == 2 else deltas[positive, samples.labels[positive]]
-    box = box_regression_loss(samples.boxes[positive], own, samples.truths[positive], stds, box_loss)
-    return {
-        "class": class_weight * classification_loss(logits, samples.labels),
-        "box": box / max(len(samples.labels), 1),
-    }
+    box = box_regression_loss(
+        samples.boxes[positive], own, samples.truths[positive], config.stds, config.box_loss
+    )
+    found = class_loss.losses(logits, samples.labels)
+    weighted = {name: config.class_weight * loss for name, loss in found.items()}
+    return {**weighted, "box": box / max(len(samples.labels), 1)}
 
 
 def _trunk(in_channels: int, config: BoxHeadConfig) -> nn.Sequential:
@@ -175,21 +188,24 @@ class RoiSamples:
         boxes: (R, 4) xyxy in the image's frame.
         labels: (R,) 0..K, K being background.
         truths: (R, 4) matched ground truth; the RoI itself where it is background.
+        matched: (R,) row of the matched ground truth among its image's instances, -1 for background.
         is_truth: (R,) whether the RoI is a ground-truth box that was added to the proposals.
     """
 
     boxes: Tensor
     labels: Tensor
     truths: Tensor
+    matched: Tensor
     is_truth: Tensor
 
     @staticmethod
     def cat(samples: Sequence[RoiSamples]) -> RoiSamples:
-        """Samples of several images, one after the other."""
+        """Samples of several images, one after the other; `matched` still counts within each image."""
         return RoiSamples(
             boxes=torch.cat([s.boxes for s in samples]),
             labels=torch.cat([s.labels for s in samples]),
             truths=torch.cat([s.truths for s in samples]),
+            matched=torch.cat([s.matched for s in samples]),
             is_truth=torch.cat([s.is_truth for s in samples]),
         )
 
@@ -227,4 +243,10 @@ def sample_rois(
     truths = (
         torch.where(positive[:, None], truth.boxes[matched.clamp(min=0)], truths) if len(truth) else truths
     )
-    return RoiSamples(boxes=boxes[chosen], labels=labels, truths=truths, is_truth=chosen < len(targets))
+    return RoiSamples(
+        boxes=boxes[chosen],
+        labels=labels,
+        truths=truths,
+        matched=matched,
+        is_truth=chosen < len(targets),
+    )

@@ -5,13 +5,15 @@
         boxes_s ── RoiPool ──► (R, C, 7, 7) ── BoxHead_s ──► logits (R, K + 1), deltas (R, 4)
         training: assign at IoU 0.5 / 0.6 / 0.7, sample, losses x 1 / 0.5 / 0.25
         boxes_{s+1} = decode(boxes_s, deltas)     (ground-truth boxes added for training are dropped first)
+        boxes_s (positives) ── MaskHead_s ──► (R, 28, 28)                          (Cascade Mask R-CNN only)
     test: scores = softmax(mean over stages of logits), boxes = boxes_3 ──► candidates ── NMS ──► detections
+          masks = mean over stages of sigmoid(MaskHead_s(boxes))
 
 The paper leaves open how the stages' classifiers are averaged at test time; as in MMDetection (whose weights and
-results we reproduce) it is their logits that are.
+results we reproduce) it is their logits that are. Cascade Mask R-CNN is this class with mask heads (`config.mask`).
 
 The DelftBikes detector (CS21, `papers`: Cascade R-50 + FPN with deformable convolution and GroupNorm) is this class
-with `zoo.MODELS["cascade_rcnn_r50_dcn_gn"]`. Dims: B images, C channels, R RoIs, K classes.
+with the options of `zoo.MODELS["cascade_rcnn_r50_dcn_gn"]`. Dims: B images, C channels, R RoIs, K classes.
 """
 
 from __future__ import annotations
@@ -26,9 +28,12 @@ from torch import Tensor, nn
 
 from scantling.models.assign import AssignConfig
 from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoiSamples, sample_rois
+from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import RoiPool
-from scantling.models.two_stage import TwoStageConfig, TwoStageDetector, top_candidates
+from scantling.models.mask_heads import MaskHead, MaskHeadConfig, MaskOptions, soft_masks
+from scantling.models.two_stage import BoxHeadOptions, TwoStageConfig, TwoStageDetector, top_candidates
 from scantling.structures.instances import Instances
+from scantling.structures.masks import RoiMasks
 
 
 class StageConfig(BaseModel):
@@ -69,9 +74,34 @@ class CascadeRCNNConfig(TwoStageConfig):
 
     Attributes:
         stages: The box heads in order.
+        mask: Shape of every stage's mask head; None for boxes alone.
     """
 
     stages: tuple[StageConfig, ...] = published_stages(BoxHeadConfig(class_agnostic=True))
+    mask: MaskHeadConfig | None = None
+
+
+class CascadeRCNNOptions(BoxHeadOptions):
+    """What a recipe may change in a Cascade R-CNN; defaults where MMDetection's differ from those of Faster R-CNN."""
+
+    class_agnostic: bool = True
+    smooth_l1_beta: Annotated[float, Field(ge=0)] = 1.0
+    rpn_beta: Annotated[float, Field(ge=0)] = 1 / 9
+    num_train_proposals: Annotated[int, Field(ge=1)] = 2000
+
+    def config(self, *, pretrained: bool) -> CascadeRCNNConfig:
+        """All numbers."""
+        stages = published_stages(self.box_head())
+        return CascadeRCNNConfig(stages=stages, **self.shared(pretrained=pretrained))
+
+
+class CascadeMaskRCNNOptions(CascadeRCNNOptions, MaskOptions):
+    """What a recipe may change in a Cascade Mask R-CNN."""
+
+    def config(self, *, pretrained: bool) -> CascadeRCNNConfig:
+        """All numbers."""
+        boxes = super().config(pretrained=pretrained)
+        return boxes.model_copy(update={"mask": self.mask_head(self.box_head())})
 
 
 class CascadeRCNN(TwoStageDetector):
@@ -86,72 +116,82 @@ class CascadeRCNN(TwoStageDetector):
 
     def __init__(self, config: CascadeRCNNConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
-        first = config.stages[0].head
-        self.pool = RoiPool(self.backbone.strides, first.pool_side, first.pool_samples)
+        first, strides = config.stages[0].head, self.backbone.strides
+        self.pool = RoiPool(strides, first.pool_side, first.pool_samples, aligned=first.aligned)
         self.stages = nn.ModuleList(BoxHead(self.neck.channels, num_classes, s.head) for s in config.stages)
+        self.has_masks = config.mask is not None
+        self.mask_stages = nn.ModuleList(
+            MaskHead(self.neck.channels, strides, num_classes, config.mask)
+            for _ in config.stages
+            if config.mask is not None
+        )
 
     @property
     def heads(self) -> list[BoxHead]:
         """The box heads in order."""
         return [head for head in self.stages if isinstance(head, BoxHead)]
 
-    def roi_losses(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], truths: Sequence[Instances]
-    ) -> dict[str, Tensor]:
-        """Losses of all stages, starting from proposals [(R_i, 4)] of each image."""
+    @property
+    def mask_heads(self) -> list[MaskHead]:
+        """The mask heads in order; none for boxes alone."""
+        return [head for head in self.mask_stages if isinstance(head, MaskHead)]
+
+    def roi_losses(self, encoded: Encoded, truths: Sequence[Instances]) -> dict[str, Tensor]:
+        """Losses of all stages, starting from the proposals."""
         losses: dict[str, Tensor] = {}
-        rois = list(proposals)
+        rois, levels = list(encoded.proposals), encoded.levels
         for number, (head, stage) in enumerate(zip(self.heads, self.config.stages, strict=True)):
             samples = [
                 sample_rois(r, t, self.num_classes, stage.assign, self.config.sample)
                 for r, t in zip(rois, truths, strict=True)
             ]
-            logits, deltas = head(self.pool(features, [s.boxes for s in samples]))
+            logits, deltas = head(self.pool(levels, [s.boxes for s in samples]))
             found = head.losses(logits, deltas, RoiSamples.cat(samples))
+            if self.has_masks:
+                found |= self.mask_heads[number].losses(levels, samples, truths)
             losses |= {f"stage{number}/{name}": stage.weight * value for name, value in found.items()}
             rois = refine_samples(head, samples, logits, deltas, [t.size_hw for t in truths])
         return losses
 
-    def run_stages(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], sizes_hw: Sequence[tuple[int, int]]
-    ) -> list[StageOutput]:
+    def run_stages(self, encoded: Encoded) -> list[StageOutput]:
         """Test-time pass through all stages; each stage reads the boxes the one before decoded.
 
         Args:
-            features: p2..p6.
-            proposals: Per image (R_i, 4).
-            sizes_hw: Size of each image.
+            encoded: Levels, proposals, sizes of the images.
 
         Returns:
             What each stage read and predicted.
         """
-        rois = list(proposals)
+        rois = list(encoded.proposals)
         counts = [len(r) for r in rois]
         outputs: list[StageOutput] = []
         for number, head in enumerate(self.heads):
             if number:
                 before = outputs[-1]
-                parts = zip(rois, before.logits, before.deltas, sizes_hw, strict=True)
+                parts = zip(rois, before.logits, before.deltas, encoded.sizes_hw, strict=True)
                 rois = [decode_best(self.heads[number - 1], *part) for part in parts]
-            logits, deltas = head(self.pool(features, rois))
+            logits, deltas = head(self.pool(encoded.levels, rois))
             outputs.append(
                 StageOutput(rois=rois, logits=torch.split(logits, counts), deltas=torch.split(deltas, counts))
             )
         return outputs
 
-    def roi_candidates(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], sizes_hw: Sequence[tuple[int, int]]
-    ) -> list[Instances]:
-        """Candidates of each image for given proposals [(R_i, 4)]."""
-        outputs = self.run_stages(features, proposals, sizes_hw)
+    def roi_candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:
+        """Candidates of each image for its proposals."""
+        outputs, head = self.run_stages(encoded), self.heads[-1]
         last = outputs[-1]
         found = []
-        for image, size_hw in enumerate(sizes_hw):
+        for image, size_hw in enumerate(encoded.sizes_hw):
             mean_logits = torch.stack([o.logits[image].float() for o in outputs]).mean(dim=0)
-            boxes = self.heads[-1].decode(last.rois[image], last.deltas[image], size_hw)
-            probabilities = mean_logits.softmax(dim=1)
-            found.append(top_candidates(boxes, probabilities, size_hw, self.suppression, self.class_names))
+            boxes = head.decode(last.rois[image], last.deltas[image], size_hw)
+            found.append(top_candidates(boxes, head.class_loss.probabilities(mean_logits), size_hw, limits))
         return found
+
+    def masks(self, encoded: Encoded, instances: Sequence[Instances]) -> list[RoiMasks]:
+        """Soft masks (N_i, 28, 28) for the given boxes of each image: the mean of all stages'."""
+        if not self.has_masks:
+            return super().masks(encoded, instances)
+        return soft_masks(self.mask_heads, encoded.levels, instances)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +200,7 @@ class StageOutput:
 
     Attributes:
         rois: (R_i, 4) boxes the stage read.
-        logits: (R_i, K + 1).
+        logits: (R_i, L), L being the class loss's.
         deltas: (R_i, 4) or (R_i, K, 4).
     """
 
@@ -177,7 +217,7 @@ def decode_best(
     Args:
         head: The head that made the predictions.
         rois: (R, 4) xyxy.
-        logits: (R, K + 1).
+        logits: (R, L).
         deltas: (R, 4) or (R, K, 4).
         size_hw: The image's size; boxes are clipped to it.
 
@@ -185,14 +225,14 @@ def decode_best(
         (R, 4) xyxy.
     """
     if deltas.dim() == 3:
-        best = _likeliest(logits)
+        best = _likeliest(head, logits)
         deltas = deltas[torch.arange(len(best), device=best.device), best]
     return head.decode(rois, deltas, size_hw)
 
 
-def _likeliest(logits: Tensor) -> Tensor:
-    """(R,) foreground class with the highest logit."""
-    return logits[:, :-1].argmax(dim=1)
+def _likeliest(head: BoxHead, logits: Tensor) -> Tensor:
+    """(R,) foreground class with the highest of the logits (R, L)."""
+    return logits[:, : head.num_classes].argmax(dim=1)
 
 
 @torch.no_grad()
@@ -210,7 +250,7 @@ def refine_samples(
     Args:
         head: The stage that predicted.
         samples: What it read, per image.
-        logits: (R, K + 1), images one after the other.
+        logits: (R, L), images one after the other.
         deltas: (R, 4) or (R, K, 4).
         sizes_hw: Size of each image.
 
@@ -219,7 +259,7 @@ def refine_samples(
     """
     if deltas.dim() == 3:
         labels = torch.cat([part.labels for part in samples])
-        chosen = torch.where(labels == head.num_classes, _likeliest(logits), labels)
+        chosen = torch.where(labels == head.num_classes, _likeliest(head, logits), labels)
         deltas = deltas[torch.arange(len(chosen), device=chosen.device), chosen]
     refined = []
     of_images = torch.split(deltas, [len(part.boxes) for part in samples])

@@ -28,9 +28,11 @@ from torch import Tensor, nn
 
 from scantling.models.assign import AssignConfig
 from scantling.models.box_heads import RoiSamples, Stds, decode_deltas, head_losses, sample_rois
+from scantling.models.class_losses import ClassLossKind, make_class_loss
+from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import ConvBlock, NormKind, RoiPool, init_conv
 from scantling.models.losses import BoxLossConfig
-from scantling.models.two_stage import TwoStageConfig, TwoStageDetector, top_candidates
+from scantling.models.two_stage import TwoStageConfig, TwoStageDetector, TwoStageOptions, top_candidates
 from scantling.structures.instances import Instances
 
 Count = Annotated[int, Field(ge=1)]
@@ -47,8 +49,11 @@ class DoubleHeadConfig(BaseModel):
         enlarge: Factor by which a RoI grows before the convolutions see it.
         pool_side: Cells per side of the pooled RoI.
         pool_samples: Samples per cell and direction; see `layers.RoiPool`.
+        aligned: Whether RoIs are pooled to half a cell; see `layers.RoiPool`.
         class_agnostic: One box for all classes, or one per class.
         stds: Scale of the deltas.
+        class_loss: What the logits mean and how they are trained; see `class_losses`.
+        spare_logits: Rows of the classifier that stand for no class; see `class_losses.SoftmaxLoss`.
         class_weight: Factor of the classification loss.
         box_loss: Regression loss.
     """
@@ -62,8 +67,11 @@ class DoubleHeadConfig(BaseModel):
     enlarge: Annotated[float, Field(gt=0)] = 1.3
     pool_side: Count = 7
     pool_samples: Annotated[int, Field(ge=0)] = 2
+    aligned: bool = True
     class_agnostic: bool = False
     stds: Stds = (0.1, 0.1, 0.2, 0.2)
+    class_loss: ClassLossKind = "softmax"
+    spare_logits: Annotated[int, Field(ge=0)] = 0
     class_weight: Annotated[float, Field(ge=0)] = 2.0
     box_loss: BoxLossConfig = BoxLossConfig(weight=2.0)
 
@@ -80,6 +88,32 @@ class DoubleHeadRCNNConfig(TwoStageConfig):
     assign: AssignConfig = AssignConfig()
 
 
+class DoubleHeadRCNNOptions(TwoStageOptions):
+    """What a recipe may change in a Double-Head Faster R-CNN.
+
+    Its convolution head has BatchNorm where neither its own normalisation nor the backbone's says otherwise.
+    """
+
+    smooth_l1_beta: Annotated[float, Field(ge=0)] = 1.0
+    box_loss_weight: Annotated[float, Field(ge=0)] = 2.0
+
+    def config(self, *, pretrained: bool) -> DoubleHeadRCNNConfig:
+        """All numbers."""
+        shared_norm = "bn" if self.shared_norm == "none" else self.shared_norm
+        head = DoubleHeadConfig(
+            fc_channels=self.fc_channels,
+            conv_channels=4 * self.fpn_channels,
+            norm=self.head_norm or shared_norm,
+            pool_samples=self.roi_samples,
+            aligned=self.roi_aligned,
+            class_agnostic=self.class_agnostic,
+            class_loss=self.class_loss,
+            spare_logits=self.spare_logits,
+            box_loss=self.box_loss_config(),
+        )
+        return DoubleHeadRCNNConfig(head=head, **self.shared(pretrained=pretrained))
+
+
 class DoubleHeadRCNN(TwoStageDetector):
     """The detector; `TwoStageDetector` makes the features and the proposals.
 
@@ -92,44 +126,35 @@ class DoubleHeadRCNN(TwoStageDetector):
 
     def __init__(self, config: DoubleHeadRCNNConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
-        self.pool = RoiPool(self.backbone.strides, config.head.pool_side, config.head.pool_samples)
+        head = config.head
+        self.pool = RoiPool(self.backbone.strides, head.pool_side, head.pool_samples, aligned=head.aligned)
         self.head = DoubleHead(self.neck.channels, num_classes, config.head)
 
-    def roi_losses(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], truths: Sequence[Instances]
-    ) -> dict[str, Tensor]:
-        """Losses of both heads on sampled proposals [(R_i, 4)] of each image."""
+    def roi_losses(self, encoded: Encoded, truths: Sequence[Instances]) -> dict[str, Tensor]:
+        """Losses of both heads on sampled proposals."""
         config = self.config
-        per_image = [
+        samples = [
             sample_rois(p, t, self.num_classes, config.assign, config.sample)
-            for p, t in zip(proposals, truths, strict=True)
+            for p, t in zip(encoded.proposals, truths, strict=True)
         ]
-        logits, deltas = self.run_heads(features, [s.boxes for s in per_image])
-        losses = head_losses(
-            logits,
-            deltas,
-            RoiSamples.cat(per_image),
-            config.head.stds,
-            class_weight=config.head.class_weight,
-            box_loss=config.head.box_loss,
-        )
+        logits, deltas = self.run_heads(encoded.levels, [s.boxes for s in samples])
+        joined = RoiSamples.cat(samples)
+        losses = head_losses(logits, deltas, joined, self.head.class_loss, config.head)
         return {f"box_head/{name}": value for name, value in losses.items()}
 
-    def roi_candidates(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], sizes_hw: Sequence[tuple[int, int]]
-    ) -> list[Instances]:
-        """Candidates of each image for given proposals [(R_i, 4)]."""
-        logits, deltas = self.run_heads(features, proposals)
+    def roi_candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:
+        """Candidates of each image for its proposals."""
+        proposals, stds = encoded.proposals, self.config.head.stds
+        logits, deltas = self.run_heads(encoded.levels, proposals)
         counts = [len(p) for p in proposals]
-        probabilities = torch.split(logits.float().softmax(dim=1), counts)
-        stds, parts = self.config.head.stds, torch.split(deltas, counts)
+        scores = torch.split(self.head.class_loss.probabilities(logits), counts)
+        parts = zip(proposals, torch.split(deltas, counts), scores, encoded.sizes_hw, strict=True)
         return [
-            top_candidates(decode_deltas(rois, d, stds, size), p, size, self.suppression, self.class_names)
-            for rois, d, p, size in zip(proposals, parts, probabilities, sizes_hw, strict=True)
+            top_candidates(decode_deltas(rois, d, stds, size), s, size, limits) for rois, d, s, size in parts
         ]
 
     def run_heads(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """RoIs [(R_i, 4)] of each image -> logits (R, K + 1), deltas (R, 4) or (R, K, 4), image after image."""
+        """RoIs [(R_i, 4)] of each image -> logits (R, L), deltas (R, 4) or (R, K, 4), image after image."""
         pooled = self.pool(features, rois)
         surrounded = self.pool(features, rois, enlarge=self.config.head.enlarge)
         logits, deltas = self.head(pooled, surrounded)
@@ -159,7 +184,8 @@ class DoubleHead(nn.Module):
         width, norm = config.conv_channels, config.norm
         self.widen = widening_block(in_channels, width, norm)
         self.blocks = nn.Sequential(*(bottleneck_block(width, norm) for _ in range(config.num_blocks)))
-        self.logits = nn.Linear(config.fc_channels, num_classes + 1)
+        self.class_loss = make_class_loss(config.class_loss, num_classes, config.spare_logits)
+        self.logits = nn.Linear(config.fc_channels, self.class_loss.num_logits(num_classes))
         self.deltas = nn.Linear(width, 4 if config.class_agnostic else 4 * num_classes)
         self._initialise()
 
@@ -171,7 +197,7 @@ class DoubleHead(nn.Module):
             surrounded: (R, C, S, S) of the enlarged RoIs, for the boxes.
 
         Returns:
-            Logits (R, K + 1); deltas (R, 4) or (R, K, 4).
+            Logits (R, L), L being the class loss's; deltas (R, 4) or (R, K, 4).
         """
         logits = self.logits(self.fc_trunk(pooled))
         deltas = self.deltas(self.blocks(self.widen(surrounded)).mean(dim=(2, 3)))

@@ -1,12 +1,13 @@
-"""Faster R-CNN with a feature pyramid (Ren et al. 2015; Lin et al. 2017).
+"""Faster R-CNN with a feature pyramid (Ren et al. 2015; Lin et al. 2017), and Mask R-CNN (He et al. 2017).
 
     images (B, 3, H, W) ── Normalise ── Backbone ── FPN ──► p2..p6 (B, C, H/s, W/s)
     p2..p6 ── RPN ──► proposals [(R, 4)]
     p2..p5, proposals ── RoiPool ──► (R, C, 7, 7) ── BoxHead ──► logits (R, K + 1), deltas (R, K, 4)
     training:  assign IoU 0.5, sample 512 ──► cross-entropy + smooth L1
     test:      softmax, decode ──► (box, class) candidates ── NMS ──► detections
+    masks:     p2..p5, boxes ── MaskHead ──► (R, 28, 28); learned from the positives of the same sample
 
-Dims: B images, C channels, R RoIs, K classes.
+Mask R-CNN is this class with a mask head (`config.mask`). Dims: B images, C channels, R RoIs, K classes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from torch import Tensor
 
 from scantling.models.assign import AssignConfig
 from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoiSamples, sample_rois
+from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import RoiPool
-from scantling.models.two_stage import TwoStageConfig, TwoStageDetector, top_candidates
+from scantling.models.mask_heads import MaskHead, MaskHeadConfig, MaskOptions, soft_masks
+from scantling.models.two_stage import BoxHeadOptions, TwoStageConfig, TwoStageDetector, top_candidates
 from scantling.structures.instances import Instances
+from scantling.structures.masks import RoiMasks
 
 
 class FasterRCNNConfig(TwoStageConfig):
@@ -29,10 +33,30 @@ class FasterRCNNConfig(TwoStageConfig):
     Attributes:
         head: The box head.
         assign: Overlaps of its positives and negatives.
+        mask: The mask head; None for boxes alone.
     """
 
     head: BoxHeadConfig = BoxHeadConfig()
     assign: AssignConfig = AssignConfig()
+    mask: MaskHeadConfig | None = None
+
+
+class FasterRCNNOptions(BoxHeadOptions):
+    """What a recipe may change in a Faster R-CNN."""
+
+    def config(self, *, pretrained: bool) -> FasterRCNNConfig:
+        """All numbers."""
+        return FasterRCNNConfig(head=self.box_head(), **self.shared(pretrained=pretrained))
+
+
+class MaskRCNNOptions(FasterRCNNOptions, MaskOptions):
+    """What a recipe may change in a Mask R-CNN."""
+
+    def config(self, *, pretrained: bool) -> FasterRCNNConfig:
+        """All numbers; truths claim their best RoI, as published for this method alone."""
+        boxes = super().config(pretrained=pretrained)
+        claiming = boxes.assign.model_copy(update={"low_quality_iou": boxes.assign.positive_iou})
+        return boxes.model_copy(update={"assign": claiming, "mask": self.mask_head(boxes.head)})
 
 
 class FasterRCNN(TwoStageDetector):
@@ -47,32 +71,42 @@ class FasterRCNN(TwoStageDetector):
 
     def __init__(self, config: FasterRCNNConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
-        self.pool = RoiPool(self.backbone.strides, config.head.pool_side, config.head.pool_samples)
-        self.head = BoxHead(self.neck.channels, num_classes, config.head)
+        head, strides = config.head, self.backbone.strides
+        self.pool = RoiPool(strides, head.pool_side, head.pool_samples, aligned=head.aligned)
+        self.head = BoxHead(self.neck.channels, num_classes, head)
+        self.has_masks = config.mask is not None
+        self.mask_head = (
+            None if config.mask is None else MaskHead(self.neck.channels, strides, num_classes, config.mask)
+        )
 
-    def roi_losses(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], truths: Sequence[Instances]
-    ) -> dict[str, Tensor]:
-        """Losses of the box head on sampled proposals [(R_i, 4)] of each image."""
+    def roi_losses(self, encoded: Encoded, truths: Sequence[Instances]) -> dict[str, Tensor]:
+        """Losses of the heads on sampled proposals."""
         config = self.config
-        per_image = [
+        samples = [
             sample_rois(p, t, self.num_classes, config.assign, config.sample)
-            for p, t in zip(proposals, truths, strict=True)
+            for p, t in zip(encoded.proposals, truths, strict=True)
         ]
-        logits, deltas = self.head(self.pool(features, [s.boxes for s in per_image]))
-        losses = self.head.losses(logits, deltas, RoiSamples.cat(per_image))
-        return {f"box_head/{name}": value for name, value in losses.items()}
+        logits, deltas = self.head(self.pool(encoded.levels, [s.boxes for s in samples]))
+        found = self.head.losses(logits, deltas, RoiSamples.cat(samples))
+        losses = {f"box_head/{name}": value for name, value in found.items()}
+        if self.mask_head is not None:
+            drawn = self.mask_head.losses(encoded.levels, samples, truths)
+            losses |= {f"mask_head/{name}": value for name, value in drawn.items()}
+        return losses
 
-    def roi_candidates(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], sizes_hw: Sequence[tuple[int, int]]
-    ) -> list[Instances]:
-        """Candidates of each image for given proposals [(R_i, 4)]."""
-        logits, deltas = self.head(self.pool(features, proposals))
+    def roi_candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:
+        """Candidates of each image for its proposals."""
+        proposals = encoded.proposals
+        logits, deltas = self.head(self.pool(encoded.levels, proposals))
         counts = [len(p) for p in proposals]
-        probabilities = torch.split(logits.float().softmax(dim=1), counts)
+        scores = torch.split(self.head.class_loss.probabilities(logits), counts)
+        parts = zip(proposals, torch.split(deltas, counts), scores, encoded.sizes_hw, strict=True)
         return [
-            top_candidates(self.head.decode(rois, d, size), p, size, self.suppression, self.class_names)
-            for rois, d, p, size in zip(
-                proposals, torch.split(deltas, counts), probabilities, sizes_hw, strict=True
-            )
+            top_candidates(self.head.decode(rois, d, size), s, size, limits) for rois, d, s, size in parts
         ]
+
+    def masks(self, encoded: Encoded, instances: Sequence[Instances]) -> list[RoiMasks]:
+        """Soft masks (N_i, 28, 28) for the given boxes of each image."""
+        if self.mask_head is None:
+            return super().masks(encoded, instances)
+        return soft_masks([self.mask_head], encoded.levels, instances)

@@ -72,7 +72,7 @@ def init_conv(module: nn.Module, std: float | None = None) -> None:
         std: Standard deviation of a normal distribution; None is He's normal initialisation (fan-out).
     """
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             if std is None:
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             else:
@@ -169,15 +169,18 @@ class RoiPool(nn.Module):
         side: Output cells per side.
         samples: Samples per cell and direction, averaged (He et al. 2017 use 2); 0 takes as many as the cell has
             feature cells, which is what MMDetection and Detectron2 do and costs two to four times as much.
+        aligned: Whether cells are shifted by the half a feature cell that pixel centres lie inwards; torchvision's
+            detectors were trained without.
     """
 
     FINEST_SIDE = 14.0  # cells of the finest level; 56 px at stride 4
 
-    def __init__(self, strides: Sequence[int], side: int, samples: int = 2) -> None:
+    def __init__(self, strides: Sequence[int], side: int, samples: int = 2, *, aligned: bool = True) -> None:
         super().__init__()
         self.strides = tuple(strides)
         self.side = side
         self.samples = samples
+        self.aligned = aligned
 
     def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor], enlarge: float = 1.0) -> Tensor:
         """Pool RoIs of each image.
@@ -206,7 +209,7 @@ class RoiPool(nn.Module):
                 (self.side, self.side),
                 1 / stride,
                 sampling_ratio=self.samples,
-                aligned=True,
+                aligned=self.aligned,
             )
             pooled[members] = part.to(pooled.dtype)
         return pooled

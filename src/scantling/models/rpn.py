@@ -9,6 +9,8 @@ The loss reads a few hundred anchors of a hundred thousand, so almost all of the
 the whole maps therefore runs without gradients, and the head is evaluated again at the cells of the sampled anchors:
 the same losses and gradients up to rounding, without the backward pass of a convolution over every level.
 
+With `num_convs` 2, as torchvision's second generation has it, another 3x3 conv + ReLU comes before, over whole maps.
+
 Dims: B images, C channels, A anchors per cell, N anchors of all levels, M sampled anchors, R proposals.
 """
 
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 
 from scantling.models.anchors import AnchorCache, AnchorConfig
 from scantling.models.assign import IGNORED, AssignConfig, SampleConfig, assign, sample
-from scantling.models.layers import cell_patches, init_conv
+from scantling.models.layers import ConvBlock, cell_patches, init_conv
 from scantling.models.losses import BoxLossConfig, box_regression_loss, objectness_loss
 from scantling.ops.boxes import decode_boxes
 from scantling.ops.nms import batched_nms
@@ -37,10 +39,11 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class RPNConfig(BaseModel):
-    """Settings of the proposal network; defaults are MMDetection's for FPN detectors.
+    """Settings of the proposal network; defaults are MMDetection's for Faster R-CNN with FPN.
 
     Attributes:
         anchors: Anchor shapes.
+        num_convs: 3x3 convolutions before the two predictions.
         assign: Overlaps of positive and negative anchors.
         sample: Anchors per image that enter the loss.
         allowed_border: Anchors reaching further than this many pixels out of the image are not trained;
@@ -56,10 +59,11 @@ class RPNConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     anchors: AnchorConfig = AnchorConfig()
+    num_convs: Count = 1
     assign: AssignConfig = AssignConfig(positive_iou=0.7, negative_iou=0.3, low_quality_iou=0.3)
     sample: SampleConfig = SampleConfig(num=256, positive_fraction=0.5)
     allowed_border: float | None = None
-    loss: BoxLossConfig = BoxLossConfig(beta=1 / 9)
+    loss: BoxLossConfig = BoxLossConfig(beta=0.0)
     train_per_level: Count = 2000
     train_proposals: Count = 1000
     test_per_level: Count = 1000
@@ -75,7 +79,7 @@ class RPNOutput:
         logits: Per level (B, H · W · A), without gradients.
         deltas: Per level (B, H · W · A, 4), without gradients.
         anchors: Per level (H · W · A, 4) xyxy in image pixels.
-        features: Per level (B, C, H, W).
+        features: Per level (B, C, H, W), with gradients: what the last 3x3 convolution reads.
     """
 
     logits: list[Tensor]
@@ -97,6 +101,7 @@ class RPN(nn.Module):
         super().__init__()
         self.config = config
         num_anchors = config.anchors.num_anchors
+        self.earlier = nn.Sequential(*(ConvBlock(channels, channels, 3) for _ in range(config.num_convs - 1)))
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, num_anchors, 1)
         self.deltas = nn.Conv2d(channels, num_anchors * 4, 1)
@@ -105,6 +110,7 @@ class RPN(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> RPNOutput:
         """Pyramid levels [(B, C, H, W)] -> flattened predictions with their anchors."""
+        features = [self.earlier(f) for f in features]
         with torch.no_grad():
             hidden = [self.conv(f).relu_() for f in features]
             return RPNOutput(

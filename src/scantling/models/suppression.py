@@ -19,10 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from scantling.errors import ConfigError
+from scantling.models.contract import CandidateLimits, Detector
 from scantling.ops.nms import suppress
 from scantling.ops.suppress_options import SuppressMethod
 from scantling.structures.detections import Detections
 from scantling.structures.instances import Instances
+from scantling.structures.sample import Batch
 
 T = TypeVar("T")
 PerCategory: TypeAlias = T | dict[str, T]
@@ -85,6 +87,19 @@ class SuppressConfig(BaseModel):
     min_score: Fraction = 1e-3
     max_per_image: Annotated[int, Field(ge=1)] | None = 100
     max_candidates: Annotated[int, Field(ge=1)] = 1000
+
+    def limits(self, class_names: Sequence[str]) -> CandidateLimits:
+        """What a detector needs not hand on, since it would be dropped here.
+
+        Args:
+            class_names: As in `thresholds`.
+
+        Raises:
+            ConfigError: See `thresholds`.
+        """
+        return CandidateLimits(
+            score_threshold=self.thresholds(class_names).score_threshold, max_candidates=self.max_candidates
+        )
 
     def thresholds(self, class_names: Sequence[str]) -> CategorySettings:
         """The settings of each category.
@@ -160,6 +175,33 @@ def suppress_instances(found: Instances, config: SuppressConfig, class_names: Se
         max_per_image=config.max_per_image,
     )
     return found[keep].replace(scores=scores)
+
+
+def detect(
+    model: Detector, batch: Batch, config: SuppressConfig | None = None, class_names: Sequence[str] = ()
+) -> list[Instances]:
+    """All steps of a detector in a row, for one view of the images.
+
+    Args:
+        model: In evaluation mode.
+        batch: On the model's device.
+        config: Suppression; None takes the defaults.
+        class_names: Category names in label order (used by settings per category only).
+
+    Returns:
+        Detections of each image in the batch's frame, best first; with soft masks where the model has them.
+
+    Raises:
+        ConfigError: See `SuppressConfig.thresholds`.
+    """
+    config = config or SuppressConfig()
+    encoded = model.encode(batch)
+    candidates = model.candidates(encoded, config.limits(class_names))
+    kept = [suppress_instances(found, config, class_names) for found in candidates]
+    if not model.has_masks:
+        return kept
+    masks = model.masks(encoded, kept)
+    return [found.replace(masks=own) for found, own in zip(kept, masks, strict=True)]
 
 
 def suppress_detections(

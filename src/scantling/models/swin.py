@@ -86,7 +86,8 @@ class Swin(nn.Module):
         super().__init__()
         self.feature_info = FeatureInfo(shape.channels)
         self.patch_embed = _PatchEmbed(shape.channels)
-        rates = torch.linspace(0, drop_path, sum(shape.depths)).tolist()
+        num_blocks = sum(shape.depths)
+        rates = [drop_path * block / (num_blocks - 1) for block in range(num_blocks)]
         for stage, (depth, heads) in enumerate(zip(shape.depths, shape.heads, strict=True)):
             some, rates = rates[:depth], rates[depth:]
             width = shape.channels * 2**stage

@@ -1,12 +1,8 @@
-"""The contract of every detector, and what two-stage detectors share up to their proposals.
-
-    losses(batch)     -> {name: scalar}     every entry is added to the training loss
-    candidates(batch) -> [Instances]        scored boxes before suppression (what test-time augmentation pools)
-    predict(batch)    -> [Instances]        candidates after suppression
+"""What two-stage detectors share up to their proposals; see `contract.Detector` for what they promise.
 
     Batch (uint8, padded) ── Normalise ── Backbone ── FPN ──► features p2..p6 (B, C, H/s, W/s)
     p2..p6 ── RPN ──► proposals [(R, 4)]
-    p2..p6, proposals ──► roi_losses / roi_candidates, which each method has for itself
+    p2..p6, proposals ──► roi_losses / roi_candidates / masks, which each method has for itself
 
 Boxes are absolute xyxy in the frame of the batch's images. K foreground classes are 0..K-1; K is background.
 Dims: B images, C channels, R RoIs, K classes, N boxes.
@@ -14,80 +10,29 @@ Dims: B images, C channels, R RoIs, K classes, N boxes.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
-import torch
-from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
+from scantling.models.anchors import AnchorConfig
 from scantling.models.assign import SampleConfig
-from scantling.models.backbone import Backbone, BackboneConfig
+from scantling.models.backbone import Backbone, BackboneConfig, BackboneNorm, Stage
+from scantling.models.box_heads import BoxHeadConfig
+from scantling.models.class_losses import ClassLossKind
+from scantling.models.contract import CandidateLimits, Detector, Encoded
+from scantling.models.layers import NormKind
+from scantling.models.losses import BoxLossConfig, BoxLossKind
 from scantling.models.neck import FPN, FPNConfig
+from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD, Normalise
 from scantling.models.rpn import RPN, RPNConfig
-from scantling.models.suppression import SuppressConfig, suppress_instances
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
-
-
-class Detector(nn.Module, ABC):
-    """What training, prediction and combination rely on; see the module's head.
-
-    Attributes:
-        num_classes: Number of foreground classes K.
-        suppression: Settings of `predict`'s last step.
-        class_names: Category names in label order; needed only for settings per category.
-    """
-
-    num_classes: int
-    suppression: SuppressConfig
-    class_names: tuple[str, ...] = ()
-
-    @abstractmethod
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar losses of one training step; their sum is what is minimised."""
-
-    @abstractmethod
-    def candidates(self, batch: Batch) -> list[Instances]:
-        """Scored boxes of each image before suppression, best first, in the batch's frame."""
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses, so that DistributedDataParallel sees them."""
-        return self.losses(batch)
-
-    def predict(self, batch: Batch) -> list[Instances]:
-        """Detections of each image, best first, in the batch's frame."""
-        return [
-            suppress_instances(found, self.suppression, self.class_names) for found in self.candidates(batch)
-        ]
-
-
-class Normalise(nn.Module):
-    """uint8 or float images in 0..255 -> zero mean, unit variance; padding becomes exactly 0.
-
-    Args:
-        mean: Per RGB channel, in 0..255.
-        std: Per RGB channel, in 0..255.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor, sizes_hw: Sequence[tuple[int, int]]) -> Tensor:
-        """Normalise padded images (B, 3, H, W) whose unpadded sizes are `sizes_hw`."""
-        normalised = (images.to(self.mean.dtype) - self.mean) / self.std
-        for image, (height, width) in zip(normalised, sizes_hw, strict=True):
-            image[:, height:] = 0
-            image[:, :, width:] = 0
-        return normalised
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class TwoStageConfig(BaseModel):
@@ -98,7 +43,6 @@ class TwoStageConfig(BaseModel):
         neck: The pyramid.
         rpn: The proposals.
         sample: RoIs per image that enter a head's loss.
-        suppression: From candidates to detections.
         pixel_mean: Subtracted from RGB values in 0..255.
         pixel_std: What they are then divided by.
     """
@@ -109,9 +53,20 @@ class TwoStageConfig(BaseModel):
     neck: FPNConfig = FPNConfig()
     rpn: RPNConfig = RPNConfig()
     sample: SampleConfig = SampleConfig()
-    suppression: SuppressConfig = SuppressConfig()
     pixel_mean: tuple[float, float, float] = PIXEL_MEAN
     pixel_std: tuple[float, float, float] = PIXEL_STD
+
+
+class Pyramid(NamedTuple):
+    """One set of features that the heads learn from.
+
+    Attributes:
+        levels: p2..p6, each (B, C, H/s, W/s).
+        weight: Factor of the losses on it.
+    """
+
+    levels: list[Tensor]
+    weight: float = 1.0
 
 
 class TwoStageDetector(Detector):
@@ -128,78 +83,217 @@ class TwoStageDetector(Detector):
         super().__init__()
         self.config = config
         self.num_classes = num_classes
-        self.suppression = config.suppression
         self.normalise = Normalise(config.pixel_mean, config.pixel_std)
         self.backbone = Backbone(config.backbone)
         self.neck = FPN(self.backbone.channels, self.backbone.strides, config.neck)
         self.rpn = RPN(self.neck.channels, self.neck.strides, config.rpn)
 
     @abstractmethod
-    def roi_losses(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], truths: Sequence[Instances]
-    ) -> dict[str, Tensor]:
-        """Losses of the heads, given p2..p6 and the proposals [(R_i, 4)] of each image."""
+    def roi_losses(self, encoded: Encoded, truths: Sequence[Instances]) -> dict[str, Tensor]:
+        """Losses of the heads, given the levels and the proposals of each image."""
 
     @abstractmethod
-    def roi_candidates(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], sizes_hw: Sequence[tuple[int, int]]
-    ) -> list[Instances]:
-        """Candidates of each image, given p2..p6 and its proposals [(R_i, 4)]."""
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of the RPN and of the heads."""
-        features = self.features(self.normalise(batch.images, batch.sizes_hw))
-        output = self.rpn(features)
-        proposals = self.rpn.train_proposals(output, batch.sizes_hw)
-        return self.rpn.losses(output, batch) | self.roi_losses(features, proposals, batch.instances)
-
-    def candidates(self, batch: Batch) -> list[Instances]:
-        """Scored boxes before suppression."""
-        features = self.features(self.normalise(batch.images, batch.sizes_hw))
-        proposals = self.rpn.test_proposals(self.rpn(features), batch.sizes_hw)
-        return self.roi_candidates(features, proposals, batch.sizes_hw)
+    def roi_candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:
+        """Candidates of each image, given the levels and the proposals."""
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Normalised images (B, 3, H, W) -> p2..p6."""
         levels: list[Tensor] = self.neck(self.backbone(images))
         return levels
 
+    def pyramids(self, images: Tensor) -> list[Pyramid]:
+        """Normalised images (B, 3, H, W) -> the pyramids that training uses, first the one that predicts."""
+        return [Pyramid(self.features(images))]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of the RPN and of the heads; of further pyramids under `pyramidN/`.
+
+        All pyramids' heads learn from the proposals of the first.
+        """
+        pyramids = self.pyramids(self.normalise(batch.images, batch.sizes_hw))
+        losses: dict[str, Tensor] = {}
+        proposals: list[Tensor] | None = None
+        for number, (levels, weight) in enumerate(pyramids):
+            output = self.rpn(levels)
+            if proposals is None:
+                proposals = self.rpn.train_proposals(output, batch.sizes_hw)
+            encoded = Encoded(levels=levels, sizes_hw=batch.sizes_hw, proposals=proposals)
+            found = self.rpn.losses(output, batch) | self.roi_losses(encoded, batch.instances)
+            prefix = f"pyramid{number}/" if number else ""
+            losses |= {f"{prefix}{name}": weight * loss for name, loss in found.items()}
+        return losses
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Levels and proposals."""
+        levels = self.pyramids(self.normalise(batch.images, batch.sizes_hw))[0].levels
+        proposals = self.rpn.test_proposals(self.rpn(levels), batch.sizes_hw)
+        return Encoded(levels=levels, sizes_hw=batch.sizes_hw, proposals=proposals)
+
+    def candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:
+        """Scored boxes before suppression, best first."""
+        return self.roi_candidates(encoded, limits)
+
 
 def top_candidates(
-    boxes: Tensor,
-    probabilities: Tensor,
-    size_hw: tuple[int, int],
-    config: SuppressConfig,
-    class_names: Sequence[str],
+    boxes: Tensor, scores: Tensor, size_hw: tuple[int, int], limits: CandidateLimits
 ) -> Instances:
     """The best (box, class) pairs of one image.
 
     Args:
         boxes: (R, 4) shared by all classes, or (R, K, 4) one per class; xyxy in the image's frame.
-        probabilities: (R, K + 1) softmax output, background last.
+        scores: (R, K) in [0, 1] of the foreground classes.
         size_hw: The image's size.
-        config: Score threshold, one or one per category, and the number of candidates.
-        class_names: Category names in label order (used by settings per category only).
+        limits: Score threshold and number of candidates.
 
     Returns:
         Scored instances above the threshold, best first; empty when there are none.
-
-    Raises:
-        ConfigError: See `SuppressConfig.thresholds`.
     """
-    num_classes = probabilities.shape[1] - 1
-    limits = config.thresholds(class_names).score_threshold
-    scores = probabilities[:, :num_classes]
-    above = scores > (limits.to(scores.device) if isinstance(limits, Tensor) else limits)
+    threshold, num_classes = limits.score_threshold, max(scores.shape[1], 1)
+    above = scores > (threshold.to(scores.device) if isinstance(threshold, Tensor) else threshold)
     index = above.flatten().nonzero().squeeze(1)
     scores = scores.flatten()[index]
-    order = scores.argsort(descending=True, stable=True)[: config.max_candidates]
+    order = scores.argsort(descending=True, stable=True)[: limits.max_candidates]
     index = index[order]
-    roi, labels = index // max(num_classes, 1), index % max(num_classes, 1)
+    roi, labels = index // num_classes, index % num_classes
     chosen = boxes[roi] if boxes.dim() == 2 else boxes[roi, labels]
     return Instances(size_hw=size_hw, boxes=chosen.float(), labels=labels, scores=scores[order].float())
 
 
-def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
-    """Sum of all entries of a detector's losses."""
-    return torch.stack(list(losses.values())).sum()
+class TwoStageOptions(BaseModel):
+    """What a recipe may change in any two-stage detector; a method's options add those of its heads.
+
+    Defaults are MMDetection's for Faster R-CNN on R50-FPN, but for the number of RoIAlign's samples.
+
+    Attributes:
+        backbone: timm model name.
+        norm: Normalisation of the backbone; `gn` and `sync_bn` also go into the pyramid and the heads'
+            convolutions, unless these have their own.
+        neck_norm: Normalisation of the pyramid's convolutions.
+        head_norm: Normalisation of the heads' convolutions.
+        frozen_stages: Stem and this many backbone stages are not trained.
+        deform: Stages (1..4) with deformable convolution.
+        deform_version: 1 or 2.
+        drop_path: Stochastic depth rate of the backbone.
+        fpn_channels: Width of the pyramid.
+        fc_channels: Width of the heads' fully connected layers.
+        class_agnostic: One box for all classes, or one per class.
+        class_loss: `softmax`, or `seesaw` for classes of very unlike frequency.
+        spare_logits: Rows of the classifier that stand for no class, in imported detectors.
+        box_loss: Regression loss of the box heads.
+        box_loss_weight: Its factor.
+        smooth_l1_beta: Where smooth L1 turns linear; 0 is plain L1. Smaller values keep pulling on boxes that are
+            nearly right.
+        rpn_beta: The same for the proposals.
+        rpn_convs: 3x3 convolutions of the proposals' head.
+        roi_samples: Samples per cell and direction of RoIAlign; 0 adapts to the RoI's size, which weights trained in
+            MMDetection expect.
+        roi_aligned: Whether RoIAlign shifts by half a feature cell; torchvision's weights expect it not to.
+        anchor_scales: Side of the anchors in strides of their level.
+        anchor_ratios: Height over width.
+        anchors_rounded: Whether anchors have whole pixels, as torchvision's weights expect.
+        num_train_proposals: Proposals per image in training.
+        num_test_proposals: Proposals per image at test time.
+        num_rois: RoIs per image that enter a box head's loss.
+        pixel_mean: Subtracted from RGB values in 0..255.
+        pixel_std: What they are then divided by.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str = "resnet50"
+    norm: BackboneNorm = "bn_eval"
+    neck_norm: NormKind | None = None
+    head_norm: NormKind | None = None
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
+    deform: tuple[Stage, ...] = ()
+    deform_version: Literal[1, 2] = 1
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    fpn_channels: Count = 256
+    fc_channels: Count = 1024
+    class_agnostic: bool = False
+    class_loss: ClassLossKind = "softmax"
+    spare_logits: Annotated[int, Field(ge=0)] = 0
+    box_loss: BoxLossKind = "smooth_l1"
+    box_loss_weight: Annotated[float, Field(ge=0)] = 1.0
+    smooth_l1_beta: Annotated[float, Field(ge=0)] = 0.0
+    rpn_beta: Annotated[float, Field(ge=0)] = 0.0
+    rpn_convs: Count = 1
+    roi_samples: Annotated[int, Field(ge=0)] = 2
+    roi_aligned: bool = True
+    anchor_scales: tuple[Positive, ...] = (8.0,)
+    anchor_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+    anchors_rounded: bool = False
+    num_train_proposals: Count = 1000
+    num_test_proposals: Count = 1000
+    num_rois: Count = 512
+    pixel_mean: tuple[float, float, float] = PIXEL_MEAN
+    pixel_std: tuple[Positive, Positive, Positive] = PIXEL_STD
+
+    @property
+    def shared_norm(self) -> NormKind:
+        """What the backbone's normalisation means for the pyramid and the heads that do not have their own."""
+        return self.norm if self.norm in ("gn", "sync_bn") else "none"
+
+    def shared(self, *, pretrained: bool) -> dict[str, Any]:
+        """The fields of `TwoStageConfig`.
+
+        Args:
+            pretrained: Fetch timm's published weights of the backbone.
+        """
+        proposals = self.num_train_proposals
+        return {
+            "backbone": BackboneConfig(
+                name=self.backbone,
+                norm=self.norm,
+                frozen_stages=self.frozen_stages,
+                deform=self.deform,
+                deform_version=self.deform_version,
+                drop_path=self.drop_path,
+                pretrained=pretrained,
+            ),
+            "neck": FPNConfig(channels=self.fpn_channels, norm=self.neck_norm or self.shared_norm),
+            "rpn": RPNConfig(
+                anchors=AnchorConfig(
+                    scales=self.anchor_scales, ratios=self.anchor_ratios, rounded=self.anchors_rounded
+                ),
+                num_convs=self.rpn_convs,
+                loss=BoxLossConfig(beta=self.rpn_beta),
+                # twice the proposals, as published for 1000; 2000 for 2000, as published too
+                train_per_level=min(2 * proposals, max(proposals, 2000)),
+                train_proposals=proposals,
+                test_per_level=self.num_test_proposals,
+                test_proposals=self.num_test_proposals,
+            ),
+            "sample": SampleConfig(num=self.num_rois),
+            "pixel_mean": self.pixel_mean,
+            "pixel_std": self.pixel_std,
+        }
+
+    def box_loss_config(self) -> BoxLossConfig:
+        """Of the box heads."""
+        return BoxLossConfig(kind=self.box_loss, beta=self.smooth_l1_beta, weight=self.box_loss_weight)
+
+
+class BoxHeadOptions(TwoStageOptions):
+    """Those of a detector whose box heads are `box_heads.BoxHead`.
+
+    Attributes:
+        head: `shared_fc` or `conv_fc`.
+    """
+
+    head: Literal["shared_fc", "conv_fc"] = "shared_fc"
+
+    def box_head(self) -> BoxHeadConfig:
+        """Shape and losses of the box heads."""
+        return BoxHeadConfig(
+            kind=self.head,
+            fc_channels=self.fc_channels,
+            conv_channels=self.fpn_channels,
+            norm=self.head_norm or self.shared_norm,
+            pool_samples=self.roi_samples,
+            aligned=self.roi_aligned,
+            class_agnostic=self.class_agnostic,
+            class_loss=self.class_loss,
+            spare_logits=self.spare_logits,
+            box_loss=self.box_loss_config(),
+        )

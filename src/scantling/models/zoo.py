@@ -1,250 +1,238 @@
-"""Every named model with its numbers, and the flat options a recipe may change.
+"""Every named model with its numbers: `name -> Preset(options, build)`.
 
-A recipe's `model:` is a `ModelConfig`: a name from `MODELS`, and any of its other fields. Fields left out keep the
-named model's number; the builder functions below are the one place where these numbers stand.
+A recipe's `model:` is a `ModelConfig`: a name from `MODELS`, `init`, and any of the options of that model's method,
+each documented beside the method (`two_stage.TwoStageOptions` and those that add to it). Options left out keep the
+named model's number, which stands below or is the method's default.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 
 from scantling.errors import CheckpointError, ConfigError
-from scantling.models.anchors import AnchorConfig
-from scantling.models.assign import SampleConfig
-from scantling.models.backbone import Backbone, BackboneConfig, Stage
-from scantling.models.box_heads import BoxHeadConfig
-from scantling.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig, published_stages
-from scantling.models.double_head import DoubleHeadConfig, DoubleHeadRCNN, DoubleHeadRCNNConfig
-from scantling.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
-from scantling.models.layers import NormKind
-from scantling.models.losses import BoxLossConfig, BoxLossKind
-from scantling.models.neck import FPNConfig
-from scantling.models.rpn import RPNConfig
-from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD, Detector, TwoStageDetector
+from scantling.models.cascade_rcnn import CascadeMaskRCNNOptions, CascadeRCNN, CascadeRCNNOptions
+from scantling.models.contract import Detector
+from scantling.models.double_head import DoubleHeadRCNN, DoubleHeadRCNNOptions
+from scantling.models.faster_rcnn import FasterRCNN, FasterRCNNOptions, MaskRCNNOptions
 from scantling.models.weights.opener import read_weights
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-
 
 INIT_PRETRAIN = "pretrain"
 """The `init` that stands for the weights of the run's own pretraining."""
 
+NO_FILE = ("random", "pretrained", INIT_PRETRAIN)
+"""Values of `init` that are no path."""
+
+
+DEFAULT = "cascade_rcnn_r50"
+"""The model of a section that names none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A named model.
+
+    Attributes:
+        options: Its numbers; those that a recipe changes are checked against their type.
+        build: The detector, given the options, the number of foreground classes K, and whether timm's published weights
+            of the backbone are fetched.
+    """
+
+    options: BaseModel
+    build: Callable[[Any, int, bool], Detector]
+
+
+def _faster_rcnn(options: FasterRCNNOptions, num_classes: int, pretrained: bool) -> FasterRCNN:  # noqa: FBT001
+    return FasterRCNN(options.config(pretrained=pretrained), num_classes)
+
+
+def _cascade_rcnn(options: CascadeRCNNOptions, num_classes: int, pretrained: bool) -> CascadeRCNN:  # noqa: FBT001
+    return CascadeRCNN(options.config(pretrained=pretrained), num_classes)
+
+
+def _double_head(options: DoubleHeadRCNNOptions, num_classes: int, pretrained: bool) -> DoubleHeadRCNN:  # noqa: FBT001
+    return DoubleHeadRCNN(options.config(pretrained=pretrained), num_classes)
+
+
+def _faster(**numbers: Any) -> Preset:
+    return Preset(options=FasterRCNNOptions(**numbers), build=_faster_rcnn)
+
+
+def _mask(**numbers: Any) -> Preset:
+    return Preset(options=MaskRCNNOptions(**numbers), build=_faster_rcnn)
+
+
+def _cascade(**numbers: Any) -> Preset:
+    return Preset(options=CascadeRCNNOptions(**numbers), build=_cascade_rcnn)
+
+
+def _cascade_mask(**numbers: Any) -> Preset:
+    return Preset(options=CascadeMaskRCNNOptions(**numbers), build=_cascade_rcnn)
+
+
+def _double(**numbers: Any) -> Preset:
+    return Preset(options=DoubleHeadRCNNOptions(**numbers), build=_double_head)
+
+
+# Backbones. ResNets keep BatchNorm's running statistics fixed (`bn_eval`) unless said otherwise.
+SWIN_T: dict[str, Any] = {
+    "backbone": "swin_tiny_patch4_window7_224",
+    "norm": "default",
+    "drop_path": 0.2,
+}
+CONVNEXT_T: dict[str, Any] = {"backbone": "convnext_tiny", "norm": "default", "drop_path": 0.4}
+X101: dict[str, Any] = {"backbone": "resnext101_64x4d"}
+DCN: dict[str, Any] = {"deform": (2, 3, 4)}
+
+# Four convolutions and one fully connected layer with their own BatchNorm, GIoU on decoded boxes.
+CONV_GIOU: dict[str, Any] = {
+    "head": "conv_fc",
+    "head_norm": "bn",
+    "mask_norm": "none",
+    "box_loss": "giou",
+    "box_loss_weight": 10.0,
+}
+SYNC_GIOU: dict[str, Any] = {**CONV_GIOU, "head_norm": "sync_bn", "class_agnostic": False}
+
+# Detectors as torchvision trains them; their published weights mean nothing with other samples or anchors.
+TORCHVISION: dict[str, Any] = {
+    "norm": "frozen_bn",
+    "roi_aligned": False,
+    "anchors_rounded": True,
+    "smooth_l1_beta": 1 / 9,
+    "rpn_beta": 1 / 9,
+    "num_train_proposals": 2000,
+}
+TORCHVISION_V2: dict[str, Any] = {
+    **TORCHVISION,
+    "norm": "bn",
+    "neck_norm": "bn",
+    "head": "conv_fc",
+    "head_norm": "bn",
+    "rpn_convs": 2,
+}
+
+# For CPUs and few images: ResNet-18, narrow pyramid and heads, few RoIs. BatchNorm, also with two images a step: two
+# painted images are learned to AP 0.89 (Faster) and 0.97 (Cascade) in 100 steps, with GroupNorm and all else equal to
+# 0.57 and 0.72 (2026-11-21). The 32 groups have but two channels each in a pyramid this narrow; wider groups helped in
+# one run, residual branches that start at 1 did not (bench/README.md).
+SMALL: dict[str, Any] = {
+    "backbone": "resnet18",
+    "norm": "bn",
+    "fpn_channels": 64,
+    "fc_channels": 256,
+    "anchor_scales": (4.0, 8.0),
+    "num_train_proposals": 300,
+    "num_test_proposals": 200,
+    "num_rois": 64,
+    "smooth_l1_beta": 0.1,
+    "rpn_beta": 1 / 9,
+}
+SMALL_MASK: dict[str, Any] = {**SMALL, "mask_convs": 2, "mask_channels": 64}
+
+MODELS: Mapping[str, Preset] = {
+    "faster_rcnn_r50": _faster(),
+    "faster_rcnn_swin_t": _faster(**SWIN_T),
+    # one box for all classes: AP 0.482 on bccd, 300 steps, three seeds; a box per class 0.474 (2026-11-26)
+    "faster_rcnn_r18_small": _faster(**SMALL, class_agnostic=True),
+    "cascade_rcnn_r50": _cascade(),
+    "cascade_rcnn_r50_dcn_gn": _cascade(**DCN, norm="gn"),  # the DelftBikes detector (CS21)
+    "cascade_rcnn_x101_64x4d": _cascade(**X101),
+    "cascade_rcnn_r18_small": _cascade(**SMALL),
+    "double_head_rcnn_r50": _double(),
+    "double_head_rcnn_r50_dcn_gn": _double(**DCN, norm="gn"),  # the second one of CS21
+    "double_head_rcnn_r18_small": _double(**SMALL),
+    "mask_rcnn_r50": _mask(),
+    "mask_rcnn_swin_t": _mask(**SWIN_T),
+    "mask_rcnn_r18_small": _mask(**SMALL_MASK, class_agnostic=True),
+    "cascade_mask_rcnn_r50": _cascade_mask(),
+    "cascade_mask_rcnn_r50_giou": _cascade_mask(**CONV_GIOU),
+    "cascade_mask_rcnn_x101_64x4d_dcn": _cascade_mask(**X101, **DCN),
+    "cascade_mask_rcnn_swin_t": _cascade_mask(**SWIN_T, **SYNC_GIOU),
+    "cascade_mask_rcnn_convnext_t": _cascade_mask(**CONVNEXT_T, **SYNC_GIOU),
+    "cascade_mask_rcnn_r18_small": _cascade_mask(**SMALL_MASK),
+    "torchvision_faster_rcnn_r50": _faster(**TORCHVISION),
+    "torchvision_faster_rcnn_r50_v2": _faster(**TORCHVISION_V2),
+    "torchvision_mask_rcnn_r50": _mask(**TORCHVISION),
+    "torchvision_mask_rcnn_r50_v2": _mask(**TORCHVISION_V2),
+}
+
 
 class ModelConfig(BaseModel):
-    """A named model and what is different from it.
+    """A named model and what is different from it: the options of its method, beside `name` and `init`.
 
     Attributes:
         name: Key of `MODELS`.
-        backbone: timm model name.
-        norm: Normalisation of the backbone; `gn` and `sync_bn` also go into the pyramid and the heads'
-            convolutions.
-        frozen_stages: Stem and this many backbone stages are not trained.
-        deform: Stages (1..4) with deformable convolution.
-        deform_version: 1 or 2.
-        drop_path: Stochastic depth rate of the backbone.
         init: Where the backbone's weights come from: `random`, `pretrained` (timm's published weights; needs a
             network), `pretrain` (learned from the data set's own crops by the run, see its section `pretrain`) or
             the path of a local file.
-        fpn_channels: Width of the pyramid.
-        head: `shared_fc` or `conv_fc`; Double-Head has one of each kind and takes no other.
-        fc_channels: Width of the heads' fully connected layers.
-        class_agnostic: One box for all classes, or one per class.
-        box_loss: Regression loss of the box heads.
-        box_loss_weight: Its factor.
-        smooth_l1_beta: Where smooth L1 turns linear; 0 is plain L1. Smaller values keep pulling on boxes that are
-            nearly right.
-        roi_samples: Samples per cell and direction of RoIAlign; 0 adapts to the RoI's size, which weights trained in
-            MMDetection expect.
-        anchor_scales: Side of the anchors in strides of their level.
-        anchor_ratios: Height over width.
-        num_train_proposals: Proposals per image in training.
-        num_test_proposals: Proposals per image at test time.
-        num_rois: RoIs per image that enter a box head's loss.
-        pixel_mean: Subtracted from RGB values in 0..255.
-        pixel_std: What they are then divided by.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="allow")
 
-    name: str = "cascade_rcnn_r50"
-    backbone: str | None = None
-    norm: Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"] | None = None
-    frozen_stages: Annotated[int, Field(ge=0, le=4)] | None = None
-    deform: tuple[Stage, ...] | None = None
-    deform_version: Literal[1, 2] | None = None
-    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
+    name: str = DEFAULT
     init: str = "random"
-    fpn_channels: Count | None = None
-    head: Literal["shared_fc", "conv_fc"] | None = None
-    fc_channels: Count | None = None
-    class_agnostic: bool | None = None
-    box_loss: BoxLossKind | None = None
-    box_loss_weight: Annotated[float, Field(ge=0)] | None = None
-    smooth_l1_beta: Annotated[float, Field(ge=0)] | None = None
-    roi_samples: Annotated[int, Field(ge=0)] | None = None
-    anchor_scales: tuple[Positive, ...] | None = None
-    anchor_ratios: tuple[Positive, ...] | None = None
-    num_train_proposals: Count | None = None
-    num_test_proposals: Count | None = None
-    num_rois: Count | None = None
-    pixel_mean: tuple[float, float, float] = PIXEL_MEAN
-    pixel_std: tuple[Positive, Positive, Positive] = PIXEL_STD
 
     @property
     def init_file(self) -> Path | None:
-        """The local file that the backbone's weights come from; None where `init` is one of the words."""
-        return None if self.init in ("random", "pretrained", INIT_PRETRAIN) else Path(self.init)
+        """The local file that weights come from; None where `init` is one of the words."""
+        return None if self.init in NO_FILE else Path(self.init)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is different from the named model, by the names of its options."""
+        return dict(self.model_extra or {})
 
-class Numbers(BaseModel):
-    """The numbers of a named model; what `ModelConfig` may change. Defaults are the common R50-FPN ones."""
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Every option with its value: the named model's, or what is different.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+        Raises:
+            ConfigError: There is no such model.
+        """
+        return {**dict(_preset(self.name).options), **self.options}
 
-    backbone: str = "resnet50"
-    norm: Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"] = "bn_eval"
-    frozen_stages: int = 0
-    deform: tuple[int, ...] = ()
-    deform_version: Literal[1, 2] = 1
-    drop_path: float | None = None
-    fpn_channels: int = 256
-    head: Literal["shared_fc", "conv_fc"] = "shared_fc"
-    fc_channels: int = 1024
-    class_agnostic: bool = False
-    box_loss: BoxLossKind = "smooth_l1"
-    box_loss_weight: float = 1.0
-    smooth_l1_beta: float = 1.0
-    rpn_beta: float = 1 / 9
-    roi_samples: int = 2
-    anchor_scales: tuple[float, ...] = (8.0,)
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    num_train_proposals: int = 1000
-    num_test_proposals: int = 1000
-    num_rois: int = 512
+    def with_options(self, **options: Any) -> ModelConfig:
+        """The same with these options changed.
 
+        Raises:
+            ValidationError: The model has no such option, or not with this value.
+        """
+        return ModelConfig(**{**self.model_dump(), **options})
 
-def _faster_rcnn(config: ModelConfig, num_classes: int, numbers: Numbers) -> FasterRCNN:
-    chosen = _chosen(config, numbers)
-    return FasterRCNN(FasterRCNNConfig(head=_head(chosen), **_shared(config, chosen)), num_classes)
+    @classmethod
+    def known_keys(cls, value: object = None) -> list[str]:
+        """The keys of this section, given its other values; those of every model where these are not known."""
+        own = MODELS.get(str(value.get("name", DEFAULT))) if isinstance(value, dict) else None
+        presets = MODELS.values() if own is None else [own]
+        options = dict.fromkeys(key for preset in presets for key in type(preset.options).model_fields)
+        return [*cls.model_fields, *options]
 
-
-def _cascade_rcnn(config: ModelConfig, num_classes: int, numbers: Numbers) -> CascadeRCNN:
-    chosen = _chosen(config, numbers)
-    stages = published_stages(_head(chosen))
-    return CascadeRCNN(CascadeRCNNConfig(stages=stages, **_shared(config, chosen)), num_classes)
-
-
-def _double_head_rcnn(config: ModelConfig, num_classes: int, numbers: Numbers) -> DoubleHeadRCNN:
-    if config.head is not None:
-        raise ConfigError(
-            f"model.head: {config.name} has a head of each kind, found {config.head!r}", hint="Leave it out."
-        )
-    chosen = _chosen(config, numbers)
-    norm = _head_norm(chosen)
-    head = DoubleHeadConfig(
-        fc_channels=chosen.fc_channels,
-        conv_channels=4 * chosen.fpn_channels,
-        norm="bn" if norm == "none" else norm,
-        pool_samples=chosen.roi_samples,
-        class_agnostic=chosen.class_agnostic,
-        box_loss=_box_loss(chosen),
-    )
-    return DoubleHeadRCNN(DoubleHeadRCNNConfig(head=head, **_shared(config, chosen)), num_classes)
-
-
-def faster_rcnn_r50(config: ModelConfig, num_classes: int) -> Detector:
-    """Faster R-CNN, ResNet-50 + FPN, BatchNorm statistics fixed, class-specific boxes trained with plain L1."""
-    return _faster_rcnn(config, num_classes, Numbers(smooth_l1_beta=0.0))
-
-
-def faster_rcnn_swin_t(config: ModelConfig, num_classes: int) -> Detector:
-    """Faster R-CNN, Swin-T + FPN, class-specific boxes trained with plain L1."""
-    backbone = {"backbone": "swin_tiny_patch4_window7_224", "norm": "default", "drop_path": 0.2}
-    return _faster_rcnn(config, num_classes, Numbers(smooth_l1_beta=0.0).model_copy(update=backbone))
-
-
-def faster_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
-    """Faster R-CNN for CPUs and few images: ResNet-18 with BatchNorm, narrow pyramid and heads, few RoIs.
-
-    One box for all classes: on bccd, 300 steps, three seeds, that reached AP 0.482, a box per class 0.474 (2026-11-26).
-    """
-    return _faster_rcnn(config, num_classes, SMALL.model_copy(update={"class_agnostic": True}))
-
-
-def cascade_rcnn_r50(config: ModelConfig, num_classes: int) -> Detector:
-    """Cascade R-CNN, ResNet-50 + FPN, BatchNorm statistics fixed, class-agnostic boxes."""
-    return _cascade_rcnn(config, num_classes, Numbers(class_agnostic=True))
-
-
-def cascade_rcnn_r50_dcn_gn(config: ModelConfig, num_classes: int) -> Detector:
-    """The DelftBikes detector (CS21): ResNet-50 with deformable convolution in stages 2-4, GroupNorm throughout."""
-    return _cascade_rcnn(config, num_classes, Numbers(class_agnostic=True, norm="gn", deform=(2, 3, 4)))
-
-
-def cascade_rcnn_x101_64x4d(config: ModelConfig, num_classes: int) -> Detector:
-    """Cascade R-CNN, ResNeXt-101 64x4d + FPN, BatchNorm statistics fixed."""
-    return _cascade_rcnn(config, num_classes, Numbers(class_agnostic=True, backbone="resnext101_64x4d"))
-
-
-def cascade_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
-    """Cascade R-CNN for CPUs and few images: ResNet-18 with BatchNorm, narrow pyramid and heads, few RoIs."""
-    return _cascade_rcnn(config, num_classes, SMALL.model_copy(update={"class_agnostic": True}))
-
-
-def double_head_rcnn_r50(config: ModelConfig, num_classes: int) -> Detector:
-    """Double-Head Faster R-CNN, ResNet-50 + FPN, BatchNorm statistics fixed in the backbone, class-specific boxes."""
-    return _double_head_rcnn(config, num_classes, DOUBLE)
-
-
-def double_head_rcnn_r50_dcn_gn(config: ModelConfig, num_classes: int) -> Detector:
-    """The second DelftBikes detector (CS21): Double-Head on the first one's backbone and pyramid."""
-    return _double_head_rcnn(
-        config, num_classes, DOUBLE.model_copy(update={"norm": "gn", "deform": (2, 3, 4)})
-    )
-
-
-def double_head_rcnn_r18_small(config: ModelConfig, num_classes: int) -> Detector:
-    """Double-Head for CPUs and few images: ResNet-18 with BatchNorm, narrow pyramid and heads, few RoIs."""
-    return _double_head_rcnn(config, num_classes, SMALL.model_copy(update={"box_loss_weight": 2.0}))
-
-
-DOUBLE = Numbers(box_loss_weight=2.0, rpn_beta=0.0)
-
-# BatchNorm, also with two images a step: two painted images are learned to AP 0.89 (Faster) and 0.97 (Cascade) in 100
-# steps, with GroupNorm and all else equal to 0.57 and 0.72 (2026-11-21). The 32 groups have but two channels each in a
-# pyramid this narrow; wider groups helped in one run, residual branches that start at 1 did not (bench/README.md).
-SMALL = Numbers(
-    backbone="resnet18",
-    norm="bn",
-    fpn_channels=64,
-    fc_channels=256,
-    anchor_scales=(4.0, 8.0),
-    num_train_proposals=300,
-    num_test_proposals=200,
-    num_rois=64,
-    smooth_l1_beta=0.1,
-)
-
-MODELS: Mapping[str, Callable[[ModelConfig, int], Detector]] = {
-    "faster_rcnn_r50": faster_rcnn_r50,
-    "faster_rcnn_swin_t": faster_rcnn_swin_t,
-    "faster_rcnn_r18_small": faster_rcnn_r18_small,
-    "cascade_rcnn_r50": cascade_rcnn_r50,
-    "cascade_rcnn_r50_dcn_gn": cascade_rcnn_r50_dcn_gn,
-    "cascade_rcnn_x101_64x4d": cascade_rcnn_x101_64x4d,
-    "cascade_rcnn_r18_small": cascade_rcnn_r18_small,
-    "double_head_rcnn_r50": double_head_rcnn_r50,
-    "double_head_rcnn_r50_dcn_gn": double_head_rcnn_r50_dcn_gn,
-    "double_head_rcnn_r18_small": double_head_rcnn_r18_small,
-}
+    @model_validator(mode="before")
+    @classmethod
+    def _check_options(cls, value: Any, info: ValidationInfo) -> Any:
+        """Options are checked as the named model's own; null leaves one out."""
+        if not isinstance(value, dict):
+            return value
+        own = {key: part for key, part in value.items() if key in cls.model_fields}
+        given = {key: part for key, part in value.items() if key not in cls.model_fields and part is not None}
+        preset = MODELS.get(own.get("name", DEFAULT))
+        if preset is None:  # told when the model is built
+            return own | given
+        kind = type(preset.options)
+        if info.mode == "json":  # a file that a person wrote: numbers are no texts, lists are tuples
+            checked = kind.model_validate_json(json.dumps(given), strict=True)
+        else:
+            checked = kind.model_validate(given)
+        return own | {key: getattr(checked, key) for key in given}
 
 
 def build_model(config: ModelConfig, num_classes: int) -> Detector:
@@ -255,22 +243,28 @@ def build_model(config: ModelConfig, num_classes: int) -> Detector:
         num_classes: Foreground classes K, at least 1.
 
     Raises:
-        ConfigError: Unknown name, a change the model cannot take, or initial weights that are not there.
+        ConfigError: Unknown name, or initial weights that are not there.
     """
-    if config.name not in MODELS:
-        near = difflib.get_close_matches(config.name, MODELS, n=1)
-        known = ", ".join(MODELS)
-        hint = f"Did you mean {near[0]!r}? Known: {known}" if near else f"Known: {known}"
-        raise ConfigError(f"model.name: unknown model {config.name!r}", hint=hint)
+    preset = _preset(config.name)
     if num_classes < 1:
         raise ConfigError(f"a detector needs at least one category, found {num_classes}")
     if config.init == INIT_PRETRAIN:
         hint = "Outside of a run give the file: the `backbone.safetensors` of `scantling pretrain`."
         raise ConfigError(f"model.init is {INIT_PRETRAIN!r}, which only a run can fill in", hint=hint)
-    model = MODELS[config.name](config, num_classes)
-    if config.init_file is not None and isinstance(model, TwoStageDetector):
-        model.backbone.body.load_state_dict(_fitting(model.backbone, config.init_file))
+    options = preset.options.model_copy(update=config.options)
+    model = preset.build(options, num_classes, config.init == "pretrained")
+    if config.init_file is not None:
+        _load_backbones(model, config.init_file)
     return model
+
+
+def _preset(name: str) -> Preset:
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        known = ", ".join(MODELS)
+        hint = f"Did you mean {near[0]!r}? Known: {known}" if near else f"Known: {known}"
+        raise ConfigError(f"model.name: unknown model {name!r}", hint=hint)
+    return MODELS[name]
 
 
 def check_initial_weights(config: ModelConfig, num_classes: int) -> None:
@@ -286,69 +280,26 @@ def check_initial_weights(config: ModelConfig, num_classes: int) -> None:
     """
     with torch.device("meta"):  # shapes only: nothing is allocated or initialised
         model = build_model(config.model_copy(update={"init": "random"}), num_classes)
-    if config.init_file is not None and isinstance(model, TwoStageDetector):
-        _fitting(model.backbone, config.init_file)
+    if config.init_file is not None:
+        for backbone in model.backbones():
+            with _of_file(config.init_file):
+                backbone.fitting(read_weights(config.init_file))
 
 
-def _fitting(backbone: Backbone, path: Path) -> dict[str, Tensor]:
+def _load_backbones(model: Detector, path: Path) -> None:
+    for backbone in model.backbones():
+        with _of_file(path):
+            backbone.load(read_weights(path))
+
+
+@contextmanager
+def _of_file(path: Path) -> Iterator[None]:
+    """Messages about weights name their file."""
     try:
-        weights, _ = backbone.fitting(read_weights(path))
+        yield
     except ConfigError as error:
+        if str(path) in error.message:
+            raise
         raise ConfigError(f"model.init: {path}: {error.message}", hint=error.hint) from error
     except CheckpointError as error:
         raise CheckpointError(f"model.init: {error.message}", hint=error.hint) from error
-    return weights
-
-
-def _chosen(config: ModelConfig, numbers: Numbers) -> Numbers:
-    """The named model's numbers with the recipe's changes."""
-    changes = config.model_dump(exclude_none=True)
-    return numbers.model_copy(update={k: v for k, v in changes.items() if k in Numbers.model_fields})
-
-
-def _head(chosen: Numbers) -> BoxHeadConfig:
-    return BoxHeadConfig(
-        kind=chosen.head,
-        fc_channels=chosen.fc_channels,
-        conv_channels=chosen.fpn_channels,
-        norm=_head_norm(chosen),
-        pool_samples=chosen.roi_samples,
-        class_agnostic=chosen.class_agnostic,
-        box_loss=_box_loss(chosen),
-    )
-
-
-def _box_loss(chosen: Numbers) -> BoxLossConfig:
-    return BoxLossConfig(kind=chosen.box_loss, beta=chosen.smooth_l1_beta, weight=chosen.box_loss_weight)
-
-
-def _head_norm(chosen: Numbers) -> NormKind:
-    shared: dict[str, NormKind] = {"gn": "gn", "sync_bn": "sync_bn"}
-    return shared.get(chosen.norm, "none")
-
-
-def _shared(config: ModelConfig, chosen: Numbers) -> dict[str, Any]:
-    """The parts all two-stage detectors have in common."""
-    return {
-        "backbone": BackboneConfig(
-            name=chosen.backbone,
-            norm=chosen.norm,
-            frozen_stages=chosen.frozen_stages,
-            deform=chosen.deform,
-            deform_version=chosen.deform_version,
-            drop_path=chosen.drop_path,
-            pretrained=config.init == "pretrained",
-        ),
-        "neck": FPNConfig(channels=chosen.fpn_channels, norm=_head_norm(chosen)),
-        "rpn": RPNConfig(
-            anchors=AnchorConfig(scales=chosen.anchor_scales, ratios=chosen.anchor_ratios),
-            loss=BoxLossConfig(beta=chosen.rpn_beta),
-            train_per_level=2 * chosen.num_train_proposals,
-            train_proposals=chosen.num_train_proposals,
-            test_per_level=chosen.num_test_proposals,
-            test_proposals=chosen.num_test_proposals,
-        ),
-        "sample": SampleConfig(num=chosen.num_rois),
-        "pixel_mean": config.pixel_mean,
-        "pixel_std": config.pixel_std,
-    }

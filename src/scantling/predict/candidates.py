@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scantling.data.coco import CocoDataset
 from scantling.data.detections import load_detections, save_detections
 from scantling.errors import DataError
-from scantling.models.two_stage import Detector
+from scantling.models.contract import Detector
 from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.structures.detections import Detections
 from scantling.structures.instances import Instances

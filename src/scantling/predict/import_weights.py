@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from scantling.data.io import write_json
 from scantling.errors import UsageError
+from scantling.models.class_losses import ClassLossKind
 from scantling.models.weights.class_rows import rows_by_name, with_rows
+from scantling.models.weights.conversion import Conversion, load_converted
 from scantling.models.weights.mmdet import (
-    Conversion,
     ForeignCheckpoint,
+    class_loss_of,
     convert,
-    load_converted,
+    norm_of,
     num_classes_of,
     read_mmdet_checkpoint,
+)
+from scantling.models.weights.torchvision_detectors import (
+    COCO_IDS,
+    COCO_NAMES,
+    classifier_rows,
+    convert_torchvision,
+    in_our_order,
+    is_torchvision,
 )
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.predict.predictor import PredictConfig
@@ -132,13 +142,13 @@ def parse_classes(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def import_mmdet(
+def import_detector(
     file: Path, model: ModelConfig, out: Path, *, choice: HeadChoice = KEEP, overwrite: bool = False
 ) -> ImportSummary:
-    """Write a checkpoint with the weights of an MMDetection file.
+    """Write a checkpoint with the weights of a detector of MMDetection or torchvision.
 
     Args:
-        file: `.pth` of MMDetection 2.x or 3.x.
+        file: `.pth` of MMDetection 2.x or 3.x, or of one of torchvision's two-stage detectors.
         model: What the weights are for; every weight of it must be in the file.
         out: Folder for the checkpoint and for the account of every key.
         choice: What becomes of the classifier.
@@ -150,21 +160,27 @@ def import_mmdet(
     """
     if (out / WEIGHTS).exists() and not overwrite:
         raise UsageError(f"{out / WEIGHTS} exists", hint="Choose another --out, or add --overwrite.")
-    if model.roi_samples is None:  # the weights were trained with RoIAlign's adaptive sampling
-        model = model.model_copy(update={"roi_samples": 0})
     foreign = read_mmdet_checkpoint(file)
-    found = _class_names(foreign)
+    theirs = is_torchvision(foreign.weights)
+    if theirs:
+        foreign = replace(foreign, weights=in_our_order(foreign.weights))
+        model = _as_in_torchvision(model, foreign, choice)
+        found, ids = _torchvision_classes(foreign)
+    else:
+        model = _as_trained(model, foreign)
+        found = _class_names(foreign, model.numbers["class_loss"])
+        ids = tuple(range(1, len(found) + 1))
     choice.check(found)
     names, rows = choice.classes or found, choice.rows(found)
     detector = build_model(model, len(names))
     weights = foreign.weights
     if rows is not None:
         weights = with_rows(weights, rows, len(found), detector.state_dict())
-    conversion = convert(weights, detector)
+    conversion = convert_torchvision(weights, detector) if theirs else convert(weights, detector)
     load_converted(detector, conversion)
     meta = CheckpointMeta(
         class_names=names,
-        category_ids=tuple(range(1, len(names) + 1)),
+        category_ids=ids if names == found else tuple(range(1, len(names) + 1)),
         model=model.model_dump(mode="json"),
         predict=PredictConfig(scales=800, long_side=1333).model_dump(mode="json"),
     )
@@ -181,8 +197,41 @@ def import_mmdet(
     return summary
 
 
-def _class_names(foreign: ForeignCheckpoint) -> tuple[str, ...]:
-    """The file's names if it has one for every output of its classifier, else numbered ones."""
-    count = num_classes_of(foreign.weights)
+def _as_trained(model: ModelConfig, foreign: ForeignCheckpoint) -> ModelConfig:
+    """The model with what the file says of it, where the user did not: its weights mean nothing otherwise."""
+    told = {
+        "roi_samples": 0,  # MMDetection trains with RoIAlign's adaptive sampling
+        "neck_norm": norm_of(foreign.weights, "neck."),
+        "head_norm": norm_of(foreign.weights, "roi_head.bbox_head."),
+        "mask_norm": norm_of(foreign.weights, "roi_head.mask_head."),
+        "class_loss": class_loss_of(foreign.weights),
+    }
+    known = model.known_keys(model.model_dump())
+    return model.with_options(**{k: v for k, v in told.items() if k in known and k not in model.options})
+
+
+def _as_in_torchvision(model: ModelConfig, foreign: ForeignCheckpoint, choice: HeadChoice) -> ModelConfig:
+    """The model with what torchvision's detectors have in common, where the user did not say otherwise."""
+    count = len(foreign.weights["roi_heads.box_predictor.cls_score.bias"])
+    spare = count - 1 - len(classifier_rows(foreign.weights))
+    told = {
+        "roi_samples": 2,
+        "roi_aligned": False,
+        "anchors_rounded": True,
+        "spare_logits": spare if choice.head == "keep" else 0,
+    }
+    return model.with_options(**{k: v for k, v in told.items() if k not in model.options})
+
+
+def _torchvision_classes(foreign: ForeignCheckpoint) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and ids of the categories, COCO's for a classifier of its 91 rows."""
+    rows = classifier_rows(foreign.weights)
+    names = COCO_NAMES if rows == COCO_IDS else tuple(f"class_{row}" for row in rows)
+    return names, rows
+
+
+def _class_names(foreign: ForeignCheckpoint, class_loss: ClassLossKind) -> tuple[str, ...]:
+    """The file's names if it has one for every class of its classifier, else numbered ones."""
+    count = num_classes_of(foreign.weights, class_loss)
     names = foreign.class_names or ()
     return names if len(names) == count else tuple(f"class_{number}" for number in range(1, count + 1))

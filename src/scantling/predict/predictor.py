@@ -1,7 +1,8 @@
 """Run a detector over images: read, resize, find candidates, map back, suppress.
 
-    records ── TaskStream: read once, resize to every scale ──► one Batch per scale ── Detector.candidates ──►
+    records ── TaskStream: read once, resize to every scale ──► one Batch per scale ── Detector.encode, candidates ──►
     Instances per view, back in original pixels ── one suppression over all views ──► (record, Instances)
+    a detector of masks, one view: the boxes that are kept ── Detector.masks ──► RoiMasks
 
 Only a few batches exist at a time, whatever the number of images. With `tile`, one image at a time is held and cut
 into overlapping tiles, each of which goes the same way; `tiles.py` puts together what they saw.
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Generic, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
@@ -24,13 +25,14 @@ from scantling.data.samples.loader import aspect_order
 from scantling.data.samples.transforms import Side, fit_size
 from scantling.data.workers import TaskStream
 from scantling.errors import ConfigError, DataError, Finding, Severity
-from scantling.models.suppression import SuppressConfig, suppress_instances
-from scantling.models.two_stage import Detector
+from scantling.models.contract import CandidateLimits, Detector, Encoded
+from scantling.models.suppression import SuppressConfig, scores_of, suppress_instances
 from scantling.predict.tiles import TileGrid, Window, merge, sort_out
 from scantling.predict.tta import in_original_pixels, mirrored
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame, Sample
 
+T = TypeVar("T")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -106,10 +108,10 @@ class _Loaded:
     failures: tuple[DataError, ...]
 
 
-class _Seen(NamedTuple):
-    """What came of a few records: the candidates of every view, and the faults of those that could not be read."""
+class _Seen(NamedTuple, Generic[T]):
+    """What came of a few records: what was found in each, and the faults of those that could not be read."""
 
-    views: Iterable[tuple[ImageRecord, list[Instances]]]
+    views: Iterable[tuple[ImageRecord, T]]
     failures: tuple[DataError, ...]
 
 
@@ -173,7 +175,7 @@ class Predictor:
         device: torch.device | str = "cpu",
     ) -> None:
         config.sizes_for((1, 1))
-        config.suppress.thresholds(class_names)
+        self._limits: CandidateLimits = config.suppress.limits(class_names)
         self.model = model.to(device)
         self.config = config
         self.class_names = tuple(class_names)
@@ -196,6 +198,9 @@ class Predictor:
             DataError: An image cannot be read; with `skip_invalid`, none of them can.
             TrainingError: A reading process died.
         """
+        if self.model.has_masks and self._is_single_view:
+            yield from self._with_masks(records, skip_invalid=skip_invalid)
+            return
         for record, views in self.candidates(records, skip_invalid=skip_invalid):
             yield record, suppress_instances(Instances.cat(views), self.config.suppress, self.class_names)
 
@@ -216,29 +221,82 @@ class Predictor:
             TrainingError: A reading process died.
         """
         look = self._look_at_images if self.config.tile_side is None else self._look_at_tiles
+        for seen in self._readable(look(records), len(records), skip_invalid=skip_invalid):
+            yield from seen.views
+
+    def _readable(self, looks: Iterable[_Seen[T]], count: int, *, skip_invalid: bool) -> Iterator[_Seen[T]]:
+        """The same, with the model in evaluation mode; images that cannot be read are told or end it."""
         failures: list[DataError] = []
         with self._evaluating():
-            for seen in look(records):
+            for seen in looks:
                 failures.extend(seen.failures)
                 if failures and not skip_invalid:
                     raise failures[0]
                 self.findings.extend(finding for error in seen.failures for finding in _as_warnings(error))
-                yield from seen.views
-        if records and len(failures) == len(records):
+                yield seen
+        if count and len(failures) == count:
             findings = [finding for error in failures for finding in error.findings]
-            raise DataError(f"none of the {len(records)} images can be read", findings=findings)
+            raise DataError(f"none of the {count} images can be read", findings=findings)
 
-    def _look_at_images(self, records: Sequence[ImageRecord]) -> Iterator[_Seen]:
-        """A few whole images at a time."""
+    @property
+    def _is_single_view(self) -> bool:
+        """Whether each image is seen once, whole."""
+        config = self.config
+        several = isinstance(config.scales, tuple) and len(config.scales) > 1
+        return config.tile_side is None and not config.flip and not several
+
+    def _with_masks(
+        self, records: Sequence[ImageRecord], *, skip_invalid: bool
+    ) -> Iterator[tuple[ImageRecord, Instances]]:
+        """Detections with soft masks, from one view: features are computed once for boxes and masks."""
+        looks = self._look_for_masks(records)
+        for seen in self._readable(looks, len(records), skip_invalid=skip_invalid):
+            yield from seen.views
+
+    def _look_for_masks(self, records: Sequence[ImageRecord]) -> Iterator[_Seen[Instances]]:
+        for loaded in self._loaded(records):
+            found: list[Instances] = []
+            for batch in loaded.batches:
+                view = batch.to(self.device)
+                encoded = self._encode(view)
+                seen = list(zip(view.frames, self._candidates(encoded), strict=True))
+                found = [
+                    suppress_instances(each, self.config.suppress, self.class_names)
+                    for each in in_original_pixels(seen)
+                ]
+                found = self._masked(view, encoded, found)
+            yield _Seen(zip(loaded.records, found, strict=True), loaded.failures)
+
+    def _masked(self, view: Batch, encoded: Encoded, found: Sequence[Instances]) -> list[Instances]:
+        """Detections in original pixels with the masks that the model draws for them in a view."""
+        placed = [
+            Instances(
+                size_hw=size_hw,
+                boxes=frame.apply_boxes(each.boxes).to(self.device),
+                labels=each.labels.to(self.device),
+                scores=scores_of(each).to(self.device),
+            )
+            for each, frame, size_hw in zip(found, view.frames, view.sizes_hw, strict=True)
+        ]
+        with self._inference():
+            masks = self.model.masks(encoded, placed)
+        return [each.replace(masks=own.to("cpu")) for each, own in zip(found, masks, strict=True)]
+
+    def _loaded(self, records: Sequence[ImageRecord]) -> Iterator[_Loaded]:
+        """A few images at every scale at a time, those of similar aspect together."""
         ordered = [records[position] for position in aspect_order([record.size_hw for record in records])]
         size = self.config.batch_size
         groups = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
         with TaskStream(_Load(self.config), self.config.workers) as stream:
-            for loaded in stream.run(groups):
-                views = (in_original_pixels(seen) for seen in self._see(loaded.batches))
-                yield _Seen(zip(loaded.records, views, strict=True), loaded.failures)
+            yield from stream.run(groups)
 
-    def _look_at_tiles(self, records: Sequence[ImageRecord]) -> Iterator[_Seen]:
+    def _look_at_images(self, records: Sequence[ImageRecord]) -> Iterator[_Seen[list[Instances]]]:
+        """A few whole images at a time."""
+        for loaded in self._loaded(records):
+            views = (in_original_pixels(seen) for seen in self._see(loaded.batches))
+            yield _Seen(zip(loaded.records, views, strict=True), loaded.failures)
+
+    def _look_at_tiles(self, records: Sequence[ImageRecord]) -> Iterator[_Seen[list[Instances]]]:
         """One image at a time, tile by tile."""
         for record in records:
             try:
@@ -280,7 +338,7 @@ class Predictor:
     def _see(self, batches: Iterable[Batch]) -> list[list[tuple[Frame, Instances]]]:
         """For each image, of which every batch shows another view: the frames and candidates of all views."""
         seen = [
-            list(zip(view.frames, self._candidates(view), strict=True))
+            list(zip(view.frames, self._candidates(self._encode(view)), strict=True))
             for batch in batches
             for view in self._views_of(batch.to(self.device))
         ]
@@ -289,22 +347,30 @@ class Predictor:
     def _views_of(self, batch: Batch) -> list[Batch]:
         return [batch, mirrored(batch)] if self.config.flip else [batch]
 
-    def _candidates(self, batch: Batch) -> list[Instances]:
+    def _encode(self, batch: Batch) -> Encoded:
+        with self._inference():
+            return self.model.encode(batch)
+
+    def _candidates(self, encoded: Encoded) -> list[Instances]:
+        with self._inference():
+            return self.model.candidates(encoded, self._limits)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """No gradients, in the configured number format."""
         dtype = _DTYPES.get(self.config.precision)
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            return self.model.candidates(batch)
+            yield
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """The model in evaluation mode with this predictor's suppression; afterwards as it was."""
-        before = self.model.training, self.model.suppression, self.model.class_names
+        """The model in evaluation mode; afterwards as it was."""
+        before = self.model.training
         self.model.eval()
-        self.model.suppression, self.model.class_names = self.config.suppress, self.class_names
         try:
             yield
         finally:
-            training, self.model.suppression, self.model.class_names = before
-            self.model.train(training)
+            self.model.train(before)
 
 
 def _as_warnings(error: DataError) -> list[Finding]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from scantling.data.coco import CocoDataset, to_results
-from scantling.models.two_stage import Detector
+from scantling.models.contract import Detector
 from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.train.devices import ALONE, Processes
 

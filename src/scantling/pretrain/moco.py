@@ -41,7 +41,7 @@ from torch.nn import functional
 
 from scantling.errors import ConfigError
 from scantling.models.backbone import Backbone, BackboneConfig, Stage
-from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD
+from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD
 from scantling.pretrain.views import CropBatch
 
 Auto = Literal["auto"]

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scantling.errors import CheckpointError, ConfigError
-from scantling.models.two_stage import PIXEL_MEAN, PIXEL_STD
+from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD
 from scantling.models.weights.opener import read_weights
 from scantling.ops.boxes import IouKind, paired_iou
 

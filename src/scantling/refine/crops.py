@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from scantling.data.samples.geometry import Pixels, resize_pixels
-from scantling.models.two_stage import PIXEL_MEAN
+from scantling.models.normalise import PIXEL_MEAN
 
 Boxes = NDArray[np.float64]
 Windows = NDArray[np.int64]

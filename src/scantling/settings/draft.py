@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
@@ -127,11 +127,12 @@ class Draft(Generic[M]):
 
     def key_hint(self, path: KeyPath) -> str:
         """What an unknown key may have meant: a similar one here, or the same one in another section."""
-        key, siblings = str(path[-1]), _keys(_annotation_at(self.model, path[:-1]))
+        annotation, section = _annotation_at(self.model, path[:-1]), _value_at(self.value, path[:-1])
+        key, siblings = str(path[-1]), _keys(annotation, section)
         if key.split(":", maxsplit=1)[0] in siblings:
             return "; YAML wants a space after the colon"
-        elsewhere = [section for section, keys in _sections(self.model, "") if key in keys]
-        if elsewhere:
+        elsewhere = [name for name, keys in _sections(self.model, "") if key in keys]
+        if elsewhere and key not in _keys(annotation):
             return f"; it belongs to {' or '.join(elsewhere)}"
         return f"{did_you_mean(key, siblings)} (keys here: {', '.join(siblings)})"
 
@@ -226,8 +227,12 @@ def _is_mapping(annotation: Any) -> bool:
     return get_origin(annotation) is dict and _model(annotation) is not None
 
 
-def _keys(annotation: Any) -> list[str]:
+def _keys(annotation: Any, value: object = None) -> list[str]:
+    """Keys of a section; one whose keys depend on its other values says them itself (`known_keys`)."""
     model = _model(annotation)
+    known: Callable[[object], list[str]] | None = getattr(model, "known_keys", None)
+    if known is not None:
+        return known(value)
     return list(model.model_fields) if model else []
 
 

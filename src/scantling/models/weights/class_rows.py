@@ -2,6 +2,7 @@
 
 their head: (K' + 1, C) classes, background last ── rows ──► our head: (K + 1, C)
 their boxes, one per class: (4 K', C) ────────────── rows ──► (4 K, C)
+their masks, one per class: (K', C, 1, 1) ────────── rows ──► (K, C, 1, 1)
 """
 
 from __future__ import annotations
@@ -9,11 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor
+from torch import Tensor, float32
 
-_CLASSIFIER = re.compile(
-    r"roi_head\.bbox_head\.(?:(?P<stage>\d+)\.)?fc_(?P<kind>cls|reg)\.(?P<part>weight|bias)"
+_PREDICTORS = (
+    # (their key, our key, rows per category), of MMDetection and of torchvision
+    (r"roi_head\.bbox_head\.fc_cls\.(\w+)", r"head.logits.\1", 1),
+    (r"roi_head\.bbox_head\.fc_reg\.(\w+)", r"head.deltas.\1", 4),
+    (r"roi_head\.bbox_head\.(\d+)\.fc_cls\.(\w+)", r"stages.\1.logits.\2", 1),
+    (r"roi_head\.bbox_head\.(\d+)\.fc_reg\.(\w+)", r"stages.\1.deltas.\2", 4),
+    (r"roi_head\.mask_head\.conv_logits\.(\w+)", r"mask_head.logits.\1", 1),
+    (r"roi_head\.mask_head\.(\d+)\.conv_logits\.(\w+)", r"mask_stages.\1.logits.\2", 1),
+    (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"head.logits.\1", 1),
+    (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"head.deltas.\1", 4),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"mask_head.logits.\1", 1),
 )
 
 
@@ -32,32 +41,34 @@ def with_rows(
     """A checkpoint whose classifiers have other categories.
 
     Args:
-        weights: By MMDetection's keys.
+        weights: By MMDetection's or torchvision's keys, background behind the categories.
         rows: For each new category the old one it takes over; None leaves it as initialised.
         num_found: Categories of the checkpoint.
         fresh: Our model's initial weights, by our keys.
 
     Returns:
-        The weights; background keeps its row unless no category is taken over, when the whole classifier is new.
-        Boxes that all classes share stay as they are.
+        The weights; what stands behind the categories (background) keeps its rows unless no category is taken over,
+        when the whole classifier is new. Boxes and masks that all classes share stay as they are.
     """
     changed = dict(weights)
     for key, value in weights.items():
-        match = _CLASSIFIER.fullmatch(key)
-        if match is None or (match["kind"] == "reg" and len(value) != 4 * num_found):
-            continue
-        place = "head" if match["stage"] is None else f"stages.{match['stage']}"
-        name = "logits" if match["kind"] == "cls" else "deltas"
-        initial = fresh[f"{place}.{name}.{match['part']}"]
-        background = name == "logits" and any(row is not None for row in rows)
-        changed[key] = _moved(value, [*rows, *([num_found] if background else [])], initial, name == "deltas")
+        for pattern, name, step in _PREDICTORS:
+            match = re.fullmatch(pattern, key)
+            is_classifier = match is not None and ("cls" in pattern)
+            if match is None or not (is_classifier or len(value) == step * num_found):
+                continue
+            initial = fresh[match.expand(name)]
+            taken = list(rows)
+            if is_classifier and any(row is not None for row in rows):
+                taken += range(num_found, num_found + len(initial) - len(rows))
+            changed[key] = _moved(value, taken, initial, step)
     return changed
 
 
-def _moved(value: Tensor, rows: Sequence[int | None], initial: Tensor, four_each: bool) -> Tensor:  # noqa: FBT001
-    step = 4 if four_each else 1
+def _moved(value: Tensor, rows: Sequence[int | None], initial: Tensor, step: int) -> Tensor:
+    """`initial` with the rows of `value` that are taken over; each category has `step` of them."""
     moved = initial.clone()
     for new, old in enumerate(rows):
         if old is not None:
             moved[new * step : (new + 1) * step] = value[old * step : (old + 1) * step]
-    return moved.to(torch.float32)
+    return moved.to(float32)

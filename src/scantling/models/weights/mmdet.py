@@ -19,7 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from scantling.errors import CheckpointError
-from scantling.models.two_stage import Detector
+from scantling.models.class_losses import ClassLossKind, make_class_loss
+from scantling.models.contract import Detector
+from scantling.models.layers import NormKind
+from scantling.models.weights.conversion import Conversion, account_for
 from scantling.models.weights.opener import pytorch_tensors, read_pytorch
 
 # (their key, our key): regular expressions over whole keys, tried in order.
@@ -72,6 +75,13 @@ _HEAD = (
     (r"shared_convs\.(\d+)\.(?:bn|gn)\.(\w+)", r"trunk.\1.1.\2"),
     (r"fc_cls\.(\w+)", r"logits.\1"),
     (r"fc_reg\.(\w+)", r"deltas.\1"),
+    (r"loss_cls\.cum_samples", r"class_loss.counts"),
+)
+_MASK_HEAD = (
+    (r"convs\.(\d+)\.conv\.(\w+)", r"convs.\1.0.\2"),
+    (r"convs\.(\d+)\.(?:bn|gn)\.(\w+)", r"convs.\1.1.\2"),
+    (r"upsample\.(\w+)", r"upsample.\1"),
+    (r"conv_logits\.(\w+)", r"logits.\1"),
 )
 _DOUBLE_HEAD = (
     *((rf"fc_branch\.{i}\.(\w+)", rf"fc_trunk.{2 * i + 1}.\1") for i in range(2)),
@@ -82,8 +92,9 @@ _DOUBLE_HEAD = (
     *((rf"conv_branch\.(\d+)\.conv{i + 1}\.(\w+)", rf"blocks.\1.branch.{i}.0.\2") for i in range(3)),
     *((rf"conv_branch\.(\d+)\.(?:bn|gn){i + 1}\.(\w+)", rf"blocks.\1.branch.{i}.1.\2") for i in range(3)),
 )
+_STATISTICS = re.compile(r"(.*)\.running_(?:mean|var)")
 _SHARED_FC = r"shared_fcs\.(\d+)\.(\w+)"
-_ROI_HEAD = r"roi_head\.bbox_head\.(?:(\d+)\.)?(.+)"
+_ROI_HEAD = r"roi_head\.(bbox|mask)_head\.(?:(\d+)\.)?(.+)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,25 +114,6 @@ class ForeignCheckpoint:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversion:
-    """Outcome of translating a checkpoint for one model.
-
-    Attributes:
-        weights: Tensors by our keys, ready to load.
-        used: Their key -> our key.
-        unused: Their keys that no part of the model takes.
-        missing: Our keys that the checkpoint does not fill.
-        mismatched: (our key, our shape, their shape) where the shapes differ.
-    """
-
-    weights: dict[str, Tensor]
-    used: dict[str, str]
-    unused: tuple[str, ...]
-    missing: tuple[str, ...]
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-
-
 def read_mmdet_checkpoint(path: Path) -> ForeignCheckpoint:
     """Read a `.pth` file safely.
 
@@ -137,15 +129,24 @@ def read_mmdet_checkpoint(path: Path) -> ForeignCheckpoint:
     return ForeignCheckpoint(path=path, weights=weights, class_names=_class_names(meta), meta=_plain(meta))
 
 
-def num_classes_of(weights: Mapping[str, Tensor]) -> int:
-    """Foreground classes of a checkpoint, read off its (first) box classifier.
+def class_loss_of(weights: Mapping[str, Tensor]) -> ClassLossKind:
+    """What the classifier was trained with: Seesaw's counts are part of its weights."""
+    return "seesaw" if any(key.endswith("loss_cls.cum_samples") for key in weights) else "softmax"
+
+
+def num_classes_of(weights: Mapping[str, Tensor], class_loss: ClassLossKind) -> int:
+    """Foreground classes K of a checkpoint.
+
+    Args:
+        weights: Tensors by MMDetection's keys.
+        class_loss: What the rows of its classifier mean.
 
     Raises:
         CheckpointError: There is no such classifier.
     """
     for key, value in weights.items():
         if re.fullmatch(r"roi_head\.bbox_head\.(?:0\.)?fc_cls\.weight", key):
-            return int(value.shape[0]) - 1
+            return int(value.shape[0]) - make_class_loss(class_loss, 0).num_logits(0)
     raise CheckpointError(
         "the checkpoint has no two-stage box head (no key roi_head.bbox_head.*.fc_cls.weight)",
         hint=f"Its first keys are {list(weights)[:5]}",
@@ -165,52 +166,40 @@ def convert(weights: Mapping[str, Tensor], model: Detector, *, bgr: bool = False
     """
     target = model.state_dict()
     first_fc = _first_fc(target)
-    used, ours, mismatched = {}, {}, []
+    named = {}
     for key, value in weights.items():
         own = _translate(key, first_fc)
-        if own is None or own not in target:
-            continue
-        value = _rearranged(own, value, target[own].dim())  # noqa: PLW2901 - the same value in our order
-        if target[own].shape != value.shape:
-            mismatched.append((own, tuple(target[own].shape), tuple(value.shape)))
-            continue
-        used[key] = own
-        ours[own] = value.flip(1) if bgr and own.endswith("body.conv1.weight") else value
-    optional = {k for k in target if k.endswith("num_batches_tracked")}
-    bad = {own for own, _, _ in mismatched}
-    return Conversion(
-        weights=ours,
-        used=used,
-        unused=tuple(k for k in weights if k not in used and _translate(k, first_fc) not in bad),
-        missing=tuple(k for k in target if k not in ours and k not in optional and k not in bad),
-        mismatched=tuple(mismatched),
-    )
+        if own in target:
+            ordered = _rearranged(own, value, target[own].dim())
+            named[key] = own, ordered.flip(1) if bgr and own.endswith("body.conv1.weight") else ordered
+    return account_for(weights, named, target)
 
 
-def load_converted(model: Detector, conversion: Conversion) -> None:
-    """Load a complete conversion into `model`.
+def norm_of(weights: Mapping[str, Tensor], part: str) -> NormKind:
+    """Normalisation of the convolutions of a part of the detector, told by the checkpoint's keys.
 
-    Raises:
-        CheckpointError: Weights are missing or have other shapes; the first of them are listed.
+    Args:
+        weights: Tensors by MMDetection's keys.
+        part: Beginning of the keys, such as `neck.` or `roi_head.bbox_head.`.
     """
-    if conversion.missing or conversion.mismatched:
-        shapes = [f"{k}: model {a}, checkpoint {b}" for k, a, b in conversion.mismatched[:5]]
-        raise CheckpointError(
-            f"the checkpoint does not fit the model: {len(conversion.missing)} weights are missing, first "
-            f"{list(conversion.missing[:5])}; {len(conversion.mismatched)} have other shapes, first {shapes}; "
-            f"{len(conversion.unused)} of its own are unused, first {list(conversion.unused[:5])}",
-            hint="Check --model: architecture, depth, normalisation and deformable stages must agree.",
-        )
-    model.load_state_dict(model.state_dict() | conversion.weights)
+    own = [key for key in weights if key.startswith(part)]
+    if any(_STATISTICS.fullmatch(key) for key in own):
+        return "bn"
+    return "gn" if any(re.search(r"\.gn\d?\.", key) for key in own) else "none"
 
 
 def _translate(key: str, first_fc: int) -> str | None:
     head = re.fullmatch(_ROI_HEAD, key)
     if head is None:
         return _apply((*_BACKBONE, *_SWIN, *_CONVNEXT, *_NECK, *_RPN), key)
-    place = "head" if head[1] is None else f"stages.{head[1]}"
-    fc = re.fullmatch(_SHARED_FC, head[2])
-    inner = f"trunk.{first_fc + 2 * int(fc[1])}.{fc[2]}" if fc else _apply((*_HEAD, *_DOUBLE_HEAD), head[2])
+    kind, stage, rest = head.groups()
+    if kind == "mask":
+        place = "mask_head" if stage is None else f"mask_stages.{stage}"
+        inner = _apply(_MASK_HEAD, rest)
+        return None if inner is None else f"{place}.{inner}"
+    place = "head" if stage is None else f"stages.{stage}"
+    fc = re.fullmatch(_SHARED_FC, rest)
+    inner = f"trunk.{first_fc + 2 * int(fc[1])}.{fc[2]}" if fc else _apply((*_HEAD, *_DOUBLE_HEAD), rest)
     return None if inner is None else f"{place}.{inner}"
 
 

@@ -11,7 +11,7 @@ import torch
 from scantling.data.io import sha256_of
 from scantling.data.splits import RunData
 from scantling.errors import ConfigError
-from scantling.models.backbone import Backbone, BackboneConfig
+from scantling.models.backbone import BackboneConfig
 from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model
 from scantling.pretrain.config import PretrainConfig, settle
 from scantling.pretrain.run import FILES, PretrainRun, measure_crops, pretrain
@@ -131,10 +131,10 @@ def _with_backbone(recipe: Recipe, users: list[str]) -> PretrainConfig:
 
 def _backbone_of(model: ModelConfig) -> BackboneConfig:
     with torch.device("meta"):  # shapes only
-        backbone = getattr(build_model(model.model_copy(update={"init": "random"}), 1), "backbone", None)
-    if not isinstance(backbone, Backbone):
+        backbones = build_model(model.model_copy(update={"init": "random"}), 1).backbones()
+    if not backbones:
         raise ConfigError(f"model {model.name!r} has no backbone that can be pretrained")
-    return backbone.config
+    return backbones[0].config
 
 
 def _pretrain(context: RunContext, config: PretrainConfig) -> None:

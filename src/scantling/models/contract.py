@@ -1,0 +1,110 @@
+"""What training, prediction and combination rely on in every detector.
+
+    losses(batch)               -> {name: scalar}   every entry is added to the training loss
+    encode(batch)               -> Encoded          features once; opaque to callers
+    candidates(encoded, limits) -> [Instances]      scored boxes before suppression
+    masks(encoded, instances)   -> [RoiMasks]       for given boxes: after suppression, after refinement, of any tool
+
+Boxes are absolute xyxy in the frame of the batch's images. K foreground classes are 0..K-1. Suppression and category
+names are the caller's; see `suppression.detect` for all steps in a row.
+Dims: B images, C channels, R proposals, K classes, N boxes, M side of a mask.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scantling.models.backbone import Backbone
+from scantling.structures.instances import Instances
+from scantling.structures.masks import RoiMasks
+from scantling.structures.sample import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateLimits:
+    """Which scored boxes a detector hands on.
+
+    Attributes:
+        score_threshold: Only scores above it; one for all categories, or (K,) float32.
+        max_candidates: At most this many boxes per image, best first.
+    """
+
+    score_threshold: float | Tensor = 0.05
+    max_candidates: int = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """What a detector has computed of a batch, for its own later steps.
+
+    Attributes:
+        levels: Pyramid levels (B, C, H/s, W/s), finest first.
+        sizes_hw: Unpadded size of each image.
+        proposals: For each image (R_i, 4) xyxy.
+        semantic: Features of a semantic branch, where the method has one.
+        context: (B, C) of the whole images, where the method has it.
+    """
+
+    levels: Sequence[Tensor]
+    sizes_hw: Sequence[tuple[int, int]]
+    proposals: Sequence[Tensor]
+    semantic: Tensor | None = None
+    context: Tensor | None = None
+
+
+class Detector(nn.Module, ABC):
+    """A trained or trainable detector; see the module's head.
+
+    Attributes:
+        num_classes: Number of foreground classes K.
+        has_masks: Whether `masks` gives any, and training needs the masks of the truth.
+    """
+
+    num_classes: int
+    has_masks: bool = False
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar losses of one training step; their sum is what is minimised."""
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Encoded:
+        """What all later steps need of the images, computed once; ground truth is not looked at."""
+
+    @abstractmethod
+    def candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:
+        """Scored boxes of each image before suppression, best first, in the batch's frame."""
+
+    def masks(
+        self,
+        encoded: Encoded,  # noqa: ARG002 - the signature is what methods with masks have
+        instances: Sequence[Instances],  # noqa: ARG002
+    ) -> list[RoiMasks]:
+        """Soft masks for given boxes.
+
+        Args:
+            encoded: Of the batch that the boxes lie in.
+            instances: For each image boxes and labels in the batch's frame; may be empty. Scores play no part.
+
+        Raises:
+            TypeError: The detector has no masks.
+        """
+        raise TypeError(f"{type(self).__name__} has no masks")
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses, so that DistributedDataParallel sees them."""
+        return self.losses(batch)
+
+    def backbones(self) -> list[Backbone]:
+        """The networks that weights of a classifier, or of own-crop pretraining, can be loaded into."""
+        return [module for module in self.modules() if isinstance(module, Backbone)]
+
+
+def total_loss(losses: Mapping[str, Tensor]) -> Tensor:
+    """Sum of all entries of a detector's losses."""
+    return torch.stack(list(losses.values())).sum()

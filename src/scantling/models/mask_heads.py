@@ -1,0 +1,196 @@
+"""Mask heads: pooled RoI features in, a square of mask logits out; their targets and loss (He et al. 2017).
+
+    p2..p5, boxes ── RoiPool ──► (R, C, 14, 14) ── 4 x (3x3 conv, norm, ReLU) ── 2x2 deconv, ReLU ──► (R, C', 28, 28)
+                                                ── 1x1 conv ──► logits (R, K, 28, 28), or (R, 1, 28, 28) for all classes
+    targets: RoIAlign of the truth's mask with the RoI's box, on where it covers half a cell
+    loss:    binary cross-entropy of the positives' own class
+
+Dims: B images, C channels, R RoIs, P positives, K classes, M side of a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from scantling.models.box_heads import BoxHeadConfig, RoiSamples
+from scantling.models.layers import ConvBlock, NormKind, RoiPool, init_conv
+from scantling.structures.instances import Instances
+from scantling.structures.masks import ImageMasks, RoiMasks
+
+Count = Annotated[int, Field(ge=1)]
+COVERED = 0.5
+"""Share of a cell that the object covers from which on the target is 1."""
+
+
+class MaskHeadConfig(BaseModel):
+    """Shape and loss of one mask head.
+
+    Attributes:
+        num_convs: 3x3 convolutions before the resolution is doubled.
+        channels: Their width.
+        norm: Normalisation of the convolutions.
+        pool_side: Cells per side of the pooled RoI; masks have twice as many.
+        pool_samples: Samples per cell and direction; see `layers.RoiPool`.
+        aligned: Whether RoIs are pooled to half a cell; see `layers.RoiPool`.
+        class_agnostic: One mask for all classes, or one per class.
+        weight: Factor of the loss.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_convs: Annotated[int, Field(ge=0)] = 4
+    channels: Count = 256
+    norm: NormKind = "none"
+    pool_side: Count = 14
+    pool_samples: Annotated[int, Field(ge=0)] = 2
+    aligned: bool = True
+    class_agnostic: bool = False
+    weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class MaskOptions(BaseModel):
+    """What a recipe may change in the mask heads of any detector that has them.
+
+    Attributes:
+        mask_convs: 3x3 convolutions of a mask head.
+        mask_channels: Their width.
+        mask_norm: Their normalisation; as the box heads' where it is left out.
+        mask_class_agnostic: One mask for all classes, or one per class.
+        mask_weight: Factor of the masks' loss.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mask_convs: Annotated[int, Field(ge=0)] = 4
+    mask_channels: Count = 256
+    mask_norm: NormKind | None = None
+    mask_class_agnostic: bool = False
+    mask_weight: Annotated[float, Field(ge=0)] = 1.0
+
+    def mask_head(self, box_head: BoxHeadConfig) -> MaskHeadConfig:
+        """Shape and loss of the mask heads beside box heads of this shape."""
+        return MaskHeadConfig(
+            num_convs=self.mask_convs,
+            channels=self.mask_channels,
+            norm=self.mask_norm or box_head.norm,
+            pool_side=2 * box_head.pool_side,
+            pool_samples=box_head.pool_samples,
+            aligned=box_head.aligned,
+            class_agnostic=self.mask_class_agnostic,
+            weight=self.mask_weight,
+        )
+
+
+class MaskHead(nn.Module):
+    """Draws a mask inside each box.
+
+    Args:
+        in_channels: Width of the levels.
+        strides: Strides of the levels that are pooled, finest first.
+        num_classes: Foreground classes K.
+        config: Shape and loss.
+
+    Attributes:
+        side: M.
+    """
+
+    def __init__(
+        self, in_channels: int, strides: Sequence[int], num_classes: int, config: MaskHeadConfig
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        self.side = 2 * config.pool_side
+        self.pool = RoiPool(strides, config.pool_side, config.pool_samples, aligned=config.aligned)
+        widths = [in_channels, *[config.channels] * config.num_convs]
+        self.convs = nn.Sequential(
+            *(ConvBlock(i, o, 3, config.norm) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        )
+        self.upsample = nn.ConvTranspose2d(widths[-1], config.channels, 2, stride=2)
+        self.logits = nn.Conv2d(config.channels, 1 if config.class_agnostic else num_classes, 1)
+        init_conv(self)
+
+    def forward(self, levels: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Levels and boxes [(R_i, 4)] of each image -> logits (R, K or 1, M, M), image after image."""
+        hidden = self.convs(self.pool(levels, boxes))  # (R, C', M / 2, M / 2)
+        logits: Tensor = self.logits(F.relu(self.upsample(hidden)))
+        return logits
+
+    def own_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(R, M, M) of logits (R, K or 1, M, M) and labels (R,): those of the RoI's class."""
+        if self.config.class_agnostic:
+            return logits[:, 0]
+        return logits[torch.arange(len(labels), device=labels.device), labels]
+
+    def losses(
+        self, levels: Sequence[Tensor], samples: Sequence[RoiSamples], truths: Sequence[Instances]
+    ) -> dict[str, Tensor]:
+        """`mask`: the mean over all cells of all positives; 0 (with a gradient path) where there is none.
+
+        Args:
+            levels: p2..p5, (B, C, H/s, W/s).
+            samples: RoIs of each image; background takes no part.
+            truths: Ground truth of each image with its masks.
+
+        Raises:
+            TypeError: Objects without masks.
+        """
+        positives = [(s.matched >= 0).nonzero().squeeze(1) for s in samples]
+        boxes = [s.boxes[rows] for s, rows in zip(samples, positives, strict=True)]
+        labels = torch.cat([s.labels[rows] for s, rows in zip(samples, positives, strict=True)])
+        matched = [s.matched[rows] for s, rows in zip(samples, positives, strict=True)]
+        targets = torch.cat(
+            [mask_targets(*part, self.side) for part in zip(truths, matched, boxes, strict=True)]
+        )
+        own = self.own_logits(self(levels, boxes), labels).float()  # (P, M, M)
+        on = (targets >= COVERED).to(own.dtype)
+        total = F.binary_cross_entropy_with_logits(own, on, reduction="sum")
+        return {"mask": self.config.weight * total / max(on.numel(), 1)}
+
+
+def mask_targets(truth: Instances, matched: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """What a mask head should draw inside each box.
+
+    Args:
+        truth: Ground truth of one image.
+        matched: (P,) row of the truth each box stands for.
+        boxes: (P, 4) xyxy in the image's frame.
+        side: M.
+
+    Returns:
+        (P, M, M) in [0, 1], the covered share of each cell: RoIAlign of the dense mask. (0, M, M) for no boxes.
+
+    Raises:
+        TypeError: The truth has no masks in the image's frame.
+    """
+    if len(matched) == 0:
+        return boxes.new_zeros(0, side, side)
+    if not isinstance(truth.masks, ImageMasks):
+        raise TypeError(f"a mask head learns from masks of the image, found {type(truth.masks).__name__}")
+    return truth.masks[matched].crop_and_resize(boxes, side)
+
+
+def soft_masks(
+    heads: Sequence[MaskHead], levels: Sequence[Tensor], instances: Sequence[Instances]
+) -> list[RoiMasks]:
+    """Masks for given boxes: the mean of the heads' probabilities.
+
+    Args:
+        heads: At least one; several are the stages of a cascade.
+        levels: p2..p5, (B, C, H/s, W/s).
+        instances: Boxes and labels of each image; may be empty.
+
+    Returns:
+        For each image its masks, in the order of its boxes.
+    """
+    boxes = [found.boxes for found in instances]
+    labels = torch.cat([found.labels for found in instances])
+    drawn = [head.own_logits(head(levels, boxes), labels).float().sigmoid() for head in heads]
+    mean = torch.stack(drawn).mean(dim=0)  # (R, M, M)
+    return [RoiMasks(probabilities=part) for part in torch.split(mean, [len(b) for b in boxes])]
