@@ -35,6 +35,7 @@ from scantling.api.refine import refine_train as refine_train  # noqa: PLC0414 -
 from scantling.api.refine import refine_tune as refine_tune  # noqa: PLC0414 - part of this module too
 from scantling.api.run import ablate as ablate  # noqa: PLC0414 - part of this module too
 from scantling.api.run import demo as demo  # noqa: PLC0414 - part of this module too
+from scantling.api.run import plan as plan  # noqa: PLC0414 - part of this module too
 from scantling.api.run import report as report  # noqa: PLC0414 - part of this module too
 from scantling.api.run import require_run
 from scantling.api.run import run as run  # noqa: PLC0414 - part of this module too

@@ -214,9 +214,10 @@ class Recipe(Section):
 
     @property
     def tunes_weights(self) -> bool:
-        """Whether the weights of the ensemble are."""
-        combining = self.combining
-        return combining.tune is not None and combining.tune.weights and combining.ensemble is not None
+        """Whether the weights of the ensemble are; those of a single member mean nothing."""
+        combining, several = self.combining, len(self.combining.members or self.members) > 1
+        fuses = combining.ensemble is not None and several
+        return combining.tune is not None and combining.tune.weights and fuses
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default written out."""

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.tune import tune_suppression
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.coco import CocoDataset, read_results, write_results
@@ -23,27 +22,30 @@ from scantling.models.suppression import SuppressConfig, suppress_detections
 from scantling.predict.candidates import Candidates
 from scantling.recipe.recipe import MemberConfig
 from scantling.run.context import HELD_OUT, RunContext, Unit
-from scantling.run.stage import Stage
+from scantling.run.results import own_results
+from scantling.run.stage import Stage, hashes_of
+from scantling.run.steps import TUNED, one_voice, tuned_file
 from scantling.structures.detections import Detections
 
 log = logging.getLogger(__name__)
 
-TUNED = "tune"
-
 
 def tune_stage(context: RunContext, name: str) -> Stage:
     """Choose a member's suppression, category by category, on images it has not learned from."""
-    units, split = context.units_of(name), context.tuning_split
-    inputs = {
-        "candidates": _hashes(context.root, [unit.candidates(split) for unit in units]),
-        "suppress": context.member(name).predict.suppress.model_dump(mode="json"),
-        "tune": context.recipe.combining.tuning.model_dump(mode="json"),
-        "data": context.data.hashes["train" if context.folds else "val"],
-        **context.recipe.evaluate.limits,
-    }
-    outputs = (tuned_file(name), f"{TUNED}/{name}.txt")
+    files = [unit.candidates(context.tuning_split) for unit in context.units_of(name)]
     return Stage(
-        folder=TUNED, name=name, inputs=inputs, outputs=outputs, action=partial(_tune, context, name)
+        folder=TUNED,
+        name=name,
+        inputs=lambda: {
+            "candidates": _hashes(context.root, files),
+            "suppress": context.member(name).predict.suppress.model_dump(mode="json"),
+            "tune": context.recipe.combining.tuning.model_dump(mode="json"),
+            **context.recipe.evaluate.limits,
+            "data": context.data.hashes["train" if context.folds else "val"],
+        },
+        needs=tuple(files),
+        outputs=(tuned_file(name), f"{TUNED}/{name}.txt"),
+        action=partial(_tune, context, name),
     )
 
 
@@ -53,14 +55,14 @@ def detect_stage(context: RunContext, name: str) -> Stage:
     files = [unit.candidates(split) for unit in context.units_of(name) for split in splits]
     if context.recipe.tunes_suppression:
         files.append(tuned_file(name))
-    inputs = {
-        "files": _hashes(context.root, files),
-        "suppress": context.member(name).predict.suppress.model_dump(mode="json"),
-    }
     return Stage(
         folder=f"members/{name}",
         name="detect",
-        inputs=inputs,
+        inputs=lambda: {
+            "files": _hashes(context.root, files),
+            "suppress": context.member(name).predict.suppress.model_dump(mode="json"),
+        },
+        needs=tuple(files),
         outputs=tuple(context.detections_file(name, split) for split in splits),
         action=partial(_detect, context, name, splits),
     )
@@ -68,14 +70,15 @@ def detect_stage(context: RunContext, name: str) -> Stage:
 
 def import_stage(context: RunContext, name: str) -> Stage:
     """Take over the detections of another tool, checked, so that the run holds all it was made of."""
-    files = foreign_files(context, name)
-    inputs = {split: sha256_of(path) for split, path in files.items()}
-    if (image_ids := context.member(name).image_ids) is not None:
-        inputs["image_ids"] = image_ids
+    files, image_ids = foreign_files(context, name), context.member(name).image_ids
     return Stage(
         folder=f"members/{name}",
         name="import",
-        inputs=inputs,
+        inputs=lambda: {
+            **{split: sha256_of(path) for split, path in files.items()},
+            **({} if image_ids is None else {"image_ids": image_ids}),
+        },
+        needs=tuple(str(path.absolute()) for path in files.values()),
         outputs=tuple(context.detections_file(name, split) for split in files),
         action=partial(_import, context, name),
     )
@@ -86,11 +89,6 @@ def foreign_files(context: RunContext, name: str) -> dict[str, Path]:
     given = context.member(name).predictions or {}
     by_split = given if isinstance(given, dict) else {context.data.evaluated: given}
     return {split: Path(path) for split, path in by_split.items()}
-
-
-def tuned_file(name: str) -> str:
-    """What was chosen for a member, relative to the run folder."""
-    return f"{TUNED}/{name}.yaml"
 
 
 def suppression_of(context: RunContext, name: str) -> SuppressConfig:
@@ -117,10 +115,7 @@ def detections_with(
     found = {unit.title: _suppressed(context, unit, config, split, views) for unit in units}
     if split == HELD_OUT:
         return Detections.cat(list(found.values())).by_score()
-    if len(found) == 1:
-        return next(iter(found.values()))
-    fusion, names = EnsembleConfig(max_per_image=config.max_per_image), context.data.target.class_names
-    return ensemble_detections(found, fusion, names)
+    return one_voice(list(found.values()), context.data.target.class_names, config.max_per_image)
 
 
 def dataset_of(context: RunContext, split: str) -> CocoDataset:
@@ -131,8 +126,8 @@ def dataset_of(context: RunContext, split: str) -> CocoDataset:
 def read_member(context: RunContext, name: str, split: str) -> Detections:
     """Detections of a member, from the run folder."""
     dataset = dataset_of(context, split)
-    file = context.root / context.detections_file(name, split)
-    return detections_of(read_results(file, dataset, image_ids="id"), dataset)
+    results = own_results(context.root, context.detections_file(name, split), dataset)
+    return detections_of(results, dataset)
 
 
 def load_candidates(context: RunContext, unit: Unit, split: str) -> Candidates:
@@ -206,4 +201,4 @@ def _import(context: RunContext, name: str) -> None:
 
 
 def _hashes(root: Path, files: Sequence[str]) -> dict[str, str]:
-    return {file: sha256_of(root / file) for file in files}
+    return hashes_of(root, {file: file for file in files})

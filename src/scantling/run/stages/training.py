@@ -24,7 +24,7 @@ from scantling.predict.candidates import find_candidates
 from scantling.predict.whole_set import predict_dataset
 from scantling.recipe.recipe import MemberConfig
 from scantling.run.context import RunContext, Unit, seed_of
-from scantling.run.stage import Stage
+from scantling.run.stage import Inputs, Resources, Stage, hash_of
 from scantling.run.stages.pretraining import initial_weights
 from scantling.settings.auto import decided
 from scantling.train.checkpoint import CheckpointMeta, load_checkpoint, load_weights, weights_in
@@ -56,7 +56,7 @@ def check_detectors(context: RunContext, *, begun: bool) -> None:
             raise type(error)(f"members.{name}: {error.message}", hint=error.hint) from error
     for unit in context.units():
         if begun and initial_weights(context, unit.member).is_known:
-            train_stage(context, unit).is_done(context.root)
+            train_stage(context, unit).is_done(context.root)  # refuses
 
 
 def _check_member(context: RunContext, name: str) -> None:
@@ -68,6 +68,21 @@ def _check_member(context: RunContext, name: str) -> None:
 
 def train_stage(context: RunContext, unit: Unit) -> Stage:
     """Train a unit; its settings of prediction are no inputs, so changing them keeps the weights."""
+    weights = initial_weights(context, unit.member).path
+    return Stage(
+        folder=unit.folder,
+        name="train",
+        inputs=partial(_learned_from, context, unit),
+        needs=() if weights is None else (context.relative(weights),),
+        outputs=tuple(f"{unit.folder}/{file}" for file in (BEST_NAME, JSONL_NAME, CSV_NAME)),
+        working_files=tuple(f"{unit.folder}/{file}" for file in (LAST_NAME, PREVIOUS_NAME)),
+        action=partial(_train, context, unit),
+        costly=True,
+        resources=Resources(gpus=1, processes=None),
+    )
+
+
+def _learned_from(context: RunContext, unit: Unit) -> Inputs:
     member, data = context.member(unit.member), context.data
     inputs: dict[str, Any] = {
         "seed": context.recipe.seed,
@@ -80,16 +95,7 @@ def train_stage(context: RunContext, unit: Unit) -> Stage:
     }
     if unit.fold is not None:
         inputs |= {"data": {"train": data.hashes["train"]}, "fold": [unit.fold, len(context.folds)]}
-    stage = Stage(
-        folder=unit.folder,
-        name="train",
-        inputs=inputs,
-        outputs=tuple(f"{unit.folder}/{file}" for file in (BEST_NAME, JSONL_NAME, CSV_NAME)),
-        working_files=tuple(f"{unit.folder}/{file}" for file in (LAST_NAME, PREVIOUS_NAME)),
-        action=lambda: _train(context, unit, stage.inputs_sha256),
-        costly=True,
-    )
-    return stage
+    return inputs
 
 
 def predict_stage(context: RunContext, unit: Unit) -> Stage:
@@ -97,17 +103,18 @@ def predict_stage(context: RunContext, unit: Unit) -> Stage:
     predict, splits = context.member(unit.member).predict, context.splits_of(unit)
     settings = predict.model_dump(mode="json", exclude={"workers", "suppress"})
     seen = predict.suppress.model_dump(mode="json", include={"score_threshold", "max_candidates"})
-    inputs = {
-        "weights": sha256_of(context.root / unit.weights),
-        "predict": {**settings, **seen},
-        "data": {split: _hash_of(context, split) for split in splits},
-    }
     return Stage(
         folder=unit.folder,
         name="predict",
-        inputs=inputs,
+        inputs=lambda: {
+            "weights": sha256_of(context.root / unit.weights),
+            "predict": {**settings, **seen},
+            "data": {split: _hash_of(context, split) for split in splits},
+        },
+        needs=(unit.weights,),
         outputs=tuple(unit.candidates(split) for split in splits),
         action=partial(_predict, context, unit),
+        resources=Resources(gpus=1, processes=None),
     )
 
 
@@ -129,7 +136,7 @@ def _from_random(member: MemberConfig) -> ModelConfig:
     return member.detector.model_copy(update={"init": "random"})
 
 
-def _train(context: RunContext, unit: Unit, recipe_hash: str) -> None:
+def _train(context: RunContext, unit: Unit) -> None:
     member, data, out = context.member(unit.member), context.data, context.root / unit.folder
     train, held_out = context.train_and_held_out(unit)
     begun = context.processes.from_main(resumable(out))
@@ -140,7 +147,7 @@ def _train(context: RunContext, unit: Unit, recipe_hash: str) -> None:
         category_ids=data.train.category_ids,
         model=saved.model_dump(mode="json"),
         predict=member.predict.model_dump(mode="json"),
-        recipe_hash=recipe_hash,
+        recipe_hash=hash_of(_learned_from(context, unit)),
         data_hash=data.hashes["train"],
         white=data.white,
     )
