@@ -159,7 +159,7 @@ def test_images_are_read_only_when_their_turn_comes(paint, monkeypatch):
     opened = []
     original = views_module.open_image
     monkeypatch.setattr(
-        predictor_module, "open_image", lambda path, **k: opened.append(path) or original(path, **k)
+        views_module, "open_image", lambda path, **k: opened.append(path) or original(path, **k)
     )
     record = paint("a.png", (50, 60), {})
     records = [replace(record, id=i) for i in range(50)]
