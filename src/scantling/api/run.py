@@ -218,7 +218,9 @@ def report(run: str | Path) -> Path:
     from scantling.run.stages.evaluation import write_run_report
 
     recipe = load_recipe(folder / "recipe.yaml")
-    return write_run_report(folder, recipe, read_run_data(recipe.data, recipe.evaluate.split))
+    return write_run_report(
+        folder, recipe, read_run_data(recipe.data, recipe.evaluate.split, with_masks=recipe.draws_masks)
+    )
 
 
 def require_run(path: Path) -> Path:

@@ -32,6 +32,7 @@ from scantling.run.pipeline import do_stages, prepared_run, stages_of
 from scantling.run.stage import Resources, Stage
 from scantling.run.stages.combining import member_sources
 from scantling.run.stages.detecting import detections_with, num_views, read_member, suppression_of
+from scantling.run.stages.evaluation import judged_by_metrics
 from scantling.run.steps import ENSEMBLE, Sources, Step, only, run_steps
 from scantling.structures.detections import Detections
 
@@ -156,6 +157,7 @@ def _measure(context: RunContext) -> AblationSummary:
     table = compare_variants(
         context.data.target,
         list(variants(context)),
+        iou_type=judged_by_metrics(context.root),
         bootstrap=context.recipe.evaluate.bootstrap,
         max_detections=context.recipe.evaluate.max_dets,
     )

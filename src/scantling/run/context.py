@@ -61,6 +61,10 @@ class Unit(NamedTuple):
         """Its best checkpoint, relative to the run folder."""
         return f"{self.folder}/{BEST_NAME}"
 
+    def masks(self, split: str) -> str:
+        """File of the masks of what is kept of a split's candidates, relative to the run folder."""
+        return f"{self.folder}/masks-{split.replace('/', '-')}.safetensors"
+
     def candidates(self, split: str) -> str:
         """File of what it sees in a split, relative to the run folder."""
         return f"{self.folder}/candidates-{split.replace('/', '-')}.safetensors"

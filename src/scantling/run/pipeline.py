@@ -1,7 +1,7 @@
 """A recipe becomes a run: stages in order, each done once.
 
     check data ─► resolve `auto` ─► pretrain ─► for each member (and fold): train ─► predict
-       ─► tune suppression ─► detect ─► tune weights ─► ensemble ─► eliminate ─► refine ─► audit labels
+       ─► tune suppression ─► draw masks ─► detect ─► tune weights ─► ensemble ─► eliminate ─► refine ─► audit labels
        ─► evaluate ─► report
 
 Nothing is written before all of the data has been checked. `stages_of` lists the stages before any is done, so that
@@ -50,8 +50,8 @@ from scantling.run.stages.combining import (
     first_file,
     weights_stage,
 )
-from scantling.run.stages.detecting import detect_stage, import_stage, tune_stage
-from scantling.run.stages.evaluation import HEADLINE, STEPS, TABLE, evaluate_stage, report_stage
+from scantling.run.stages.detecting import detect_stage, import_stage, masks_stage, tune_stage
+from scantling.run.stages.evaluation import KIND, STEPS, TABLE, evaluate_stage, report_stage
 from scantling.run.stages.pretraining import pretrain_stage, settle_pretraining
 from scantling.run.stages.refining import (
     audit_stage,
@@ -86,10 +86,11 @@ class RunSummary:
 
     def to_text(self) -> str:
         """For people: the tables, the headline number, where the report is."""
-        ap = self.metrics[HEADLINE]
+        headline_key = f"{self.metrics.get(KIND, 'bbox')}/AP"
+        ap = self.metrics[headline_key]
         value = "undefined" if ap is None else f"{ap:.3f}"
         kind = "member" if self.metrics["stage"] == self.metrics["member"] else "after"
-        headline = f"{HEADLINE} {value} on {self.metrics['split']} ({kind} {self.metrics['stage']})"
+        headline = f"{headline_key} {value} on {self.metrics['split']} ({kind} {self.metrics['stage']})"
         return "\n".join([self.table, "", self.steps, "", headline, f"report: {self.out / REPORT}"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -221,6 +222,8 @@ def stages_of(context: RunContext) -> tuple[Stage, ...]:
             continue
         if recipe.tunes_suppression:
             stages.append(tune_stage(context, name))
+        if context.member(name).draws_masks:
+            stages += [masks_stage(context, unit) for unit in context.units_of(name)]
         stages.append(detect_stage(context, name))
     for step in run_steps(recipe, context.root, device=str(context.device)):
         stages += _stages_of_step(context, step)
@@ -247,7 +250,7 @@ def _prepare(
 ) -> tuple[RunData, Resolution]:
     """The checked data, and the recipe without `auto`: what one process finds out for all."""
     check_run_folder(out)
-    data = read_run_data(recipe.data, recipe.evaluate.split)
+    data = read_run_data(recipe.data, recipe.evaluate.split, with_masks=recipe.draws_masks)
     settled = settle(recipe, measure(data.train, device, processes))
     settled = settle_pretraining(settled, data, device, processes)
     return data, settle_refining(settled, data, device, processes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -19,9 +19,9 @@ from scantling.data.io import atomic_write, read_json, sha256_of, write_json
 from scantling.data.splits import RunData
 from scantling.errors import UsageError
 from scantling.evaluate.coco_eval import Evaluation, evaluate_results, limits_up_to, metrics_json
+from scantling.evaluate.problem import IouType
 from scantling.evaluate.saved import files_of, kinds_of, load_evaluations, save_evaluations
 from scantling.evaluate.variants import Variant, compare_variants
-from scantling.models.suppression import SuppressConfig
 from scantling.recipe.recipe import Recipe
 from scantling.report.build import RunFacts, build_content, read_run
 from scantling.report.content import ReportContent
@@ -30,7 +30,7 @@ from scantling.run.context import PREDICTIONS, RunContext
 from scantling.run.folder import METRICS, RECIPE, REPORT
 from scantling.run.results import own_results
 from scantling.run.stage import Stage, hashes_of
-from scantling.run.stages.detecting import detections_with, num_views, suppression_of
+from scantling.run.stages.detecting import Way, detections_with, ways_of
 from scantling.run.stages.refining import SUSPECTS
 from scantling.run.steps import Step, run_steps, step_file
 
@@ -40,7 +40,8 @@ EVALUATE = "evaluate"
 TABLE = f"{EVALUATE}/table.txt"
 STEPS, STEPS_JSON = f"{EVALUATE}/ingredients.md", f"{EVALUATE}/ingredients.json"
 SAVED = f"{EVALUATE}/results"
-HEADLINE = "bbox/AP"
+KIND = "iou_type"
+"""Key of `metrics.json`: what the run is judged by, `bbox` or `segm`."""
 
 
 def evaluate_stage(context: RunContext) -> Stage:
@@ -95,21 +96,23 @@ def write_run_report(root: Path, recipe: Recipe, data: RunData) -> Path:
     if metrics["members"].keys() != files.keys():
         hint = "Finish it with `scantling run`."
         raise UsageError(f"{root}: the recipe was changed since the run was evaluated", hint=hint)
-    order = [*(name for name in files if name != last), last]
+    order, kind = [*(name for name in files if name != last), last], judged_by_metrics(root)
     facts = replace(
         _of_recipe(read_run(root, commands=_commands(root, recipe)), recipe),
-        stages={name: _saved(root, files[name], name, recipe, data) for name in order},
+        stages={name: _saved(root, files[name], name, recipe, data, kind) for name in order},
         last=own_results(root, files[last], data.target),
     )
     title = f"{Path(recipe.data.root or '').name}: {', '.join(recipe.members)}"
     return write_report(root / REPORT, _content(title, data, facts))
 
 
-def _saved(root: Path, file: str, name: str, recipe: Recipe, data: RunData) -> Sequence[Evaluation]:
+def _saved(
+    root: Path, file: str, name: str, recipe: Recipe, data: RunData, kind: IouType
+) -> Sequence[Evaluation]:
     """What was measured of a result; runs of earlier versions have kept no curves, and are measured again."""
     if all((root / part).is_file() for part in files_of(SAVED, name)):
         return load_evaluations(root / SAVED, name)
-    return list(_evaluations(recipe, data, own_results(root, file, data.target)).values())
+    return list(_evaluations(recipe, data, own_results(root, file, data.target), kind).values())
 
 
 def _of_recipe(facts: RunFacts, recipe: Recipe) -> RunFacts:
@@ -164,63 +167,90 @@ class _Found:
     """A result list and what was measured of it, by kind of overlap."""
 
     results: list[Result]
-    evaluations: Mapping[str, Evaluation]
+    evaluations: Mapping[IouType, Evaluation]
+    kind: IouType
+
+    @property
+    def judged(self) -> Evaluation:
+        """By what the run is judged by."""
+        return self.evaluations[self.kind]
 
     def as_variant(self, name: str, base: str | None = None) -> Variant:
-        """A row of the table of steps, which is about boxes."""
-        resampled = self.evaluations["bbox"].resampled
+        """A row of the table of steps."""
+        resampled = self.judged.resampled
         return Variant(name=name, results=self.results, base=base, resampled=resampled)
 
 
 def _evaluate(context: RunContext) -> None:
     recipe, data = context.recipe, context.data
-    found = {name: _found(context, file) for name, file in result_files(recipe).items()}
-    boxes = {name: one.evaluations["bbox"] for name, one in found.items()}
+    lists = {name: _read(context, file) for name, file in result_files(recipe).items()}
+    kind = judged_by(recipe, data, lists.values())
+    found = {
+        name: _Found(results, _evaluations(recipe, data, results, kind), kind)
+        for name, results in lists.items()
+    }
     trained = [name for name in recipe.members if name not in recipe.foreign_members]
-    best = max(trained or recipe.members, key=lambda name: boxes[name].metrics["AP"] or 0.0)
+    best = max(trained or recipe.members, key=lambda name: found[name].judged.metrics["AP"] or 0.0)
     last = list(found)[-1] if len(found) > len(recipe.members) else best
     metrics = {
-        **metrics_json([boxes[last]]),
+        **metrics_json(found[last].evaluations.values()),
+        KIND: kind,
         "split": data.evaluated,
         "member": best,
         "stage": last,
-        "members": {name: metrics_json([evaluation]) for name, evaluation in boxes.items()},
+        "members": {name: metrics_json(one.evaluations.values()) for name, one in found.items()},
     }
     table = compare_variants(
         data.target,
         _steps(context, found, best),
+        iou_type=kind,
         bootstrap=recipe.evaluate.bootstrap,
         seed=0,
         max_detections=recipe.evaluate.max_dets,
     )
-    tell_warnings(boxes[last].findings, log, rest="all of this kind")
+    tell_warnings(found[last].judged.findings, log, rest="all of this kind")
     for name, one in found.items():
-        kinds = kinds_of(data.target, one.results)
-        save_evaluations([one.evaluations[kind] for kind in kinds], context.root / SAVED, name)
+        save_evaluations(list(one.evaluations.values()), context.root / SAVED, name)
     atomic_write(context.root / STEPS, table.to_text() + "\n")
     write_json(context.root / STEPS_JSON, table.to_dict(), indent=2)
-    atomic_write(context.root / TABLE, boxes[last].table + "\n")
+    atomic_write(context.root / TABLE, found[last].judged.table + "\n")
     write_json(context.root / METRICS, metrics, indent=2)
 
 
-def _found(context: RunContext, file: str) -> _Found:
-    results = read_results(context.root / file, context.data.target, image_ids="id")
-    return _Found(results, _evaluations(context.recipe, context.data, results))
+def judged_by(recipe: Recipe, data: RunData, lists: Iterable[Sequence[Result]]) -> IouType:
+    """What a run is judged by: what its recipe says, else masks where every result list and the labels have them."""
+    if recipe.evaluate.iou_type != "auto":
+        return recipe.evaluate.iou_type
+    filled = [results for results in lists if results]
+    masked = [results for results in filled if "segm" in kinds_of(data.target, results)]
+    return "segm" if filled and len(masked) == len(filled) else "bbox"
 
 
-def _evaluations(recipe: Recipe, data: RunData, results: Sequence[Result]) -> dict[str, Evaluation]:
-    """By boxes, which the run's metrics are about, and by masks where there are any."""
-    config = recipe.evaluate
+def judged_by_metrics(root: Path) -> IouType:
+    """What a finished run was judged by, from its folder."""
+    metrics = cast("dict[str, Any]", read_json(root / METRICS))
+    return cast("IouType", metrics.get(KIND, "bbox"))
+
+
+def _read(context: RunContext, file: str) -> list[Result]:
+    return read_results(context.root / file, context.data.target, image_ids="id")
+
+
+def _evaluations(
+    recipe: Recipe, data: RunData, results: Sequence[Result], kind: IouType
+) -> dict[IouType, Evaluation]:
+    """By what the run is judged by, and by all that can be measured; boxes before masks."""
+    config, kinds = recipe.evaluate, {kind, *kinds_of(data.target, results)}
     return {
-        kind: evaluate_results(
+        each: evaluate_results(
             data.target,
             results,
-            iou_type=kind,
+            iou_type=each,
             backend=config.backend,
             bootstrap=config.bootstrap,
             max_detections=limits_up_to(config.max_dets),
         )
-        for kind in sorted({"bbox", *kinds_of(data.target, results)})
+        for each in sorted(kinds)
     }
 
 
@@ -245,36 +275,20 @@ def _run_steps(context: RunContext) -> tuple[Step, ...]:
 
 
 def _member_steps(context: RunContext, name: str, found: _Found) -> list[Variant]:
-    """One size and plain NMS, all sizes, the recipe's own suppression, the tuned one: those that differ."""
-    member = context.member(name)
-    if member.model is None:
+    """Every way in which the member's candidates become detections; the last is its outcome."""
+    if context.member(name).model is None:
         return [found.as_variant(name)]
-    own, views = member.predict.suppress, num_views(member)
-    hard = own.model_copy(update={"method": "hard", "iou_threshold": 0.5})
-    steps: list[tuple[str, SuppressConfig, list[int] | None]] = []
-    if views > 1:
-        steps.append((f"{name}, one size, NMS", hard, [views // 2]))
-    if own != hard:
-        steps.append((f"{name}, {views} sizes, NMS" if views > 1 else f"{name}, NMS", hard, None))
-    if context.recipe.tunes_suppression and suppression_of(context, name) != own:
-        steps.append((f"{name}, {_method(own)}", own, None))
-    rows = [Variant(name=step, results=_results(context, name, config, seen)) for step, config, seen in steps]
-    rows.append(found.as_variant(_outcome_title(context, name)))
+    *before, last = ways_of(context, name)
+    rows = [Variant(name=way.title, results=_results(context, name, way)) for way in before]
+    rows.append(found.as_variant(last.title))
     return [rows[0], *(replace(row, base=before.name) for before, row in zip(rows, rows[1:], strict=False))]
 
 
 def _outcome_title(context: RunContext, name: str) -> str:
     """What a member's own outcome is called in the table."""
-    tuned = context.recipe.tunes_suppression and name not in context.recipe.foreign_members
-    return f"{name}, tuned" if tuned else name
+    return name if name in context.recipe.foreign_members else ways_of(context, name)[-1].title
 
 
-def _method(config: SuppressConfig) -> str:
-    return config.method.replace("_", " ") if isinstance(config.method, str) else "suppression of the recipe"
-
-
-def _results(
-    context: RunContext, name: str, config: SuppressConfig, views: Sequence[int] | None
-) -> list[Result]:
-    found = detections_with(context, name, config, split=context.data.evaluated, views=views)
+def _results(context: RunContext, name: str, way: Way) -> list[Result]:
+    found = detections_with(context, name, way.config, split=context.data.evaluated, views=way.views)
     return results_of(found, context.data.target)

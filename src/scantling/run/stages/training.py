@@ -18,6 +18,7 @@ from scantling.data.samples.loader import LoaderConfig, TrainLoader
 from scantling.data.samples.transforms import build_transforms
 from scantling.errors import CheckpointError, ConfigError
 from scantling.evaluate.coco_eval import evaluate_results, limits_up_to
+from scantling.evaluate.problem import IouType
 from scantling.models.contract import Detector
 from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model, check_initial_weights
 from scantling.predict.candidates import find_candidates
@@ -180,7 +181,11 @@ def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> Tr
         world=context.processes.world,
     )
     dataset = DetectionDataset(
-        train, transforms, seed=context.recipe.seed, skip_invalid=context.recipe.data.skip_invalid
+        train,
+        transforms,
+        seed=context.recipe.seed,
+        masks=member.draws_masks,
+        skip_invalid=context.recipe.data.skip_invalid,
     )
     return TrainLoader(dataset, config)
 
@@ -193,8 +198,16 @@ def _validate(
     )
     config = context.recipe.evaluate
     limits = limits_up_to(config.max_dets)
-    judge = partial(evaluate_results, held_out, results, backend=config.backend, max_detections=limits)
-    return context.processes.on_main(lambda: {f"bbox/{key}": v for key, v in judge().metrics.items()})
+    kinds: tuple[IouType, ...] = ("bbox", "segm") if member.draws_masks else ("bbox",)
+
+    def judge() -> dict[str, float | None]:
+        found = [
+            evaluate_results(held_out, results, iou_type=kind, backend=config.backend, max_detections=limits)
+            for kind in kinds
+        ]
+        return {f"{each.iou_type}/{key}": value for each in found for key, value in each.metrics.items()}
+
+    return context.processes.on_main(judge)
 
 
 def _predict(context: RunContext, unit: Unit) -> None:
