@@ -89,6 +89,17 @@ def test_a_changed_output_of_a_costly_stage_is_an_error(tmp_path):
         run.do(counting_stage(run, done, {"n": 1}, costly=True))
 
 
+def test_a_record_is_the_same_whichever_step_ended_first(tmp_path):
+    texts = []
+    for names in ("xy", "yx"):
+        root = tmp_path / names
+        for name in names:
+            stage = Stage(folder="a", name=name, inputs=lambda: {"n": 1}, outputs=(), action=list)
+            stage.note_end(root, stage.inputs())
+        texts.append((root / "a/done.json").read_text())
+    assert texts[0] == texts[1]
+
+
 def test_overwrite_removes_what_runs_wrote_and_nothing_else(tmp_path):
     done: list[str] = []
     with open_run(tmp_path) as run:

@@ -155,7 +155,8 @@ class Stage:
             "files": [*self.outputs, *self.working_files],
         }
         folder = root / self.folder
-        write_json(folder / RECORD, {**read_record(folder), self.name: step}, indent=2)
+        record = {**read_record(folder), self.name: step}
+        write_json(folder / RECORD, dict(sorted(record.items())), indent=2)  # whichever step ended first
 
 
 def hash_of(inputs: Inputs) -> str:
