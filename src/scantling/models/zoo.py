@@ -23,6 +23,7 @@ from scantling.models.cascade_rcnn import CascadeMaskRCNNOptions, CascadeRCNN, C
 from scantling.models.contract import Detector
 from scantling.models.double_head import DoubleHeadRCNN, DoubleHeadRCNNOptions
 from scantling.models.faster_rcnn import FasterRCNN, FasterRCNNOptions, MaskRCNNOptions
+from scantling.models.mask_heads import MaskOptions
 
 INIT_PRETRAIN = "pretrain"
 """The `init` that stands for the weights of the run's own pretraining."""
@@ -193,6 +194,15 @@ class ModelConfig(BaseModel):
             ConfigError: There is no such model.
         """
         return {**dict(_preset(self.name).options), **self.options}
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model draws masks, and learns them from masks.
+
+        Raises:
+            ConfigError: There is no such model.
+        """
+        return isinstance(_preset(self.name).options, MaskOptions)
 
     def with_options(self, **options: Any) -> ModelConfig:
         """The same with these options changed.
