@@ -222,10 +222,10 @@ def import_weights(
     head: Literal["keep", "drop", "by-name"] = "keep",
     overwrite: bool = False,
 ) -> ImportSummary:
-    """Turn an MMDetection checkpoint into a scantling checkpoint.
+    """Turn a checkpoint of MMDetection or torchvision into a scantling checkpoint.
 
     Args:
-        file: `.pth` of MMDetection 2.x or 3.x; nothing in it is executed.
+        file: `.pth` of MMDetection 2.x or 3.x, or of torchvision's two-stage detectors; nothing in it is executed.
         model: Name of the model the weights are for.
         out: Folder for `weights.safetensors` and `import.json`, which accounts for every key.
         overrides: `KEY=VALUE` texts that replace settings of the model.

@@ -201,6 +201,15 @@ class ModelConfig(BaseModel):
         """
         return {**dict(_preset(self.name).options), **self.options}
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model draws masks, and learns them from masks.
+
+        Raises:
+            ConfigError: There is no such model.
+        """
+        return isinstance(_preset(self.name).options, MaskOptions)
+
     def with_options(self, **options: Any) -> ModelConfig:
         """The same with these options changed.
 
