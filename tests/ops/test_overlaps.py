@@ -101,3 +101,12 @@ def test_a_box_that_is_not_there_overlaps_nothing():
         overlaps.paired_iou(there, nowhere).tolist() == overlaps.paired_iou(nowhere, nowhere).tolist() == [0]
     )
     assert pairwise_iou(np.concatenate([there, nowhere]), there).tolist() == [[1], [0]]
+
+
+def test_masks_derived_by_hand_and_with_crowd():
+    left, middle = (rle_encode(np.array([row] * 2)) for row in ([1, 1, 0, 0], [0, 1, 1, 0]))
+    one, both, key = object_column([left]), object_column([left, middle]), np.zeros(1, dtype=np.int64)
+    keys = np.zeros(2, dtype=np.int64)
+    assert find_pairs(key, one, keys, both).iou.tolist() == [1.0, pytest.approx(1 / 3)]
+    crowds = np.array([False, True])
+    assert find_pairs(key, one, keys, both, is_crowd=crowds).iou.tolist() == [1.0, 0.5]

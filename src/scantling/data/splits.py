@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from scantling.data.coco import CocoDataset, ReadOptions, find_split
+from scantling.data.coco import CocoDataset, ReadOptions, Task, find_split
 from scantling.data.findings import summarise, tell_warnings
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, read_location
@@ -35,6 +35,8 @@ class DataConfig(Section):
         train: Split to train on: its name, or a COCO file relative to `root`.
         val: Split that picks the best checkpoint and is evaluated.
         images: Folder of the images relative to `root`, where it is not beside the annotations.
+        task: `segmentation` needs a mask for every annotation, and tells of those without before anything is done;
+            `detection` looks at boxes. `auto`: segmentation if a member draws masks.
         skip_invalid: Leave out single annotations and images that are wrong, counted, instead of stopping.
         strict: Stop at warnings too.
         count_difficult: Objects marked `difficult` (VOC) or `ignore` (COCO) are ordinary ones; else they are no
@@ -51,6 +53,7 @@ class DataConfig(Section):
     train: str = "train"
     val: str = "val"
     images: str | None = None
+    task: Literal["auto", "detection", "segmentation"] = "auto"
     skip_invalid: bool = False
     strict: bool = False
     count_difficult: bool = False
@@ -96,12 +99,13 @@ class RunData:
         return ", ".join(self.hashes[split] for split in ("train", "val"))
 
 
-def read_run_data(config: DataConfig, evaluated: str) -> RunData:
+def read_run_data(config: DataConfig, evaluated: str, *, with_masks: bool = False) -> RunData:
     """Read all splits of a run, with their images' headers, and compare them.
 
     Args:
         config: Where they are, and how strict to be.
         evaluated: `train`, `val`, a split's name, or a COCO file relative to the data set's folder.
+        with_masks: What `task: auto` stands for: every annotation needs a mask.
 
     Raises:
         UsageError: No data set is given.
@@ -112,9 +116,11 @@ def read_run_data(config: DataConfig, evaluated: str) -> RunData:
     findings: list[Finding] = []
     splits: dict[str, CocoDataset] = {}
     names = tuple(dict.fromkeys(("train", "val", evaluated)))
+    chosen: Task = "segmentation" if with_masks else "detection"
+    task = chosen if config.task == "auto" else config.task
     layout = _layout(config, names)
     for name in names:
-        dataset = _collecting(findings, _reader(config, name, layout))
+        dataset = _collecting(findings, _reader(config, name, layout, task))
         if dataset is not None:
             splits[name] = dataset
     for name, dataset in splits.items():
@@ -186,10 +192,11 @@ def _layout(config: DataConfig, names: Iterable[str]) -> Layout | None:
     return layout
 
 
-def _reader(config: DataConfig, name: str, layout: Layout | None) -> Callable[[], CocoDataset]:
+def _reader(config: DataConfig, name: str, layout: Layout | None, task: Task) -> Callable[[], CocoDataset]:
     """A call that reads one split; unusable records are dropped or refused as the recipe says."""
     skip, strict, entry = config.skip_invalid, config.strict, _entry(config, name)
     options = ReadOptions(
+        task=task,
         skip_invalid=skip,
         strict=strict,
         require_instances=name == "train",

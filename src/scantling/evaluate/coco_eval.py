@@ -27,7 +27,7 @@ from scantling.evaluate.backends import (
     resolve_backend,
 )
 from scantling.evaluate.bootstrap import METRICS as RESAMPLED_METRICS
-from scantling.evaluate.bootstrap import Interval, draw_weights, interval, resample
+from scantling.evaluate.bootstrap import Interval, Resampled, interval, resample, weights_with_all
 from scantling.evaluate.inputs import EvalInputs, IouType, Result, eval_inputs, limit_findings
 from scantling.evaluate.outcomes import match_outcomes
 
@@ -78,6 +78,7 @@ class Evaluation:
         intervals: 95 % interval over images of every AP metric and of AR at the last limit, None where undefined; empty
             without a bootstrap.
         num_resamples: Of the bootstrap.
+        resampled: Every AP metric of all images, then of each resample; None without a bootstrap.
     """
 
     iou_type: IouType
@@ -91,6 +92,7 @@ class Evaluation:
     backend: str
     intervals: Mapping[str, Interval | None] = field(default_factory=dict)
     num_resamples: int = 0
+    resampled: Resampled | None = None
 
 
 def evaluate_results(
@@ -141,12 +143,12 @@ def evaluate_results(
 def _with_intervals(evaluation: Evaluation, inputs: EvalInputs, resamples: int, seed: int) -> Evaluation:
     """The same evaluation with a bootstrap over its images."""
     outcomes = match_outcomes(inputs, max_detections=evaluation.max_detections[-1])
-    resampled = resample(outcomes, draw_weights(evaluation.num_images, resamples, seed))
+    resampled = resample(outcomes, weights_with_all(evaluation.num_images, resamples, seed))
     per_category = [
         replace(
             result,
             intervals={
-                key: interval(getattr(result, key), values)
+                key: interval(getattr(result, key), values[1:])
                 for key, values in _named(resampled.of(label), 100).items()
             },
         )
@@ -155,9 +157,10 @@ def _with_intervals(evaluation: Evaluation, inputs: EvalInputs, resamples: int, 
     overall = _named(resampled.of(None), evaluation.max_detections[-1]).items()
     return replace(
         evaluation,
-        intervals={key: interval(evaluation.metrics[key], values) for key, values in overall},
+        intervals={key: interval(evaluation.metrics[key], values[1:]) for key, values in overall},
         per_category=tuple(per_category),
         num_resamples=resamples,
+        resampled=resampled,
     )
 
 

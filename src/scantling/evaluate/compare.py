@@ -18,9 +18,9 @@ from scantling.evaluate.bootstrap import (
     Interval,
     Resampled,
     centre,
-    draw_weights,
     interval,
     resample,
+    weights_with_all,
 )
 from scantling.evaluate.inputs import IouType, Result, eval_inputs
 from scantling.evaluate.outcomes import match_outcomes
@@ -111,9 +111,7 @@ def compare_results(
     Raises:
         DataError: Results that do not belong to the data set or are damaged; with all findings.
     """
-    draws = draw_weights(len(dataset), bootstrap, seed)
-    measured = np.ones((len(dataset), 1), dtype=np.float32)
-    weights = np.concatenate([measured, draws], axis=1)  # the first column is the evaluation itself
+    weights = weights_with_all(len(dataset), bootstrap, seed)
     pair = [
         resampled_metrics(dataset, results, iou_type, weights, max_detections=max_detections)
         for results in (first, second)

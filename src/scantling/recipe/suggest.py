@@ -3,6 +3,7 @@
 What comes out is an ordinary recipe with one member, `detector`: the model goes by the device, everything that
 `resolve` has a rule for (image size, batch, repeats, length) is left to it, and what remains is chosen here:
 
+* Masks: where every annotation has one.
 * Length on a CPU: a budget of pixels that a processor of two cores works off in about half an hour.
 * Mirroring: not where the categories tell left from right, or are letters and digits.
 * Colours: varied more where images are few.
@@ -33,11 +34,18 @@ MEMBER = "detector"
 COMBINE: dict[str, Any] = {"tune": {}}
 """What follows on predicting: suppression by category, which costs seconds, where its gain holds on val."""
 ABOUT = "Chosen for the data set and the machine by `scantling train`."
-SMALL_MODEL, FROM_SCRATCH, FROM_PRETRAINED = (
-    "cascade_rcnn_r18_small",
-    "cascade_rcnn_r50_dcn_gn",
-    "cascade_rcnn_r50",
+BOX_MODELS: tuple[dict[str, Any], ...] = (
+    {"name": "cascade_rcnn_r18_small"},
+    {"name": "cascade_rcnn_r50_dcn_gn"},
+    {"name": "cascade_rcnn_r50"},
 )
+"""For a CPU, for a GPU from random weights, for a GPU from published weights of the backbone."""
+MASK_MODELS: tuple[dict[str, Any], ...] = (
+    {"name": "cascade_mask_rcnn_r18_small"},
+    {"name": "cascade_mask_rcnn_r50", "norm": "gn", "deform": (2, 3, 4)},
+    {"name": "cascade_mask_rcnn_r50"},
+)
+"""The same where every object has a mask."""
 CPU_MEGAPIXELS, CPU_MEGAPIXELS_PER_MINUTE = 600, 20
 LONG_SIDE = {"cpu": 576, "mps": 1333, "cuda": 2666}
 FEW_IMAGES = 1000
@@ -86,6 +94,11 @@ class OpenRecipe:
         return self._written(_UNKNOWN).data
 
     @property
+    def draws_masks(self) -> bool:
+        """Whether a model that draws masks was asked for; whether one is chosen goes by the labels."""
+        return self._written(_UNKNOWN).draws_masks
+
+    @property
     def evaluate(self) -> EvaluateConfig:
         """What is evaluated."""
         return self._written(_UNKNOWN).evaluate
@@ -125,7 +138,7 @@ def suggest_recipe(opened: OpenRecipe, *, device: str = "auto") -> str:
         ScantlingError: The data or the device cannot be used.
     """
     chosen = resolve_device(device)
-    data = read_run_data(opened.data, opened.evaluate.split)
+    data = read_run_data(opened.data, opened.evaluate.split, with_masks=opened.draws_masks)
     recipe, reasons = opened.choose(measure(data.train, chosen))
     comments = [f"# {reason}" for reason in reasons]
     members = {name: _short(member) for name, member in recipe.members.items()}
@@ -149,10 +162,11 @@ def write_member(facts: DataFacts, *, pretrained: bool = False, epochs: int | No
         epochs: Length of the training; None leaves it to `resolve`.
     """
     gpu, few = facts.device == "cuda", facts.num_images < FEW_IMAGES
-    large = FROM_PRETRAINED if pretrained else FROM_SCRATCH
+    small, scratch, published = MASK_MODELS if facts.has_masks else BOX_MODELS
+    large = published if pretrained else scratch
     colours = 0.2 if few else 0.1
     return {
-        "model": {"name": large if gpu else SMALL_MODEL},
+        "model": large if gpu else small,
         "augment": {
             "short_side": "auto",
             "long_side": LONG_SIDE[facts.device],
