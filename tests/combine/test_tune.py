@@ -9,13 +9,15 @@ from combine.planted import dataset_of, detections_from, planted
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
 from scantling.combine.tuned import read_tuned, write_tuned
+from scantling.data.coco import ReadOptions, parse_coco
 from scantling.data.detections import results_of
 from scantling.errors import ConfigError, DataError, UsageError
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.suppression import SuppressConfig, suppress_detections
+from scantling.ops.rle import rle_encode
 from scantling.predict.predictor import PredictConfig
 from scantling.settings.draft import Draft
-from scantling.structures.detections import Detections
+from scantling.structures.detections import Detections, object_column
 
 BASE = SuppressConfig(score_threshold=0.0)
 HARD = TuneConfig(methods=("hard",), bootstrap=100)
@@ -51,6 +53,39 @@ def test_parts_that_touch_get_a_high_threshold_and_scattered_ones_a_low_one(tune
     assert (tuned.config.method, tuned.config.sigma) == ("hard", BASE.sigma)
     assert tooth.interval[0] > 0.3
     assert (tooth.after, disc.after) == (1.0, 1.0)
+
+
+def test_masks_decide_where_mask_ap_is_asked_for():
+    """The better box of two has a mask of a corner only: by boxes the other is a duplicate, by masks the right one."""
+    box, shifted = np.array([100.0, 100, 200, 200]), np.array([124.0, 100, 224, 200])  # IoU 0.61
+    bare = dataset_of([(image, 0, box) for image in range(30)], num_images=30, names=("disc",))
+    content = bare.to_coco()
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[100, 100, 200, 100, 200, 200, 100, 200]]
+    dataset = parse_coco(content, bare.file, bare.image_root, ReadOptions())
+    scores = np.random.default_rng(0).uniform(0.4, 1, 30)
+    rows = [
+        (image, 0, scores[image] * share, b)
+        for image in range(30)
+        for share, b in ((1, box), (0.97, shifted))
+    ]
+    whole, corner = np.zeros((2, 400, 400), dtype=bool)
+    whole[100:200, 100:200] = corner[100:120, 100:120] = True
+    candidates = detections_from(rows).replace(
+        masks=object_column([rle_encode(corner), rle_encode(whole)] * 30)
+    )
+    chosen = {
+        kind: tune_suppression(candidates, dataset, BASE, HARD, iou_type=kind) for kind in ("bbox", "segm")
+    }
+    assert chosen["bbox"].config.iou_threshold <= 0.6 < chosen["segm"].config.iou_threshold
+    for kind, found in chosen.items():
+        kept_rows, kept_scores = suppress_detections(candidates, found.config, ("disc",))
+        kept = candidates[kept_rows].replace(scores=kept_scores)
+        results = results_of(kept, dataset)
+        assert found.after == pytest.approx(
+            evaluate_results(dataset, results, iou_type=kind).metrics["AP"], abs=1e-6
+        )
+        assert found.after > found.before or kind == "bbox"
 
 
 def test_what_only_seems_better_is_not_used(tuned):

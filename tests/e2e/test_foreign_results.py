@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -67,9 +68,9 @@ def world(tmp_path_factory) -> World:
     return World(tmp_path_factory.mktemp("foreign"))
 
 
-def tuned(world: World, out: Path, iou_type: str) -> None:
+def tuned(world: World, out: Path, iou_type: Literal["bbox", "segm"]) -> None:
     settings = out.with_suffix(".yaml")
-    api.tune([world.given], world.data, settings, overrides=[*QUICK, f"iou_type={iou_type}"])
+    api.tune([world.given], world.data, settings, iou_type=iou_type, overrides=QUICK)
     api.suppress(world.given, world.data, out, tuned=settings)
 
 

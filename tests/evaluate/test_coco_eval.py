@@ -14,7 +14,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from scantling.data.coco import read_coco
+from scantling.data.coco import check_results, read_coco
+from scantling.data.detections import detections_of
 from scantling.errors import DataError, UsageError
 from scantling.evaluate import backends
 from scantling.evaluate.coco_eval import evaluate_results, metrics_json
@@ -313,3 +314,24 @@ def test_metrics_json_is_flat_with_categories_apart(random_case, make_dataset):
 
     twins = make_dataset([truth(1, (0, 0, 9, 9))], categories=((1, "bolt"), (2, "bolt")), folder="twins")
     assert set(metrics_json([evaluate_results(twins, [])])["categories"]) == {"bolt (id 1)", "bolt (id 2)"}
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_columns_give_the_numbers_of_their_results(random_case, iou_type):
+    """Without being checked again; boxes and masks are those of the rows."""
+    dataset, results = random_case(3, masks=True)
+    results[0] = {"bbox": [10.25, 20, 30, 40], **results[0]}
+    del results[0]["segmentation"]
+    columns = detections_of(check_results(results, dataset).records, dataset)
+    plain, ours = (
+        evaluate_results(dataset, given, iou_type=iou_type, bootstrap=20) for given in (results, columns)
+    )
+    assert ours.metrics == pytest.approx(plain.metrics, abs=1e-9)
+    assert ours.intervals.keys() == plain.intervals.keys()
+    for key, interval in plain.intervals.items():
+        assert ours.intervals[key] == pytest.approx(interval, abs=1e-6)
+    assert [found.num_predictions for found in ours.per_category] == [
+        found.num_predictions for found in plain.per_category
+    ]
+    bare = evaluate_results(dataset, columns.replace(masks=None), iou_type="segm")
+    assert (bare.metrics["AP"], [f.code for f in bare.findings]) == (0, ["results-empty"])

@@ -95,6 +95,7 @@ def tune(
     out: str | Path,
     *,
     what: Literal["auto", "suppress", "weights"] = "auto",
+    iou_type: Literal["bbox", "segm"] = "bbox",
     max_dets: int = 100,
     overrides: Iterable[str] = (),
 ) -> TuneSummary:
@@ -107,6 +108,7 @@ def tune(
             `Lenient` leaves faulty records out.
         out: YAML file to write, which `suppress`, `predict` and `ensemble` take.
         what: `suppress`, `weights`, or `auto`: by the number of files.
+        iou_type: Whether AP of boxes or of masks decides about suppression; weights are tuned by boxes.
         max_dets: Predictions counted per image and category, as in `evaluate`.
         overrides: `KEY=VALUE` texts: how to search, such as `search.folds=10`, and the settings in use, such as
             `suppress.min_score=1e-5` or `ensemble.method=nms`.
@@ -124,8 +126,9 @@ def tune(
     from scantling.data.formats.locations import read_given
     from scantling.settings.draft import Draft
 
-    limit = [f"max_dets={max_dets}"] if max_dets != 100 else []
-    request = Draft.of(TuneRequest, [*overrides, *limit]).check()
+    given = [f"max_dets={max_dets}"] if max_dets != 100 else []
+    given += [f"iou_type={iou_type}"] if iou_type != "bbox" else []
+    request = Draft.of(TuneRequest, [*overrides, *given]).check()
     chosen: Literal["suppress", "weights"] = "suppress" if len(members) == 1 else "weights"
     chosen = chosen if what == "auto" else what
     lenient = isinstance(data, Lenient)

@@ -41,6 +41,10 @@ def tune(
             help="Such as search.folds=10 or suppress.min_score=1e-5; repeatable.",
         ),
     ] = None,
+    iou_type: Annotated[
+        Literal["bbox", "segm"],
+        typer.Option(help="Whether AP of boxes or of masks decides about suppression."),
+    ] = "bbox",
     max_dets: LimitOption = 100,
     count_difficult: DifficultOption = False,
     image_ids: ImageIdsOption = "auto",
@@ -55,6 +59,7 @@ def tune(
         given(data, skip_invalid=skip_invalid, count_difficult=count_difficult),
         out,
         what=what,
+        iou_type=iou_type,
         max_dets=max_dets,
         overrides=overrides or (),
     )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
-from scantling.evaluate.inputs import IouType, Result, eval_inputs
+from scantling.evaluate.inputs import IouType, Predictions, eval_inputs
 from scantling.evaluate.matching import ErrorKind, ImageMatch, match_images
 from scantling.evaluate.pairs import NONE
 
@@ -144,7 +144,7 @@ class Breakdown:
 
 def break_down(
     dataset: CocoDataset,
-    results: Sequence[Result],
+    results: Predictions,
     *,
     iou_type: IouType = "bbox",
     iou_threshold: float = 0.5,
@@ -154,7 +154,7 @@ def break_down(
 
     Args:
         dataset: The truth. Not changed.
-        results: COCO result records in the data set's own ids; none at all: every truth is missed.
+        results: COCO result records in the data set's own ids, or `Detections`; none at all: every truth is missed.
         iou_type: Overlap of boxes or of masks.
         iou_threshold: Overlap from which a prediction has found a truth.
         max_detections: Predictions kept per image and category, best first.

@@ -28,7 +28,7 @@ from scantling.evaluate.backends import (
 )
 from scantling.evaluate.bootstrap import METRICS as RESAMPLED_METRICS
 from scantling.evaluate.bootstrap import Interval, Resampled, interval, resample, weights_with_all
-from scantling.evaluate.inputs import EvalInputs, IouType, Result, eval_inputs, limit_findings
+from scantling.evaluate.inputs import EvalInputs, IouType, Predictions, eval_inputs, limit_findings
 from scantling.evaluate.outcomes import match_outcomes
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ class Evaluation:
 
 def evaluate_results(
     dataset: CocoDataset,
-    results: Sequence[Result],
+    results: Predictions,
     *,
     iou_type: IouType = "bbox",
     backend: Backend = "auto",
@@ -109,7 +109,7 @@ def evaluate_results(
 
     Args:
         dataset: The truth; every image counts, also those without results. Not changed.
-        results: COCO result records with the data set's own ids; `bbox` is xywh in original pixels. Records
+        results: COCO result records with the data set's own ids, `bbox` xywh in original pixels; or `Detections`. Those
             without what `iou_type` needs are left out and counted in a finding. Not changed. None at all: AP 0.
         iou_type: Overlap of boxes or of masks.
         backend: `auto` takes hotcoco where installed; the numbers are the same.

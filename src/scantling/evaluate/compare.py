@@ -22,7 +22,7 @@ from scantling.evaluate.bootstrap import (
     resample,
     weights_with_all,
 )
-from scantling.evaluate.inputs import IouType, Result, eval_inputs
+from scantling.evaluate.inputs import IouType, Predictions, eval_inputs
 from scantling.evaluate.outcomes import match_outcomes
 
 _HEADER = f"{'metric':<7} {'A':>7} {'B':>7} {'B - A':>8}  {'95 % interval':<18} {'B > A':>6}"
@@ -89,8 +89,8 @@ class Comparison:
 
 def compare_results(
     dataset: CocoDataset,
-    first: Sequence[Result],
-    second: Sequence[Result],
+    first: Predictions,
+    second: Predictions,
     *,
     iou_type: IouType = "bbox",
     bootstrap: int = 1000,
@@ -101,7 +101,7 @@ def compare_results(
 
     Args:
         dataset: The truth.
-        first: COCO results in the data set's own ids (A).
+        first: COCO results in the data set's own ids, or `Detections` (A).
         second: The same of what A is compared with (B).
         iou_type: Overlap of boxes or of masks.
         bootstrap: Resamples.
@@ -133,7 +133,7 @@ def compare_results(
 
 def resampled_metrics(
     dataset: CocoDataset,
-    results: Sequence[Result],
+    results: Predictions,
     iou_type: IouType,
     weights: NDArray[np.float32],
     *,
@@ -143,7 +143,7 @@ def resampled_metrics(
 
     Args:
         dataset: The truth, I images.
-        results: COCO results in the data set's own ids.
+        results: COCO results in the data set's own ids, or `Detections`.
         iou_type: Overlap of boxes or of masks.
         weights: (I, S) how often each draw holds each image.
         max_detections: Predictions counted per image and category, best first.

@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
 from scantling.data.coco import CocoDataset
-from scantling.data.coco.results import CheckedResults, box_xywh, check_results
-from scantling.data.detections import detections_of
+from scantling.data.coco.results import box_xywh, check_results
+from scantling.data.detections import detections_of, pasted
 from scantling.data.limits import over_limit
 from scantling.data.truths import Truths, truths_of
 from scantling.errors import Finding, Severity
 from scantling.ops.overlaps import Floats, Ints, xywh_to_xyxy, xyxy_to_xywh
-from scantling.structures.detections import Detections
+from scantling.structures.detections import Detections, object_column
 
 IouType = Literal["bbox", "segm"]
 Result = Mapping[str, Any]
+Predictions = Sequence[Result] | Detections
+"""Results of any tool, or columns of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,31 +107,38 @@ class EvalInputs:
         return np.asarray(mask_api.area(_masks(self.detections).tolist()), dtype=np.float64).reshape(-1)
 
 
-def eval_inputs(dataset: CocoDataset, results: Sequence[Result], iou_type: IouType) -> EvalInputs:
+def eval_inputs(dataset: CocoDataset, results: Predictions, iou_type: IouType) -> EvalInputs:
     """Check results, and put them and the truth into columns.
 
     Args:
         dataset: The truth.
-        results: COCO results in the data set's own ids. For `bbox`, one without a box has that of its mask (its size is
-            the box's; pycocotools takes the mask's); for `segm`, those without a mask are left out and counted in a
-            finding.
+        results: COCO results in the data set's own ids, or `Detections`, which were checked when they became columns.
+            For `bbox`, one without a box has that of its mask (its size is the box's; pycocotools takes the mask's);
+            for `segm`, those without a mask are left out and counted in a finding.
         iou_type: Which overlap counts. For `segm`, truths without a mask are left out and counted.
 
     Raises:
         DataError: Results that do not belong to the data set or are damaged; with all findings.
     """
-    key = "bbox" if iou_type == "bbox" else "segmentation"
-    checked = check_results([dict(result) for result in results], dataset, image_ids="id")
-    usable = [result for result in checked.records if iou_type == "bbox" or key in result]
-    found = detections_of(usable, dataset).replace(extra=None)
-    if iou_type == "bbox":
-        boxes_xywh = np.array([box_xywh(result) for result in usable], dtype=np.float64).reshape(-1, 4)
-        found = found.replace(masks=None)
+    findings: tuple[Finding, ...] = ()
+    if isinstance(results, Detections):
+        found, boxes_xywh = results, xyxy_to_xywh(results.boxes)
     else:
-        boxes_xywh = _mask_boxes(_masks(found))
-        found = found.replace(boxes=xywh_to_xyxy(boxes_xywh))
-    findings = (*truth_findings(dataset, iou_type, None), *_result_findings(checked, len(usable), key))
-    return replace(EvalInputs.over(found, dataset, iou_type), boxes_xywh=boxes_xywh, findings=findings)
+        records, findings = check_results([dict(result) for result in results], dataset, image_ids="id")
+        found = detections_of(records, dataset)
+        boxes_xywh = np.array([box_xywh(result) for result in records], dtype=np.float64).reshape(-1, 4)
+    if iou_type == "bbox":
+        usable = found.replace(masks=None, soft_masks=None, extra=None)
+    else:
+        usable = pasted(found, dataset).replace(extra=None)
+        usable = usable[np.array([mask is not None for mask in _masks(usable)], dtype=bool)]
+        boxes_xywh = _mask_boxes(_masks(usable))
+        usable = usable.replace(boxes=xywh_to_xyxy(boxes_xywh))
+    told = [*truth_findings(dataset, iou_type, None), *findings]
+    if len(found) and not len(usable):
+        told.append(_warning("results-empty", "no prediction has a segmentation: AP is 0"))
+    inputs = EvalInputs.over(usable, dataset, iou_type)
+    return replace(inputs, boxes_xywh=boxes_xywh, findings=tuple(told))
 
 
 def _usable_truths(dataset: CocoDataset, iou_type: IouType) -> Truths:
@@ -143,7 +152,7 @@ def _usable_truths(dataset: CocoDataset, iou_type: IouType) -> Truths:
 
 
 def _masks(rows: Truths | Detections) -> NDArray[np.object_]:
-    return np.zeros(len(rows), dtype=object) if rows.masks is None else rows.masks
+    return object_column([None] * len(rows)) if rows.masks is None else rows.masks
 
 
 def _mask_boxes(masks: NDArray[np.object_]) -> Floats:
@@ -182,12 +191,6 @@ def limit_findings(dataset: CocoDataset, limit: int) -> list[Finding]:
         return []
     finding = _warning("objects-over-limit", over.message, file=str(dataset.file), value=over.number)
     return [replace(finding, hint=over.hint)]
-
-
-def _result_findings(checked: CheckedResults, num_usable: int, key: str) -> tuple[Finding, ...]:
-    if checked.records and not num_usable:
-        return (*checked.findings, _warning("results-empty", f"no prediction has a {key}: AP is 0"))
-    return checked.findings
 
 
 def _warning(code: str, message: str, *, file: str | None = None, value: object = None) -> Finding:

@@ -17,7 +17,7 @@ from scantling.data.coco import CocoDataset
 from scantling.errors import UsageError
 from scantling.evaluate.bootstrap import METRICS, Interval, Resampled, interval, weights_with_all
 from scantling.evaluate.compare import Difference, difference_of, resampled_metrics
-from scantling.evaluate.inputs import IouType, Result
+from scantling.evaluate.inputs import IouType, Predictions
 
 _HEADER = ("AP", "95 % interval", "AP50", "AP75", "APs", "APm", "APl", "AR", "difference", "95 % interval")
 
@@ -28,7 +28,7 @@ class Variant:
 
     Attributes:
         name: Row of the table.
-        results: COCO results in the data set's own ids.
+        results: COCO results in the data set's own ids, or `Detections`.
         base: Name of the variant it is compared with; None for no comparison.
         group: Heading under which it stands.
         resampled: What an evaluation with the same bootstrap and limit has measured of these results; None measures
@@ -36,7 +36,7 @@ class Variant:
     """
 
     name: str
-    results: Sequence[Result]
+    results: Predictions
     base: str | None = None
     group: str = ""
     resampled: Resampled | None = None

@@ -18,8 +18,6 @@ from typing import Any
 
 from scantling.combine.eliminate import EliminateConfig
 from scantling.combine.ensemble import EnsembleConfig
-from scantling.data.coco.results import Result
-from scantling.data.detections import results_of
 from scantling.data.io import atomic_write, sha256_of, write_json
 from scantling.errors import UsageError
 from scantling.evaluate.variants import Variant, VariantTable, compare_variants
@@ -227,9 +225,7 @@ def _combinations(context: RunContext, name: str) -> Iterator[Variant]:
     rows |= {f"{other} alone": found for other, found in members.items() if other != name}
     if len(members) > 1:
         rows |= _step_after_step(context, steps, members, "")
-    yield from _group(
-        "Ensemble and elimination", {title: _json(context, found) for title, found in rows.items()}
-    )
+    yield from _group("Ensemble and elimination", rows)
 
 
 def _steps(context: RunContext) -> tuple[Step, ...]:
@@ -254,7 +250,7 @@ def _step_by_step(context: RunContext, name: str) -> Iterator[Variant]:
     """Everything off, then one ingredient more in every row; each row is compared with the one before."""
     plain = methods(context.member(name).predict.suppress)["NMS"]
     views, members = num_views(context.member(name)), member_sources(context, context.data.evaluated)
-    middle, rows = [views // 2], dict[str, Sequence[Result]]()
+    middle, rows = [views // 2], dict[str, Detections]()
     untrained = f"{name}-{FROM_RANDOM}"
     if untrained in context.recipe.members:
         rows["base"] = _results(context, untrained, plain, middle)
@@ -263,7 +259,7 @@ def _step_by_step(context: RunContext, name: str) -> Iterator[Variant]:
         rows["+ test sizes"] = _results(context, name, plain)
     rows["+ tuned soft-NMS"] = _results(context, name, suppression_of(context, name))
     for title, found in _step_after_step(context, _steps(context), members, "").items():
-        rows[f"+ {title.rpartition(', ')[2]}"] = _json(context, found)
+        rows[f"+ {title.rpartition(', ')[2]}"] = found
     steps = list(_group("Step by step, each row compared with the one before", rows))
     yield steps[0]
     yield from (replace(row, base=before.name) for before, row in zip(steps, steps[1:], strict=False))
@@ -277,7 +273,7 @@ def _step_title(context: RunContext, name: str) -> str:
     )
 
 
-def _group(title: str, rows: Mapping[str, Sequence[Result]]) -> Iterator[Variant]:
+def _group(title: str, rows: Mapping[str, Detections]) -> Iterator[Variant]:
     """Rows of one table; all but the first are compared with the first."""
     names = list(rows)
     for name, results in rows.items():
@@ -287,10 +283,5 @@ def _group(title: str, rows: Mapping[str, Sequence[Result]]) -> Iterator[Variant
 
 def _results(
     context: RunContext, name: str, config: SuppressConfig, views: Sequence[int] | None = None
-) -> list[Result]:
-    found = detections_with(context, name, config, split=context.data.evaluated, views=views)
-    return _json(context, found)
-
-
-def _json(context: RunContext, found: Detections) -> list[Result]:
-    return results_of(found, context.data.target)
+) -> Detections:
+    return detections_with(context, name, config, split=context.data.evaluated, views=views)

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 from scantling.data.coco import read_results
 from scantling.data.coco.results import Result
-from scantling.data.detections import results_of
 from scantling.data.findings import tell_warnings
 from scantling.data.io import atomic_write, read_json, sha256_of, write_json
 from scantling.data.splits import RunData
@@ -33,6 +32,7 @@ from scantling.run.stage import Stage, hashes_of
 from scantling.run.stages.detecting import Way, detections_with, ways_of
 from scantling.run.stages.refining import SUSPECTS
 from scantling.run.steps import Step, run_steps, step_file
+from scantling.structures.detections import Detections
 
 log = logging.getLogger(__name__)
 
@@ -289,6 +289,5 @@ def _outcome_title(context: RunContext, name: str) -> str:
     return name if name in context.recipe.foreign_members else ways_of(context, name)[-1].title
 
 
-def _results(context: RunContext, name: str, way: Way) -> list[Result]:
-    found = detections_with(context, name, way.config, split=context.data.evaluated, views=way.views)
-    return results_of(found, context.data.target)
+def _results(context: RunContext, name: str, way: Way) -> Detections:
+    return detections_with(context, name, way.config, split=context.data.evaluated, views=way.views)
