@@ -123,8 +123,9 @@ def _merged(rows: Detections, cluster: Ints, mean_weights: Floats, scores: Float
     means = np.stack([_sums(cluster, mean_weights * edge) / total for edge in rows.boxes.T], axis=1)
     alone = np.bincount(cluster) == 1
     best = rows[first]
-    extra = None if best.extra is None else np.where(alone, best.extra, None)
-    return best.replace(scores=scores, boxes=np.where(alone[:, None], best.boxes, means), extra=extra)
+    if best.extra is not None:
+        best.extra[~alone] = None
+    return best.replace(scores=scores, boxes=np.where(alone[:, None], best.boxes, means))
 
 
 def _sums(cluster: Ints, values: Floats) -> Floats:
