@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from scantling.evaluate.backends import Backend
     from scantling.evaluate.coco_eval import Evaluation
     from scantling.evaluate.compare import Comparison
-    from scantling.evaluate.problem import IouType
+    from scantling.evaluate.inputs import IouType
     from scantling.predict.import_weights import ImportSummary
     from scantling.predict.loaded import Finder
     from scantling.run.predictions import Predictions
@@ -199,7 +199,7 @@ def compare(
     from scantling.data.findings import tell_warnings
     from scantling.data.formats.locations import read_given
     from scantling.evaluate.compare import compare_results
-    from scantling.evaluate.problem import truth_findings
+    from scantling.evaluate.inputs import truth_findings
 
     dataset = read_given(data)
     lenient = isinstance(data, Lenient)

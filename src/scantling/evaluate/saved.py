@@ -22,7 +22,7 @@ from scantling.errors import DataError, Finding, Severity
 from scantling.evaluate.backends import Curves
 from scantling.evaluate.bootstrap import Interval
 from scantling.evaluate.coco_eval import CategoryResult, Evaluation
-from scantling.evaluate.problem import IouType, Result
+from scantling.evaluate.inputs import IouType, Result
 
 _CURVES = tuple(field.name for field in fields(Curves))
 

@@ -17,7 +17,7 @@ from scantling.data.coco import CocoDataset
 from scantling.errors import UsageError
 from scantling.evaluate.bootstrap import METRICS, Interval, Resampled, interval, weights_with_all
 from scantling.evaluate.compare import Difference, difference_of, resampled_metrics
-from scantling.evaluate.problem import IouType, Result
+from scantling.evaluate.inputs import IouType, Result
 
 _HEADER = ("AP", "95 % interval", "AP50", "AP75", "APs", "APm", "APl", "AR", "difference", "95 % interval")
 

@@ -16,7 +16,7 @@ from scantling.data.io import read_json
 from scantling.errors import DataError
 from scantling.evaluate.breakdown import break_down
 from scantling.evaluate.coco_eval import Evaluation
-from scantling.evaluate.problem import IouType, Result
+from scantling.evaluate.inputs import IouType, Result
 from scantling.refine.gate import RefineGate
 from scantling.report.content import (
     AuditFacts,

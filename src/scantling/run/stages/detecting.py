@@ -276,7 +276,7 @@ def _draw(context: RunContext, unit: Unit) -> None:
 
 def _tune(context: RunContext, name: str) -> None:
     split, base = context.tuning_split, context.member(name).predict.suppress
-    if all(a.is_crowd for annotations in context.tuning_data.annotations for a in annotations):
+    if not context.tuning_data.num_objects:
         told = f"{name}: there are no objects to tune suppression on, so it stays as the recipe has it"
         log.warning(told)
         write_tuned(context.root / tuned_file(name), suppress=base)

@@ -19,7 +19,7 @@ from scantling.data.io import atomic_write, read_json, sha256_of, write_json
 from scantling.data.splits import RunData
 from scantling.errors import UsageError
 from scantling.evaluate.coco_eval import Evaluation, evaluate_results, limits_up_to, metrics_json
-from scantling.evaluate.problem import IouType
+from scantling.evaluate.inputs import IouType
 from scantling.evaluate.saved import files_of, kinds_of, load_evaluations, save_evaluations
 from scantling.evaluate.variants import Variant, compare_variants
 from scantling.recipe.recipe import Recipe

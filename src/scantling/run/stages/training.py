@@ -18,7 +18,7 @@ from scantling.data.samples.loader import LoaderConfig, TrainLoader
 from scantling.data.samples.transforms import build_transforms
 from scantling.errors import CheckpointError, ConfigError
 from scantling.evaluate.coco_eval import evaluate_results, limits_up_to
-from scantling.evaluate.problem import IouType
+from scantling.evaluate.inputs import IouType
 from scantling.models.contract import Detector
 from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model, check_initial_weights
 from scantling.predict.candidates import find_candidates
