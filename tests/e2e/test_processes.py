@@ -33,9 +33,12 @@ class Launcher:
     def __init__(self, folder: Path, environment: dict[str, str], recipe: Path) -> None:
         self.folder, self.environment, self.recipe = folder, environment, recipe
 
-    def start(self, data: Path, out: str, *, world: int, slow: bool = False) -> subprocess.Popen:
+    def start(
+        self, data: Path, out: str, *, world: int, slow: bool = False, more: tuple[str, ...] = ()
+    ) -> subprocess.Popen:
         options = [*SETTINGS, f"train.batch_size={2 // world}"]
         sets = [text for option in options for text in ("--set", f"members.tiny.{option}")]
+        sets += [text for option in more for text in ("--set", option)]
         command = ["train", data, "--recipe", self.recipe, "--out", out, "--device", "cpu", *sets]
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         return subprocess.Popen(
@@ -163,7 +166,8 @@ def test_a_failure_of_one_process_ends_both_and_is_told(launcher, five, tmp_path
     broken.write_bytes(content[: len(content) // 2])  # its header is as it was
     with Image.open(broken) as header:
         assert header.size == (128, 96)
-    code, out, told = launcher.finish(launcher.start(data, "failed", world=2))
+    unseen = ("data.decode=false",)  # else found before anything is trained
+    code, out, told = launcher.finish(launcher.start(data, "failed", world=2, more=unseen))
     assert code == 1
     assert out == ""
     assert told.count(f"{broken.name}") >= 1, told

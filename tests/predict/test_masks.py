@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -9,12 +12,16 @@ import torch
 from torchvision.ops import roi_align
 
 from reference.colour_detector import CLASS_NAMES, ColourDetector
-from scantling.data.coco import ImageRecord
+from scantling.data.coco import Category, CocoDataset, ImageRecord
+from scantling.data.detections import results_of
 from scantling.models.suppression import SuppressConfig
+from scantling.ops.rle import rle_decode
 from scantling.predict import predictor as predictor_module
+from scantling.predict.candidates import find_masks
 from scantling.predict.masks import tiles_of
 from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.predict.tiles import TileGrid
+from scantling.structures.detections import Detections
 from scantling.structures.instances import Instances
 from scantling.structures.masks import ImageMasks, RoiMasks
 
@@ -147,3 +154,29 @@ def test_parts_are_united():
     united = ImageMasks.united(parts, 2, (6, 8)).to_dense().numpy()
     assert not united[0].any()
     assert (united[1] == (left | right)[0]).all()
+
+
+@pytest.mark.parametrize("tile", [None, 64])
+def test_rows_of_a_data_set_come_back_in_their_order_with_masks(arrows, tile):
+    record, masks = arrows
+    twin = replace(record, id=8, file_name="twin.png")
+    categories = tuple(Category(id=number, name=name) for number, name in enumerate(CLASS_NAMES, 1))
+    dataset = CocoDataset(
+        file=Path("set.json"),
+        image_root=record.path.parent,
+        images=(record, twin),
+        annotations=((), ()),
+        categories=categories,
+    )
+    objects = given(masks)
+    rows = Detections.cat([objects.to_detections(1), objects.to_detections(0)])[np.array([2, 1, 3, 0])]
+    config = PredictConfig(scales=120 if tile is None else 64, tile=tile, long_side=None)
+    found = find_masks(MaskedColourDetector(), config, dataset, rows, torch.device("cpu"))
+    assert found.images.tolist() == rows.images.tolist()
+    assert found.labels.tolist() == rows.labels.tolist()
+    for result, row in zip(results_of(found, dataset), range(len(rows)), strict=True):
+        truth = masks[int(rows.labels[row])] > 0
+        mask = rle_decode(result["segmentation"])
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.93
+    none = find_masks(MaskedColourDetector(), config, dataset, rows[:0], torch.device("cpu"))
+    assert len(none) == 0

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
+from scantling.data.health.check import check_data
 from scantling.data.splits import DataConfig, describe_run_data, locate_split, read_run_data
 from scantling.errors import CheckpointError, ConfigError, DataError, UsageError
 from scantling.models.suppression import SuppressConfig
 from scantling.predict.whole_set import predict_dataset
 from scantling.recipe.facts import measure
 from scantling.recipe.recipe import parse_recipe
+from scantling.report.dataset_facts import describe_dataset
 from scantling.run.context import RunContext, Unit
 from scantling.run.pipeline import run_recipe
 from scantling.run.predictions import overlay_path
@@ -107,6 +111,35 @@ def test_categories_that_differ_are_an_error_and_leaks_a_warning(scenes, tmp_pat
     severities = {finding.code: finding.severity for finding in caught.value.findings}
     assert severities["split-categories-differ"] == "error"
     assert severities["split-same-file"] == "warning"
+
+
+@pytest.mark.parametrize(
+    ("decode", "codes"),
+    [(None, {"split-same-pixels", "split-near-pixels"}), (False, set())],
+    ids=["looked at", "not looked at"],
+)
+def test_a_run_finds_the_leaks_that_check_finds(scenes, tmp_path, decode, codes):
+    """A picture of training stored anew in val; unless the user says that pixels are not looked at."""
+
+    def leak(content):
+        train = json.loads((scenes / "annotations/train.json").read_text())
+        (tmp_path / "images").unlink()
+        shutil.copytree(scenes / "images", tmp_path / "images")
+        with Image.open(scenes / "images" / train["images"][0]["file_name"]) as picture:
+            picture.save(tmp_path / "images" / "copy.png", compress_level=1)
+        content["images"][0]["file_name"] = "copy.png"
+
+    root = edited(scenes, tmp_path, "val", leak)
+    data = read_run_data(DataConfig(root=str(root), decode=decode), "val")
+    assert leaks_among(data.val.findings) == codes
+    assert leaks_among(describe_dataset(data.splits).findings) == codes
+    if codes:
+        assert leaks_among(check_data(str(root)).findings) == codes
+    assert leaks_among(read_run_data(DataConfig(root=str(scenes)), "val").val.findings) == set()
+
+
+def leaks_among(findings):
+    return {f.code for f in findings} & {"split-same-file", "split-same-pixels", "split-near-pixels"}
 
 
 def test_what_is_left_out_is_counted(scenes, tmp_path):

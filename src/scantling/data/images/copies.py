@@ -23,7 +23,7 @@ _THREADS = 8
 _MANY = 500
 
 
-def groups_of_copies(records: Sequence[ImageRecord]) -> list[list[int]]:
+def groups_of_copies(records: Sequence[ImageRecord], *, pixels: bool = True) -> list[list[int]]:
     """Positions of images that are one picture, two or more of each; [] where all differ.
 
     Pixels are decoded only where several files have images of one size. A file that cannot be opened equals nothing but
@@ -31,21 +31,23 @@ def groups_of_copies(records: Sequence[ImageRecord]) -> list[list[int]]:
 
     Args:
         records: Images of a data set.
+        pixels: Look for pictures that were stored anew too; else for equal files only.
     """
     by_path: dict[str, list[int]] = {}
     for position, record in enumerate(records):
         by_path.setdefault(os.path.realpath(record.path), []).append(position)
-    groups = _merged(list(by_path.values()), records, lambda record: file_length(record.path), _bytes)
-    groups = _merged(groups, records, _size_of_file, pixel_digest)
+    groups = _merged(list(by_path.values()), records, lambda record: _length(record.path), _bytes)
+    if pixels:
+        groups = _merged(groups, records, _size_of_file, _pixels)
     return [group for group in groups if len(group) > 1]
 
 
-def file_length(path: Path) -> int | None:
+def _length(path: Path) -> int | None:
     """Bytes of a file; None where there is none."""
     return path.stat().st_size if path.is_file() else None
 
 
-def pixel_digest(record: ImageRecord) -> bytes | None:
+def _pixels(record: ImageRecord) -> bytes | None:
     """Checksum of an image's pixels in the frame of its labels; None where they cannot be had."""
     try:
         return hashlib.sha256(
