@@ -131,6 +131,13 @@ def test_masks_and_keys_of_other_tools_are_carried(dataset):
     assert results_of(joined, dataset) == [*RESULTS, *results]
 
 
+def test_further_keys_keep_their_order(dataset):
+    """Else the bytes of a file, and so its hash, would change from process to process."""
+    names = [f"key{number}" for number in range(12)]
+    (result,) = results_of(detections_of([RESULTS[0] | dict.fromkeys(names, 1)], dataset), dataset)
+    assert list(result)[-len(names) :] == names
+
+
 def test_soft_masks_are_pasted_when_results_are_written(dataset):
     half = np.zeros((2, 4, 4), dtype=np.uint8)
     half[0, :, :2] = 255  # the left half of the box

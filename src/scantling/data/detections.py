@@ -41,7 +41,9 @@ def detections_of(results: Sequence[Result], dataset: CocoDataset) -> Detections
     label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
     boxes_xywh = np.array([box_xywh(result) for result in results], dtype=np.float64).reshape(-1, 4)
     masks = [result.get("segmentation") for result in results]
-    extra = [{key: r[key] for key in r.keys() - _OWN_KEYS} or None for r in results]
+    extra = [
+        None if r.keys() <= _OWN_KEYS else {key: r[key] for key in r if key not in _OWN_KEYS} for r in results
+    ]
     return Detections(
         images=np.array([dataset.index_of[r["image_id"]] for r in results], dtype=np.int64),
         labels=np.array([label_of[r["category_id"]] for r in results], dtype=np.int64),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,27 +107,23 @@ def _truth(inputs: EvalInputs, limit: int) -> dict[str, list[Record]]:
     chosen = truths[rows]
     areas = np.where(np.isin(rows, ignored), _BEYOND_ALL_SIZES, chosen.areas)
     columns = (chosen.images + 1, chosen.labels + 1, chosen.boxes_xywh, areas, chosen.is_crowd.astype(int))
-    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
-    records = _records(names, columns, chosen.masks if inputs.iou_type == "segm" else None)
+    records: list[Record] = [
+        {"id": n, "image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": crowd}
+        for n, (image, category, box, area, crowd) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True), start=1
+        )
+    ]
+    if inputs.iou_type == "segm" and chosen.masks is not None:
+        for record, mask in zip(records, chosen.masks.tolist(), strict=True):
+            record["segmentation"] = mask
     return {
         "images": [
             {"id": n, "height": height, "width": width}
             for n, (height, width) in enumerate(inputs.sizes_hw.tolist(), start=1)
         ],
-        "annotations": [record | {"id": n} for n, record in enumerate(records, start=1)],
+        "annotations": records,
         "categories": [{"id": n, "name": str(n)} for n in range(1, inputs.num_classes + 1)],
     }
-
-
-def _records(
-    names: Sequence[str], columns: Sequence[NDArray[Any]], masks: NDArray[np.object_] | None
-) -> list[Record]:
-    """COCO's records out of columns (N, ...), which the engines are given."""
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    records: list[Record] = [dict(zip(names, row, strict=True)) for row in rows]
-    for record, mask in zip(records, () if masks is None else masks.tolist(), strict=False):
-        record["segmentation"] = mask
-    return records
 
 
 def _num_near(inputs: EvalInputs, rows: Ints) -> Ints:
@@ -147,11 +143,12 @@ def _num_near(inputs: EvalInputs, rows: Ints) -> Ints:
 
 def _detections(inputs: EvalInputs) -> list[Record]:
     """Results in numbers of ours; for masks without boxes, so that sizes are those of the masks."""
-    found = inputs.detections
-    names, columns = ["image_id", "category_id", "score"], [found.images + 1, found.labels + 1, found.scores]
-    if inputs.iou_type == "segm":
-        return _records(names, columns, found.masks)
-    return _records([*names, "bbox"], [*columns, inputs.boxes_xywh], None)
+    found, key = inputs.detections, "bbox" if inputs.iou_type == "bbox" else "segmentation"
+    columns = (found.images + 1, found.labels + 1, found.scores, inputs.shapes)
+    return [
+        {"image_id": image, "category_id": category, "score": score, key: shape}
+        for image, category, score, shape in zip(*(column.tolist() for column in columns), strict=True)
+    ]
 
 
 def _with_areas(inputs: EvalInputs) -> list[Record]:
