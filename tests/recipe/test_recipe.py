@@ -20,9 +20,9 @@ from scantling.train.config import TrainConfig
 AUTOMATIC = """
 members:
   a:
-    model: {name: faster_rcnn_r18_small}
+    model: {name: faster_rcnn_r18_small, frozen_stages: auto}
     augment: {short_side: auto}
-    train: {epochs: auto, repeats: auto, batch_size: auto, workers: auto}
+    train: {epochs: auto, repeats: auto, batch_size: auto, workers: auto, lr: auto}
 """
 
 
@@ -234,7 +234,7 @@ def test_every_choice_is_explained_and_nothing_else_changes():
     assert len(reasons) == len(RULES)
     assert all(reason.startswith("members.a.") and ": " in reason for reason in reasons)
     assert resolve(chosen, facts(num_images=5000)) == (chosen, ())
-    assert chosen.members["a"].model == recipe.members["a"].model
+    assert chosen.members["a"].detector == recipe.members["a"].detector.with_options(frozen_stages=0)
 
 
 def test_what_is_shipped_is_readable():

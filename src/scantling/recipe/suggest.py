@@ -25,6 +25,7 @@ from scantling.errors import UsageError
 from scantling.recipe.auto import Resolution, resolve
 from scantling.recipe.facts import DataFacts, measure
 from scantling.recipe.recipe import EvaluateConfig, MemberConfig, Recipe, parse_recipe
+from scantling.recipe.starting import Starting, starting_from
 from scantling.settings import yaml as strict_yaml
 from scantling.settings.auto import decided
 from scantling.train.devices import resolve_device
@@ -44,7 +45,9 @@ FEW_IMAGES = 1000
 CROWDED = 60
 SMALLEST_EASY_OBJECT = 16
 FEW_OBJECTS = 20
+LONGEST_SHOWN = 40
 _SIDES = {"left", "right", "links", "rechts", "gauche", "droite", "izquierda", "derecha"}
+SCRATCH = Starting("random", {})
 _UNKNOWN = DataFacts(
     num_images=100, median_hw=(480, 640), small_object=None, device="cpu", memory_gib=None, cpu_count=1
 )
@@ -96,14 +99,14 @@ class OpenRecipe:
         Args:
             facts: About the training data and the machine.
         """
-        pretrained = self._written(facts).members[MEMBER].detector.init != "random"
-        first = resolve(self._written(facts, pretrained=pretrained), facts).recipe
+        start = starting_from(self._written(facts).members[MEMBER].detector)
+        first = resolve(self._written(facts, start), facts).recipe
         length = affordable_epochs(first.members[MEMBER], facts)
-        recipe = resolve(self._written(facts, pretrained=pretrained, epochs=length), facts).recipe
+        recipe = resolve(self._written(facts, start, epochs=length), facts).recipe
         return Resolution(recipe, explain(recipe.members[MEMBER], facts))
 
-    def _written(self, facts: DataFacts, *, pretrained: bool = False, epochs: int | None = None) -> Recipe:
-        member = write_member(facts, pretrained=pretrained, epochs=epochs)
+    def _written(self, facts: DataFacts, start: Starting = SCRATCH, *, epochs: int | None = None) -> Recipe:
+        member = write_member(facts, start, epochs=epochs)
         text = strict_yaml.dump({"about": ABOUT, "members": {MEMBER: member}, "combine": COMBINE})
         recipe = parse_recipe(text, file="the chosen recipe", overrides=self.overrides)
         return recipe.on(data=self.root, seed=self.seed)
@@ -140,19 +143,21 @@ def _short(member: MemberConfig) -> dict[str, Any]:
     return {**values, "model": {"name": member.detector.name, **values.get("model", {})}}
 
 
-def write_member(facts: DataFacts, *, pretrained: bool = False, epochs: int | None = None) -> dict[str, Any]:
+def write_member(facts: DataFacts, start: Starting = SCRATCH, *, epochs: int | None = None) -> dict[str, Any]:
     """Plain values of the member; `auto` where `resolve` has a rule.
 
     Args:
         facts: About the training data and the machine.
-        pretrained: The backbone gets published weights, which are made for BatchNorm.
+        start: What training starts from: a detector of ours brings its model along, and published backbones are made
+            for BatchNorm.
         epochs: Length of the training; None leaves it to `resolve`.
     """
     gpu, few = facts.device == "cuda", facts.num_images < FEW_IMAGES
-    large = FROM_PRETRAINED if pretrained else FROM_SCRATCH
+    large = FROM_SCRATCH if start.kind == "random" else FROM_PRETRAINED
+    model = dict(start.model) or {"name": large if gpu else SMALL_MODEL}
     colours = 0.2 if few else 0.1
     return {
-        "model": {"name": large if gpu else SMALL_MODEL},
+        "model": {**model, "frozen_stages": "auto"},
         "augment": {
             "short_side": "auto",
             "long_side": LONG_SIDE[facts.device],
@@ -166,7 +171,7 @@ def write_member(facts: DataFacts, *, pretrained: bool = False, epochs: int | No
             "batch_size": "auto",
             "workers": "auto",
             "optimizer": "adamw",
-            "lr": 1e-4 if gpu else 1e-3,
+            "lr": "auto",
             "weight_decay": 0.05,
             "schedule": "cosine",
             "warmup_steps": 200 if gpu else 20,
@@ -234,15 +239,28 @@ def explain(member: MemberConfig, facts: DataFacts) -> tuple[str, ...]:
 
 
 def _model_line(member: MemberConfig, facts: DataFacts) -> str:
-    name, key = member.detector.name, f"--set members.{MEMBER}.model.init"
+    name, key, start = (
+        member.detector.name,
+        f"--set members.{MEMBER}.model.init",
+        starting_from(member.detector),
+    )
+    if start.kind != "random":
+        frozen, rate = member.detector.numbers["frozen_stages"], decided(member.train.lr)
+        held = (
+            f"stem and {frozen} stage{'s' * (frozen > 1)} stay as they are"
+            if frozen
+            else "all of it is trained"
+        )
+        return f"{name} from {start.phrase} ({_short_name(member.detector.init)}): {held}, learning rate {rate:g}"
     if facts.device != "cuda":
         return f"{name}, made for training without a large GPU (the device is {facts.device})"
     memory = f"a GPU of {facts.memory_gib:.0f} GiB" if facts.memory_gib else "a GPU"
-    if member.detector.init == "random":
-        return (
-            f"{name} from random weights on {memory}; published ones, if you may download: {key}=pretrained"
-        )
-    return f"{name} from {member.detector.init} weights on {memory}"
+    return f"{name} from random weights on {memory}; published ones, if you may download: {key}=pretrained"
+
+
+def _short_name(init: str) -> str:
+    """An `init` as a line can show it."""
+    return init if len(init) <= LONGEST_SHOWN else f"...{init[-LONGEST_SHOWN:]}"
 
 
 def _size_line(member: MemberConfig, facts: DataFacts) -> str:

@@ -20,6 +20,7 @@ B: crops, S: side of a crop, K: classes, D: width of the pooled features (Effici
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -35,8 +36,11 @@ from torch.nn import functional
 from scantling.errors import CheckpointError, ConfigError
 from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD
 from scantling.models.weights.opener import read_weights
+from scantling.models.weights.published import published_backbone, published_network
 from scantling.models.weights.torchvision_keys import timm_names
 from scantling.ops.boxes import IouKind, paired_iou
+
+log = logging.getLogger(__name__)
 
 Mixture = Literal["none", "class", "centre", "both"]
 LossForm = Literal["linear", "log"]
@@ -292,9 +296,8 @@ def _create_backbone(config: RefinerConfig) -> nn.Module:
     if config.backbone.startswith(("swin", "vit")):
         options["img_size"] = config.crop_side
     try:
-        network: nn.Module = timm.create_model(
-            config.backbone, pretrained=config.pretrained, num_classes=0, **options
-        )
+        make = published_network if config.pretrained else timm.create_model
+        network: nn.Module = make(config.backbone, num_classes=0, **options)
     except (RuntimeError, TypeError, AttributeError) as error:
         near = timm.list_models(f"*{config.backbone[:6]}*")[:8]
         message = f"backbone {config.backbone!r} cannot be made: {error}"
@@ -314,10 +317,16 @@ def _pooled_width(config: RefinerConfig) -> int:
 def check_initial_weights(config: RefinerConfig) -> None:
     """Open the file that `weights` names, if it names one, and see whether it fits; nothing is trained or written.
 
+    Published weights are fetched if they are wanted and not here yet.
+
     Raises:
-        CheckpointError: The file is missing, damaged, or no file of weights.
+        CheckpointError: The file is missing, damaged, or no file of weights, or cannot be fetched.
         ConfigError: It does not fit, or there is no such backbone.
     """
+    if config.pretrained:
+        published = published_backbone(config.backbone)
+        log.info("refiner: %s", published.to_text())
+        published.fetch()
     if config.weights is not None:
         with torch.device("meta"):
             network = _create_backbone(config.model_copy(update={"weights": None, "pretrained": False}))
