@@ -28,7 +28,8 @@ from scantling import api
 from scantling.audit.suspects import AuditConfig, find_suspects
 from scantling.data.coco import CocoDataset, read_coco, read_results
 from scantling.data.detections import detections_of
-from scantling.data.truths import labels_of, overlaps
+from scantling.data.truths import truths_of
+from scantling.ops.overlaps import pairwise_iou
 from scantling.refine.apply import ApplyConfig, load_refiner, refine_truth
 from scantling.settings import yaml as strict_yaml
 from scantling.structures.detections import Detections
@@ -100,7 +101,7 @@ def make_scenes(folder: Path, count: int, seed: int, noise: LabelNoise = NOISE) 
 
 def simulate_refiner(scenes: Scenes, rng: np.random.Generator) -> Floats:
     """Refined boxes of all labels: mean IoU with the truth about 0.9, drawn a little towards a wrong label."""
-    labels, truth = labels_of(scenes.given), _truth_boxes(scenes)
+    labels, truth = truths_of(scenes.given), _truth_boxes(scenes)
     sides = np.tile(labels.boxes[:, 2:] - labels.boxes[:, :2], 2)
     has_object = np.isfinite(truth).all(axis=1)
     noise = _hardness(labels.ids)[:, None] * rng.normal(0, 0.02, (len(labels), 4)) + _shared(labels.ids)
@@ -111,7 +112,7 @@ def simulate_refiner(scenes: Scenes, rng: np.random.Generator) -> Floats:
 
 def simulate_detector(scenes: Scenes, rng: np.random.Generator) -> Detections:
     """Detections with misses (more of some categories), confusions, false positives and inexact boxes."""
-    truth = labels_of(scenes.clean)
+    truth = truths_of(scenes.clean)
     sides = np.tile(truth.boxes[:, 2:] - truth.boxes[:, :2], 2)
     num_classes = len(scenes.clean.categories)
     recall = 0.97 - 0.25 * (truth.labels % 4 == 0)
@@ -145,10 +146,10 @@ def simulate_detector(scenes: Scenes, rng: np.random.Generator) -> Detections:
 
 def _truth_boxes(scenes: Scenes) -> Floats:
     """(N, 4) box of the object of every label, NaN for labels of nothing."""
-    clean = labels_of(scenes.clean)
+    clean = truths_of(scenes.clean)
     at = {identifier: row for row, identifier in enumerate(clean.ids)}
     boxes = np.concatenate([clean.boxes, np.full((1, 4), np.nan)])
-    return boxes[[at.get(identifier, -1) for identifier in labels_of(scenes.given).ids]]
+    return boxes[[at.get(identifier, -1) for identifier in truths_of(scenes.given).ids]]
 
 
 def _hardness(ids: tuple[Any, ...]) -> Floats:
@@ -167,10 +168,10 @@ def _shared(ids: tuple[Any, ...]) -> Floats:
 def measure(scenes: Scenes, refined: Floats | None, detections: Detections | None) -> dict[str, float]:
     """Area under the ROC, overall and by kind of fault, and precision among the first k."""
     audit = find_suspects(scenes.given, refined, detections, EVERYTHING)
-    labels = labels_of(scenes.given)
+    labels = truths_of(scenes.given)
     best = {s.annotation_id: s.score for s in audit.suspects if s.annotation_id is not None}
     kind_of = {f["annotation_id"]: f["kind"] for f in scenes.faults if f["kind"] != "missing"}
-    objects = [i for i, crowd in zip(labels.ids, labels.is_crowd, strict=True) if not crowd]
+    objects = [i for i, is_object in zip(labels.ids, labels.is_object, strict=True) if is_object]
     scores = np.array([best.get(i, 0.0) for i in objects])
     kinds = np.array([kind_of.get(i, "") for i in objects])
     found, false = _missing_scores(scenes, [s for s in audit.suspects if s.reason == "missing"])
@@ -199,7 +200,7 @@ def _missing_scores(scenes: Scenes, suspects: list[Any]) -> tuple[Floats, Floats
         for index, suspect in enumerate(suspects):
             if suspect.image_id == fault["image_id"] and index not in used:
                 box = np.array([[x, y, x + w, y + h]], dtype=float)
-                if overlaps(box, np.array([suspect.suggested_box]))[0, 0] >= 0.5:
+                if pairwise_iou(box, np.array([suspect.suggested_box]))[0, 0] >= 0.5:
                     found[number] = suspect.score
                     used.add(index)
                     break

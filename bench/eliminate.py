@@ -27,7 +27,8 @@ from scantling.data.coco import CocoDataset
 from scantling.data.detections import results_of
 from scantling.data.formats.locations import read_location
 from scantling.evaluate.compare import compare_results
-from scantling.evaluate.outcomes import MatchableBoxes
+from scantling.evaluate.inputs import EvalInputs
+from scantling.evaluate.outcomes import PairedInputs
 from scantling.structures.detections import Detections
 from scantling.synth.synth import LabelNoise, SynthConfig, write_synth
 
@@ -95,13 +96,16 @@ def rows_for(name: str, train: CocoDataset, val: CocoDataset, seeds: int) -> lis
         seconds = time.process_time() - begun
         results = [results_of(each, val) for each in (detections, detections[found.keep])]
         change = compare_results(val, *results, bootstrap=1000).overall[0]
-        outcomes = MatchableBoxes.over(detections, val).outcomes(
+        outcomes = PairedInputs.of(EvalInputs.over(detections, val)).outcomes(
             np.arange(len(detections)), detections.scores
         )
         hits = outcomes.is_hit[:, 0, 0].sum()
         kept = detections[found.keep]
         left = (
-            MatchableBoxes.over(kept, val).outcomes(np.arange(len(kept)), kept.scores).is_hit[:, 0, 0].sum()
+            PairedInputs.of(EvalInputs.over(kept, val))
+            .outcomes(np.arange(len(kept)), kept.scores)
+            .is_hit[:, 0, 0]
+            .sum()
         )
         low, high = change.interval or (0.0, 0.0)
         lines.append(

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset, read_coco
 from scantling.data.coco.results import Result
-from scantling.data.truths import row_overlaps
 from scantling.evaluate.bootstrap import draw_weights, interval
 from scantling.evaluate.coco_eval import evaluate_results
+from scantling.ops.overlaps import paired_iou
 from scantling.recipe.shipped import find_refiner, read_recipe
 from scantling.refine.apply import ApplyConfig, labels_for, load_refiner, refine_results, refine_rows
 from scantling.refine.bbrefinement import Refiner
@@ -83,7 +83,7 @@ def measure(
     rows["exact, refined"] = refined(refiner, judged, judged.truth, ApplyConfig())
     say("| boxes of the test scenes | mean IoU | 95 % interval | IoU >= 0.75 |\n|---|---:|---|---:|")
     for name, boxes in rows.items():
-        iou = row_overlaps(boxes, judged.truth)
+        iou = paired_iou(boxes, judged.truth)
         low, high = spread(iou, judged)
         say(f"| {name} | {iou.mean():.3f} | {low:.3f} to {high:.3f} | {(iou >= 0.75).mean():.3f} |")
     exact_with_gate(refiner, val, test)

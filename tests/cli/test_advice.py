@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 
 import scantling
+from scantling.models.suppression import SuppressConfig
 from scantling.predict.predictor import PredictConfig
 from scantling.recipe.facts import DataFacts
 from scantling.recipe.recipe import parse_recipe
 from scantling.recipe.suggest import MEMBER, OpenRecipe
+from scantling.refine.train import RefineConfig
 from scantling.settings.draft import Draft
 
 ADVICE = re.compile(r"--set ([A-Za-z_.{}]+=[^\s`\"');,]+)")
+PLACEHOLDERS = {"KEY.PATH=VALUE", "KEY=VALUE"}
+VERBS = {"batch_size=1": PredictConfig, "method=hard": SuppressConfig, "train.batch_size=8": RefineConfig}
+"""Advice for `predict`, `suppress` and `refine train`; every other is for a recipe."""
 PLACES = {"{MEMBER}": MEMBER, "NAME": MEMBER}
 RECIPE = f"members: {{{MEMBER}: {{model: {{}}}}}}"
 
@@ -26,7 +31,7 @@ def advices() -> list[str]:
         match.rstrip(".")
         for file in root.rglob("*.py")
         for match in ADVICE.findall(file.read_text(encoding="utf-8"))
-        if match != "KEY.PATH=VALUE"
+        if match not in PLACEHOLDERS
     }
     for placeholder, name in PLACES.items():
         found = {match.replace(placeholder, name) for match in found}
@@ -35,8 +40,9 @@ def advices() -> list[str]:
 
 @pytest.mark.parametrize("advice", advices())
 def test_what_is_advised_in_the_source_can_be_set(advice):
-    if advice.startswith("suppress."):  # of `predict`
-        assert Draft.of(PredictConfig, [advice]).check()
+    model = PredictConfig if advice.startswith("suppress.") else VERBS.get(advice)
+    if model is not None:
+        assert Draft.of(model, [advice]).check()
     else:
         assert parse_recipe(RECIPE, file="r.yaml", overrides=[advice])
 
@@ -45,6 +51,7 @@ def test_there_are_advices():
     assert f"members.{MEMBER}.model.init=random" in advices()
     assert "data.train=splits/train.json" in advices()
     assert "suppress.method=none" in advices()
+    assert VERBS.keys() <= set(advices())
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])

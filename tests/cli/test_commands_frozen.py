@@ -13,8 +13,8 @@ from scantling import api
 from scantling.cli.app import app
 
 SNAPSHOT = Path(__file__).with_name("commands.txt")
-SHOWN_ONLY = {"help", "json", "quiet", "debug"}
-"""Options that change what is shown, not what is done."""
+SHOWN_ONLY = {"help", "json", "quiet", "debug", "plan"}
+"""Options that change what is shown, not what is done; `plan` shows it and does nothing (`api.plan`)."""
 TRANSLATED = {
     "count_difficult",
     "skip_invalid",

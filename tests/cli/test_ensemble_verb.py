@@ -154,6 +154,7 @@ def test_masks_are_counted_as_left_out(folder):
     assert json.loads(done.stdout)["members"][0]["num_masks"] == 2
     results = json.loads((folder / "fused.json").read_text())
     assert [r["bbox"] for r in results] == [[3, 2, 6, 5], A]
+    assert [r["segmentation"] for r in results] == [rle, rle]
 
 
 class TestMistakes:

@@ -91,7 +91,9 @@ def test_empty_image_and_empty_file(parts):
 
 
 def test_a_folder_of_images_and_the_folder_above(parts, tmp_path):
-    assert "scantling predict" in check("check", parts / "images").stderr
+    assert f"Labels are in {parts}: give that folder." in check("check", parts / "images").stderr
+    shutil.copytree(parts / "images", tmp_path / "alone" / "images")
+    assert "scantling predict" in check("check", tmp_path / "alone" / "images").stderr
     above = check("check", tmp_path)
     assert above.exit_code == 2
     assert f"The data set is in {parts}" in above.stderr

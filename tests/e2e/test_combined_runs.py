@@ -19,6 +19,7 @@ from scantling.models.suppression import SuppressConfig
 from scantling.recipe.recipe import parse_recipe
 from scantling.run.ablation import methods, with_variants
 from scantling.run.pipeline import prepared_run, run_recipe
+from scantling.run.stage import hash_of
 from scantling.run.stages.refining import audit_stage, gate_stage, refiner_stage
 from scantling.synth.synth import SynthConfig, write_synth
 from scantling.train.checkpoint import load_checkpoint
@@ -282,7 +283,7 @@ def stage_inputs(parts: Path, folder: Path, *changes: str) -> dict[str, str]:
             "gate": gate_stage(context),
             "audit": audit_stage(context),
         }
-    return {name: stage.inputs_sha256 for name, stage in stages.items()}
+    return {name: hash_of(stage.inputs()) for name, stage in stages.items()}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scantling.evaluate.coco_eval import evaluate_results
 from scantling.recipe.recipe import load_recipe
 from scantling.train.checkpoint import load_checkpoint
 
@@ -163,6 +165,56 @@ def test_the_report_can_be_written_anew(trained, command, tmp_path):
     done = command("report", run)
     assert (done.exit_code, done.stdout.strip()) == (0, str(run / "report.html"))
     assert (run / "report.html").stat().st_size > 10_000
+
+
+def test_a_report_measures_nothing_again_unless_a_run_of_an_earlier_version_kept_no_curves(
+    trained, command, tmp_path, monkeypatch
+):
+    run = copy_of(trained, tmp_path)
+    measured: list[str] = []
+
+    def evaluate(*arguments, **options):
+        measured.append(options["iou_type"])
+        return evaluate_results(*arguments, **options)
+
+    monkeypatch.setattr("scantling.run.stages.evaluation.evaluate_results", evaluate)
+    pages = []
+    for again in (False, True):
+        if again:
+            shutil.rmtree(run / "evaluate/results")
+        assert command("report", run).exit_code == 0
+        page = (run / "report.html").read_text()
+        pages.append(re.sub(r"\d+ \w+ \d{4}, \d\d:\d\d", "", page))
+        assert measured == (["bbox"] if again else [])
+    assert pages[0] == pages[1]
+
+
+def test_a_report_of_a_run_whose_recipe_was_changed_since_is_refused(trained, command, tmp_path):
+    run = copy_of(trained, tmp_path)
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("\n  tiny:", "\n  other:"))
+    done = command("report", run)
+    assert done.exit_code == 2
+    assert "the recipe was changed since the run was evaluated" in done.stderr
+
+
+@pytest.mark.parametrize("out", ["new", "trained"])
+def test_a_plan_says_what_would_be_done_and_does_nothing(trained, scenes, recipe, command, tmp_path, out):
+    run = copy_of(trained, tmp_path) if out == "trained" else tmp_path / "new"
+    before = files_in(tmp_path)
+    given = ("train", scenes, "--recipe", recipe, "--out", run, "--plan")
+    change = ("--set", "members.tiny.predict.suppress.max_per_image=3")
+    done = command(*given, *change)
+    assert done.exit_code == 0, done.stderr
+    told = {line.split()[1]: line.split()[0] for line in done.stdout.splitlines()[: len(STAGES)]}
+    expected = ["keep", "keep", "redo", "redo", "redo"] if out == "trained" else ["do"] * 5
+    assert told == dict(zip(STAGES, expected, strict=True))
+    if out == "trained":
+        assert "suppress.max_per_image: was 20, is now 3" in done.stdout
+        refused = command(*given, "--set", "members.tiny.train.lr=0.5", "--json")
+        (first, *_) = json.loads(refused.stdout)["stages"]
+        assert (first["action"], first["reasons"]) == ("refuse", ["train.lr: was 0.0025, is now 0.5"])
+    assert files_in(tmp_path) == before
 
 
 def test_a_broken_annotation_file_is_told_whole_and_nothing_is_written(scenes, recipe, command, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from scantling.data.coco import read_coco
 from scantling.evaluate.backends import match_and_accumulate
 from scantling.evaluate.bootstrap import METRICS, centre, draw_weights, interval, resample
 from scantling.evaluate.coco_eval import evaluate_results, interval_table, mean_defined, metrics_json
+from scantling.evaluate.inputs import EvalInputs, eval_inputs
 from scantling.evaluate.outcomes import match_outcomes
-from scantling.evaluate.problem import Problem, build_problem
 
 SLICES = {
     "AP": (slice(None), 0),
@@ -24,9 +25,9 @@ SLICES = {
 }
 
 
-def pycocotools(problem: Problem) -> np.ndarray:
+def pycocotools(inputs: EvalInputs) -> np.ndarray:
     """(K + 1, M) metrics of every category, then of all, with NaN for undefined."""
-    curves = match_and_accumulate(problem, (1, 10, 100), "pycocotools")
+    curves = match_and_accumulate(inputs, (1, 10, 100), "pycocotools")
     precision, recall = curves.precision[..., -1], curves.recall[:, :, 0, -1]
     categories = [[k] for k in range(precision.shape[2])]
     rows = [
@@ -37,21 +38,20 @@ def pycocotools(problem: Problem) -> np.ndarray:
     return np.array(rows, dtype=float)
 
 
-def copied(problem: Problem, weights: np.ndarray) -> Problem:
-    """The problem with every image as often as its weight says, copies beside one another."""
-    images, truths, detections = [], [], []
-    for image in problem.truth["images"]:
-        for _ in range(int(weights[image["id"] - 1])):
-            number = len(images) + 1
-            images.append({**image, "id": number})
-            for records, target in ((problem.truth["annotations"], truths), (problem.detections, detections)):
-                own = [
-                    {**record, "image_id": number} for record in records if record["image_id"] == image["id"]
-                ]
-                target.extend(copy.deepcopy(own))
-    truths = [{**record, "id": n} for n, record in enumerate(truths, 1)]
-    truth = {**problem.truth, "images": images, "annotations": truths}
-    return Problem(truth=truth, detections=detections, iou_type=problem.iou_type, findings=())
+def copied(inputs: EvalInputs, weights: np.ndarray) -> EvalInputs:
+    """The same with every image as often as its weight says, copies beside one another."""
+    images = np.repeat(np.arange(inputs.num_images), weights.astype(int))
+    truths, found = inputs.truths, inputs.detections
+    own, rows = ([np.flatnonzero(of == image) for image in images] for of in (truths.images, found.images))
+    numbers = [np.repeat(np.arange(len(images)), [len(r) for r in part]) for part in (own, rows)]
+    nothing = np.zeros(0, dtype=np.int64)
+    own, rows = (np.concatenate([nothing, *part]) for part in (own, rows))
+    return replace(
+        inputs[rows],
+        truths=truths[own].replace(images=numbers[0]),
+        detections=found[rows].replace(images=numbers[1]),
+        sizes_hw=inputs.sizes_hw[images],
+    )
 
 
 def values(resampled, column: int) -> np.ndarray:
@@ -62,22 +62,22 @@ def values(resampled, column: int) -> np.ndarray:
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_weights_of_one_are_the_evaluation_itself(random_case, seed, masks):
-    problem = build_problem(*random_case(seed, masks=masks), "segm" if masks else "bbox")
-    ours = values(resample(match_outcomes(problem), np.ones((5, 1), np.float32)), 0)
-    np.testing.assert_allclose(ours, pycocotools(problem), rtol=0, atol=1e-12)
+    inputs = eval_inputs(*random_case(seed, masks=masks), "segm" if masks else "bbox")
+    ours = values(resample(match_outcomes(inputs), np.ones((5, 1), np.float32)), 0)
+    np.testing.assert_allclose(ours, pycocotools(inputs), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_weights_are_copies_of_images(random_case, seed):
     """Categories without a truth in a draw, images drawn never or often, crowd regions, a category of no truth."""
     dataset, results = random_case(seed)
-    problem = build_problem(dataset, results, "bbox")
+    inputs = eval_inputs(dataset, results, "bbox")
     only_empty = np.zeros((5, 1), np.float32)
     only_empty[dataset.index_of[5]] = 3
     weights = np.concatenate([draw_weights(5, 6, seed), only_empty], axis=1)
-    resampled = resample(match_outcomes(problem), weights)
+    resampled = resample(match_outcomes(inputs), weights)
     for column in range(weights.shape[1]):
-        truly = pycocotools(copied(problem, weights[:, column]))
+        truly = pycocotools(copied(inputs, weights[:, column]))
         np.testing.assert_allclose(values(resampled, column), truly, rtol=0, atol=1e-12)
     assert np.isnan(resampled.overall[:, -1]).all()
 
@@ -93,11 +93,11 @@ def test_recalls_of_whole_percents_are_reached_as_in_pycocotools(make_dataset):
         for i in range(1, 101)
         for x in (10.0, 150.0)
     ]
-    problem = build_problem(dataset, results, "bbox")
+    inputs = eval_inputs(dataset, results, "bbox")
     weights = np.concatenate([np.ones((100, 1), np.float32), draw_weights(100, 3)], axis=1)
-    resampled = resample(match_outcomes(problem), weights)
+    resampled = resample(match_outcomes(inputs), weights)
     for column in range(4):
-        truly = pycocotools(copied(problem, weights[:, column]))
+        truly = pycocotools(copied(inputs, weights[:, column]))
         np.testing.assert_allclose(values(resampled, column), truly, rtol=0, atol=1e-12)
 
 
@@ -108,9 +108,9 @@ def test_the_detection_limit_holds_per_image_and_category(make_dataset):
         for n in range(100)
     ]
     hit = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 50, 40], "score": 0.1}
-    outcomes = match_outcomes(build_problem(dataset, [*false, hit], "bbox"))
+    outcomes = match_outcomes(eval_inputs(dataset, [*false, hit], "bbox"))
     assert (len(outcomes.scores), outcomes.is_hit.any()) == (100, False)
-    wider = match_outcomes(build_problem(dataset, [*false, hit], "bbox"), max_detections=101)
+    wider = match_outcomes(eval_inputs(dataset, [*false, hit], "bbox"), max_detections=101)
     assert wider.is_hit[:, 0, 0].sum() == 1
 
 
@@ -266,7 +266,7 @@ def test_real_splits_give_the_numbers_of_pycocotools(real_data, name, split, iou
     for value, expected in zip(evaluation.metrics.values(), theirs, strict=True):
         assert value == expected if expected is None else value == pytest.approx(expected, abs=1e-9)
     assert 0.2 < evaluation.metrics["AP"] < 0.95
-    problem = build_problem(dataset, results, iou_type)
-    ours = resample(match_outcomes(problem), np.ones((len(dataset), 1), np.float32)).overall[:, 0]
+    inputs = eval_inputs(dataset, results, iou_type)
+    ours = resample(match_outcomes(inputs), np.ones((len(dataset), 1), np.float32)).overall[:, 0]
     expected = np.array([np.nan if value is None else value for value in [*theirs[:6], theirs[8]]])
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9)

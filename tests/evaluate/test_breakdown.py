@@ -14,8 +14,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scantling.evaluate.breakdown import DEFAULT_THRESHOLD, best_threshold, break_down
-from scantling.evaluate.matching import NONE, ErrorKind, match_images
-from scantling.evaluate.problem import build_problem
+from scantling.evaluate.inputs import eval_inputs
+from scantling.evaluate.matching import ErrorKind, match_images
+from scantling.evaluate.pairs import NONE
 
 
 def result(image_id, box, score, category_id=1):
@@ -26,14 +27,33 @@ def truth(image_id, box, category_id=1, iscrowd=0):
     return {"image_id": image_id, "category_id": category_id, "bbox": list(box), "iscrowd": iscrowd}
 
 
-def official_matches(problem):
+def plain(dataset, results):
+    """Truth and results in numbers that pycocotools can sort and tell from "not matched"."""
+    content = dataset.to_coco()
+    images = {image["id"]: n for n, image in enumerate(content["images"], 1)}
+    categories = {category["id"]: n for n, category in enumerate(content["categories"], 1)}
+    truths, found = (
+        [
+            {**r, "image_id": images[r["image_id"]], "category_id": categories[r["category_id"]]}
+            for r in records
+        ]
+        for records in (content["annotations"], results)
+    )
+    return {
+        "images": [{**image, "id": images[image["id"]]} for image in content["images"]],
+        "annotations": [{**truth, "id": n} for n, truth in enumerate(truths, 1)],
+        "categories": [{"id": n, "name": str(n)} for n in categories.values()],
+    }, found
+
+
+def official_matches(truth, found, iou_type):
     """(image, label, score) -> box of the truth pycocotools matched it with at IoU 0.5, None if it matched none."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
-        coco.dataset = copy.deepcopy(problem.truth)
+        coco.dataset = copy.deepcopy(truth)
         coco.createIndex()
-        detections = coco.loadRes(copy.deepcopy(problem.detections))
-        evaluator = COCOeval(coco, detections, problem.iou_type)
+        detections = coco.loadRes(copy.deepcopy(found))
+        evaluator = COCOeval(coco, detections, iou_type)
         evaluator.evaluate()
     found = {}
     for entry in evaluator.evalImgs:
@@ -51,13 +71,14 @@ def official_matches(problem):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_matches_are_those_of_pycocotools(random_case, seed, iou_type):
-    problem = build_problem(*random_case(seed, masks=iou_type == "segm"), iou_type)
-    expected = official_matches(problem)
-    boxes_of = {i: [] for i in range(len(problem.truth["images"]))}
-    for annotation in problem.truth["annotations"]:
+    dataset, results = random_case(seed, masks=iou_type == "segm")
+    truth, found = plain(dataset, results)
+    expected = official_matches(truth, found, iou_type)
+    boxes_of = {i: [] for i in range(len(dataset))}
+    for annotation in truth["annotations"]:
         boxes_of[annotation["image_id"] - 1].append(tuple(annotation["bbox"]))
     found = {}
-    for image, match in enumerate(match_images(problem)):
+    for image, match in enumerate(match_images(eval_inputs(dataset, results, iou_type))):
         for index, label in enumerate(match.predictions.labels):
             matched = match.truth_of[index]
             key = (image, int(label), float(match.predictions.scores[index]))
@@ -192,7 +213,7 @@ def test_without_truths_everything_is_background(make_dataset):
 def test_only_the_best_predictions_of_a_category_are_kept(make_dataset):
     dataset = make_dataset([truth(1, (0, 0, 50, 50))])
     results = [result(1, (100, 100, 10 + i, 10), 0.5 + 0.01 * i) for i in range(8)]
-    (kept,) = match_images(build_problem(dataset, results, "bbox"), max_detections=3)[:1]
+    (kept,) = match_images(eval_inputs(dataset, results, "bbox"), max_detections=3)[:1]
     assert kept.predictions.scores.tolist() == pytest.approx([0.57, 0.56, 0.55])
 
 

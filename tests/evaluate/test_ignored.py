@@ -11,8 +11,8 @@ from scantling.data.coco import ReadOptions, parse_coco
 from scantling.evaluate.bootstrap import resample
 from scantling.evaluate.breakdown import break_down
 from scantling.evaluate.coco_eval import evaluate_results
+from scantling.evaluate.inputs import eval_inputs
 from scantling.evaluate.outcomes import match_outcomes
-from scantling.evaluate.problem import build_problem
 
 ORDINARY, MARKED = [10.0, 10.0, 40.0, 40.0], [100.0, 100.0, 60.0, 60.0]
 BACKENDS = ("pycocotools", "hotcoco")
@@ -90,7 +90,7 @@ def test_three_engines_agree_on_random_problems(random_case, iou_type, seed):
         evaluate_results(dataset, results, iou_type=iou_type, backend=backend) for backend in BACKENDS
     )
     ours = resample(
-        match_outcomes(build_problem(dataset, results, iou_type)),
+        match_outcomes(eval_inputs(dataset, results, iou_type)),
         np.ones((len(dataset), 1), dtype=np.float32),
     ).of(None)
     for key in ("AP", "AP50", "AP75", "APs", "APm", "APl"):

@@ -72,6 +72,8 @@ def _head(key: str, kind: str) -> str:
     if match := re.fullmatch(r"(logits|deltas)\.(\w+)", key):
         part = {"logits": "fc_cls", "deltas": "fc_reg"}[match[1]]
         return f"{part}.{match[2]}"
+    if key == "class_loss.counts":
+        return "loss_cls.cum_samples"
     if match := re.fullmatch(r"trunk\.(\d)\.([01])\.(\w+)", key):
         return f"shared_convs.{match[1]}.{kind}.{match[3]}"
     if match := re.fullmatch(r"trunk\.(\d)\.(\w+)", key):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.mmdet_layout import mmdet_weights
 from scantling.errors import UsageError
 from scantling.models.weights.class_rows import rows_by_name, with_rows
-from scantling.models.zoo import ModelConfig
+from scantling.models.weights.mmdet import class_loss_of, num_classes_of
+from scantling.models.zoo import ModelConfig, build_model
 from scantling.predict.import_weights import HeadChoice, import_detector, parse_classes
 from scantling.train.checkpoint import load_checkpoint, weights_in
 
@@ -54,6 +56,50 @@ def test_a_dropped_classifier_is_all_new_and_boxes_shared_by_all_classes_stay():
     moved = with_rows(head(prefix, shared_boxes=True), (None, None, None), 2, fresh("head.", 3))
     assert moved[f"{prefix}fc_cls.bias"].tolist() == [0, 0, 0, 0]
     assert moved[f"{prefix}fc_reg.bias"].tolist() == [5, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("roi_head.mask_head.", "mask_head."),
+        ("roi_head.mask_head.1.", "mask_stages.1."),
+        ("roi_heads.mask_predictor.", "mask_head."),
+    ],
+)
+def test_masks_of_each_class_follow_its_name_and_shared_ones_stay(theirs, ours):
+    name = f"{theirs}{'mask_fcn_logits' if 'predictor' in theirs else 'conv_logits'}.weight"
+    rows = torch.tensor([BOLT, NUT])[:, None, None, None].repeat(1, 4, 1, 1)
+    fresh = {f"{ours}logits.weight": torch.zeros(3, 4, 1, 1)}
+    moved = with_rows({name: rows}, (1, None, 0), 2, fresh)[name]
+    assert moved[:, 0, 0, 0].tolist() == [NUT, 0, BOLT]
+    shared = {name: rows[:1]}
+    assert with_rows(shared, (1, None, 0), 2, fresh)[name] is shared[name]
+
+
+def test_the_number_of_classes_is_the_class_losses_affair():
+    softmax = {"roi_head.bbox_head.0.fc_cls.weight": torch.zeros(5, 8)}
+    seesaw = softmax | {"roi_head.bbox_head.0.loss_cls.cum_samples": torch.zeros(4)}
+    assert [class_loss_of(weights) for weights in (softmax, seesaw)] == ["softmax", "seesaw"]
+    assert num_classes_of(softmax, "softmax") == 4
+    assert num_classes_of(seesaw, "seesaw") == 3
+
+
+def test_a_seesaw_detector_is_imported_with_its_counts(tmp_path):
+    """Five rows of three classes: the file's counts say that they are Seesaw's."""
+    small = {"fpn_channels": 16, "fc_channels": 16}
+    config = ModelConfig(name="cascade_rcnn_r18_small", class_loss="seesaw", **small)
+    model = build_model(config, 3)
+    for stage, head in enumerate(model.heads):
+        head.class_loss.counts += stage + torch.arange(4)
+    theirs = mmdet_weights(model)
+    assert "roi_head.bbox_head.1.loss_cls.cum_samples" in theirs
+    torch.save({"state_dict": theirs}, tmp_path / "theirs.pth")
+    plain = ModelConfig(name="cascade_rcnn_r18_small", **small)
+    summary = import_detector(tmp_path / "theirs.pth", plain, tmp_path / "ours")
+    tensors, meta = load_checkpoint(summary.checkpoint)
+    assert (meta.model["class_loss"], len(meta.class_names)) == ("seesaw", 3)
+    found = weights_in(tensors)
+    assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
 
 
 def test_categories_come_from_a_list_or_a_file(tmp_path):

@@ -219,6 +219,14 @@ def test_a_mask_loss_of_weight_zero_teaches_nothing(variant: str) -> None:
     assert still == {n for n, _ in model.named_parameters() if n.startswith("mask_")}
 
 
+@pytest.mark.parametrize("num_classes", [2, 40])
+def test_masks_start_undecided_however_many_classes_there_are(num_classes: int) -> None:
+    torch.manual_seed(0)
+    model = build_model(VARIANTS["mask"], num_classes).train()
+    loss = model.losses(two_images())["mask_head/mask"]
+    assert float(loss.detach()) == pytest.approx(np.log(2), abs=0.02)
+
+
 def test_masks_are_learned_from_masks_only() -> None:
     model = build("mask").train()
     batch = Batch.collate([painted([(10, 20, 50, 60)], [0], seed=1)])

@@ -38,14 +38,19 @@ def test_a_model_learns_one_step_and_predicts(name: str) -> None:
     loss = total_loss(model.losses(batch))
     loss.backward()
     assert torch.isfinite(loss)
-    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     optimizer.step()
     moved = {n.split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n.split(".")[0] for n in before}
     with torch.no_grad():
         found = detect(model.eval(), batch)
     assert torch.isfinite(found[0].boxes).all()
-    assert (found[0].masks is not None) == ("mask" in name)
+    assert (
+        (found[0].masks is not None)
+        == model.has_masks
+        == ModelConfig(name=name).has_masks
+        == ("mask" in name)
+    )
     assert (found[0].boxes[:, 2:] <= torch.tensor([160, 128])).all()
 
 

@@ -13,7 +13,6 @@ from scantling.ops.boxes import (
     MAX_LOG_SCALE,
     box_area,
     clip_boxes,
-    cxcywh_to_xyxy,
     decode_boxes,
     encode_boxes,
     enlarge_boxes,
@@ -21,11 +20,7 @@ from scantling.ops.boxes import (
     paired_iou,
     pairwise_intersection,
     pairwise_iou,
-    scale_boxes,
     transform_boxes,
-    xywh_to_xyxy,
-    xyxy_to_cxcywh,
-    xyxy_to_xywh,
 )
 
 KINDS = ("iou", "giou", "diou", "ciou")
@@ -39,7 +34,8 @@ def boxes_of(draw, count=None):
     rows = draw(
         st.lists(st.tuples(coordinate, coordinate, side, side), min_size=count or 1, max_size=count or 8)
     )
-    return xywh_to_xyxy(torch.tensor(rows, dtype=torch.float32))
+    boxes_xywh = torch.tensor(rows, dtype=torch.float32)
+    return torch.cat([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], dim=1)
 
 
 def random_boxes(count, seed, size=100.0):
@@ -215,11 +211,6 @@ class TestCoordinates:
         clipped = clip_boxes(boxes, (20, 30))
         assert clipped.tolist() == [[0.0, 0.0, 30.0, 20.0], [30.0, 20.0, 30.0, 20.0], [1.0, 2.0, 3.0, 4.0]]
 
-    def test_scale(self):
-        assert scale_boxes(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), (2.0, 0.5)).tolist() == [
-            [2.0, 1.0, 6.0, 2.0]
-        ]
-
     def test_enlarge(self):
         grown = enlarge_boxes(torch.tensor([[0.0, 10.0, 10.0, 14.0]]), 1.5)
         assert grown.tolist() == [[-2.5, 9.0, 12.5, 15.0]]
@@ -245,16 +236,6 @@ class TestCoordinates:
         r = math.sqrt(2)
         assert turned[0].tolist() == pytest.approx([-r, -r, r, r], abs=1e-6)
 
-    @given(boxes_of())
-    def test_conversions_invert_each_other(self, boxes):
-        torch.testing.assert_close(xywh_to_xyxy(xyxy_to_xywh(boxes)), boxes, atol=1e-3, rtol=0)
-        torch.testing.assert_close(cxcywh_to_xyxy(xyxy_to_cxcywh(boxes)), boxes, atol=1e-3, rtol=0)
-
-    def test_conversions_hand_derived(self):
-        box = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
-        assert xyxy_to_xywh(box).tolist() == [[1.0, 2.0, 3.0, 6.0]]
-        assert xyxy_to_cxcywh(box).tolist() == [[2.5, 5.0, 3.0, 6.0]]
-
 
 def test_no_boxes_give_empty_results_that_still_carry_gradients():
     none = torch.zeros(0, 4, requires_grad=True)
@@ -270,7 +251,6 @@ def test_no_boxes_give_empty_results_that_still_carry_gradients():
     ]
     results += [
         flip_boxes(none, 5),
-        scale_boxes(none, (2.0, 2.0)),
         enlarge_boxes(none, 1.3),
         clip_boxes(none, (5, 5)),
         box_area(none),

@@ -16,7 +16,6 @@ from scantling.errors import DataError
 from scantling.ops.masks import (
     check_polygons,
     crop_masks,
-    pairwise_mask_iou,
     paste_masks,
     paste_patches,
     polygons_to_rle,
@@ -102,29 +101,6 @@ class TestPolygons:
     def test_an_image_too_large_is_refused(self):
         with pytest.raises(DataError, match="found 100000 x 100000"):
             polygons_to_rle([[0, 0, 5, 0, 5, 5]], (100_000, 100_000))
-
-
-class TestIou:
-    left = rle_encode(np.array([[1, 1, 0, 0]] * 2))
-    middle = rle_encode(np.array([[0, 1, 1, 0]] * 2))
-
-    def test_hand_derived_and_with_crowd(self):
-        assert pairwise_mask_iou([self.left], [self.left, self.middle]).tolist() == [
-            [1.0, pytest.approx(1 / 3)]
-        ]
-        assert pairwise_mask_iou([self.left], [self.middle], [True]).tolist() == [[0.5]]
-
-    def test_empty_sides(self):
-        assert pairwise_mask_iou([], [self.left]).shape == (0, 1)
-        assert pairwise_mask_iou([self.left] * 2, []).shape == (2, 0)
-
-    def test_other_sizes_damage_and_flags_are_refused(self):
-        with pytest.raises(DataError, match=r"found \[3, 4\]"):
-            pairwise_mask_iou([self.left], [rle_encode(np.ones((3, 4)))])
-        with pytest.raises(DataError, match="in all, found"):
-            pairwise_mask_iou([self.left], [{"size": [2, 4], "counts": "99999"}])
-        with pytest.raises(ValueError, match="expected 1 crowd flags"):
-            pairwise_mask_iou([self.left], [self.left], [True, False])
 
 
 class TestCrop:

@@ -84,3 +84,29 @@ def test_portions_hold_every_pair_once_and_neighbours_together(monkeypatch):
         assert found == expected
     owners = [set(keys[first].tolist()) for first, _ in portions]
     assert sum(map(len, owners)) == len(set(keys.tolist()))
+
+
+def test_forms_of_boxes_derived_by_hand():
+    box, box_xywh = (1.0, 2.0, 4.0, 8.0), (1.0, 2.0, 3.0, 6.0)
+    assert overlaps.from_corners(box) == box_xywh
+    assert overlaps.corners(box_xywh) == box
+    assert overlaps.xyxy_to_xywh(np.array([box])).tolist() == [list(box_xywh)]
+    assert overlaps.xywh_to_xyxy(np.array([box_xywh])).tolist() == [list(box)]
+    assert overlaps.xyxy_to_xywh(np.zeros((0, 4))).shape == (0, 4)
+
+
+def test_a_box_that_is_not_there_overlaps_nothing():
+    there, nowhere = np.array([[0.0, 0.0, 4.0, 2.0]]), np.full((1, 4), np.nan)
+    assert (
+        overlaps.paired_iou(there, nowhere).tolist() == overlaps.paired_iou(nowhere, nowhere).tolist() == [0]
+    )
+    assert pairwise_iou(np.concatenate([there, nowhere]), there).tolist() == [[1], [0]]
+
+
+def test_masks_derived_by_hand_and_with_crowd():
+    left, middle = (rle_encode(np.array([row] * 2)) for row in ([1, 1, 0, 0], [0, 1, 1, 0]))
+    one, both, key = object_column([left]), object_column([left, middle]), np.zeros(1, dtype=np.int64)
+    keys = np.zeros(2, dtype=np.int64)
+    assert find_pairs(key, one, keys, both).iou.tolist() == [1.0, pytest.approx(1 / 3)]
+    crowds = np.array([False, True])
+    assert find_pairs(key, one, keys, both, is_crowd=crowds).iou.tolist() == [1.0, 0.5]

@@ -14,7 +14,7 @@ from scantling.data.coco import Category, to_results
 from scantling.data.samples.geometry import View, render
 from scantling.errors import ConfigError, DataError, Severity
 from scantling.models.suppression import SuppressConfig, suppress_instances
-from scantling.predict import predictor as predictor_module
+from scantling.predict import views as views_module
 from scantling.predict.predictor import PredictConfig, Predictor, read_sample
 from scantling.structures.masks import RoiMasks
 from scantling.structures.sample import Batch
@@ -157,9 +157,9 @@ def test_when_no_image_can_be_read_it_is_an_error_that_names_them_all(paint):
 def test_images_are_read_only_when_their_turn_comes(paint, monkeypatch):
     """Memory does not grow with the number of images: nothing is read ahead of the consumer."""
     opened = []
-    original = predictor_module.open_image
+    original = views_module.open_image
     monkeypatch.setattr(
-        predictor_module, "open_image", lambda path, **k: opened.append(path) or original(path, **k)
+        views_module, "open_image", lambda path, **k: opened.append(path) or original(path, **k)
     )
     record = paint("a.png", (50, 60), {})
     records = [replace(record, id=i) for i in range(50)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from scantling.models.suppression import SuppressConfig
-from scantling.predict.tta import mirrored, pool
+from scantling.models.suppression import SuppressConfig, suppress_instances
+from scantling.predict.tta import in_original_pixels, mirrored
 from scantling.structures.instances import Instances, RoiMasks
 from scantling.structures.sample import Batch, Frame, Sample
 
@@ -15,6 +15,12 @@ def sample_of(size_hw, image_id):
     pixels = np.random.default_rng(image_id).integers(1, 256, (3, *size_hw), dtype=np.uint8)
     instances = Instances.empty(size_hw, scored=False)
     return Sample(image=pixels, instances=instances, frame=Frame.identity(size_hw), image_id=image_id)
+
+
+def pooled(seen, iou_threshold=0.5):
+    """All views of an image suppressed together, in its own pixels."""
+    together = Instances.cat(in_original_pixels(seen))
+    return suppress_instances(together, SuppressConfig(iou_threshold=iou_threshold), ("a",))
 
 
 def detections(size_hw, boxes, scores, masks=None):
@@ -54,11 +60,11 @@ def test_pooling_maps_back_then_suppresses_over_all_views():
             detections((100, 200), [[60, 10, 100, 50]], [0.6]),
         ),  # 200 - 100 .. 200 - 60: the second object
     ]
-    found = pool(seen, SuppressConfig(), ("a",))
+    found = pooled(seen)
     assert found.boxes.tolist() == [[100, 10, 140, 50], [10, 10, 50, 50]]
     torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.8]))
     assert found.size_hw == (100, 200)
-    everything = pool(seen, SuppressConfig(iou_threshold=1.0), ("a",))
+    everything = pooled(seen, iou_threshold=1.0)
     assert len(everything) == 4
 
 
@@ -68,7 +74,7 @@ def test_soft_masks_follow_their_box_through_the_mirror():
     flip = Frame.identity((100, 200)).then(np.array([[-1.0, 0, 200], [0, 1.0, 0]]), (100, 200))
     mirrored_view = detections((100, 200), [[60, 10, 100, 50]], [0.6], RoiMasks(probabilities=left_half))
     plain = detections((100, 200), [], [], RoiMasks(probabilities=torch.zeros(0, 4, 4)))
-    found = pool([(Frame.identity((100, 200)), plain), (flip, mirrored_view)], SuppressConfig(), ("a",))
+    found = pooled([(Frame.identity((100, 200)), plain), (flip, mirrored_view)])
     assert found.boxes.tolist() == [[100, 10, 140, 50]]
     torch.testing.assert_close(found.masks.probabilities, left_half.flip(-1))
 
@@ -76,5 +82,5 @@ def test_soft_masks_follow_their_box_through_the_mirror():
 def test_views_without_candidates():
     frame = Frame.identity((100, 200))
     nothing = detections((100, 200), [], [])
-    assert len(pool([(frame, nothing)] * 3, SuppressConfig(), ("a",))) == 0
-    assert len(pool([(frame, nothing)], SuppressConfig(), ("a",))) == 0
+    assert len(pooled([(frame, nothing)] * 3)) == 0
+    assert len(pooled([(frame, nothing)])) == 0

@@ -100,6 +100,20 @@ def test_a_run_brings_its_model_along(trained):
     assert max(map(len, reasons)) < 170
 
 
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_detector_of_masks_brings_them_along_where_the_objects_have_them(masks, tmp_path):
+    options = {"backbone": "resnet10t", "fpn_channels": 16, "mask_channels": 8}
+    config = ModelConfig(name="mask_rcnn_r18_small", **options)
+    meta = CheckpointMeta(class_names=("bolt",), category_ids=(1,), model=config.model_dump(mode="json"))
+    save_checkpoint(tmp_path / "weights.safetensors", model_tensors(build_model(config, 1)), meta)
+    opened = OpenRecipe.over("data", overrides=[f'members.*.model.init="{tmp_path}"'])
+    facts = DataFacts(**FACTS, device="cpu", has_masks=masks)
+    model = opened.choose(facts).recipe.members[MEMBER].detector
+    assert model.name == ("mask_rcnn_r18_small" if masks else "faster_rcnn_r18_small")
+    assert model.fpn_channels == 16
+    assert model.options.get("mask_channels") == (8 if masks else None)
+
+
 def test_what_cannot_be_started_from_is_told_before_any_data_is_read(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such file"):
         OpenRecipe.over("nowhere", overrides=[f"members.*.model.init={tmp_path / 'none.safetensors'}"])

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from scantling.data.coco import CocoDataset, read_coco
-from scantling.data.truths import labels_of
+from scantling.data.truths import truths_of
 from scantling.structures.detections import Detections
 
 NUM_IMAGES = 24
@@ -38,7 +38,7 @@ class Faulty:
     def refined(self) -> np.ndarray:
         """The true box of every label (of the twin, for the duplicate), off by up to half a pixel."""
         generator = np.random.default_rng(1)
-        labels = labels_of(self.dataset)
+        labels = truths_of(self.dataset)
         boxes = labels.boxes.copy()
         for row, identifier in enumerate(labels.ids):
             true = self.truth.get(DUPLICATE if identifier == 1002 else identifier)

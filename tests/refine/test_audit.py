@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from reference.faulty_labels import CLASS, DUPLICATE, LOOSE, MISSING, SPURIOUS, Faulty, detect, make_faulty
+from scantling.audit.association import associate
 from scantling.audit.file import suspects_json, table_text
 from scantling.audit.odds import precision_of, robust_z, share_at_most, surprise, with_odds
 from scantling.audit.reasons import size_groups
 from scantling.audit.suspects import AuditConfig, find_suspects, hash_of
 from scantling.data.coco import read_coco
-from scantling.data.truths import associate, labels_of, overlaps
+from scantling.data.truths import truths_of
 from scantling.errors import UsageError
+from scantling.ops.overlaps import pairwise_iou
 from scantling.structures.detections import Detections
 
 EVERYTHING = AuditConfig(min_score=0.0)
@@ -38,7 +40,7 @@ def of_reason(audit, reason):
 
 def iou(box, truth_xywh) -> float:
     x, y, width, height = truth_xywh
-    return float(overlaps(np.array([box]), np.array([[x, y, x + width, y + height]]))[0, 0])
+    return float(pairwise_iou(np.array([box]), np.array([[x, y, x + width, y + height]]))[0, 0])
 
 
 def test_the_planted_faults_come_first_each_with_its_reason(audit):
@@ -51,7 +53,7 @@ def test_the_planted_faults_come_first_each_with_its_reason(audit):
 
 def test_a_label_is_ranked_once(audit, faulty):
     ids = [suspect.annotation_id for suspect in audit.suspects if suspect.annotation_id is not None]
-    assert sorted(ids) == sorted(labels_of(faulty.dataset).ids)
+    assert sorted(ids) == sorted(truths_of(faulty.dataset).ids)
 
 
 def test_what_is_suggested_is_the_truth(audit, faulty):
@@ -86,8 +88,8 @@ def test_neither_finds_duplicates_only(faulty):
 
 def test_a_detection_that_agrees_with_the_refined_box_makes_a_loose_label_likelier(faulty):
     """The same label and refined boxes (here inexact): only what the detector says of this one object differs."""
-    labels = labels_of(faulty.dataset)
-    row = labels.ids.index(LOOSE)
+    labels = truths_of(faulty.dataset)
+    row = labels.ids.tolist().index(LOOSE)
     refined = faulty.refined + np.random.default_rng(5).normal(0, 1.5, (len(labels), 4))
     truth = detect(faulty.clean).boxes[LOOSE - 1]
     about = np.flatnonzero((faulty.detections.boxes == truth).all(axis=1))
@@ -149,7 +151,7 @@ def test_labels_that_the_border_cuts_are_compared_with_each_other(tmp_path):
         ],
     }
     (tmp_path / "labels.json").write_text(json.dumps(content))
-    labels = labels_of(read_coco(tmp_path / "labels.json", tmp_path))
+    labels = truths_of(read_coco(tmp_path / "labels.json", tmp_path))
     assert labels.is_cut.tolist() == [True, False, True, True, True]
     groups = size_groups(labels)
     assert len(set(groups[labels.is_cut])) == 1
@@ -157,7 +159,7 @@ def test_labels_that_the_border_cuts_are_compared_with_each_other(tmp_path):
 
 
 def test_labels_of_which_nothing_is_known_are_not_listed(faulty):
-    untouched = labels_of(faulty.dataset).boxes
+    untouched = truths_of(faulty.dataset).boxes
     nothing = find_suspects(faulty.dataset, untouched, None, EVERYTHING)
     assert {suspect.reason for suspect in nothing.suspects} <= {"duplicate"}
     json.dumps(suspects_json(nothing, faulty.dataset), allow_nan=False)
@@ -277,10 +279,10 @@ def test_the_file_has_a_stable_format(faulty):
 
 
 def test_a_badly_placed_label_still_belongs_to_its_detection(faulty):
-    labels = labels_of(faulty.dataset)
+    labels = truths_of(faulty.dataset)
     moved = replace(labels, boxes=labels.boxes + 18.0)
     found = associate(moved, detect(faulty.clean), iou_threshold=0.5, near_iou=0.1)
-    assert (found.found_by[labels.ids.index(1)], found.found[0]) == (0, labels.ids.index(1))
+    assert (found.found_by[labels.ids.tolist().index(1)], found.found[0]) == (0, labels.ids.tolist().index(1))
     assert associate(moved, detect(faulty.clean), iou_threshold=0.5, near_iou=0.4).found_by[0] == -1
 
 

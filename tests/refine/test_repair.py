@@ -15,8 +15,8 @@ from scantling.audit.file import FORMAT, suspects_json
 from scantling.audit.repair import MARK
 from scantling.audit.suspects import find_suspects
 from scantling.data.coco import read_coco
-from scantling.data.truths import overlaps
 from scantling.errors import DataError, UsageError
+from scantling.ops.overlaps import pairwise_iou
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_everything_accepted_restores_the_truth(faulty, suspects, tmp_path):
         assert found["category_id"] == true["category_id"]
         assert found["area"] == pytest.approx(found["bbox"][2] * found["bbox"][3], abs=1e-3)
         corners = [np.array([[x, y, x + w, y + h]]) for x, y, w, h in (true["bbox"], found["bbox"])]
-        assert overlaps(*corners)[0, 0] > 0.9
+        assert pairwise_iou(*corners)[0, 0] > 0.9
     changed = {LOOSE, 1003, CLASS}
     assert {**given[CLASS], MARK: None} == {**clean[CLASS], MARK: None}
     assert {i: given[i] for i in given.keys() - changed} == {

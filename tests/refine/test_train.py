@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from refine.conftest import SIZE_HW, TINY
-from scantling.data.truths import row_overlaps
 from scantling.errors import DataError
+from scantling.ops.overlaps import paired_iou
 from scantling.refine.apply import ApplyConfig, load_refiner
 from scantling.refine.train import (
     RefineConfig,
@@ -120,7 +120,7 @@ def test_the_first_weights_depend_on_the_seed_only():
 def test_a_jittered_box_overlaps_with_its_own_by_three_quarters():
     box = np.array([30.0, 20.0, 70.0, 60.0])
     moved = np.array([jitter_box(box, JITTER, SIZE_HW, np.random.default_rng(i)) for i in range(2000)])
-    iou = row_overlaps(moved, np.tile(box, (2000, 1)))
+    iou = paired_iou(moved, np.tile(box, (2000, 1)))
     assert iou.mean() == pytest.approx(0.75, abs=0.01)
     assert np.abs(moved - box).max() <= JITTER * 40
     at_border = jitter_box(np.array([0.0, 0.0, 50.0, 96.0]), 0.4, SIZE_HW, np.random.default_rng(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from scantling.data.coco import CocoDataset, read_coco
+from scantling.evaluate.coco_eval import evaluate_results
+from scantling.evaluate.saved import kinds_of
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -48,3 +51,17 @@ def results() -> list[dict[str, Any]]:
         {"image_id": 2, "category_id": 7, "bbox": [60.0, 40.0, 50.0, 50.0], "score": 0.8},
         {"image_id": 2, "category_id": 3, "bbox": [0.0, 0.0, 12.0, 12.0], "score": 0.1},
     ]
+
+
+def measured(
+    dataset: CocoDataset, stages: Mapping[str, Sequence[dict[str, Any]]], *, bootstrap: int = 0
+) -> dict[str, Any]:
+    """What a run has measured of the results of its stages, as `RunFacts` takes it; the last are kept themselves."""
+    found = {
+        name: [
+            evaluate_results(dataset, results, iou_type=kind, bootstrap=bootstrap)
+            for kind in kinds_of(dataset, results)
+        ]
+        for name, results in stages.items()
+    }
+    return {"stages": found, "last": list(stages.values())[-1]}

@@ -16,7 +16,7 @@ from reference.faulty_labels import CLASS, LOOSE, Faulty, make_faulty
 from scantling import api
 from scantling.audit.suspects import AuditConfig, find_suspects
 from scantling.data.coco import read_coco
-from scantling.data.truths import labels_of
+from scantling.data.truths import truths_of
 from scantling.report.audit_page import PageLimits, cards_of, render_audit, write_audit_page
 from scantling.report.audit_report import write_audit
 from scantling.report.suspect_sheet import CELL_HW, draw_suspect, write_suspect_sheet
@@ -145,7 +145,7 @@ def test_the_rest_of_a_card_is_small_in_a_crowd_as_well(tmp_path):
     }
     (tmp_path / "crowd.json").write_text(json.dumps(content))
     dataset = read_coco(tmp_path / "crowd.json", tmp_path)
-    labels = labels_of(dataset)
+    labels = truths_of(dataset)
     found = Detections(
         images=labels.images, labels=labels.labels, scores=np.full(401, 0.9), boxes=labels.boxes + 0.3
     )

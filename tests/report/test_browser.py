@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from reference.chromium import Chromium, find_chromium
+from report.conftest import measured
 from scantling.data.coco import read_coco
 from scantling.report.build import RunFacts, build_content
 from scantling.report.gallery import GalleryLimits
@@ -67,8 +68,9 @@ def address(tmp_path_factory):
     dataset, results = make_run(folder / "data", 24)
     records = [{"step": n, "loss": 1 / n, "val/bbox/AP": n / 30} for n in range(1, 20)]
     histories = (history_from_records("detector", records),)
-    run = RunFacts(stages={"first": results[::2], "detector": results}, histories=histories, recipe="a: 1")
-    content = build_content("Parts", {"val": dataset}, run, bootstrap=50)
+    found = measured(dataset, {"first": results[::2], "detector": results}, bootstrap=50)
+    run = RunFacts(**found, histories=histories, recipe="a: 1")
+    content = build_content("Parts", {"val": dataset}, run)
     return write_report(folder / "report.html", content).as_uri()
 
 
@@ -212,9 +214,8 @@ def test_a_thousand_images_stay_below_15_megabytes(tmp_path):
     """Galleries are limited, so the page grows with the limits and not with the data set."""
     dataset, results = make_run(tmp_path / "data", 1000, (640, 480))
     limits = GalleryLimits()
-    content = build_content(
-        "Many", {"train": dataset, "val": dataset}, RunFacts(stages={"a": results}), limits=limits
-    )
+    run = RunFacts(**measured(dataset, {"a": results}))
+    content = build_content("Many", {"train": dataset, "val": dataset}, run, limits=limits)
     size = write_report(tmp_path / "report.html", content).stat().st_size
     pictures = [item.picture.jpeg for gallery in content.galleries for item in gallery.items]
     assert len(pictures) >= 4 * limits.cases + limits.images

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from report.conftest import measured
 from scantling.errors import Finding, Severity
 from scantling.report.build import RunFacts, build_content
 from scantling.report.content import ReportContent
@@ -57,7 +58,7 @@ def content(dataset, results):
     records = [{"step": 10 * i, "loss": 3.0 / (i + 1), "loss/rpn": 1.0 / (i + 1)} for i in range(6)]
     records += [{"step": 30, "val/bbox/AP": 0.2}, {"step": 50, "val/bbox/AP": float("nan")}]
     run = RunFacts(
-        stages={"first": results[:1], HOSTILE: results},
+        **measured(dataset, {"first": results[:1], HOSTILE: results}),
         histories=(history_from_records(HOSTILE, records),),
         recipe="data: {root: x}  # " + HOSTILE,
         environment={"python": "3.11", HOSTILE: HOSTILE},
@@ -158,7 +159,7 @@ def test_a_page_without_results_or_data():
 @pytest.mark.parametrize("keep", ["truths", "results", "neither"])
 def test_a_page_without_truths_or_predictions(dataset, results, keep):
     data = dataset if keep == "truths" else replace(dataset, annotations=((), ()))
-    run = RunFacts(stages={"only": results if keep == "results" else []})
+    run = RunFacts(**measured(data, {"only": results if keep == "results" else []}))
     page = Page(render(build_content("Empty", {"val": data}, run)))
     shown = "".join(page.text)
     assert page.open == []

@@ -32,7 +32,7 @@ def test_a_recipe_says_what_numbers_are(tmp_path, image_ids, files):
         )
         stage = import_stage(context, "yolo")
         stage.action()
-        return stage.inputs, json.loads((tmp_path / "taken.json").read_text())
+        return stage.inputs(), json.loads((tmp_path / "taken.json").read_text())
 
     with pytest.raises(DataError, match=r"members\.NAME\.image_ids"):
         imported()

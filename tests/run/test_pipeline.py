@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
+from scantling.data.health.check import check_data
 from scantling.data.splits import DataConfig, describe_run_data, locate_split, read_run_data
 from scantling.errors import CheckpointError, ConfigError, DataError, UsageError
 from scantling.models.suppression import SuppressConfig
 from scantling.predict.whole_set import predict_dataset
 from scantling.recipe.facts import measure
 from scantling.recipe.recipe import parse_recipe
+from scantling.report.dataset_facts import describe_dataset
 from scantling.run.context import RunContext, Unit
 from scantling.run.pipeline import run_recipe
 from scantling.run.predictions import overlay_path
+from scantling.run.stage import hash_of
 from scantling.run.stages.detecting import _tune, suppression_of
 from scantling.run.stages.training import check_detectors, initial_model, train_stage
 from scantling.synth.synth import SynthConfig, write_synth
@@ -108,6 +113,35 @@ def test_categories_that_differ_are_an_error_and_leaks_a_warning(scenes, tmp_pat
     assert severities["split-same-file"] == "warning"
 
 
+@pytest.mark.parametrize(
+    ("decode", "codes"),
+    [(None, {"split-same-pixels", "split-near-pixels"}), (False, set())],
+    ids=["looked at", "not looked at"],
+)
+def test_a_run_finds_the_leaks_that_check_finds(scenes, tmp_path, decode, codes):
+    """A picture of training stored anew in val; unless the user says that pixels are not looked at."""
+
+    def leak(content):
+        train = json.loads((scenes / "annotations/train.json").read_text())
+        (tmp_path / "images").unlink()
+        shutil.copytree(scenes / "images", tmp_path / "images")
+        with Image.open(scenes / "images" / train["images"][0]["file_name"]) as picture:
+            picture.save(tmp_path / "images" / "copy.png", compress_level=1)
+        content["images"][0]["file_name"] = "copy.png"
+
+    root = edited(scenes, tmp_path, "val", leak)
+    data = read_run_data(DataConfig(root=str(root), decode=decode), "val")
+    assert leaks_among(data.val.findings) == codes
+    assert leaks_among(describe_dataset(data.splits).findings) == codes
+    if codes:
+        assert leaks_among(check_data(str(root)).findings) == codes
+    assert leaks_among(read_run_data(DataConfig(root=str(scenes)), "val").val.findings) == set()
+
+
+def leaks_among(findings):
+    return {f.code for f in findings} & {"split-same-file", "split-same-pixels", "split-near-pixels"}
+
+
 def test_what_is_left_out_is_counted(scenes, tmp_path):
     def spoil(content):
         for annotation in content["annotations"][:2]:
@@ -133,7 +167,10 @@ def test_facts_are_those_of_the_training_images(scenes):
 
 
 def test_training_depends_on_data_and_settings_but_not_on_prediction(scenes, tmp_path):
-    base = train_stage(context_for(scenes, tmp_path), Unit("one")).inputs_sha256
+    def inputs(*changes: str) -> str:
+        return hash_of(train_stage(context_for(scenes, tmp_path, *changes), Unit("one")).inputs())
+
+    base = inputs()
     same = [
         "members.one.predict.scales=64",
         "members.one.train.workers=1",
@@ -147,9 +184,9 @@ def test_training_depends_on_data_and_settings_but_not_on_prediction(scenes, tmp
         "members.one.model.fc_channels=8",
     ]
     for change in same:
-        assert train_stage(context_for(scenes, tmp_path, change), Unit("one")).inputs_sha256 == base, change
+        assert inputs(change) == base, change
     for change in other:
-        assert train_stage(context_for(scenes, tmp_path, change), Unit("one")).inputs_sha256 != base, change
+        assert inputs(change) != base, change
 
 
 def test_random_weights_depend_on_seed_and_member_only(scenes, tmp_path):

@@ -17,7 +17,7 @@ from scantling.data.detections import (
 )
 from scantling.errors import DataError, Severity
 from scantling.ops.rle import rle_decode
-from scantling.structures.detections import Detections
+from scantling.structures.detections import Detections, object_column
 from scantling.structures.instances import Instances
 from scantling.structures.masks import RoiMasks
 
@@ -166,3 +166,22 @@ def test_rows_and_instances_are_two_forms_of_the_same(dataset):
     assert torch.allclose(
         Instances.from_detections(soft.to_detections(1), (30, 40)).masks.probabilities, torch.tensor(0.2)
     )
+
+
+@pytest.mark.parametrize("kind", ["soft", "image"])
+def test_saved_rows_keep_their_masks(dataset, tmp_path, kind):
+    found = detections_of(RESULTS, dataset)
+    rng = np.random.default_rng(0)
+    if kind == "soft":
+        found = found.replace(soft_masks=rng.integers(0, 256, (2, 4, 4)).astype(np.uint8))
+    else:
+        found = found.replace(masks=object_column([rle(2, range(2, 7)), rle(30, range(0, 29))]))
+    for rows in (slice(None), slice(0)):
+        save_detections(found[rows], tmp_path / "masks.safetensors", rows=np.arange(len(found[rows])))
+        loaded, extra = load_detections(tmp_path / "masks.safetensors")
+        assert extra["rows"].tolist() == list(range(len(found[rows])))
+        assert results_of(loaded, dataset) == results_of(found[rows], dataset)
+        assert (loaded.soft_masks is not None) == (kind == "soft")
+    mixed = found.replace(soft_masks=None, masks=object_column([rle(2, range(2, 7)), None]))
+    with pytest.raises(ValueError, match="in every row or in none"):
+        save_detections(mixed, tmp_path / "masks.safetensors")

@@ -27,7 +27,6 @@ from scantling.train.checkpoint import (
     load_checkpoint,
     load_weights,
     model_tensors,
-    require_classes,
     save_checkpoint,
     weights_in,
 )
@@ -425,9 +424,3 @@ def test_differences_are_listed_and_nothing_is_changed(saved):
 )
 def test_classes_are_compared_by_name(saved_names, wanted, expected):
     assert class_differences(tuple(saved_names), tuple(wanted)) == expected
-    meta = META.model_copy(update={"class_names": tuple(saved_names)})
-    if expected:
-        with pytest.raises(CheckpointError, match=expected[0]):
-            require_classes(meta, tuple(wanted), source="x.safetensors")
-    else:
-        require_classes(meta, tuple(wanted), source="x.safetensors")

@@ -35,6 +35,7 @@ from scantling.api.refine import refine_train as refine_train  # noqa: PLC0414 -
 from scantling.api.refine import refine_tune as refine_tune  # noqa: PLC0414 - part of this module too
 from scantling.api.run import ablate as ablate  # noqa: PLC0414 - part of this module too
 from scantling.api.run import demo as demo  # noqa: PLC0414 - part of this module too
+from scantling.api.run import plan as plan  # noqa: PLC0414 - part of this module too
 from scantling.api.run import report as report  # noqa: PLC0414 - part of this module too
 from scantling.api.run import require_run
 from scantling.api.run import run as run  # noqa: PLC0414 - part of this module too
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from scantling.evaluate.backends import Backend
     from scantling.evaluate.coco_eval import Evaluation
     from scantling.evaluate.compare import Comparison
-    from scantling.evaluate.problem import IouType
+    from scantling.evaluate.inputs import IouType
     from scantling.predict.import_weights import ImportSummary
     from scantling.predict.loaded import Finder
     from scantling.run.predictions import Predictions
@@ -198,7 +199,7 @@ def compare(
     from scantling.data.findings import tell_warnings
     from scantling.data.formats.locations import read_given
     from scantling.evaluate.compare import compare_results
-    from scantling.evaluate.problem import truth_findings
+    from scantling.evaluate.inputs import truth_findings
 
     dataset = read_given(data)
     lenient = isinstance(data, Lenient)
@@ -221,10 +222,10 @@ def import_weights(
     head: Literal["keep", "drop", "by-name"] = "keep",
     overwrite: bool = False,
 ) -> ImportSummary:
-    """Turn an MMDetection checkpoint into a scantling checkpoint.
+    """Turn a checkpoint of MMDetection or torchvision into a scantling checkpoint.
 
     Args:
-        file: `.pth` of MMDetection 2.x or 3.x; nothing in it is executed.
+        file: `.pth` of MMDetection 2.x or 3.x, or of torchvision's two-stage detectors; nothing in it is executed.
         model: Name of the model the weights are for.
         out: Folder for `weights.safetensors` and `import.json`, which accounts for every key.
         overrides: `KEY=VALUE` texts that replace settings of the model.

@@ -12,8 +12,11 @@ from scantling.errors import UsageError
 from scantling.settings.paths import require_existing, require_folder
 
 if TYPE_CHECKING:
+    from scantling.recipe.recipe import Recipe
+    from scantling.recipe.suggest import OpenRecipe
     from scantling.run.ablation import AblationSummary
     from scantling.run.pipeline import RunSummary
+    from scantling.run.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ def run(
     seed: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
+    jobs: int = 1,
 ) -> RunSummary:
     """Do everything a recipe says, into a run folder; what is done and unchanged is not done again.
 
@@ -41,18 +45,60 @@ def run(
         seed: Of all randomness; None takes the recipe's own.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         overwrite: Start over in the folder of an earlier run.
+        jobs: Stages that are done side by side, each in a process of its own (and on a GPU of its own where there are
+            several); the result is the same to the bit.
 
     Raises:
         ScantlingError: Recipe, data, device or folder cannot be used; then nothing was written.
     """
-    if data is not None:
-        require_folder(Path(data), "data set")
-    from scantling.recipe.recipe import load_recipe
+    loaded, folder = _recipe_and_folder(recipe, data, out, overrides=overrides, seed=seed)
     from scantling.run.pipeline import run_recipe
 
-    loaded = load_recipe(recipe, overrides).on(data=data, seed=seed)
-    folder = Path(out) if out is not None else Path("runs") / Path(recipe).stem
-    return run_recipe(loaded, folder, device=device, overwrite=overwrite)
+    return run_recipe(loaded, folder, device=device, overwrite=overwrite, jobs=jobs)
+
+
+def plan(
+    recipe: str | Path | None = None,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Plan:
+    """What `run`, or `train`, would do with these arguments, stage by stage, and why; nothing is written.
+
+    The arguments are those of `run`; without a recipe, those of `train`.
+    """
+    loaded, folder = _recipe_and_folder(recipe, data, out, overrides=overrides, seed=seed)
+    from scantling.run.pipeline import plan_recipe
+
+    return plan_recipe(loaded, folder, device=device, overwrite=overwrite)
+
+
+def _recipe_and_folder(
+    recipe: str | Path | None,
+    data: str | Path | None,
+    out: str | Path | None,
+    *,
+    overrides: Iterable[str],
+    seed: int | None,
+) -> tuple[Recipe | OpenRecipe, Path]:
+    """What is to be run, chosen for the data where no recipe is given, and where."""
+    if data is not None:
+        require_folder(Path(data), "data set")
+    if recipe is not None:
+        from scantling.recipe.recipe import load_recipe
+
+        loaded = load_recipe(recipe, overrides).on(data=data, seed=seed)
+        return loaded, Path(out) if out is not None else Path("runs") / Path(recipe).stem
+    if data is None:
+        raise UsageError("neither a recipe nor a data set is given")
+    from scantling.recipe.suggest import OpenRecipe
+
+    opened = OpenRecipe.over(data, seed=seed, overrides=overrides)
+    return opened, Path(out) if out is not None else Path("runs") / Path(data).absolute().name
 
 
 def demo(
@@ -62,6 +108,7 @@ def demo(
     seed: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
+    jobs: int = 1,
 ) -> RunSummary:
     """Generate inspection scenes beside the run folder, and run the recipe `parts-cpu` on them, up to its report.
 
@@ -74,13 +121,23 @@ def demo(
         seed: Of training; the scenes are always the same.
         device: As in `run`.
         overwrite: As in `run`.
+        jobs: As in `run`.
     """
     scenes = Path(out).with_name(f"{Path(out).name}-data")
     if not all((scenes / f"{split}_annotations.json").is_file() for split in DEMO_SPLITS):
         log.info("generating %d scenes in %s", sum(DEMO_SPLITS.values()), scenes)
         synth(scenes, splits=DEMO_SPLITS, layout="delftbikes", overwrite=True)
     options = ["evaluate.split=test", *overrides]
-    return run(DEMO_RECIPE, scenes, out, overrides=options, seed=seed, device=device, overwrite=overwrite)
+    return run(
+        DEMO_RECIPE,
+        scenes,
+        out,
+        overrides=options,
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+        jobs=jobs,
+    )
 
 
 def train(
@@ -92,21 +149,17 @@ def train(
     seed: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
+    jobs: int = 1,
 ) -> RunSummary:
     """Train the detectors of a recipe on a data set, evaluate them and write the report.
 
     The arguments are those of `run`; `data` must be given. Without a recipe one is chosen for the data and the
     device, with a member called `detector`, and the run folder is `runs/NAME` with the data set's name.
     """
-    if recipe is not None:
-        return run(recipe, data, out, overrides=overrides, seed=seed, device=device, overwrite=overwrite)
-    require_folder(Path(data), "data set")
-    from scantling.recipe.suggest import OpenRecipe
+    loaded, folder = _recipe_and_folder(recipe, data, out, overrides=overrides, seed=seed)
     from scantling.run.pipeline import run_recipe
 
-    opened = OpenRecipe.over(data, seed=seed, overrides=overrides)
-    folder = Path(out) if out is not None else Path("runs") / Path(data).absolute().name
-    return run_recipe(opened, folder, device=device, overwrite=overwrite)
+    return run_recipe(loaded, folder, device=device, overwrite=overwrite, jobs=jobs)
 
 
 def ablate(
@@ -118,6 +171,7 @@ def ablate(
     overrides: Iterable[str] = (),
     device: str = "auto",
     overwrite: bool = False,
+    jobs: int = 1,
 ) -> AblationSummary:
     """Measure on a data set what each ingredient of a recipe gives; every model is trained once.
 
@@ -129,6 +183,7 @@ def ablate(
         overrides: As in `run`.
         device: As in `run`.
         overwrite: As in `run`.
+        jobs: As in `run`.
 
     Raises:
         ScantlingError: As in `run`.
@@ -142,7 +197,7 @@ def ablate(
     loaded = load_recipe(recipe, overrides).on(data=data)
     folder = Path(out) if out is not None else Path("runs") / f"{Path(recipe).stem}-ablation"
     weights = Path(init) if init is not None else None
-    return ablate_recipe(loaded, folder, init=weights, device=device, overwrite=overwrite)
+    return ablate_recipe(loaded, folder, init=weights, device=device, overwrite=overwrite, jobs=jobs)
 
 
 def report(run: str | Path) -> Path:
@@ -160,10 +215,12 @@ def report(run: str | Path) -> Path:
     folder = require_run(Path(run))
     from scantling.data.splits import read_run_data
     from scantling.recipe.recipe import load_recipe
-    from scantling.run.stages.judging import write_run_report
+    from scantling.run.stages.evaluation import write_run_report
 
     recipe = load_recipe(folder / "recipe.yaml")
-    return write_run_report(folder, recipe, read_run_data(recipe.data, recipe.evaluate.split))
+    return write_run_report(
+        folder, recipe, read_run_data(recipe.data, recipe.evaluate.split, with_masks=recipe.draws_masks)
+    )
 
 
 def require_run(path: Path) -> Path:

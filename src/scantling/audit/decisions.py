@@ -24,6 +24,7 @@ from scantling.data.coco.records import AnnotationId
 from scantling.data.findings import FindingLog, Policy, RecordLog, name_some, refuse
 from scantling.data.io import read_json
 from scantling.errors import DataError, UsageError, did_you_mean
+from scantling.ops.overlaps import corners
 
 BoxXywh = tuple[float, float, float, float]
 
@@ -248,13 +249,9 @@ class _Reader:
             log.add("decision-record", "expected four finite numbers", field="suggested_bbox", value=box)
             return None
         x, y, width, height = map(float, box)
+        _, _, right, bottom = corners((x, y, width, height))
         size_hw = self._size_hw(record.get("image_id"))
-        if (
-            min(x, y) < 0
-            or min(width, height) <= 0
-            or x + width > size_hw[1] + 1
-            or y + height > size_hw[0] + 1
-        ):
+        if min(x, y) < 0 or min(width, height) <= 0 or right > size_hw[1] + 1 or bottom > size_hw[0] + 1:
             log.add(
                 "decision-record",
                 "the box leaves its image or has no extent",

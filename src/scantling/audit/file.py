@@ -7,6 +7,7 @@ from typing import Any
 
 from scantling.audit.suspects import DECIMALS, Audit, Suspect
 from scantling.data.coco import CocoDataset
+from scantling.ops.overlaps import from_corners
 
 FORMAT = 2
 
@@ -65,5 +66,5 @@ def _row(suspect: Suspect, dataset: CocoDataset) -> tuple[str, ...]:
 def _xywh(box: Sequence[float] | None) -> list[float] | None:
     if box is None:
         return None
-    x1, y1, x2, y2 = box
-    return [x1, y1, round(x2 - x1, DECIMALS), round(y2 - y1, DECIMALS)]
+    x, y, width, height = from_corners(box)
+    return [x, y, round(width, DECIMALS), round(height, DECIMALS)]

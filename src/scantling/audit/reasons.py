@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from scantling.audit.association import NONE, Association, Flags, Floats, Rows
 from scantling.audit.odds import (
     BORROWED,
     log_odds_of,
@@ -21,7 +22,8 @@ from scantling.audit.odds import (
     surprise,
     with_odds,
 )
-from scantling.data.truths import NONE, Association, Flags, Floats, Labels, Rows, overlaps, row_overlaps
+from scantling.data.truths import Truths
+from scantling.ops.overlaps import paired_iou, pairwise_iou
 from scantling.structures.detections import Detections
 
 MIN_CALIBRATED = 30
@@ -57,7 +59,7 @@ class Evidence:
         groups: (N,) number of category, size, and whether the border cuts it.
     """
 
-    labels: Labels
+    labels: Truths
     refined: Floats | None
     detections: Detections
     has_detections: bool
@@ -76,7 +78,7 @@ class Evidence:
         return boxes[rows]
 
 
-def size_groups(labels: Labels) -> Rows:
+def size_groups(labels: Truths) -> Rows:
     """(N,) number of the category, of the octave of the size (root of the area), and of whether the border cuts it."""
     sides = np.maximum(labels.boxes[:, 2:] - labels.boxes[:, :2], 1.0)
     octave: Rows = np.log2(np.sqrt(sides.prod(axis=1))).astype(np.int64)
@@ -84,7 +86,7 @@ def size_groups(labels: Labels) -> Rows:
 
 
 def calibrate(
-    labels: Labels, detections: Detections, association: Association, rate: float
+    labels: Truths, detections: Detections, association: Association, rate: float
 ) -> tuple[Floats, Floats]:
     """Precision of every detection and the rate of missing labels of its category, both (M,).
 
@@ -96,8 +98,8 @@ def calibrate(
     """
     precision, missing = np.zeros(len(detections)), np.full(len(detections), rate)
     is_right = association.found != NONE
-    is_found = (association.found_by != NONE)[~labels.is_crowd]
-    of_found = labels.labels[~labels.is_crowd]
+    is_found = (association.found_by != NONE)[labels.is_object]
+    of_found = labels.labels[labels.is_object]
     everything = (detections.scores[association.counts], is_right[association.counts])
     pooled = precision_of(*everything, rate, float(is_found.mean()) if len(is_found) else 0.0)
     for label in np.unique(detections.labels):
@@ -141,12 +143,12 @@ def consensus(evidence: Evidence) -> Floats:
     detected = confident(evidence)
     if evidence.refined is None:
         return detected
-    agree = np.nan_to_num(row_overlaps(evidence.refined, detected)) >= _AGREE
+    agree = paired_iou(evidence.refined, detected) >= _AGREE
     either = np.where(np.isfinite(evidence.refined), evidence.refined, detected)
     if not agree.any():
         return either
     usual = [
-        float(np.median(1 - row_overlaps(evidence.labels.boxes[agree], boxes[agree]))) + _BLUR
+        float(np.median(1 - paired_iou(evidence.labels.boxes[agree], boxes[agree]))) + _BLUR
         for boxes in (evidence.refined, detected)
     ]
     share = usual[1] ** 2 / (usual[0] ** 2 + usual[1] ** 2)
@@ -155,8 +157,8 @@ def consensus(evidence: Evidence) -> Floats:
 
 def disagreement(evidence: Evidence, boxes: Floats) -> Floats:
     """(N,) deviations by which a label is farther from such boxes than is usual for its category and size."""
-    distance = 1 - row_overlaps(evidence.labels.boxes, boxes)
-    distance[~np.isfinite(boxes).all(axis=1) | evidence.labels.is_crowd] = np.nan
+    distance = 1 - paired_iou(evidence.labels.boxes, boxes)
+    distance[~np.isfinite(boxes).all(axis=1) | ~evidence.labels.is_object] = np.nan
     return robust_z(np.log(distance + _BLUR), evidence.groups, _MIN_SPREAD)
 
 
@@ -191,7 +193,7 @@ def silence(evidence: Evidence) -> Floats:
 
 def _of_objects(evidence: Evidence, values: Floats) -> Floats:
     """(N,) values, NaN for crowd regions, which no detection finds: they say nothing of what is usual."""
-    return np.where(evidence.labels.is_crowd, np.nan, values)
+    return np.where(evidence.labels.is_object, values, np.nan)
 
 
 def spurious(evidence: Evidence) -> Floats:
@@ -263,7 +265,7 @@ def duplicate(evidence: Evidence) -> tuple[Floats, Rows]:
             twin[rows], overlap[rows] = rows[shared.argmax(axis=1)], shared.max(axis=1)
     log_ratio = (overlap - _COINCIDE) / _COINCIDE_WIDTH
     for label in np.unique(labels.labels):
-        own = (labels.labels == label) & ~labels.is_crowd
+        own = (labels.labels == label) & labels.is_object
         log_ratio[own] -= np.log((overlap[own] >= _COINCIDE).sum() / (own.sum() + BORROWED) + _RARE)
     both = (evidence.association.found_by != NONE) & (evidence.association.found_by[twin] != NONE)
     log_ratio[both] -= _TWO_FOUND
@@ -271,9 +273,9 @@ def duplicate(evidence: Evidence) -> tuple[Floats, Rows]:
     return np.where(named, log_ratio, -np.inf), np.where(named, twin, NONE)
 
 
-def _images_of(labels: Labels) -> list[NDArray[np.int64]]:
+def _images_of(labels: Truths) -> list[NDArray[np.int64]]:
     """Rows of the objects of each image, crowds left out."""
-    rows = np.flatnonzero(~labels.is_crowd)
+    rows = np.flatnonzero(labels.is_object)
     _, starts = np.unique(labels.images[rows], return_index=True)
     return np.split(rows, starts[1:]) if len(rows) else []
 
@@ -281,9 +283,9 @@ def _images_of(labels: Labels) -> list[NDArray[np.int64]]:
 def _shared(evidence: Evidence, rows: Rows) -> Floats:
     """(n, n) overlap of the labels of one image with those of the same category; 0 on the diagonal."""
     labels = evidence.labels
-    iou = overlaps(labels.boxes[rows], labels.boxes[rows])
+    iou = pairwise_iou(labels.boxes[rows], labels.boxes[rows])
     if evidence.refined is not None:
-        refined = np.nan_to_num(overlaps(evidence.refined[rows], evidence.refined[rows]))
+        refined = pairwise_iou(evidence.refined[rows], evidence.refined[rows])
         iou = np.where(iou >= _NEAR, np.maximum(iou, refined), iou)
     same = labels.labels[rows][:, None] == labels.labels[rows]
     return np.where(same & ~np.eye(len(rows), dtype=bool), iou, 0.0)
@@ -293,7 +295,7 @@ def _is_worse(evidence: Evidence, twin: Rows) -> Flags:
     """(N,) whether a label is the worse one of itself and its twin."""
     support = evidence.support(evidence.association.found_by)
     boxes = consensus(evidence)
-    fit = np.nan_to_num(row_overlaps(evidence.labels.boxes, boxes)) if len(boxes) else support
+    fit = paired_iou(evidence.labels.boxes, boxes) if len(boxes) else support
     rank = np.arange(len(evidence.labels))
     keys = list(zip((support > 0).tolist(), fit.tolist(), (-rank).tolist(), strict=True))
     worse = [other == NONE or key < keys[other] for key, other in zip(keys, twin.tolist(), strict=True)]

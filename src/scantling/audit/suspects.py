@@ -20,6 +20,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from scantling.audit.association import NONE, Floats, Rows, associate
 from scantling.audit.reasons import (
     Evidence,
     calibrate,
@@ -34,8 +35,9 @@ from scantling.audit.reasons import (
 )
 from scantling.data.coco import CocoDataset, ImageId
 from scantling.data.coco.records import AnnotationId
-from scantling.data.truths import NONE, Floats, Labels, Rows, associate, labels_of, row_overlaps
+from scantling.data.truths import Truths, truths_of
 from scantling.errors import UsageError
+from scantling.ops.overlaps import paired_iou
 from scantling.structures.detections import Detections
 
 Reason = Literal["loose", "missing", "spurious", "class", "duplicate"]
@@ -118,7 +120,7 @@ class Audit:
 
     Attributes:
         suspects: Most likely first.
-        num_labels: Labels that were looked at.
+        num_labels: Truths that were looked at.
         used: What they were compared with: `refiner`, `predictions`.
         config: What counted as suspicious.
         data_hash: Of the annotations; decisions on other data are refused.
@@ -156,7 +158,7 @@ def find_suspects(
     Raises:
         UsageError: The number of refined boxes is not that of the annotations.
     """
-    config, labels = config or AuditConfig(), labels_of(dataset)
+    config, labels = config or AuditConfig(), truths_of(dataset)
     if refined is not None and refined.shape != (len(labels), 4):
         message = f"{dataset.file}: {len(labels)} annotations, but refined boxes of shape {refined.shape}"
         raise UsageError(message, hint="Refine the same annotations that are audited.")
@@ -165,7 +167,7 @@ def find_suspects(
     used = [name for name, given in (("refiner", refined), ("predictions", detections)) if given is not None]
     return Audit(
         suspects=tuple(sorted(found, key=_order)),
-        num_labels=int((~labels.is_crowd).sum()),
+        num_labels=int(labels.is_object.sum()),
         used=tuple(used),
         config=config,
         data_hash=hash_of(dataset),
@@ -173,7 +175,7 @@ def find_suspects(
 
 
 def gather(
-    labels: Labels, refined: Floats | None, detections: Detections | None, config: AuditConfig
+    labels: Truths, refined: Floats | None, detections: Detections | None, config: AuditConfig
 ) -> Evidence:
     """Bring labels, refined boxes and detections together; see `find_suspects`."""
     has_detections = detections is not None and len(detections) > 0
@@ -200,7 +202,7 @@ def _in_fixed_order(detections: Detections) -> Detections:
     return detections[np.lexsort(keys)]
 
 
-def _moved(refined: Floats, labels: Labels) -> Floats:
+def _moved(refined: Floats, labels: Truths) -> Floats:
     """The refined boxes, NaN where the refiner left the label alone and so says nothing of it."""
     stayed = np.abs(refined - labels.boxes).max(axis=1, initial=0) < _STAYED
     return np.where(stayed[:, None], np.nan, refined)
@@ -219,7 +221,7 @@ def fault_odds(evidence: Evidence, config: AuditConfig) -> dict[Reason, Floats]:
         "duplicate": duplicate(evidence)[0],
     }
     prior = config.fault_rate / (1 - config.fault_rate)
-    counts = ~evidence.labels.is_crowd
+    counts = evidence.labels.is_object
     odds = {reason: np.where(counts, prior * np.exp(ratio), 0.0) for reason, ratio in log_ratios.items()}
     empty = silence(evidence) > 0
     odds["spurious"] += np.where(empty, odds["loose"], 0.0)
@@ -284,7 +286,7 @@ def _suggestion(
     """Better box, better label and the evidence in words, for one label."""
     row, boxes, twins = place
     if reason == "loose":
-        overlap = float(row_overlaps(evidence.labels.boxes[[row]], boxes[[row]])[0])
+        overlap = float(paired_iou(evidence.labels.boxes[[row]], boxes[[row]])[0])
         return _plain(boxes[row]), None, f"overlaps the suggested box by {overlap:.2f}"
     if reason == "class":
         rival = evidence.association.rival[row]

@@ -47,7 +47,9 @@ def synth(
 
 @verb
 def import_weights(
-    file: Annotated[Path, typer.Argument(help="Checkpoint of MMDetection 2.x or 3.x (.pth).")],
+    file: Annotated[
+        Path, typer.Argument(help="Checkpoint of MMDetection 2.x or 3.x, or torchvision's (.pth).")
+    ],
     model: Annotated[str, typer.Option(help="Model the weights are for, such as cascade_rcnn_r50.")],
     out: Annotated[Path, typer.Option(help="Folder for weights.safetensors and import.json.")],
     overrides: Annotated[
@@ -64,7 +66,7 @@ def import_weights(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier import.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Turn an MMDetection checkpoint into a scantling checkpoint, and account for every key."""
+    """Turn a checkpoint of MMDetection or torchvision into a scantling checkpoint, and account for every key."""
     from scantling import api
 
     summary = api.import_weights(

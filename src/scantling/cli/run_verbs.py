@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from json import dumps as dump_json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ FoldsOption = Annotated[
 
 if TYPE_CHECKING:
     from scantling.run.pipeline import RunSummary
+    from scantling.run.plan import Plan
 
 OutOption = Annotated[
     Path | None, typer.Option(help="Run folder; runs/RECIPE (without a recipe runs/DATA) if left out.")
@@ -33,6 +35,12 @@ StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at warnings a
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Start over: remove an earlier run's files.")
 ]
+JobsOption = Annotated[
+    int, typer.Option(min=1, help="Stages done side by side, each in a process of its own, on one machine.")
+]
+PlanOption = Annotated[
+    bool, typer.Option("--plan", help="Print what would be done, kept or redone, and why; do nothing.")
+]
 
 
 @verb
@@ -47,6 +55,8 @@ def run(
     seed: SeedOption = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
+    jobs: JobsOption = 1,
+    plan: PlanOption = False,
     json: JsonOption = False,
 ) -> None:
     """Do everything a recipe says, into a run folder.
@@ -56,7 +66,8 @@ def run(
     from scantling import api
 
     options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict, folds=folds)
-    summary = api.run(recipe, data, out, overrides=options, seed=seed, device=device, overwrite=overwrite)
+    do = api.plan if plan else partial(api.run, jobs=jobs)
+    summary = do(recipe, data, out, overrides=options, seed=seed, device=device, overwrite=overwrite)
     show_run(summary, as_json=json)
 
 
@@ -69,12 +80,15 @@ def demo(
     seed: SeedOption = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
+    jobs: JobsOption = 1,
     json: JsonOption = False,
 ) -> None:
     """Generate inspection scenes, run the whole solution on them at small size, and write its report."""
     from scantling import api
 
-    summary = api.demo(out, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite)
+    summary = api.demo(
+        out, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite, jobs=jobs
+    )
     show_run(summary, as_json=json)
 
 
@@ -103,6 +117,8 @@ def train(
     seed: SeedOption = None,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
+    jobs: JobsOption = 1,
+    plan: PlanOption = False,
     json: JsonOption = False,
 ) -> None:
     """Train the detectors of a recipe on a data set, evaluate them and write the report."""
@@ -112,7 +128,8 @@ def train(
         *start_overrides(init, pretrained=pretrained),
         *data_overrides(overrides, skip_invalid=skip_invalid, strict=strict),
     ]
-    summary = api.train(data, recipe, out, overrides=options, seed=seed, device=device, overwrite=overwrite)
+    do = partial(api.plan, recipe, data) if plan else partial(api.train, data, recipe, jobs=jobs)
+    summary = do(out=out, overrides=options, seed=seed, device=device, overwrite=overwrite)
     show_run(summary, as_json=json)
 
 
@@ -132,13 +149,16 @@ def ablate(
     strict: StrictOption = False,
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
+    jobs: JobsOption = 1,
     json: JsonOption = False,
 ) -> None:
     """Measure what each ingredient of a recipe gives on a data set; every model is trained once."""
     from scantling import api
 
     options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict, folds=folds)
-    summary = api.ablate(data, recipe, out, init=init, overrides=options, device=device, overwrite=overwrite)
+    summary = api.ablate(
+        data, recipe, out, init=init, overrides=options, device=device, overwrite=overwrite, jobs=jobs
+    )
     show(summary.to_text(), summary.to_dict(), as_json=json)
 
 
@@ -174,6 +194,6 @@ def data_overrides(
     return [*(overrides or ()), *(text for text, on in switches.items() if on)]
 
 
-def show_run(summary: RunSummary, *, as_json: bool) -> None:
-    """Print what a run reached and where it is."""
+def show_run(summary: RunSummary | Plan, *, as_json: bool) -> None:
+    """Print what a run reached and where it is, or what it would do."""
     show(summary.to_text(), summary.to_dict(), as_json=as_json)

@@ -115,13 +115,17 @@ def _cluster_scores(pool: Pool, cluster: Ints, weights: Floats, score: FusedScor
 def _merged(rows: Detections, cluster: Ints, mean_weights: Floats, scores: Floats) -> Detections:
     """One box of each cluster, the weighted mean; a single box stays as it is, to the last bit.
 
-    A mask cannot be averaged with its box: the fused object keeps the mask and further keys of its best box.
+    A mask cannot be averaged with its box: the fused object keeps that of its best box. Further keys name or describe
+    one prediction, so a mean of several has none.
     """
     first = _first_of(cluster)
     total = np.maximum(_sums(cluster, mean_weights), TINY)
     means = np.stack([_sums(cluster, mean_weights * edge) / total for edge in rows.boxes.T], axis=1)
-    alone = (np.bincount(cluster) == 1)[:, None]
-    return rows[first].replace(scores=scores, boxes=np.where(alone, rows.boxes[first], means))
+    alone = np.bincount(cluster) == 1
+    best = rows[first]
+    if best.extra is not None:
+        best.extra[~alone] = None
+    return best.replace(scores=scores, boxes=np.where(alone[:, None], best.boxes, means))
 
 
 def _sums(cluster: Ints, values: Floats) -> Floats:

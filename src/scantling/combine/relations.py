@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.records import labels_by_name, told_apart
+from scantling.data.truths import Truths, truths_of
 from scantling.errors import DataError
-from scantling.ops.overlaps import paired_overlaps, pairs_of_keys
+from scantling.ops.overlaps import paired_overlaps, pairs_of_keys, xywh_to_xyxy
 
 _MAX_PAIRS = 1_000_000  # compared at once
 
@@ -103,7 +104,9 @@ def relations_of(dataset: CocoDataset, *, quantile: float = 1.0) -> Relations:
         quantile: Share of the images below the value that counts as occurring: 1 takes the largest of all images,
             a little less leaves out what a few wrong labels say.
     """
-    images, labels, boxes = _objects(dataset)
+    truths = truths_of(dataset)
+    objects = truths[truths.is_object]
+    images, labels, boxes = objects.images, objects.labels, xywh_to_xyxy(objects.boxes_xywh)
     num_classes = len(dataset.categories)
     shape = (num_classes, num_classes)
     rows = [
@@ -113,7 +116,7 @@ def relations_of(dataset: CocoDataset, *, quantile: float = 1.0) -> Relations:
     pair = np.concatenate([np.zeros(0, dtype=np.int64), *(found[0] for found in rows)])
     values = np.concatenate([np.zeros((0, 2)), *(found[1] for found in rows)])
     support = np.bincount(pair, minlength=num_classes**2).reshape(shape)
-    most, seen = _counts(dataset, images, labels)
+    most, seen = _counts(truths, num_classes)
     return Relations(
         class_names=dataset.class_names,
         iou=_quantiles(pair, values[:, 0], quantile, num_classes**2).reshape(shape),
@@ -122,20 +125,6 @@ def relations_of(dataset: CocoDataset, *, quantile: float = 1.0) -> Relations:
         most=most,
         seen=seen,
     )
-
-
-def _objects(dataset: CocoDataset) -> tuple[Ints, Ints, Floats]:
-    """Image, label and box xyxy of every object, image by image."""
-    flat = [
-        (image, annotation.label, *annotation.box_xywh)
-        for image, annotations in enumerate(dataset.annotations)
-        for annotation in annotations
-        if annotation.is_object
-    ]
-    table = np.array(flat, dtype=np.float64).reshape(-1, 6)
-    boxes = table[:, 2:].copy()
-    boxes[:, 2:] += boxes[:, :2]
-    return table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), boxes
 
 
 def _largest_per_image(
@@ -164,15 +153,12 @@ def _quantiles(groups: Ints, values: Floats, quantile: float, num_groups: int) -
     return found
 
 
-def _counts(dataset: CocoDataset, images: Ints, labels: Ints) -> tuple[Ints, Ints]:
+def _counts(truths: Truths, num_classes: int) -> tuple[Ints, Ints]:
     """Most objects of each category in one image, and the images that show it."""
-    num_classes = len(dataset.categories)
-    keys, counts = np.unique(images * num_classes + labels, return_counts=True)
+    objects = truths[truths.is_object]
+    keys, counts = np.unique(objects.images * num_classes + objects.labels, return_counts=True)
     most = np.zeros(num_classes, dtype=np.int64)
     np.maximum.at(most, keys % num_classes, counts)
     seen = np.bincount(keys % num_classes, minlength=num_classes)
-    crowded = {
-        each.label for annotations in dataset.annotations for each in annotations if not each.is_object
-    }
-    seen[list(crowded)] = 0
+    seen[truths.labels[~truths.is_object]] = 0
     return most, seen

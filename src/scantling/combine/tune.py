@@ -23,7 +23,8 @@ from scantling.combine.selection import Selection, SelectionConfig, average_prec
 from scantling.combine.tuned import Tuned, rows_of
 from scantling.data.coco.dataset import CocoDataset
 from scantling.errors import UsageError
-from scantling.evaluate.outcomes import MatchableBoxes, Outcomes
+from scantling.evaluate.inputs import EvalInputs, IouType
+from scantling.evaluate.outcomes import Outcomes, PairedInputs
 from scantling.models.suppression import DEFAULT, SuppressConfig, by_category, suppress_detections
 from scantling.ops.suppress_options import SuppressMethod
 from scantling.structures.detections import Detections
@@ -89,6 +90,7 @@ def tune_suppression(
     config: TuneConfig,
     *,
     max_detections: int = 100,
+    iou_type: IouType = "bbox",
 ) -> Tuned[SuppressConfig]:
     """Method and threshold of suppression for all categories, and for those for which another is surely better.
 
@@ -102,6 +104,7 @@ def tune_suppression(
         base: The settings in use. Its score threshold, `min_score` and `max_per_image` stay as they are.
         config: Grid and cross-validation.
         max_detections: Detections counted per image and category, best first.
+        iou_type: Whether AP of boxes or of masks decides; for masks, each candidate has one. Boxes suppress either way.
 
     Returns:
         `base` with the settings found: one value for all categories, or a mapping with those that differ.
@@ -112,12 +115,12 @@ def tune_suppression(
     """
     names = _require_objects(dataset)
     considered = candidates[_considered(candidates, base, names)]
-    boxes = MatchableBoxes.over(considered, dataset)
+    paired = PairedInputs.of(EvalInputs.over(considered, dataset, iou_type))
     in_use, grid = _options_of(base, names), config.options()
     limit = min(max_detections, base.max_per_image or max_detections)
     ways = list(dict.fromkeys([*in_use, *grid]))
     outcomes = {
-        option: boxes.outcomes(
+        option: paired.outcomes(
             *suppress_detections(considered, _alone(base, option), names), max_detections=limit
         )
         for option in ways
@@ -126,7 +129,7 @@ def tune_suppression(
     found = _suppression(base, selection, (in_use, grid), names)
     before, after = (
         _mean_ap(
-            boxes.outcomes(*suppress_detections(considered, settings, names), max_detections=max_detections)
+            paired.outcomes(*suppress_detections(considered, settings, names), max_detections=max_detections)
         )
         for settings in (base, found)
     )
@@ -268,11 +271,13 @@ def tune_weights(
     if len(members) < 2:
         raise UsageError("weights are tuned of two or more members", hint="Give several results files.")
 
+    truths = EvalInputs.over(Detections.empty(), dataset)
+
     def fuse(table: Floats) -> Outcomes:
         settings = base.model_copy(update={"weights": _weights(table, table, list(members), names)})
         fused = ensemble_detections(members, settings, names)
-        boxes, rows = MatchableBoxes.over(fused, dataset), np.arange(len(fused))
-        return boxes.outcomes(rows, fused.scores, max_detections=max_detections)
+        paired, rows = PairedInputs.of(truths.replace_detections(fused)), np.arange(len(fused))
+        return paired.outcomes(rows, fused.scores, max_detections=max_detections)
 
     tables, outcomes = _search_weights(base.weight_table(list(members), names), fuse, config)
     selection = select(outcomes, config)

@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from scantling.combine.ensemble import EnsembleConfig
-from scantling.combine.members import NamedFile, read_members
+from scantling.combine.members import Member, NamedFile, read_members
 from scantling.combine.suppress_files import for_results, is_suppressed
 from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
 from scantling.combine.tuned import Tuned, write_tuned
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.detections import compare_detections
 from scantling.data.findings import tell_warnings
-from scantling.errors import UsageError
-from scantling.evaluate.problem import truth_findings
+from scantling.errors import DataError, UsageError
+from scantling.evaluate.inputs import IouType, truth_findings
 from scantling.models.suppression import SuppressConfig
+from scantling.structures.detections import Detections
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class TuneRequest(BaseModel):
     """What is tuned from where.
 
     Attributes:
+        iou_type: Whether AP of boxes or of masks decides.
         search: What is tried, and how sure a choice has to be.
         suppress: Settings of suppression in use. Its score threshold is 0 unless said otherwise: all candidates of
             the file count.
@@ -44,6 +47,7 @@ class TuneRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    iou_type: IouType = "bbox"
     search: TuneConfig = TuneConfig()
     suppress: SuppressConfig = SuppressConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
@@ -108,13 +112,15 @@ def tune_files(
         raise UsageError(
             f"{len(files)} results files: suppression is tuned from one, of candidates; weights from two or more"
         )
+    if what == "weights" and request.iou_type == "segm":
+        raise UsageError("weights are tuned by box AP: an ensemble fuses boxes", hint="Leave iou_type out.")
     members = read_members(files, dataset, skip_invalid=skip_invalid)
-    tell_warnings(truth_findings(dataset, "bbox", request.max_dets), log, rest="all of this kind")
+    tell_warnings(truth_findings(dataset, request.iou_type, request.max_dets), log, rest="all of this kind")
     for finding in compare_detections([(m.file, m.detections) for m in members], dataset.class_names):
         log.warning("%s", str(finding).removeprefix("warning "))
     tuned: Tuned[Any]
     if what == "suppress":
-        candidates = members[0].detections
+        candidates = _comparable(members[0], request.iou_type)
         if is_suppressed(candidates):
             log.warning(
                 "%s: no box overlaps another of its category by more than half, so there is nothing to suppress; "
@@ -122,7 +128,12 @@ def tune_files(
                 members[0].file,
             )
         tuned = tune_suppression(
-            candidates, dataset, request.suppression(), request.search, max_detections=request.max_dets
+            candidates,
+            dataset,
+            request.suppression(),
+            request.search,
+            max_detections=request.max_dets,
+            iou_type=request.iou_type,
         )
         write_tuned(out, suppress=tuned.config, comment=tuned.to_text())
     else:
@@ -132,3 +143,18 @@ def tune_files(
         )
         write_tuned(out, ensemble=tuned.config, comment=tuned.to_text())
     return TuneSummary(what=what, tuned=tuned, out=out)
+
+
+def _comparable(member: Member, iou_type: IouType) -> Detections:
+    """The candidates of a file; where masks are compared, those that have one."""
+    found = member.detections
+    if iou_type == "bbox":
+        return found
+    has_mask = np.zeros(len(found), dtype=bool)
+    if found.masks is not None:
+        has_mask = np.array([mask is not None for mask in found.masks], dtype=bool)
+    if len(found) and not has_mask.any():
+        raise DataError(f"{member.file}: no prediction has a mask, so there is no mask AP to tune by")
+    if not has_mask.all():
+        log.warning("%s: %d predictions have no mask and are left out", member.file, (~has_mask).sum())
+    return found[has_mask]

@@ -25,7 +25,7 @@ from scantling.data.findings import FindingLog, Policy, name_some
 from scantling.data.io import atomic_write
 from scantling.errors import DataError, Finding
 from scantling.ops.overlaps import xywh_to_xyxy, xyxy_to_xywh
-from scantling.structures.detections import Detections, object_column
+from scantling.structures.detections import Detections, MaskColumn, object_column
 
 _OWN_KEYS = {"image_id", "category_id", "bbox", "score", "segmentation"}
 """What columns hold; every other key of a result is carried along as it is."""
@@ -150,22 +150,27 @@ class SavedDetections(NamedTuple):
 
 
 def save_detections(detections: Detections, path: Path, **extra: NDArray[Any]) -> None:
-    """Write a compact file (boxes and scores in single precision), atomically.
+    """Write a compact file (boxes and scores in single precision, masks as they are), atomically.
 
     Args:
-        detections: N rows.
+        detections: N rows, without further keys of other tools.
         path: Final name.
         **extra: Further columns (N,) of integers.
 
     Raises:
         UsageError: The file cannot be written.
+        ValueError: Some rows have masks and some have none.
     """
-    columns = {
+    columns: dict[str, NDArray[Any]] = {
         "images": detections.images.astype(np.int32),
         "labels": detections.labels.astype(np.int32),
         "scores": detections.scores.astype(np.float32),
         "boxes": np.ascontiguousarray(detections.boxes, dtype=np.float32),
     }
+    if detections.soft_masks is not None:
+        columns["soft_masks"] = np.ascontiguousarray(detections.soft_masks)
+    if detections.masks is not None:
+        columns |= _mask_columns(detections.masks)
     atomic_write(path, save(columns | {name: column.astype(np.int32) for name, column in extra.items()}))
 
 
@@ -182,7 +187,30 @@ def load_detections(path: Path) -> SavedDetections:
             labels=columns.pop("labels").astype(np.int64),
             scores=columns.pop("scores").astype(np.float64),
             boxes=columns.pop("boxes").astype(np.float64),
+            soft_masks=columns.pop("soft_masks", None),
+            masks=_masks_of(columns) if "mask_counts" in columns else None,
         )
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{path}: not a file of detections ({error})") from error
     return SavedDetections(detections, columns)
+
+
+def _mask_columns(masks: MaskColumn) -> dict[str, NDArray[Any]]:
+    """Run lengths as one text, where each ends in it, and the sizes of their images."""
+    if any(mask is None for mask in masks):
+        raise ValueError("save_detections: expected a mask in every row or in none")
+    texts = [str(mask["counts"]).encode() for mask in masks]
+    return {
+        "mask_counts": np.frombuffer(b"".join(texts) or b"0", dtype=np.uint8),
+        "mask_ends": np.cumsum([len(text) for text in texts], dtype=np.int64),
+        "mask_sizes": np.array([mask["size"] for mask in masks], dtype=np.int32).reshape(-1, 2),
+    }
+
+
+def _masks_of(columns: dict[str, NDArray[Any]]) -> MaskColumn:
+    text = columns.pop("mask_counts").tobytes().decode()
+    ends, sizes = columns.pop("mask_ends").tolist(), columns.pop("mask_sizes").tolist()
+    starts = [0, *ends][: len(ends)]
+    return object_column(
+        [{"size": size, "counts": text[a:b]} for a, b, size in zip(starts, ends, sizes, strict=True)]
+    )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from scantling.data.findings import refuse
-from scantling.data.spelling import alike, did_you_mean
+from scantling.data.spelling import alike, other_spelling
 from scantling.errors import UsageError
 
 _HEAD_BYTES = 512
@@ -286,7 +286,7 @@ def hint_for_missing(path: Path) -> str | None:
     if folder != path.absolute().parent:
         return f"The folder {folder} exists, what follows does not."
     meant = alike(path.name, (entry.name for entry in folder.iterdir()))
-    return did_you_mean(path.name, meant) if meant else None
+    return other_spelling(path.name, meant) if meant else None
 
 
 def _flush(path: Path, flags: int) -> None:

@@ -26,7 +26,7 @@ def alike(name: str, among: Iterable[str]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def did_you_mean(name: str, meant: str) -> str:
+def other_spelling(name: str, meant: str) -> str:
     """The question to ask about a name that is there in another spelling; says so where the two look the same."""
     same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", meant)
     note = " It looks the same: an accented letter is written as one sign in one name, as two in the other."

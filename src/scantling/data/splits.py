@@ -9,16 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from scantling.data.coco import CocoDataset, ReadOptions, find_split
-from scantling.data.findings import summarise, tell_warnings
+from scantling.data.coco import CocoDataset, ReadOptions, Task, find_split
+from scantling.data.findings import FindingLog, Policy, summarise, tell_warnings
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, read_location
 from scantling.data.health.images import look_before_training, usable_images
-from scantling.data.health.leaks import compare_splits
+from scantling.data.health.leaks import compare_all, report_scene_twins, scene_twins
 from scantling.data.images.white import dataset_with_white, range_message, white_of
 from scantling.data.io import sha256_of
 from scantling.errors import DataError, Finding, Severity, UsageError
@@ -35,6 +35,8 @@ class DataConfig(Section):
         train: Split to train on: its name, or a COCO file relative to `root`.
         val: Split that picks the best checkpoint and is evaluated.
         images: Folder of the images relative to `root`, where it is not beside the annotations.
+        task: `segmentation` needs a mask for every annotation, and tells of those without before anything is done;
+            `detection` looks at boxes. `auto`: segmentation if a member draws masks.
         skip_invalid: Leave out single annotations and images that are wrong, counted, instead of stopping.
         strict: Stop at warnings too.
         count_difficult: Objects marked `difficult` (VOC) or `ignore` (COCO) are ordinary ones; else they are no
@@ -51,6 +53,7 @@ class DataConfig(Section):
     train: str = "train"
     val: str = "val"
     images: str | None = None
+    task: Literal["auto", "detection", "segmentation"] = "auto"
     skip_invalid: bool = False
     strict: bool = False
     count_difficult: bool = False
@@ -96,12 +99,13 @@ class RunData:
         return ", ".join(self.hashes[split] for split in ("train", "val"))
 
 
-def read_run_data(config: DataConfig, evaluated: str) -> RunData:
+def read_run_data(config: DataConfig, evaluated: str, *, with_masks: bool = False) -> RunData:
     """Read all splits of a run, with their images' headers, and compare them.
 
     Args:
         config: Where they are, and how strict to be.
         evaluated: `train`, `val`, a split's name, or a COCO file relative to the data set's folder.
+        with_masks: What `task: auto` stands for: every annotation needs a mask.
 
     Raises:
         UsageError: No data set is given.
@@ -112,23 +116,44 @@ def read_run_data(config: DataConfig, evaluated: str) -> RunData:
     findings: list[Finding] = []
     splits: dict[str, CocoDataset] = {}
     names = tuple(dict.fromkeys(("train", "val", evaluated)))
+    chosen: Task = "segmentation" if with_masks else "detection"
+    task = chosen if config.task == "auto" else config.task
     layout = _layout(config, names)
     for name in names:
-        dataset = _collecting(findings, _reader(config, name, layout))
+        dataset = _collecting(findings, _reader(config, name, layout, task))
         if dataset is not None:
             splits[name] = dataset
-    for name, dataset in splits.items():
-        if name != "train" and "train" in splits:
-            compared = compare_splits(splits["train"], dataset, strict=config.strict)
-            splits[name] = replace(dataset, findings=(*dataset.findings, *compared))
-            findings += compared
+    white = config.white or white_of(record for dataset in splits.values() for record in dataset.images)
+    splits = {name: dataset_with_white(dataset, white) for name, dataset in splits.items()}
+    for name, compared in _leaks(config, splits).items():
+        splits[name] = replace(splits[name], findings=(*splits[name].findings, *compared))
+        findings += compared
     if any(finding.severity is Severity.ERROR for finding in findings):
         raise DataError(f"{config.root}: {summarise(findings)}", findings=findings)
-    records = [record for dataset in splits.values() for record in dataset.images]
-    white = config.white or white_of(records)
-    splits = {name: dataset_with_white(dataset, white) for name, dataset in splits.items()}
     hashes = {name: _fingerprint(dataset, white) for name, dataset in splits.items()}
     return RunData(splits=splits, hashes=hashes, evaluated=evaluated, white=white)
+
+
+def _leaks(config: DataConfig, splits: Mapping[str, CocoDataset]) -> dict[str, tuple[Finding, ...]]:
+    """What each split has in common with those before it: what `check` finds, pixels where they are looked at.
+
+    A split that was given twice, under two names, is compared once.
+    """
+    files = {name: [record.path for record in dataset.images] for name, dataset in splits.items()}
+    kept = {n: d for n, d in splits.items() if n in {"train", "val"} or files[n] != files.get("val")}
+    if "train" not in kept:
+        return {}
+    pixels = all(
+        look_before_training(dataset, decode=config.decode, skip_invalid=config.skip_invalid).decode
+        for dataset in kept.values()
+    )
+    found = compare_all(kept, pixels=pixels, strict=config.strict)
+    pairs = [pair for pair in scene_twins(kept) if pair.leaks] if pixels else []
+    for name, dataset in kept.items():
+        log_of_split = FindingLog(str(dataset.file), Policy(strict=config.strict))
+        report_scene_twins([pair for pair in pairs if pair.splits[1] == name], log_of_split)
+        found[name] += log_of_split.findings
+    return found
 
 
 def locate_split(config: DataConfig, name: str) -> tuple[Path, Path | None]:
@@ -186,10 +211,11 @@ def _layout(config: DataConfig, names: Iterable[str]) -> Layout | None:
     return layout
 
 
-def _reader(config: DataConfig, name: str, layout: Layout | None) -> Callable[[], CocoDataset]:
+def _reader(config: DataConfig, name: str, layout: Layout | None, task: Task) -> Callable[[], CocoDataset]:
     """A call that reads one split; unusable records are dropped or refused as the recipe says."""
     skip, strict, entry = config.skip_invalid, config.strict, _entry(config, name)
     options = ReadOptions(
+        task=task,
         skip_invalid=skip,
         strict=strict,
         require_instances=name == "train",

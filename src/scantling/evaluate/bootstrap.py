@@ -78,6 +78,12 @@ def draw_weights(num_images: int, resamples: int, seed: int = 0) -> NDArray[np.f
     return weights
 
 
+def weights_with_all(num_images: int, resamples: int, seed: int = 0) -> NDArray[np.float32]:
+    """(I, 1 + R): every image once, which is the measurement itself, then the draws of `draw_weights`."""
+    measured = np.ones((num_images, 1), dtype=np.float32)
+    return np.concatenate([measured, draw_weights(num_images, resamples, seed)], axis=1)
+
+
 def resample(outcomes: Outcomes, weights: NDArray[np.float32]) -> Resampled:
     """AP of weighted images, for every column of weights.
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
-from scantling.evaluate.matching import NONE, ErrorKind, ImageMatch, match_images
-from scantling.evaluate.problem import IouType, Result, build_problem
+from scantling.evaluate.inputs import IouType, Result, eval_inputs
+from scantling.evaluate.matching import ErrorKind, ImageMatch, match_images
+from scantling.evaluate.pairs import NONE
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -134,7 +135,7 @@ class Breakdown:
         match, accepted = self.matches[image], self.accepted(image)
         return ImageSummary(
             image=image,
-            num_truths=int((~match.truths.is_ignored).sum()),
+            num_truths=int(match.truths.is_object.sum()),
             hits=int((match.is_hit & accepted).sum()),
             false_positives=sum(match.kinds[index] is not None for index in np.flatnonzero(accepted)),
             misses=int(_is_missed(match, accepted).sum()),
@@ -161,8 +162,8 @@ def break_down(
     Raises:
         DataError: Results that do not belong to the data set or are damaged; with all findings.
     """
-    problem = build_problem(dataset, results, iou_type)
-    matches = tuple(match_images(problem, iou_threshold=iou_threshold, max_detections=max_detections))
+    inputs = eval_inputs(dataset, results, iou_type)
+    matches = tuple(match_images(inputs, iou_threshold=iou_threshold, max_detections=max_detections))
     points = [_operating_point(c.name, label, matches) for label, c in enumerate(dataset.categories)]
     return Breakdown(
         iou_type=iou_type, iou_threshold=iou_threshold, matches=matches, points=_count_errors(points, matches)
@@ -220,7 +221,7 @@ def outcomes_of(
         counts = (match.predictions.labels == label) & ~match.is_ignored
         scores.append(match.predictions.scores[counts])
         hits.append(match.is_hit[counts])
-        num_truths += int(((match.truths.labels == label) & ~match.truths.is_ignored).sum())
+        num_truths += int(((match.truths.labels == label) & match.truths.is_object).sum())
     return np.concatenate(scores), np.concatenate(hits), num_truths
 
 
@@ -248,7 +249,7 @@ def _accepted(match: ImageMatch, thresholds: Sequence[float]) -> NDArray[np.bool
 
 
 def _is_missed(match: ImageMatch, accepted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    missed = ~match.truths.is_ignored
+    missed = match.truths.is_object
     found = match.prediction_of != NONE
     missed[found] &= ~accepted[match.prediction_of[found]]
     return missed

@@ -27,9 +27,9 @@ from scantling.evaluate.backends import (
     resolve_backend,
 )
 from scantling.evaluate.bootstrap import METRICS as RESAMPLED_METRICS
-from scantling.evaluate.bootstrap import Interval, draw_weights, interval, resample
+from scantling.evaluate.bootstrap import Interval, Resampled, interval, resample, weights_with_all
+from scantling.evaluate.inputs import EvalInputs, IouType, Result, eval_inputs, limit_findings
 from scantling.evaluate.outcomes import match_outcomes
-from scantling.evaluate.problem import IouType, Problem, Result, build_problem, limit_findings
 
 T = TypeVar("T")
 
@@ -78,6 +78,7 @@ class Evaluation:
         intervals: 95 % interval over images of every AP metric and of AR at the last limit, None where undefined; empty
             without a bootstrap.
         num_resamples: Of the bootstrap.
+        resampled: Every AP metric of all images, then of each resample; None without a bootstrap.
     """
 
     iou_type: IouType
@@ -91,6 +92,7 @@ class Evaluation:
     backend: str
     intervals: Mapping[str, Interval | None] = field(default_factory=dict)
     num_resamples: int = 0
+    resampled: Resampled | None = None
 
 
 def evaluate_results(
@@ -121,32 +123,32 @@ def evaluate_results(
     """
     limits = _check_limits(max_detections)
     engine = resolve_backend(backend)
-    problem = build_problem(dataset, results, iou_type)
-    curves = match_and_accumulate(problem, limits, engine)
+    inputs = eval_inputs(dataset, results, iou_type)
+    curves = match_and_accumulate(inputs, limits, engine)
     rows = _summary_rows(curves, limits)
     evaluation = Evaluation(
         iou_type=iou_type,
         metrics={row.key: row.value for row in rows},
         table="\n".join(row.line() for row in rows),
-        per_category=_per_category(dataset, problem, curves),
+        per_category=_per_category(dataset, inputs, curves),
         curves=curves,
         max_detections=limits,
         num_images=len(dataset.images),
-        findings=(*problem.findings, *limit_findings(dataset, limits[-1])),
+        findings=(*inputs.findings, *limit_findings(dataset, limits[-1])),
         backend=engine,
     )
-    return _with_intervals(evaluation, problem, bootstrap, seed) if bootstrap else evaluation
+    return _with_intervals(evaluation, inputs, bootstrap, seed) if bootstrap else evaluation
 
 
-def _with_intervals(evaluation: Evaluation, problem: Problem, resamples: int, seed: int) -> Evaluation:
+def _with_intervals(evaluation: Evaluation, inputs: EvalInputs, resamples: int, seed: int) -> Evaluation:
     """The same evaluation with a bootstrap over its images."""
-    outcomes = match_outcomes(problem, max_detections=evaluation.max_detections[-1])
-    resampled = resample(outcomes, draw_weights(evaluation.num_images, resamples, seed))
+    outcomes = match_outcomes(inputs, max_detections=evaluation.max_detections[-1])
+    resampled = resample(outcomes, weights_with_all(evaluation.num_images, resamples, seed))
     per_category = [
         replace(
             result,
             intervals={
-                key: interval(getattr(result, key), values)
+                key: interval(getattr(result, key), values[1:])
                 for key, values in _named(resampled.of(label), 100).items()
             },
         )
@@ -155,9 +157,10 @@ def _with_intervals(evaluation: Evaluation, problem: Problem, resamples: int, se
     overall = _named(resampled.of(None), evaluation.max_detections[-1]).items()
     return replace(
         evaluation,
-        intervals={key: interval(evaluation.metrics[key], values) for key, values in overall},
+        intervals={key: interval(evaluation.metrics[key], values[1:]) for key, values in overall},
         per_category=tuple(per_category),
         num_resamples=resamples,
+        resampled=resampled,
     )
 
 
@@ -285,18 +288,16 @@ def mean_defined(values: NDArray[np.float64]) -> float | None:
     return float(np.mean(defined)) if defined.size else None
 
 
-def _per_category(dataset: CocoDataset, problem: Problem, curves: Curves) -> tuple[CategoryResult, ...]:
-    length = len(dataset.categories) + 1
-    real = [a["category_id"] for a in problem.truth["annotations"] if not (a["iscrowd"] or a["ignore"])]
-    truths = np.bincount(np.asarray(real, dtype=int), minlength=length)
-    predicted = [d["category_id"] for d in problem.detections]
-    predictions = np.bincount(np.asarray(predicted, dtype=int), minlength=length)
+def _per_category(dataset: CocoDataset, inputs: EvalInputs, curves: Curves) -> tuple[CategoryResult, ...]:
+    real = inputs.truths.labels[inputs.truths.is_object]
+    truths = np.bincount(real, minlength=inputs.num_classes)
+    predictions = np.bincount(inputs.detections.labels, minlength=inputs.num_classes)
     return tuple(
         CategoryResult(
             name=category.name,
             category_id=category.id,
-            num_truths=int(truths[label + 1]),
-            num_predictions=int(predictions[label + 1]),
+            num_truths=int(truths[label]),
+            num_predictions=int(predictions[label]),
             **cast("dict[str, Any]", _category_metrics(curves, label)),
         )
         for label, category in enumerate(dataset.categories)

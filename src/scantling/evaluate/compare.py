@@ -18,12 +18,12 @@ from scantling.evaluate.bootstrap import (
     Interval,
     Resampled,
     centre,
-    draw_weights,
     interval,
     resample,
+    weights_with_all,
 )
+from scantling.evaluate.inputs import IouType, Result, eval_inputs
 from scantling.evaluate.outcomes import match_outcomes
-from scantling.evaluate.problem import IouType, Result, build_problem
 
 _HEADER = f"{'metric':<7} {'A':>7} {'B':>7} {'B - A':>8}  {'95 % interval':<18} {'B > A':>6}"
 
@@ -111,9 +111,7 @@ def compare_results(
     Raises:
         DataError: Results that do not belong to the data set or are damaged; with all findings.
     """
-    draws = draw_weights(len(dataset), bootstrap, seed)
-    measured = np.ones((len(dataset), 1), dtype=np.float32)
-    weights = np.concatenate([measured, draws], axis=1)  # the first column is the evaluation itself
+    weights = weights_with_all(len(dataset), bootstrap, seed)
     pair = [
         resampled_metrics(dataset, results, iou_type, weights, max_detections=max_detections)
         for results in (first, second)
@@ -153,8 +151,8 @@ def resampled_metrics(
     Raises:
         DataError: Results that do not belong to the data set or are damaged; with all findings.
     """
-    problem = build_problem(dataset, results, iou_type)
-    return resample(match_outcomes(problem, max_detections=max_detections), weights)
+    inputs = eval_inputs(dataset, results, iou_type)
+    return resample(match_outcomes(inputs, max_detections=max_detections), weights)
 
 
 def _differences(

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.evaluate.breakdown import Breakdown
-from scantling.evaluate.matching import NONE, ImageMatch, pairwise_iou
+from scantling.evaluate.matching import ImageMatch
+from scantling.evaluate.pairs import NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,11 +48,11 @@ def confusion_of(breakdown: Breakdown) -> Confusion:
 
 def _pairs(match: ImageMatch, accepted: NDArray[np.bool_], iou_threshold: float) -> Iterator[tuple[int, int]]:
     """Truth and prediction of every entry of one image; NONE for the background."""
-    is_open = ~match.truths.is_ignored
+    is_open = match.truths.is_object
     for prediction in np.flatnonzero(accepted & match.is_hit):
         is_open[match.truth_of[prediction]] = False
         yield int(match.truth_of[prediction]), int(prediction)
-    iou = pairwise_iou(match.predictions, match.truths)
+    iou = match.iou
     for prediction in np.flatnonzero(accepted & (match.truth_of == NONE)):
         overlaps = np.where(is_open, iou[prediction], -1.0)
         nearest = int(overlaps.argmax()) if overlaps.size else NONE

@@ -1,25 +1,23 @@
 """Who found whom: detections of each image matched to its truths at one IoU threshold, by COCO's rules.
 
-Dims: N predictions and M truths of one image.
+Dims: N predictions and M truths of one image, D and G of all images.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as mask_api
 
-from scantling.evaluate.problem import IouType, Problem, Record, is_ignored
-from scantling.ops.polygons import pairwise_mask_iou
-from scantling.ops.rle import RLE
+from scantling.data.truths import Truths
+from scantling.evaluate.inputs import EvalInputs
+from scantling.evaluate.pairs import NONE, best_first, by_preference, match_pairs
+from scantling.ops.overlaps import Floats, Ints, Pairs, find_pairs
+from scantling.structures.detections import Detections
 
 BACKGROUND_IOU = 0.1
-NONE = -1
 
 
 class ErrorKind(StrEnum):
@@ -38,37 +36,6 @@ class ErrorKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Shapes:
-    """Objects of one image as arrays.
-
-    Attributes:
-        boxes_xywh: (N, 4) float64 left, top, width, height in original pixels, as found.
-        labels: (N,) int64, 0..K-1.
-        scores: (N,) float64, descending; 0 for truths.
-        is_crowd: (N,) bool, regions in which a prediction lies by its own area; false for predictions.
-        is_ignored: (N,) bool, crowd regions and single objects that count neither way; false for predictions.
-        masks: Compressed RLE of each; None where boxes are compared.
-    """
-
-    boxes_xywh: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    scores: NDArray[np.float64]
-    is_crowd: NDArray[np.bool_]
-    is_ignored: NDArray[np.bool_]
-    masks: tuple[RLE | None, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def boxes(self) -> NDArray[np.float64]:
-        """(N, 4) float64 xyxy."""
-        return np.concatenate(
-            [self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]], axis=1
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageMatch:
     """The outcome of one image.
 
@@ -80,15 +47,17 @@ class ImageMatch:
         kinds: (N,) why a prediction is false; None where it is right or lies on what is ignored.
         nearest: (N,) truth (none that is ignored, of any category) it overlaps most, -1 if it overlaps none.
         overlap: (N,) IoU with that truth, or 0.
+        pairs: Predictions and truths that overlap, of any category; on a crowd region by the share of the prediction.
     """
 
-    truths: Shapes
-    predictions: Shapes
+    truths: Truths
+    predictions: Detections
     truth_of: NDArray[np.int64]
     prediction_of: NDArray[np.int64]
     kinds: tuple[ErrorKind | None, ...]
     nearest: NDArray[np.int64]
     overlap: NDArray[np.float64]
+    pairs: Pairs
 
     @property
     def is_hit(self) -> NDArray[np.bool_]:
@@ -99,132 +68,113 @@ class ImageMatch:
     @property
     def is_ignored(self) -> NDArray[np.bool_]:
         """(N,) whether a prediction lies on what is ignored and counts neither way."""
-        return np.isin(self.truth_of, np.flatnonzero(self.truths.is_ignored))
+        return np.isin(self.truth_of, np.flatnonzero(~self.truths.is_object))
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """(N, M) overlap of every prediction and truth."""
+        table = np.zeros((len(self.predictions), len(self.truths)))
+        table[self.pairs.first, self.pairs.second] = self.pairs.iou
+        return table
 
 
 def match_images(
-    problem: Problem, *, iou_threshold: float = 0.5, max_detections: int = 100
+    inputs: EvalInputs, *, iou_threshold: float = 0.5, max_detections: int = 100
 ) -> list[ImageMatch]:
-    """Match every image of the problem, in the data set's order.
+    """Match every image, in the data set's order.
 
     Args:
-        problem: Truth and detections; images without either give empty matches.
+        inputs: Truth and detections; images without either give empty matches.
         iou_threshold: Overlap from which a prediction has found a truth.
         max_detections: Predictions kept per image and category, best first.
     """
-    truths, predictions = _by_image(problem.truth["annotations"]), _by_image(problem.detections)
-    return [
-        _match_image(
-            _shapes(truths[image["id"]], problem.iou_type),
-            _shapes(_best(predictions[image["id"]], max_detections), problem.iou_type),
-            iou_threshold,
-        )
-        for image in problem.truth["images"]
-    ]
-
-
-def _by_image(records: Sequence[Record]) -> dict[int, list[Record]]:
-    grouped: dict[int, list[Record]] = defaultdict(list)
-    for record in records:
-        grouped[record["image_id"]].append(record)
-    return grouped
-
-
-def _best(records: list[Record], limit: int) -> list[Record]:
-    """Best first (ties: earlier first), at most `limit` of each category."""
-    kept, counts = [], dict[int, int]()
-    for record in sorted(records, key=lambda record: -record["score"]):
-        count = counts.get(record["category_id"], 0)
-        counts[record["category_id"]] = count + 1
-        if count < limit:
-            kept.append(record)
-    return kept
-
-
-def _shapes(records: Sequence[Record], iou_type: IouType) -> Shapes:
-    masks: tuple[RLE | None, ...] = tuple(record.get("segmentation") for record in records)
-    if iou_type == "bbox":
-        boxes_xywh = [record["bbox"] for record in records]
-    else:
-        boxes_xywh = [mask_api.toBbox(mask) for mask in masks]
-    return Shapes(
-        boxes_xywh=np.asarray(boxes_xywh, dtype=np.float64).reshape(-1, 4),
-        labels=np.asarray([record["category_id"] - 1 for record in records], dtype=np.int64),
-        scores=np.asarray([record.get("score", 0.0) for record in records], dtype=np.float64),
-        is_crowd=np.asarray([bool(record.get("iscrowd", 0)) for record in records], dtype=bool),
-        is_ignored=np.asarray([is_ignored(record) for record in records], dtype=bool),
-        masks=masks,
+    given = best_first(inputs.keys, inputs.detections.scores, max_detections)
+    kept, truths = inputs[given], inputs.truths
+    pairs = find_pairs(
+        kept.detections.images, kept.shapes, truths.images, kept.truth_shapes, is_crowd=truths.is_crowd
     )
-
-
-def _match_image(truths: Shapes, predictions: Shapes, iou_threshold: float) -> ImageMatch:
-    iou = pairwise_iou(predictions, truths)
-    truth_of = _match_greedily(iou, predictions, truths, iou_threshold)
-    prediction_of = np.full(len(truths), NONE, dtype=np.int64)
-    found = np.flatnonzero(truth_of != NONE)
-    prediction_of[truth_of[found]] = found
-    prediction_of[truths.is_ignored] = NONE
-    nearest, overlap = _nearest(iou, truths)
-    return ImageMatch(
+    truth_of = _match_same(kept, pairs, iou_threshold)
+    nearest, overlap = _nearest(pairs, truths, len(given))
+    order = np.lexsort((given, -kept.detections.scores, kept.detections.images))  # best first in each image
+    place = np.argsort(order)
+    pairs = Pairs(place[pairs.first], pairs.second, pairs.iou)
+    pairs = pairs.take(np.argsort(pairs.first, kind="stable"))
+    whole = ImageMatch(
         truths=truths,
-        predictions=predictions,
-        truth_of=truth_of,
-        prediction_of=prediction_of,
-        kinds=_kinds(truth_of, predictions, truths, (nearest, overlap), iou_threshold),
-        nearest=nearest,
-        overlap=overlap,
+        predictions=kept.detections[order],
+        truth_of=truth_of[order],
+        prediction_of=np.full(len(truths), NONE, dtype=np.int64),
+        kinds=(),
+        nearest=nearest[order],
+        overlap=overlap[order],
+        pairs=pairs,
     )
+    return _divided(whole, inputs.num_images, iou_threshold)
 
 
-def pairwise_iou(predictions: Shapes, truths: Shapes) -> NDArray[np.float64]:
-    """(N, M) overlap; on a crowd region the share of the prediction inside it."""
-    if not len(predictions) or not len(truths):
-        return np.zeros((len(predictions), len(truths)))
-    if truths.masks[0] is None:
-        crowd = truths.is_crowd.astype(np.uint8).tolist()
-        iou = mask_api.iou(predictions.boxes_xywh, truths.boxes_xywh, crowd)
-        return np.asarray(iou, dtype=np.float64)
-    sides = [[mask for mask in side.masks if mask is not None] for side in (predictions, truths)]
-    return pairwise_mask_iou(sides[0], sides[1], truths.is_crowd)
+def _match_same(kept: EvalInputs, pairs: Pairs, iou_threshold: float) -> Ints:
+    """(D,) truth of its own category that each detection found, -1 for none."""
+    truths = kept.truths
+    same = kept.detections.labels[pairs.first] == truths.labels[pairs.second]
+    able = same & (pairs.iou >= min(iou_threshold, 1 - 1e-10))
+    chosen = match_pairs(
+        by_preference(pairs.take(able)),
+        kept.keys,
+        ~truths.is_object[:, None],
+        ~truths.is_object,
+        np.array([iou_threshold]),
+    )
+    return chosen[:, 0, 0]
 
 
-def _match_greedily(
-    iou: NDArray[np.float64], predictions: Shapes, truths: Shapes, iou_threshold: float
-) -> NDArray[np.int64]:
-    """(N,) truth found by each prediction, best score first; free truths before ignored ones, as COCO does."""
-    truth_of = np.full(len(predictions), NONE, dtype=np.int64)
-    if not len(truths):
-        return truth_of
-    needed, is_free = min(iou_threshold, 1 - 1e-10), ~truths.is_ignored
-    for index in range(len(predictions)):
-        same = truths.labels == predictions.labels[index]
-        for candidates in (same & is_free, same & truths.is_ignored):
-            best = _last_argmax(np.where(candidates, iou[index], -1.0))
-            if candidates[best] and iou[index, best] >= needed:
-                truth_of[index] = best
-                is_free[best] = False
-                break
-    return truth_of
+def _nearest(pairs: Pairs, truths: Truths, num_detections: int) -> tuple[Ints, Floats]:
+    """For each detection the truth that counts and that it overlaps most, of equal ones the first; and how far."""
+    nearest, overlap = np.full(num_detections, NONE, dtype=np.int64), np.zeros(num_detections)
+    real = pairs.take(truths.is_object[pairs.second])
+    best = real.take(np.lexsort((-real.second, real.iou, real.first)))
+    nearest[best.first], overlap[best.first] = best.second, best.iou  # the last assignment counts: the best
+    return nearest, overlap
 
 
-def _last_argmax(values: NDArray[np.float64]) -> int:
-    """Position of the maximum; of several equal ones the last, as in COCO's matching."""
-    return len(values) - 1 - int(np.argmax(values[::-1]))
-
-
-def _nearest(iou: NDArray[np.float64], truths: Shapes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    if not iou.size:
-        return np.full(len(iou), NONE, dtype=np.int64), np.zeros(len(iou))
-    real = np.where(truths.is_ignored, 0.0, iou)
-    nearest, overlap = real.argmax(axis=1), real.max(axis=1)
-    return np.where(overlap > 0, nearest, NONE).astype(np.int64), overlap
+def _divided(whole: ImageMatch, num_images: int, iou_threshold: float) -> list[ImageMatch]:
+    """The matches of all images, one by one; rows are numbered within each image."""
+    edges = np.arange(num_images + 1)
+    ends = np.searchsorted(whole.predictions.images, edges).tolist()
+    truth_ends = np.searchsorted(whole.truths.images, edges).tolist()
+    pair_ends = np.searchsorted(whole.pairs.first, ends).tolist()
+    matches = []
+    for image in range(num_images):
+        rows, own = slice(*ends[image : image + 2]), slice(*truth_ends[image : image + 2])
+        near = slice(*pair_ends[image : image + 2])
+        truths, predictions = whole.truths[own], whole.predictions[rows]
+        truth_of, nearest = (
+            np.where(of == NONE, NONE, of - own.start) for of in (whole.truth_of[rows], whole.nearest[rows])
+        )
+        prediction_of = np.full(len(truths), NONE, dtype=np.int64)
+        found = np.flatnonzero(truth_of != NONE)
+        prediction_of[truth_of[found]] = found
+        prediction_of[~truths.is_object] = NONE
+        first, second, iou = whole.pairs.take(near)
+        matches.append(
+            ImageMatch(
+                truths=truths,
+                predictions=predictions,
+                truth_of=truth_of,
+                prediction_of=prediction_of,
+                kinds=_kinds(truth_of, predictions, truths, (nearest, whole.overlap[rows]), iou_threshold),
+                nearest=nearest,
+                overlap=whole.overlap[rows],
+                pairs=Pairs(first - rows.start, second - own.start, iou),
+            )
+        )
+    return matches
 
 
 def _kinds(
-    truth_of: NDArray[np.int64],
-    predictions: Shapes,
-    truths: Shapes,
-    nearest_overlap: tuple[NDArray[np.int64], NDArray[np.float64]],
+    truth_of: Ints,
+    predictions: Detections,
+    truths: Truths,
+    nearest_overlap: tuple[Ints, Floats],
     iou_threshold: float,
 ) -> tuple[ErrorKind | None, ...]:
     kinds: list[ErrorKind | None] = []

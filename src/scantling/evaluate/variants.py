@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
 from scantling.errors import UsageError
-from scantling.evaluate.bootstrap import METRICS, Interval, draw_weights, interval
+from scantling.evaluate.bootstrap import METRICS, Interval, Resampled, interval, weights_with_all
 from scantling.evaluate.compare import Difference, difference_of, resampled_metrics
-from scantling.evaluate.problem import IouType, Result
+from scantling.evaluate.inputs import IouType, Result
 
 _HEADER = ("AP", "95 % interval", "AP50", "AP75", "APs", "APm", "APl", "AR", "difference", "95 % interval")
 
@@ -31,12 +31,15 @@ class Variant:
         results: COCO results in the data set's own ids.
         base: Name of the variant it is compared with; None for no comparison.
         group: Heading under which it stands.
+        resampled: What an evaluation with the same bootstrap and limit has measured of these results; None measures
+            them.
     """
 
     name: str
     results: Sequence[Result]
     base: str | None = None
     group: str = ""
+    resampled: Resampled | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +117,9 @@ def compare_variants(
     for name in (n for v in variants for n in (v.name, v.base) if n is not None):
         if names.count(name) != 1:
             raise UsageError(f"{names.count(name)} variants are called {name!r}")
-    measured = np.ones((len(dataset), 1), dtype=np.float32)
-    weights = np.concatenate([measured, draw_weights(len(dataset), bootstrap, seed)], axis=1)
+    weights = weights_with_all(len(dataset), bootstrap, seed)
     measure = partial(resampled_metrics, weights=weights, max_detections=max_detections)
-    found = {v.name: measure(dataset, v.results, iou_type).of(None) for v in variants}
+    found = {v.name: (v.resampled or measure(dataset, v.results, iou_type)).of(None) for v in variants}
     rows = tuple(_row(variant, found) for variant in variants)
     return VariantTable(rows=rows, num_images=len(dataset), num_resamples=bootstrap)
 

@@ -115,6 +115,9 @@ class MaskHead(nn.Module):
         self.upsample = nn.ConvTranspose2d(widths[-1], config.channels, 2, stride=2)
         self.logits = nn.Conv2d(config.channels, 1 if config.class_agnostic else num_classes, 1)
         init_conv(self)
+        # as the other predictors start: undecided. He's initialisation goes by the number of classes, and with few of
+        # them the first masks would be certain and wrong.
+        init_conv(self.logits, std=0.001)
 
     def forward(self, levels: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Levels and boxes [(R_i, 4)] of each image -> logits (R, K or 1, M, M), image after image."""

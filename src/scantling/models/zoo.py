@@ -24,6 +24,7 @@ from scantling.models.cascade_rcnn import CascadeMaskRCNNOptions, CascadeRCNN, C
 from scantling.models.contract import Detector
 from scantling.models.double_head import DoubleHeadRCNN, DoubleHeadRCNNOptions
 from scantling.models.faster_rcnn import FasterRCNN, FasterRCNNOptions, MaskRCNNOptions
+from scantling.models.mask_heads import MaskOptions
 from scantling.models.weights.published import recommended
 from scantling.models.weights.sources import find_weights
 from scantling.models.weights.start import Start, read_start, require_fit, take
@@ -231,6 +232,15 @@ class ModelConfig(BaseModel):
         """
         return {**dict(_preset(self.name).options), **self.options}
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model draws masks, and learns them from masks.
+
+        Raises:
+            ConfigError: There is no such model.
+        """
+        return isinstance(_preset(self.name).options, MaskOptions)
+
     def with_options(self, **options: Any) -> ModelConfig:
         """The same with these options changed.
 
@@ -264,6 +274,15 @@ class ModelConfig(BaseModel):
         else:
             checked = kind.model_validate(given)
         return own | {key: getattr(checked, key) for key in given}
+
+
+def has_masks(config: ModelConfig) -> bool:
+    """Whether a named model draws masks, and so learns from masks.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    return isinstance(_preset(config.name).options, MaskOptions)
 
 
 def build_model(config: ModelConfig, num_classes: int, class_names: Sequence[str] = ()) -> Detector:

@@ -193,12 +193,6 @@ def clip_boxes(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def scale_boxes(boxes: Tensor, scale_xy: tuple[float, float]) -> Tensor:
-    """Multiply x by the first and y by the second factor; (..., 4) xyxy in and out."""
-    scale_x, scale_y = scale_xy
-    return boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
-
-
 def enlarge_boxes(boxes: Tensor, factor: float) -> Tensor:
     """Multiply width and height by `factor`, the centre staying; (..., 4) xyxy in and out, not clipped."""
     size, centre = _size_and_centre(boxes)
@@ -229,30 +223,6 @@ def transform_boxes(boxes: Tensor, matrix: Tensor | NDArray[np.float64]) -> Tens
     lower = ends.amin(dim=0).sum(-1) + affine[:, 2]
     upper = ends.amax(dim=0).sum(-1) + affine[:, 2]
     return torch.cat([lower, upper], dim=-1).to(boxes.dtype)
-
-
-def xywh_to_xyxy(boxes_xywh: Tensor) -> Tensor:
-    """(..., 4) left, top, width, height to corners."""
-    low, size = boxes_xywh[..., :2], boxes_xywh[..., 2:]
-    return torch.cat([low, low + size], dim=-1)
-
-
-def xyxy_to_xywh(boxes: Tensor) -> Tensor:
-    """(..., 4) corners to left, top, width, height."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([low, high - low], dim=-1)
-
-
-def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """(..., 4) centre x, centre y, width, height to corners."""
-    centre, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] * 0.5
-    return torch.cat([centre - half, centre + half], dim=-1)
-
-
-def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """(..., 4) corners to centre x, centre y, width, height."""
-    size, centre = _size_and_centre(boxes)
-    return torch.cat([centre, size], dim=-1)
 
 
 def _at_least_float32(boxes: Tensor) -> Tensor:

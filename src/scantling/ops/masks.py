@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scantling.ops.polygons import MAX_OUTLINE, check_polygons, pairwise_mask_iou, polygons_to_rle
+from scantling.ops.polygons import MAX_OUTLINE, check_polygons, polygons_to_rle
 from scantling.ops.rle import (
     MAX_MASK_PIXELS,
     RLE,
@@ -44,7 +44,6 @@ __all__ = [
     "check_rle",
     "check_size",
     "crop_masks",
-    "pairwise_mask_iou",
     "paste_masks",
     "paste_patches",
     "patch_to_rle",

@@ -10,7 +10,7 @@ COCO's own code on run lengths, which looks only where boxes meet. Torch is not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Box = tuple[float, float, float, float]
 
 _MAX_PAIRS = 1_000_000  # compared at once
 
@@ -36,6 +37,10 @@ class Pairs(NamedTuple):
     first: Ints
     second: Ints
     iou: Floats
+
+    def take(self, rows: NDArray[Any] | slice) -> Pairs:
+        """Those at some positions."""
+        return Pairs(self.first[rows], self.second[rows], self.iou[rows])
 
 
 class Overlaps(NamedTuple):
@@ -62,6 +67,18 @@ def xyxy_to_xywh(boxes: Floats) -> Floats:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
+def corners(box_xywh: Sequence[float]) -> Box:
+    """One box: left, top, width, height to corners."""
+    x, y, width, height = box_xywh
+    return x, y, x + width, y + height
+
+
+def from_corners(box: Sequence[float]) -> Box:
+    """One box: corners to left, top, width, height."""
+    x1, y1, x2, y2 = box
+    return x1, y1, x2 - x1, y2 - y1
+
+
 def box_areas(boxes: Floats) -> Floats:
     """(N,) area of each box xyxy; a reversed box has none."""
     areas: Floats = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1)
@@ -82,11 +99,22 @@ def paired_overlaps(boxes: Floats, others: Floats, areas: tuple[Floats, Floats] 
     return Overlaps(*(_share(common, whole) for whole in (first + second - common, first, second)))
 
 
-def pairwise_iou(boxes: Floats, others: Floats) -> Floats:
-    """(N, M) IoU of every box with every other, both (N or M, 4) xyxy: for the few boxes of one image."""
+def pairwise_overlaps(boxes: Floats, others: Floats) -> Overlaps:
+    """(N, M) overlaps of every box with every other, both (N or M, 4) xyxy: for the few boxes of one image."""
     first = np.repeat(np.arange(len(boxes)), len(others))
     second = np.tile(np.arange(len(others)), len(boxes))
-    return paired_overlaps(boxes[first], others[second]).iou.reshape(len(boxes), len(others))
+    found = paired_overlaps(boxes[first], others[second])
+    return Overlaps(*(values.reshape(len(boxes), len(others)) for values in found))
+
+
+def pairwise_iou(boxes: Floats, others: Floats) -> Floats:
+    """(N, M) IoU of every box with every other, both (N or M, 4) xyxy: for the few boxes of one image."""
+    return pairwise_overlaps(boxes, others).iou
+
+
+def paired_iou(boxes: Floats, others: Floats) -> Floats:
+    """(P,) IoU of box i with box i, both (P, 4) xyxy; 0 for a box that is not finite."""
+    return paired_overlaps(boxes, others).iou
 
 
 def find_pairs(
@@ -128,7 +156,7 @@ def _at_least(pairs: Pairs, overlap: float) -> Pairs:
     kept = (pairs.iou >= overlap) & (pairs.iou > 0)
     if kept.all():
         return pairs
-    return Pairs(pairs.first[kept], pairs.second[kept], pairs.iou[kept])
+    return pairs.take(kept)
 
 
 def pairs_of_keys(keys: Ints, other_keys: Ints, *, together: bool = False) -> Iterator[tuple[Ints, Ints]]:
@@ -178,7 +206,7 @@ def _mask_pairs(
             found.append(Pairs(rows[first], low + second, cells[meeting]))
     first, second, iou = (np.concatenate(columns) for columns in zip(*found, strict=True))
     order = np.argsort(first, kind="stable")
-    yield Pairs(first[order], second[order], iou[order])
+    yield Pairs(first, second, iou).take(order)
 
 
 def _share(part: Floats, whole: Floats) -> Floats:

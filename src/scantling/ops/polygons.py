@@ -1,18 +1,14 @@
-"""Polygons drawn as run-length masks, and the overlap of such masks, by COCO's own native code; without torch.
-
-N, M: masks of two sets.
-"""
+"""Polygons drawn as run-length masks by COCO's own native code; without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from scantling.errors import DataError
-from scantling.ops.rle import RLE, check_rle, check_size, rle_from_uncompressed
+from scantling.ops.rle import RLE, check_size, rle_from_uncompressed
 
 MAX_OUTLINE = 4_000_000.0
 """Longest outline, in pixels, that is rasterised: the native code allocates in proportion to it."""
@@ -70,36 +66,3 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], size_hw: tuple[int, int
         return rle_from_uncompressed([height * width], size_hw)
     merged = coco_mask.merge(coco_mask.frPyObjects(outlines, height, width))
     return RLE(size=[height, width], counts=merged["counts"].decode("ascii"))
-
-
-def pairwise_mask_iou(
-    rles_a: Sequence[RLE], rles_b: Sequence[RLE], is_crowd: Sequence[bool] | NDArray[np.bool_] | None = None
-) -> NDArray[np.float64]:
-    """Mask overlap of every mask of `a` (predictions) with every mask of `b` (ground truth).
-
-    Args:
-        rles_a: N masks.
-        rles_b: M masks of the same image size.
-        is_crowd: (M,) regions of `b` for which the overlap is intersection over the area of `a`; None: none.
-
-    Returns:
-        (N, M) in [0, 1]; empty when a side is.
-
-    Raises:
-        DataError: An RLE is damaged or of another size than the first.
-        ValueError: `is_crowd` has not M entries.
-    """
-    crowd = (
-        np.zeros(len(rles_b), dtype=np.uint8) if is_crowd is None else np.asarray(is_crowd, dtype=np.uint8)
-    )
-    if crowd.shape != (len(rles_b),):
-        raise ValueError(f"pairwise_mask_iou: expected {len(rles_b)} crowd flags, found shape {crowd.shape}")
-    if not rles_a or not rles_b:
-        return np.zeros((len(rles_a), len(rles_b)))
-    size_hw = check_size(rles_a[0].get("size"))
-    for rle in (*rles_a, *rles_b):
-        check_rle(rle, size_hw)
-    overlap: NDArray[np.float64] = np.asarray(
-        coco_mask.iou(list(rles_a), list(rles_b), crowd), dtype=np.float64
-    )
-    return overlap

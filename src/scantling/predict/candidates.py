@@ -128,3 +128,52 @@ def find_candidates(
             found[position] = Candidates.of_views(views, position=position)
     merged = {key: part for each in processes.gather_on_main(found) for key, part in each.items()}
     return Candidates.cat([merged[position] for position in sorted(merged)])
+
+
+def find_masks(
+    model: Detector,
+    config: PredictConfig,
+    dataset: CocoDataset,
+    rows: Detections,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> Detections:
+    """Given boxes with the masks that a detector draws for them: soft ones, or those of the image through tiles.
+
+    Args:
+        model: The same on every process; one that draws masks.
+        config: How to look at the images.
+        dataset: The same on every process; each looks at every so many-th image that has boxes.
+        rows: N boxes in original pixels, in any order; may be none.
+        device: Where this process computes.
+        processes: Those that share the work; all must call this.
+
+    Returns:
+        On the main process the same rows with masks, on the others none.
+
+    Raises:
+        DataError: An image cannot be read.
+        PeerFailed: Another process met a failure.
+    """
+    with processes.together():
+        predictor = Predictor(model, config, dataset.class_names, device)
+        own = {int(image): np.flatnonzero(rows.images == image) for image in np.unique(rows.images)}
+        shown = dict(list(own.items())[processes.rank :: processes.world])
+        records = [dataset.images[image] for image in shown]
+        boxes = {
+            dataset.images[image].id: Instances.from_detections(
+                rows[index].replace(masks=None, soft_masks=None), dataset.images[image].size_hw
+            )
+            for image, index in shown.items()
+        }
+        drawn = {}
+        for record, found in predictor.masks(records, boxes):
+            image = dataset.index_of[record.id]
+            drawn[image] = rows[shown[image]].replace(
+                masks=(seen := found.to_detections(image)).masks, soft_masks=seen.soft_masks
+            )
+    parts = {image: part for each in processes.gather_on_main(drawn) for image, part in each.items()}
+    if not parts:
+        return rows[:0]
+    order = np.concatenate([own[image] for image in parts])
+    return Detections.cat(list(parts.values()))[np.argsort(order)]

@@ -2,7 +2,7 @@
 
     records ── TaskStream: read once, resize to every scale ──► one Batch per scale ── Detector.encode, candidates ──►
     Instances per view, back in original pixels ── one suppression over all views ──► (record, Instances)
-    a detector of masks, one view: the boxes that are kept ── Detector.masks ──► RoiMasks
+    a detector of masks: the boxes that are kept ── `masks.py`: every view again ──► one soft mask per box
 
 Only a few batches exist at a time, whatever the number of images. With `tile`, one image at a time is held and cut
 into overlapping tiles, each of which goes the same way; `tiles.py` puts together what they saw.
@@ -10,30 +10,29 @@ into overlapping tiles, each of which goes the same way; `tiles.py` puts togethe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Generic, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
-from scantling.data.coco import ImageRecord
-from scantling.data.images.open import open_image
-from scantling.data.samples.geometry import View, render
+from scantling.data.coco import ImageId, ImageRecord
 from scantling.data.samples.loader import aspect_order
 from scantling.data.samples.transforms import Side, fit_size
 from scantling.data.workers import TaskStream
 from scantling.errors import ConfigError, DataError, Finding, Severity
-from scantling.models.contract import CandidateLimits, Detector, Encoded
-from scantling.models.suppression import SuppressConfig, scores_of, suppress_instances
+from scantling.models.contract import CandidateLimits, Detector
+from scantling.models.suppression import SuppressConfig, suppress_instances
+from scantling.predict.masks import mean_masks, tile_masks, tiles_at_all_sizes
 from scantling.predict.tiles import TileGrid, Window, merge, sort_out
 from scantling.predict.tta import in_original_pixels, mirrored
+from scantling.predict.views import KEPT_BYTES, Load, Loaded, Network, Views, read_sample
 from scantling.structures.instances import Instances
-from scantling.structures.sample import Batch, Frame, Sample
+from scantling.structures.sample import Batch, Sample
 
 T = TypeVar("T")
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class PredictConfig(BaseModel):
@@ -99,56 +98,11 @@ class PredictConfig(BaseModel):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A few images at every scale, and those that could not be read."""
-
-    records: tuple[ImageRecord, ...]
-    batches: tuple[Batch, ...]
-    failures: tuple[DataError, ...]
-
-
 class _Seen(NamedTuple, Generic[T]):
     """What came of a few records: what was found in each, and the faults of those that could not be read."""
 
     views: Iterable[tuple[ImageRecord, T]]
     failures: tuple[DataError, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Load:
-    """Records -> `_Loaded`, in whatever process."""
-
-    config: PredictConfig
-
-    def __call__(self, records: Sequence[ImageRecord]) -> _Loaded:
-        readable, failures, views = [], [], []
-        for record in records:
-            try:
-                sample = read_sample(record)
-            except DataError as error:
-                failures.append(error)
-                continue
-            readable.append(record)
-            sizes = self.config.sizes_for(record.size_hw)
-            views.append([render(sample, View.of(sample).resized(size_hw)) for size_hw in sizes])
-        batches = tuple(Batch.collate(samples) for samples in zip(*views, strict=True))
-        return _Loaded(tuple(readable), batches, tuple(failures))
-
-
-def read_sample(record: ImageRecord) -> Sample:
-    """An image without ground truth.
-
-    Raises:
-        DataError: The image cannot be read, or is not of its record's size.
-    """
-    pixels = open_image(record.path, size_hw=record.size_hw, white=record.white)
-    return Sample(
-        image=pixels.transpose(2, 0, 1),
-        instances=Instances.empty(record.size_hw, scored=False),
-        frame=Frame.identity(record.size_hw),
-        image_id=record.id,
-    )
 
 
 class Predictor:
@@ -180,6 +134,7 @@ class Predictor:
         self.config = config
         self.class_names = tuple(class_names)
         self.device = torch.device(device)
+        self._network = Network(model=self.model, device=self.device, precision=config.precision)
         self.findings: list[Finding] = []
 
     def predict_records(
@@ -198,11 +153,29 @@ class Predictor:
             DataError: An image cannot be read; with `skip_invalid`, none of them can.
             TrainingError: A reading process died.
         """
-        if self.model.has_masks and self._is_single_view:
-            yield from self._with_masks(records, skip_invalid=skip_invalid)
-            return
-        for record, views in self.candidates(records, skip_invalid=skip_invalid):
-            yield record, suppress_instances(Instances.cat(views), self.config.suppress, self.class_names)
+        looks = self._detect_in_tiles(records) if self._tiled else self._detect_in_images(records)
+        for seen in self._readable(looks, len(records), skip_invalid=skip_invalid):
+            yield from seen.views
+
+    def masks(
+        self, records: Sequence[ImageRecord], found: Mapping[ImageId, Instances]
+    ) -> Iterator[tuple[ImageRecord, Instances]]:
+        """Masks for given boxes: those of a fusion, a refinement, or any other tool.
+
+        Args:
+            records: Images to read.
+            found: By image id its instances in original pixels, in main memory.
+
+        Yields:
+            Each record once, its instances with masks.
+
+        Raises:
+            DataError: An image cannot be read.
+            TypeError: The detector has no masks.
+        """
+        looks = self._draw_in_tiles(records, found) if self._tiled else self._draw_in_images(records, found)
+        for seen in self._readable(looks, len(records), skip_invalid=False):
+            yield from seen.views
 
     def candidates(
         self, records: Sequence[ImageRecord], *, skip_invalid: bool = False
@@ -220,7 +193,7 @@ class Predictor:
             DataError: As in `predict_records`.
             TrainingError: A reading process died.
         """
-        look = self._look_at_images if self.config.tile_side is None else self._look_at_tiles
+        look = self._look_at_tiles if self._tiled else self._look_at_images
         for seen in self._readable(look(records), len(records), skip_invalid=skip_invalid):
             yield from seen.views
 
@@ -239,77 +212,97 @@ class Predictor:
             raise DataError(f"none of the {count} images can be read", findings=findings)
 
     @property
-    def _is_single_view(self) -> bool:
-        """Whether each image is seen once, whole."""
-        config = self.config
-        several = isinstance(config.scales, tuple) and len(config.scales) > 1
-        return config.tile_side is None and not config.flip and not several
+    def _tiled(self) -> bool:
+        return self.config.tile_side is not None
 
-    def _with_masks(
-        self, records: Sequence[ImageRecord], *, skip_invalid: bool
-    ) -> Iterator[tuple[ImageRecord, Instances]]:
-        """Detections with soft masks, from one view: features are computed once for boxes and masks."""
-        looks = self._look_for_masks(records)
-        for seen in self._readable(looks, len(records), skip_invalid=skip_invalid):
-            yield from seen.views
-
-    def _look_for_masks(self, records: Sequence[ImageRecord]) -> Iterator[_Seen[Instances]]:
-        for loaded in self._loaded(records):
-            found: list[Instances] = []
-            for batch in loaded.batches:
-                view = batch.to(self.device)
-                encoded = self._encode(view)
-                seen = list(zip(view.frames, self._candidates(encoded), strict=True))
-                found = [
-                    suppress_instances(each, self.config.suppress, self.class_names)
-                    for each in in_original_pixels(seen)
-                ]
-                found = self._masked(view, encoded, found)
-            yield _Seen(zip(loaded.records, found, strict=True), loaded.failures)
-
-    def _masked(self, view: Batch, encoded: Encoded, found: Sequence[Instances]) -> list[Instances]:
-        """Detections in original pixels with the masks that the model draws for them in a view."""
-        placed = [
-            Instances(
-                size_hw=size_hw,
-                boxes=frame.apply_boxes(each.boxes).to(self.device),
-                labels=each.labels.to(self.device),
-                scores=scores_of(each).to(self.device),
-            )
-            for each, frame, size_hw in zip(found, view.frames, view.sizes_hw, strict=True)
-        ]
-        with self._inference():
-            masks = self.model.masks(encoded, placed)
-        return [each.replace(masks=own.to("cpu")) for each, own in zip(found, masks, strict=True)]
-
-    def _loaded(self, records: Sequence[ImageRecord]) -> Iterator[_Loaded]:
-        """A few images at every scale at a time, those of similar aspect together."""
+    def _loaded(self, records: Sequence[ImageRecord]) -> Iterator[tuple[Loaded, Views]]:
+        """A few images at a time in all their views, those of similar aspect together."""
         ordered = [records[position] for position in aspect_order([record.size_hw for record in records])]
         size = self.config.batch_size
         groups = [tuple(ordered[start : start + size]) for start in range(0, len(ordered), size)]
-        with TaskStream(_Load(self.config), self.config.workers) as stream:
-            yield from stream.run(groups)
+        with TaskStream(Load(self.config.sizes_for), self.config.workers) as stream:
+            for loaded in stream.run(groups):
+                yield loaded, self._views_of(loaded.batches)
+
+    def _views_of(self, batches: Sequence[Batch]) -> Views:
+        """All views of the images that every batch shows at another size."""
+        placed = [batch.to(self.device) for batch in batches]
+        if self.config.flip:
+            placed = [view for batch in placed for view in (batch, mirrored(batch))]
+        budget = KEPT_BYTES.get(self.device.type, 0) if self.model.has_masks else 0
+        return Views(network=self._network, batches=placed, budget=budget)
 
     def _look_at_images(self, records: Sequence[ImageRecord]) -> Iterator[_Seen[list[Instances]]]:
-        """A few whole images at a time."""
-        for loaded in self._loaded(records):
-            views = (in_original_pixels(seen) for seen in self._see(loaded.batches))
-            yield _Seen(zip(loaded.records, views, strict=True), loaded.failures)
+        """Candidates in a few whole images at a time."""
+        for loaded, views in self._loaded(records):
+            found = (in_original_pixels(seen) for seen in views.candidates(self._limits))
+            yield _Seen(zip(loaded.records, found, strict=True), loaded.failures)
 
-    def _look_at_tiles(self, records: Sequence[ImageRecord]) -> Iterator[_Seen[list[Instances]]]:
-        """One image at a time, tile by tile."""
+    def _detect_in_images(self, records: Sequence[ImageRecord]) -> Iterator[_Seen[Instances]]:
+        """Detections in a few whole images at a time; features are computed once for boxes and masks, if they fit."""
+        for loaded, views in self._loaded(records):
+            found = [self._suppressed(in_original_pixels(seen)) for seen in views.candidates(self._limits)]
+            if self.model.has_masks:
+                found = mean_masks(views, found)
+            yield _Seen(zip(loaded.records, found, strict=True), loaded.failures)
+
+    def _draw_in_images(
+        self, records: Sequence[ImageRecord], found: Mapping[ImageId, Instances]
+    ) -> Iterator[_Seen[Instances]]:
+        for loaded, views in self._loaded(records):
+            drawn = mean_masks(views, [found[record.id] for record in loaded.records])
+            yield _Seen(zip(loaded.records, drawn, strict=True), loaded.failures)
+
+    def _suppressed(self, views: Sequence[Instances]) -> Instances:
+        return suppress_instances(Instances.cat(views), self.config.suppress, self.class_names)
+
+    def _samples(
+        self, records: Sequence[ImageRecord], look: Callable[[ImageRecord, Sample], T]
+    ) -> Iterator[_Seen[T]]:
+        """One image at a time."""
         for record in records:
             try:
                 sample = read_sample(record)
             except DataError as error:
                 yield _Seen((), (error,))
             else:
-                yield _Seen([(record, [self._look_through_tiles(sample)])], ())
+                yield _Seen([(record, look(record, sample))], ())
+
+    def _look_at_tiles(self, records: Sequence[ImageRecord]) -> Iterator[_Seen[list[Instances]]]:
+        """Candidates of one image at a time, tile by tile."""
+        return self._samples(records, lambda _, sample: [self._look_through_tiles(sample)])
+
+    def _detect_in_tiles(self, records: Sequence[ImageRecord]) -> Iterator[_Seen[Instances]]:
+        """Detections of one image at a time, tile by tile."""
+
+        def detect(_: ImageRecord, sample: Sample) -> Instances:
+            found = self._suppressed([self._look_through_tiles(sample)])
+            return self._drawn_in_tiles(sample, found) if self.model.has_masks else found
+
+        return self._samples(records, detect)
+
+    def _draw_in_tiles(
+        self, records: Sequence[ImageRecord], found: Mapping[ImageId, Instances]
+    ) -> Iterator[_Seen[Instances]]:
+        return self._samples(records, lambda record, sample: self._drawn_in_tiles(sample, found[record.id]))
+
+    def _drawn_in_tiles(self, sample: Sample, found: Instances) -> Instances:
+        return tile_masks(
+            sample,
+            self._grid(sample.size_hw),
+            found,
+            sizes_for=self.config.sizes_for,
+            views_of=self._views_of,
+            batch_size=self.config.batch_size,
+        )
+
+    def _grid(self, size_hw: tuple[int, int]) -> TileGrid:
+        return TileGrid.over(size_hw, self.config.tile_side or max(size_hw), self.config.overlap)
 
     def _look_through_tiles(self, sample: Sample) -> Instances:
         """Candidates in one image, in original pixels, from overlapping tiles and perhaps a view of the whole."""
         config = self.config
-        grid = TileGrid.over(sample.size_hw, config.tile_side or max(sample.size_hw), config.overlap)
+        grid = self._grid(sample.size_hw)
         windows = list(enumerate(grid.windows))
         tiles = []
         for start in range(0, len(windows), config.batch_size):
@@ -323,44 +316,8 @@ class Predictor:
 
     def _candidates_in(self, sample: Sample, windows: Sequence[Window]) -> list[Instances]:
         """Candidates in each window of an image, at all scales together, in original pixels and main memory."""
-        parts = [
-            View.of(sample).cropped((x1, y1), (y2 - y1, x2 - x1)) for x1, y1, x2, y2 in windows
-        ]  # views of one scale form a batch
-        sizes = [self.config.sizes_for(part.size_hw) for part in parts]
-        batches = (
-            Batch.collate(
-                [render(sample, part.resized(size)) for part, size in zip(parts, each, strict=True)]
-            )
-            for each in zip(*sizes, strict=True)
-        )
-        return [Instances.cat(in_original_pixels(views)) for views in self._see(batches)]
-
-    def _see(self, batches: Iterable[Batch]) -> list[list[tuple[Frame, Instances]]]:
-        """For each image, of which every batch shows another view: the frames and candidates of all views."""
-        seen = [
-            list(zip(view.frames, self._candidates(self._encode(view)), strict=True))
-            for batch in batches
-            for view in self._views_of(batch.to(self.device))
-        ]
-        return [list(views) for views in zip(*seen, strict=True)]
-
-    def _views_of(self, batch: Batch) -> list[Batch]:
-        return [batch, mirrored(batch)] if self.config.flip else [batch]
-
-    def _encode(self, batch: Batch) -> Encoded:
-        with self._inference():
-            return self.model.encode(batch)
-
-    def _candidates(self, encoded: Encoded) -> list[Instances]:
-        with self._inference():
-            return self.model.candidates(encoded, self._limits)
-
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        """No gradients, in the configured number format."""
-        dtype = _DTYPES.get(self.config.precision)
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            yield
+        views = self._views_of(tiles_at_all_sizes(sample, windows, self.config.sizes_for))
+        return [Instances.cat(in_original_pixels(seen)) for seen in views.candidates(self._limits)]
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

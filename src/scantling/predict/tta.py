@@ -1,4 +1,4 @@
-"""Test-time augmentation: one image seen several times, its candidates pooled in original pixels, suppressed once."""
+"""Test-time augmentation: one image seen several times, its candidates mapped back to its original pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from scantling.models.suppression import SuppressConfig, suppress_instances
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame
 
@@ -34,19 +33,3 @@ def in_original_pixels(seen: Sequence[tuple[Frame, Instances]]) -> list[Instance
         seen: For each view its frame and the scored candidates in it.
     """
     return [frame.invert(found.to("cpu")) for frame, found in seen]
-
-
-def pool(
-    seen: Sequence[tuple[Frame, Instances]], config: SuppressConfig, class_names: Sequence[str]
-) -> Instances:
-    """Detections of one image from the candidates of its views.
-
-    Args:
-        seen: For each view its frame and the scored candidates in it; at least one view.
-        config: Suppression, applied once over all views, in original pixels.
-        class_names: Category names in label order (used by settings per category only).
-
-    Returns:
-        Detections in original pixels, in main memory, best first.
-    """
-    return suppress_instances(Instances.cat(in_original_pixels(seen)), config, class_names)

@@ -92,7 +92,8 @@ def _resolve_member(path: str, member: MemberConfig, facts: DataFacts, reasons: 
         config: BaseModel | None = getattr(member, section)
         if config is not None and getattr(config, key, None) == "auto":
             choice = _chosen(rule, path, member, facts)
-            reasons.append(f"{path}.{section}.{key} = {_shown(choice.value)}: {choice.reason}")
+            if choice.reason:
+                reasons.append(f"{path}.{section}.{key} = {_shown(choice.value)}: {choice.reason}")
             changed = type(config).model_validate({**config.model_dump(), key: choice.value})
             member = member.model_copy(update={section: changed})
     if member.model is not None and (facts.processes > 1 or member.train.total_batch is not None):
@@ -240,6 +241,12 @@ def _tile(member: MemberConfig, facts: DataFacts) -> Choice:  # noqa: ARG001 - a
     return Choice(tile, "whole images, as in training" if tile is None else "the tiles of training")
 
 
+def _monitor(member: MemberConfig, _facts: DataFacts) -> Choice:
+    if member.draws_masks:
+        return Choice("segm/AP", "the detector draws masks")
+    return Choice("bbox/AP", "")  # what everybody expects of boxes
+
+
 RULES: dict[tuple[str, str], Rule] = {
     ("model", "frozen_stages"): _frozen_stages,
     ("augment", "short_side"): _short_side,
@@ -249,6 +256,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("train", "epochs"): _epochs,
     ("train", "milestones"): _milestones,
     ("train", "workers"): _workers,
+    ("train", "monitor"): _monitor,
     ("predict", "scales"): _scales,
     ("predict", "tile"): _tile,
 }

@@ -31,6 +31,7 @@ class DataFacts:
         max_objects: Most objects in one training image.
         bf16: The GPU computes in bfloat16.
         processes: How many train together, each with its own batches.
+        has_masks: Every annotation of the training images has a mask.
     """
 
     num_images: int
@@ -43,6 +44,7 @@ class DataFacts:
     max_objects: int = 0
     bf16: bool = False
     processes: int = 1
+    has_masks: bool = False
 
 
 def measure(train: CocoDataset, device: torch.device, processes: Processes = ALONE) -> DataFacts:
@@ -69,4 +71,6 @@ def measure(train: CocoDataset, device: torch.device, processes: Processes = ALO
         class_counts={name: labels[label] for name, label in labels_by_name(train.class_names).items()},
         max_objects=max(map(len, objects)),
         bf16=gpu and torch.cuda.is_bf16_supported(),
+        has_masks=any(objects)
+        and all(a.segmentation is not None for part in train.annotations for a in part),
     )

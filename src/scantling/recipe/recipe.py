@@ -31,7 +31,7 @@ from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.tune import TuneConfig
 from scantling.data.samples.transforms import AugmentConfig
 from scantling.data.splits import DataConfig
-from scantling.models.zoo import ModelConfig
+from scantling.models.zoo import ModelConfig, has_masks
 from scantling.predict.predictor import PredictConfig
 from scantling.pretrain.config import PretrainConfig
 from scantling.recipe.shipped import find_recipe, read_recipe
@@ -71,6 +71,11 @@ class MemberConfig(Section):
         if (self.model is None) == (self.predictions is None):
             raise ValueError("give either `model` (trained here) or `predictions` (a file of any tool)")
         return self
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether it is a detector of masks, trained here."""
+        return self.model is not None and has_masks(self.model)
 
     @property
     def detector(self) -> ModelConfig:
@@ -145,6 +150,8 @@ class EvaluateConfig(Section):
         split: Split to evaluate: a split's name, or a COCO file relative to the data set's folder.
         backend: `pycocotools`, `hotcoco` (same numbers, faster), or `auto` for the fastest one installed.
         bootstrap: Resamples of the images for the intervals of every AP; 0 for none.
+        iou_type: What the run is judged by: overlaps of boxes (`bbox`) or of masks (`segm`); both are measured where
+            there are masks. `auto`: masks where a member draws them or brings them.
         max_dets: Predictions counted per image and category, best first; COCO's own number is 100. More than
             `predict.suppress.max_per_image` (100 unless set) are not predicted.
     """
@@ -152,12 +159,14 @@ class EvaluateConfig(Section):
     split: str = "val"
     backend: Literal["auto", "pycocotools", "hotcoco"] = "auto"
     bootstrap: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
+    iou_type: Literal["auto", "bbox", "segm"] = "auto"
     max_dets: Annotated[int, Field(gt=10)] = 100
 
     @property
-    def limits(self) -> dict[str, int]:
-        """What the stages that count predictions depend on; nothing where the limit is COCO's own."""
-        return {"max_dets": self.max_dets} if self.max_dets != 100 else {}
+    def limits(self) -> dict[str, Any]:
+        """What the stages that count predictions depend on; nothing where it is COCO's own, or left to the results."""
+        given: dict[str, Any] = {"max_dets": self.max_dets} if self.max_dets != 100 else {}
+        return given if self.iou_type == "auto" else {**given, "iou_type": self.iou_type}
 
 
 class Recipe(Section):
@@ -188,6 +197,11 @@ class Recipe(Section):
         )
 
     @property
+    def draws_masks(self) -> bool:
+        """Whether a member learns masks, so that every annotation needs one."""
+        return any(member.draws_masks for member in self.members.values())
+
+    @property
     def foreign_members(self) -> tuple[str, ...]:
         """Members whose predictions come from another tool."""
         return tuple(name for name, member in self.members.items() if member.model is None)
@@ -214,9 +228,10 @@ class Recipe(Section):
 
     @property
     def tunes_weights(self) -> bool:
-        """Whether the weights of the ensemble are."""
-        combining = self.combining
-        return combining.tune is not None and combining.tune.weights and combining.ensemble is not None
+        """Whether the weights of the ensemble are; those of a single member mean nothing."""
+        combining, several = self.combining, len(self.combining.members or self.members) > 1
+        fuses = combining.ensemble is not None and several
+        return combining.tune is not None and combining.tune.weights and fuses
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default written out."""

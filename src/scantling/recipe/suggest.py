@@ -3,6 +3,7 @@
 What comes out is an ordinary recipe with one member, `detector`: the model goes by the device, everything that
 `resolve` has a rule for (image size, batch, repeats, length) is left to it, and what remains is chosen here:
 
+* Masks: where every annotation has one.
 * Length on a CPU: a budget of pixels that a processor of two cores works off in about half an hour.
 * Mirroring: not where the categories tell left from right, or are letters and digits.
 * Colours: varied more where images are few.
@@ -15,13 +16,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scantling.data.splits import DataConfig, read_run_data
 from scantling.errors import UsageError
+from scantling.models.zoo import MODELS, ModelConfig, has_masks
 from scantling.recipe.auto import Resolution, resolve
 from scantling.recipe.facts import DataFacts, measure
 from scantling.recipe.recipe import EvaluateConfig, MemberConfig, Recipe, parse_recipe
@@ -34,11 +36,18 @@ MEMBER = "detector"
 COMBINE: dict[str, Any] = {"tune": {}}
 """What follows on predicting: suppression by category, which costs seconds, where its gain holds on val."""
 ABOUT = "Chosen for the data set and the machine by `scantling train`."
-SMALL_MODEL, FROM_SCRATCH, FROM_PRETRAINED = (
-    "cascade_rcnn_r18_small",
-    "cascade_rcnn_r50_dcn_gn",
-    "cascade_rcnn_r50",
+BOX_MODELS: tuple[dict[str, Any], ...] = (
+    {"name": "cascade_rcnn_r18_small"},
+    {"name": "cascade_rcnn_r50_dcn_gn"},
+    {"name": "cascade_rcnn_r50"},
 )
+"""For a CPU, for a GPU from random weights, for a GPU from published weights of the backbone."""
+MASK_MODELS: tuple[dict[str, Any], ...] = (
+    {"name": "cascade_mask_rcnn_r18_small"},
+    {"name": "cascade_mask_rcnn_r50", "norm": "gn", "deform": (2, 3, 4)},
+    {"name": "cascade_mask_rcnn_r50"},
+)
+"""The same where every object has a mask."""
 CPU_MEGAPIXELS, CPU_MEGAPIXELS_PER_MINUTE = 600, 20
 LONG_SIDE = {"cpu": 576, "mps": 1333, "cuda": 2666}
 FEW_IMAGES = 1000
@@ -89,6 +98,11 @@ class OpenRecipe:
         return self._written(_UNKNOWN).data
 
     @property
+    def draws_masks(self) -> bool:
+        """Whether a model that draws masks was asked for; whether one is chosen goes by the labels."""
+        return self._written(_UNKNOWN).draws_masks
+
+    @property
     def evaluate(self) -> EvaluateConfig:
         """What is evaluated."""
         return self._written(_UNKNOWN).evaluate
@@ -99,11 +113,14 @@ class OpenRecipe:
         Args:
             facts: About the training data and the machine.
         """
-        start = starting_from(self._written(facts).members[MEMBER].detector)
+        start = self._start()
         first = resolve(self._written(facts, start), facts).recipe
         length = affordable_epochs(first.members[MEMBER], facts)
         recipe = resolve(self._written(facts, start, epochs=length), facts).recipe
         return Resolution(recipe, explain(recipe.members[MEMBER], facts))
+
+    def _start(self) -> Starting:
+        return starting_from(self._written(_UNKNOWN).members[MEMBER].detector)
 
     def _written(self, facts: DataFacts, start: Starting = SCRATCH, *, epochs: int | None = None) -> Recipe:
         member = write_member(facts, start, epochs=epochs)
@@ -128,7 +145,7 @@ def suggest_recipe(opened: OpenRecipe, *, device: str = "auto") -> str:
         ScantlingError: The data or the device cannot be used.
     """
     chosen = resolve_device(device)
-    data = read_run_data(opened.data, opened.evaluate.split)
+    data = read_run_data(opened.data, opened.evaluate.split, with_masks=opened.draws_masks)
     recipe, reasons = opened.choose(measure(data.train, chosen))
     comments = [f"# {reason}" for reason in reasons]
     members = {name: _short(member) for name, member in recipe.members.items()}
@@ -153,8 +170,9 @@ def write_member(facts: DataFacts, start: Starting = SCRATCH, *, epochs: int | N
         epochs: Length of the training; None leaves it to `resolve`.
     """
     gpu, few = facts.device == "cuda", facts.num_images < FEW_IMAGES
-    large = FROM_SCRATCH if start.kind == "random" else FROM_PRETRAINED
-    model = dict(start.model) or {"name": large if gpu else SMALL_MODEL}
+    small, scratch, published = MASK_MODELS if facts.has_masks else BOX_MODELS
+    large = scratch if start.kind == "random" else published
+    model = _for_labels(start.model, facts) or dict(large if gpu else small)
     colours = 0.2 if few else 0.1
     return {
         "model": {**model, "frozen_stages": "auto"},
@@ -185,6 +203,16 @@ def write_member(facts: DataFacts, start: Starting = SCRATCH, *, epochs: int | N
             "suppress": {"max_per_image": 300 if facts.max_objects > CROWDED else 100},
         },
     }
+
+
+def _for_labels(model: Mapping[str, Any], facts: DataFacts) -> dict[str, Any]:
+    """The model that a start brings along; without its mask heads where not every object has a mask."""
+    config = ModelConfig.model_validate(dict(model))
+    name = config.name.replace("cascade_mask_rcnn", "cascade_rcnn").replace("mask_rcnn", "faster_rcnn")
+    if not model or facts.has_masks or not has_masks(config) or name not in MODELS:
+        return dict(model)
+    known = ModelConfig.known_keys({"name": name})
+    return {key: value for key, value in model.items() if key in known} | {"name": name}
 
 
 def affordable_epochs(member: MemberConfig, facts: DataFacts) -> int:

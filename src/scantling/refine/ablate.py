@@ -25,9 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from scantling.data.coco import CocoDataset
 from scantling.data.io import atomic_write
 from scantling.data.samples.dataset import rng_for
-from scantling.data.truths import row_overlaps
 from scantling.errors import DataError
 from scantling.evaluate.bootstrap import draw_weights, interval
+from scantling.ops.overlaps import paired_iou
 from scantling.refine.apply import NOT_KNOWN, ApplyConfig, labels_for, load_refiner, refine_rows
 from scantling.refine.bbrefinement import Mixture, Refiner
 from scantling.refine.train import RefineConfig, RefinerRun, train_refiner
@@ -172,7 +172,7 @@ def ablate_refiner(
     if both:
         rows += _robustness(both, judged, config)
     found = RefineAblation(
-        iou_before=float(row_overlaps(judged.boxes, judged.truth).mean()),
+        iou_before=float(paired_iou(judged.boxes, judged.truth).mean()),
         num_boxes=len(judged),
         num_images=len(np.unique(judged.images)),
         rows=tuple(rows),
@@ -228,7 +228,7 @@ def _told(
         config,
         shifts=None if shifts is None else shifts[rows],
     )
-    return row_overlaps(refined, judged.truth)
+    return paired_iou(refined, judged.truth)
 
 
 def _robustness(

@@ -28,9 +28,10 @@ from scantling.data.coco.results import Result
 from scantling.data.detections import detections_of
 from scantling.data.images.open import open_image
 from scantling.data.samples.geometry import Pixels
-from scantling.data.truths import labels_of
+from scantling.data.truths import truths_of
 from scantling.errors import CheckpointError
 from scantling.ops.boxes import flip_boxes
+from scantling.ops.overlaps import from_corners
 from scantling.refine.bbrefinement import CropBatch, Refiner, RefinerConfig
 from scantling.refine.crops import Boxes, crop_windows, cut, cut_on_device, from_crop, to_crop
 from scantling.structures.detections import Detections
@@ -163,11 +164,11 @@ def refine_truth(dataset: CocoDataset, refiner: Refiner, config: ApplyConfig) ->
     Raises:
         DataError: An image that has annotations cannot be read.
     """
-    labels = labels_of(dataset)
-    boxes, known = labels.boxes.copy(), labels_for(refiner, dataset)[labels.labels]
+    truths = truths_of(dataset)
+    boxes, known = truths.boxes.copy(), labels_for(refiner, dataset)[truths.labels]
     large = (boxes[:, 2:] - boxes[:, :2] >= refiner.config.min_side).all(axis=1)
-    rows = np.flatnonzero((known != NOT_KNOWN) & ~labels.is_crowd & large)
-    boxes[rows] = refine_rows(dataset, labels.images[rows], known[rows], boxes[rows], refiner, config)
+    rows = np.flatnonzero((known != NOT_KNOWN) & truths.is_object & large)
+    boxes[rows] = refine_rows(dataset, truths.images[rows], known[rows], boxes[rows], refiner, config)
     return boxes
 
 
@@ -365,8 +366,7 @@ def _with_box(result: Result, detections: Detections, row: int, box: Boxes, conf
     """The result with another box, and its mask refitted if that is asked for."""
     changes: dict[str, Any] = {}
     if "bbox" in result:
-        x1, y1, x2, y2 = box.tolist()
-        changes["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+        changes["bbox"] = list(from_corners(box.tolist()))
     if config.masks == "refit" and "segmentation" in result:
         changes["segmentation"] = refit_mask(result["segmentation"], detections.boxes[row], box)
     return {**result, **changes}

@@ -186,14 +186,19 @@ class RefineGate(BaseModel):
             lines.append("AP " + ", ".join(f"{n} {v}" for n, v in zip(self.ap, values, strict=True)))
         if self.rules:
             lines.append("change of AP on images that decided nothing:")
-            lines += [self._rule_line(found) for found in self.rules]
+            lines += [f"  {line}" for line in self.rule_lines]
         lines += [_line(cell) for cell in sorted(self.cells, key=lambda cell: not cell.open)]
         return "\n".join(lines)
 
-    def _rule_line(self, found: RuleGain) -> str:
-        what = "no gate" if found.rule == "all" else f"by {found.rule}"
-        used = "  used" if found.rule == self.rule else ""
-        return f"  {what:<12} {_shown(found.gain)}, {found.opened} cells{used}"
+    @property
+    def rule_lines(self) -> list[str]:
+        """What each rule gives, in words; first what no gate would."""
+        lines = []
+        for found in self.rules:
+            what = "no gate" if found.rule == "all" else f"by {found.rule}"
+            used = "  used" if found.rule == self.rule else ""
+            lines.append(f"{what:<12} {_shown(found.gain)}, {found.opened} cells{used}")
+        return lines
 
 
 def size_of(boxes: Boxes) -> NDArray[np.int64]:

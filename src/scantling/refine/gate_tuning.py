@@ -21,9 +21,10 @@ from scantling.data.coco import CocoDataset
 from scantling.data.coco.records import told_apart
 from scantling.data.coco.results import Result
 from scantling.data.detections import detections_of
-from scantling.data.truths import labels_of, overlaps, row_overlaps
+from scantling.data.truths import truths_of
 from scantling.evaluate.bootstrap import Resampled, draw_weights, interval
 from scantling.evaluate.compare import difference_of, resampled_metrics
+from scantling.ops.overlaps import paired_iou, pairwise_iou
 from scantling.refine.apply import ApplyConfig, refine_results
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.gate import (
@@ -106,11 +107,11 @@ def measure_gains(
     count = len(config.bands) + 1
     cells = (before.labels * len(SIZES) + size_of(before.boxes)) * count + bands
     meant = meant_for(before, dataset, config.min_overlap)
-    truth = labels_of(dataset).boxes
+    truth = truths_of(dataset).boxes
     gains = np.full(len(before), np.nan)
     rows = np.flatnonzero(touched & (meant >= 0))
     target = truth[meant[rows]]
-    gains[rows] = row_overlaps(after.boxes[rows], target) - row_overlaps(before.boxes[rows], target)
+    gains[rows] = paired_iou(after.boxes[rows], target) - paired_iou(before.boxes[rows], target)
     return Gains(before.images, np.where(touched, cells, -1), gains)
 
 
@@ -119,14 +120,14 @@ def meant_for(detections: Detections, dataset: CocoDataset, min_overlap: float) 
 
     Labels are numbered image by image in the data set's order.
     """
-    truth = labels_of(dataset)
+    truth = truths_of(dataset)
     meant = np.full(len(detections), -1, dtype=np.int64)
     for image in np.unique(detections.images):
         rows = np.flatnonzero(detections.images == image)
-        columns = np.flatnonzero((truth.images == image) & ~truth.is_crowd)
+        columns = np.flatnonzero((truth.images == image) & truth.is_object)
         if not len(columns):
             continue
-        iou = overlaps(detections.boxes[rows], truth.boxes[columns])
+        iou = pairwise_iou(detections.boxes[rows], truth.boxes[columns])
         iou[detections.labels[rows][:, None] != truth.labels[columns][None, :]] = 0
         best = iou.argmax(axis=1)
         found = iou[np.arange(len(rows)), best] >= max(min_overlap, 1e-9)

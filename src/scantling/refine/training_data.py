@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, NamedTuple, Self
 
 import cv2
@@ -27,10 +28,11 @@ from scantling.data.images.open import open_image
 from scantling.data.samples.dataset import rng_for
 from scantling.data.samples.geometry import Pixels
 from scantling.data.samples.loader import Entry, LoaderConfig, PlannedBatches, epoch_order, shard
+from scantling.data.truths import Truths, truths_of
 from scantling.data.workers import TaskStream
 from scantling.errors import DataError
 from scantling.refine.bbrefinement import CropBatch
-from scantling.refine.crops import Boxes, crop_windows, cut, to_crop
+from scantling.refine.crops import crop_windows, cut, to_crop
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Margin = Annotated[float, Field(gt=-0.5, le=2)]
@@ -83,18 +85,6 @@ class CropConfig(BaseModel):
         return self
 
 
-class Usable(NamedTuple):
-    """The boxes of an image that can be learnt from.
-
-    Attributes:
-        boxes: (N, 4) float64 xyxy in image pixels.
-        labels: (N,) int64.
-    """
-
-    boxes: Boxes
-    labels: NDArray[np.int64]
-
-
 @dataclass(frozen=True)
 class LabelledBoxes:
     """A data set as boxes to be cut out.
@@ -108,9 +98,13 @@ class LabelledBoxes:
     min_side: float
 
     @cached_property
-    def usable(self) -> tuple[Usable, ...]:
-        """For each image its usable boxes."""
-        return tuple(usable_boxes(self.coco, index, self.min_side) for index in range(len(self.coco)))
+    def usable(self) -> tuple[Truths, ...]:
+        """For each image its objects whose box, clipped to the image, has no side below `min_side`."""
+        truths = truths_of(self.coco)
+        large = (truths.boxes[:, 2:] - truths.boxes[:, :2] >= self.min_side).all(axis=1)
+        kept = truths[truths.is_object & large]
+        ends = np.searchsorted(kept.images, np.arange(len(self.coco) + 1)).tolist()
+        return tuple(kept[start:end] for start, end in pairwise(ends))
 
     @cached_property
     def left_out(self) -> dict[str, int]:
@@ -126,17 +120,6 @@ class LabelledBoxes:
 
     def __len__(self) -> int:
         return len(self.coco)
-
-
-def usable_boxes(coco: CocoDataset, index: int, min_side: float) -> Usable:
-    """The boxes of one image that are no crowd and, clipped to the image, have no side below `min_side`."""
-    instances = coco.instances(index)
-    boxes = instances.boxes.double().numpy()
-    crowd = instances.is_crowd
-    keep = (boxes[:, 2:] - boxes[:, :2] >= min_side).all(axis=1)
-    if crowd is not None:
-        keep &= ~crowd.numpy()
-    return Usable(boxes[keep], instances.labels.numpy()[keep])
 
 
 class Shown(NamedTuple):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset
 from scantling.data.samples.dataset import draw_key, rng_for
-from scantling.data.truths import row_overlaps
+from scantling.ops.overlaps import paired_iou
 from scantling.refine.apply import NOT_KNOWN, ApplyConfig, labels_for, refine_rows
 from scantling.refine.bbrefinement import Refiner
 from scantling.refine.crops import Boxes
@@ -113,7 +113,7 @@ def measure_undoing(
     )
     metrics: dict[str, float | None] = {}
     for suffix, boxes in (("", refined), ("_before", jittered.boxes)):
-        iou = row_overlaps(boxes, jittered.truth)
+        iou = paired_iou(boxes, jittered.truth)
         metrics[f"iou{suffix}"] = float(iou.mean()) if len(iou) else None
         metrics[f"good{suffix}"] = float((iou >= _GOOD).mean()) if len(iou) else None
     return metrics

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from scantling.audit.file import FORMAT, suspect_json
 from scantling.audit.suspects import MEANINGS, Audit, Suspect
 from scantling.data.io import atomic_write
+from scantling.ops.overlaps import corners
 from scantling.report.draw import place_tags
 from scantling.report.gallery import encode_jpeg
 from scantling.report.html import page_environment, page_style
@@ -162,9 +163,9 @@ def _card(number: int, suspect: Suspect, shot: Shot, jpeg: bytes | None, camera:
 def _view(marks: Sequence[Mark], size_wh: tuple[int, int], font_size: float) -> View:
     """Marks with captions laid out so that they keep out of each other's way; further labels have none."""
     named = [mark for mark in reversed(marks) if mark.role != "other"]
-    corners = [(x, y, x + w, y + h) for x, y, w, h in (mark.box_xywh for mark in named)]
+    boxes = [corners(mark.box_xywh) for mark in named]
     sizes = [(len(mark.caption) * font_size * _CHARACTER_WIDTH, font_size * 1.3) for mark in named]
-    places = place_tags(corners, sizes, (size_wh[1], size_wh[0]))
+    places = place_tags(boxes, sizes, (size_wh[1], size_wh[0]))
     tags = [
         Tag(text=mark.caption, role=mark.role, at=(round(place[0], 1), round(place[3] - font_size * 0.3, 1)))
         for mark, place in zip(named, places, strict=True)

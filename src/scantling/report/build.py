@@ -6,19 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import ValidationError
 
-from scantling.data.coco import CocoDataset, read_results
+from scantling.data.coco import CocoDataset
 from scantling.data.io import read_json
 from scantling.errors import DataError
 from scantling.evaluate.breakdown import break_down
-from scantling.evaluate.coco_eval import Evaluation, evaluate_results, limits_up_to
-from scantling.evaluate.problem import IouType, Result
+from scantling.evaluate.coco_eval import Evaluation
+from scantling.evaluate.inputs import IouType, Result
 from scantling.refine.gate import RefineGate
 from scantling.report.content import (
     AuditFacts,
@@ -45,7 +43,9 @@ class RunFacts:
     """What a run produced, apart from its pictures.
 
     Attributes:
-        stages: Results by stage name, in the order of the run; the last is what the report is about.
+        stages: What was measured of each stage's results, boxes before masks, in the order of the run; the last is
+            what the report is about.
+        last: Results of the last stage.
         histories: Learning curves by member, or by member and fold; of the pretraining, of the refiner.
         ingredients: What each step gave.
         tuned: What tuning chose, as text.
@@ -59,7 +59,8 @@ class RunFacts:
         max_detections: Predictions that its numbers count per image and category.
     """
 
-    stages: Mapping[str, Sequence[Result]]
+    stages: Mapping[str, Sequence[Evaluation]] = field(default_factory=dict)
+    last: Sequence[Result] = ()
     histories: tuple[History, ...] = ()
     ingredients: tuple[Ingredient, ...] = ()
     tuned: Mapping[str, str] = field(default_factory=dict)
@@ -73,27 +74,19 @@ class RunFacts:
     max_detections: int = 100
 
 
-def read_run(run_dir: Path, dataset: CocoDataset, *, commands: Sequence[str] = ()) -> RunFacts:
-    """Collect what a run folder holds; what is not there is left out.
+def read_run(run_dir: Path, *, commands: Sequence[str] = ()) -> RunFacts:
+    """Collect what a run folder holds besides its results, of which the caller knows the order.
 
     Args:
-        run_dir: With `members/NAME/` and the folders of later stages, each with its `predictions.json`.
-        dataset: Split the predictions are for.
+        run_dir: With `members/NAME/` and the folders of later stages; what is not there is left out.
         commands: Shell commands that repeat the run.
-        max_detections: Predictions that its numbers count per image and category.
 
     Raises:
-        DataError: Predictions or `env.json` are damaged, or do not belong to the data set.
+        DataError: A file is damaged.
     """
     members = sorted(folder for folder in (run_dir / "members").glob("*") if folder.is_dir())
-    later = [path for path in run_dir.glob("*/predictions.json") if path.parent.name != "members"]
-    paths = [folder / "predictions.json" for folder in members]
-    paths += sorted(later, key=lambda path: path.stat().st_mtime)
     recipe, environment, reasons = run_dir / "recipe.yaml", run_dir / "env.json", run_dir / REASONS
     return RunFacts(
-        stages={
-            path.parent.name: read_results(path, dataset, image_ids="id") for path in paths if path.is_file()
-        },
         histories=tuple(_all_histories(run_dir, members)),
         ingredients=read_ingredients(run_dir / "evaluate" / "ingredients.json"),
         tuned={path.stem: path.read_text("utf-8") for path in sorted((run_dir / "tune").glob("*.txt"))},
@@ -115,9 +108,8 @@ def build_content(
     split: str = "val",
     created: datetime | None = None,
     limits: GalleryLimits | None = None,
-    bootstrap: int = 0,
 ) -> ReportContent:
-    """Evaluate every stage, look for the errors of the last one and take their pictures.
+    """Look for the errors of the last stage and take their pictures.
 
     Args:
         title: What was run, in the user's words.
@@ -126,20 +118,14 @@ def build_content(
         split: Key into `splits`.
         created: When the run ended; None leaves the date out.
         limits: How many pictures.
-        bootstrap: Resamples of the images for the intervals of every AP; 0 for none.
 
     Raises:
         DataError: Results do not belong to the data set.
     """
     dataset = splits[split]
-    evaluations = partial(_evaluations, dataset, bootstrap=bootstrap, limit=run.max_detections)
-    stages = tuple(
-        StageResult(name=name, evaluations=tuple(evaluations(results)))
-        for name, results in run.stages.items()
-    )
-    last = list(run.stages.values())[-1] if run.stages else []
+    stages = tuple(StageResult(name=name, evaluations=tuple(found)) for name, found in run.stages.items())
     iou_type: IouType = stages[-1].evaluations[-1].iou_type if stages else "bbox"
-    breakdown = break_down(dataset, last, iou_type=iou_type, max_detections=run.max_detections)
+    breakdown = break_down(dataset, run.last, iou_type=iou_type, max_detections=run.max_detections)
     samples = sample_pictures(next(iter(splits.values())), limits=limits)
     return ReportContent(
         title=title,
@@ -280,19 +266,3 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:
     for key, part in value.items():
         flat |= flatten(part, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-
-def _evaluations(
-    dataset: CocoDataset, results: Sequence[Result], *, bootstrap: int, limit: int
-) -> list[Evaluation]:
-    """Boxes where the results have them, masks where both sides have them; of nothing at all, boxes."""
-    has_masks = any(a.segmentation is not None for a in chain(*dataset.annotations))
-    kinds: list[IouType] = []
-    if any(result.get("bbox") for result in results) or not results:
-        kinds.append("bbox")
-    if has_masks and any(result.get("segmentation") for result in results):
-        kinds.append("segm")
-    evaluate = partial(
-        evaluate_results, dataset, results, bootstrap=bootstrap, max_detections=limits_up_to(limit)
-    )
-    return [evaluate(iou_type=kind) for kind in kinds]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scantling.data.coco import CocoDataset, ImageRecord
 from scantling.data.finding_codes import CODES
 from scantling.data.health.boxes import PERCENTILES, Suspect
-from scantling.data.health.check import DataHealth, SceneTwins
+from scantling.data.health.check import DataHealth
+from scantling.data.health.leaks import SceneTwins
 from scantling.data.images.open import open_image
 from scantling.data.io import atomic_write
 from scantling.errors import DataError

@@ -10,10 +10,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scantling.evaluate.matching import NONE, ImageMatch, Shapes
+from scantling.data.truths import Truths
+from scantling.evaluate.matching import ImageMatch
+from scantling.evaluate.pairs import NONE
+from scantling.ops.overlaps import corners, from_corners
 from scantling.ops.rle import RLE, rle_to_patch
 from scantling.report.content import Overlay
 from scantling.report.draw import Rectangle, place_tags
+from scantling.structures.detections import Detections
 
 LOWEST_SCORE = 0.05
 MAX_PREDICTIONS = 80
@@ -62,7 +66,7 @@ def overlays_in(window: Window, scene: Scene, font_size: float) -> tuple[Overlay
     drawn = [*_truths(window, scene), *_predictions(window, scene)]
     first = sorted(drawn, key=lambda overlay: (not overlay.is_subject, not overlay.is_accepted))
     places = place_tags(
-        [_corners(overlay.box_xywh) for overlay in first],
+        [corners(overlay.box_xywh) for overlay in first],
         [(len(overlay.caption) * font_size * _CHARACTER_WIDTH, font_size * 1.3) for overlay in first],
         (window.height, window.width),
     )
@@ -80,7 +84,7 @@ def _truths(window: Window, scene: Scene) -> list[Overlay]:
     overlays = []
     for index in _visible(truths, window):
         found = found_by[index] != NONE and scene.accepted[found_by[index]]
-        role = "crowd" if truths.is_ignored[index] else "truth" if found else "missed"
+        role = "crowd" if not truths.is_object[index] else "truth" if found else "missed"
         overlays.append(
             Overlay(
                 role=role,
@@ -113,7 +117,7 @@ def _predictions(window: Window, scene: Scene) -> list[Overlay]:
     return overlays
 
 
-def _visible(shapes: Shapes, window: Window) -> list[int]:
+def _visible(shapes: Truths | Detections, window: Window) -> list[int]:
     """Positions of the shapes whose boxes reach into the window."""
     x1, y1, x2, y2 = shapes.boxes.T
     right, bottom = window.left + window.width, window.top + window.height
@@ -121,10 +125,10 @@ def _visible(shapes: Shapes, window: Window) -> list[int]:
     return [int(index) for index in np.flatnonzero(inside)]
 
 
-def _geometry(shapes: Shapes, index: int, window: Window) -> Mapping[str, Any]:
-    x1, y1, x2, y2 = (float(edge) for edge in shapes.boxes[index])
-    box_xywh = (round(x1 - window.left, 1), round(y1 - window.top, 1), round(x2 - x1, 1), round(y2 - y1, 1))
-    mask = shapes.masks[index]
+def _geometry(shapes: Truths | Detections, index: int, window: Window) -> Mapping[str, Any]:
+    x, y, width, height = from_corners(shapes.boxes[index].tolist())
+    box_xywh = (round(x - window.left, 1), round(y - window.top, 1), round(width, 1), round(height, 1))
+    mask = None if shapes.masks is None else shapes.masks[index]
     return {
         "box_xywh": box_xywh,
         "label_at": (0.0, 0.0),
@@ -142,11 +146,6 @@ def outline(mask: RLE, window: Window) -> str | None:
         points = cv2.approxPolyDP(contour, _OUTLINE_TOLERANCE, True)[:, 0] + shift
         parts.append("M" + "L".join(f"{px:g} {py:g}" for px, py in points) + "Z")
     return "".join(parts) or None
-
-
-def _corners(box_xywh: Rectangle) -> Rectangle:
-    x, y, width, height = box_xywh
-    return (x, y, x + width, y + height)
 
 
 def _label(overlay: Overlay, place: Rectangle, font_size: float) -> Overlay:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scantling.audit.suspects import Suspect
 from scantling.data.io import atomic_write
+from scantling.ops.overlaps import corners
 from scantling.report.draw import DrawStyle, draw
 from scantling.report.palette import Colour
 from scantling.report.suspect_shots import Camera, Mark, Shot
@@ -101,5 +102,4 @@ def _instances(boxes: Sequence[Sequence[float]]) -> Instances:
 
 
 def _scaled(mark: Mark, scale: float) -> tuple[float, float, float, float]:
-    x, y, width, height = (edge * scale for edge in mark.box_xywh)
-    return (x, y, x + width, y + height)
+    return corners([edge * scale for edge in mark.box_xywh])

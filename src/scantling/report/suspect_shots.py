@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scantling.audit.suspects import REMOVES, Suspect
 from scantling.data.coco import CocoDataset
 from scantling.data.images.open import open_image
-from scantling.data.truths import Labels, labels_of
+from scantling.data.truths import Truths, truths_of
 from scantling.errors import DataError
+from scantling.ops.overlaps import from_corners
 from scantling.report.draw import Rectangle
 from scantling.report.gallery import window_around
 from scantling.report.overlays import Window, score_text
@@ -70,14 +71,14 @@ class Camera:
     """
 
     dataset: CocoDataset
-    labels: Labels
+    labels: Truths
     detections: Detections
 
     @classmethod
     def on(cls, dataset: CocoDataset, detections: Detections | None) -> Camera:
         """A camera for a data set and detections on it, if there are any."""
         found = Detections.empty() if detections is None else detections.by_score()
-        return cls(dataset=dataset, labels=labels_of(dataset), detections=found)
+        return cls(dataset=dataset, labels=truths_of(dataset), detections=found)
 
     def shoot(self, suspect: Suspect) -> Shot:
         """The part of the image around a suspect, with its surroundings."""
@@ -149,8 +150,8 @@ def _suggestion(suspect: Suspect, window: Window) -> Iterator[Mark]:
 def _relative(
     box: Sequence[float] | NDArray[np.float64], window: Window
 ) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = (float(edge) for edge in box)
-    return (round(x1 - window.left, 1), round(y1 - window.top, 1), round(x2 - x1, 1), round(y2 - y1, 1))
+    x, y, width, height = from_corners([float(edge) for edge in box])
+    return (round(x - window.left, 1), round(y - window.top, 1), round(width, 1), round(height, 1))
 
 
 def _distances(boxes: NDArray[np.float64], window: Window) -> NDArray[np.float64]:

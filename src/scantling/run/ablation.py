@@ -28,10 +28,12 @@ from scantling.models.zoo import INIT_PRETRAIN
 from scantling.recipe.recipe import CombineConfig, MemberConfig, Recipe, TuneSection
 from scantling.run.context import RunContext
 from scantling.run.folder import METRICS
-from scantling.run.pipeline import do_stages, prepared_run
-from scantling.run.stage import Stage
-from scantling.run.stages.combining import cleaned, combined_members, fused
+from scantling.run.pipeline import do_stages, prepared_run, stages_of
+from scantling.run.stage import Resources, Stage
+from scantling.run.stages.combining import member_sources
 from scantling.run.stages.detecting import detections_with, num_views, read_member, suppression_of
+from scantling.run.stages.evaluation import judged_by_metrics
+from scantling.run.steps import ENSEMBLE, Sources, Step, only, run_steps
 from scantling.structures.detections import Detections
 
 FROM_RANDOM, FROM_FILE = "from-random", "from-file"
@@ -63,7 +65,13 @@ class AblationSummary:
 
 
 def ablate_recipe(
-    recipe: Recipe, out: Path, *, init: Path | None = None, device: str = "auto", overwrite: bool = False
+    recipe: Recipe,
+    out: Path,
+    *,
+    init: Path | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    jobs: int = 1,
 ) -> AblationSummary:
     """Run a recipe with everything switched on, and measure what each ingredient gives.
 
@@ -74,14 +82,14 @@ def ablate_recipe(
         init: Weights of a backbone that the first member is also trained from.
         device: As in `run_recipe`.
         overwrite: As in `run_recipe`.
+        jobs: As in `run_recipe`.
 
     Raises:
         ScantlingError: As in `run_recipe`; or the first member is not trained here.
     """
     widened = with_variants(recipe, init)
-    with prepared_run(widened, out, device=device, overwrite=overwrite) as (context, run):
-        do_stages(context, run)
-        run.do(_ablate_stage(context), alone=True)
+    with prepared_run(widened, out, device=device, overwrite=overwrite, jobs=jobs) as (context, run):
+        do_stages(context, run, jobs=jobs, build=_stages)
         return context.processes.on_main(partial(_measure, context))
 
 
@@ -118,14 +126,25 @@ def _starting_from(member: MemberConfig, init: str) -> MemberConfig:
     return member.model_copy(update={"model": member.detector.model_copy(update={"init": init})})
 
 
+def _stages(context: RunContext) -> tuple[Stage, ...]:
+    """Those of the run, and the ablation."""
+    return (*stages_of(context), _ablate_stage(context))
+
+
 def _ablate_stage(context: RunContext) -> Stage:
-    inputs = {
-        "metrics": sha256_of(context.root / METRICS),
-        "bootstrap": context.recipe.evaluate.bootstrap,
-        **context.recipe.evaluate.limits,
-    }
-    action = partial(_write, context)
-    return Stage(folder=_FOLDER, name=_FOLDER, inputs=inputs, outputs=(TEXT, JSON), action=action)
+    return Stage(
+        folder=_FOLDER,
+        name=_FOLDER,
+        inputs=lambda: {
+            "metrics": sha256_of(context.root / METRICS),
+            "bootstrap": context.recipe.evaluate.bootstrap,
+            **context.recipe.evaluate.limits,
+        },
+        needs=(METRICS,),
+        outputs=(TEXT, JSON),
+        action=partial(_write, context),
+        resources=Resources(gpus=1),
+    )
 
 
 def _write(context: RunContext) -> None:
@@ -138,6 +157,7 @@ def _measure(context: RunContext) -> AblationSummary:
     table = compare_variants(
         context.data.target,
         list(variants(context)),
+        iou_type=judged_by_metrics(context.root),
         bootstrap=context.recipe.evaluate.bootstrap,
         max_detections=context.recipe.evaluate.max_dets,
     )
@@ -201,22 +221,39 @@ def methods(own: SuppressConfig) -> dict[str, SuppressConfig]:
 
 
 def _combinations(context: RunContext, name: str) -> Iterator[Variant]:
-    members = combined_members(context)
-    single = {member: read_member(context, member, context.data.evaluated) for member in members}
-    rows = {f"{name} alone": single[name], f"{name} alone, elimination": cleaned(context, single[name])}
-    rows |= {f"{other} alone": single[other] for other in members if other != name}
+    members, steps = member_sources(context, context.data.evaluated), _steps(context)
+    own, title = read_member(context, name, context.data.evaluated), f"{name} alone"
+    rows = {title: own, **_step_after_step(context, steps, {name: own}, title)}
+    rows |= {f"{other} alone": found for other, found in members.items() if other != name}
     if len(members) > 1:
-        together = fused(context, members)
-        rows |= {"ensemble": together, "ensemble, elimination": cleaned(context, together)}
+        rows |= _step_after_step(context, steps, members, "")
     yield from _group(
         "Ensemble and elimination", {title: _json(context, found) for title, found in rows.items()}
     )
 
 
+def _steps(context: RunContext) -> tuple[Step, ...]:
+    return run_steps(context.recipe, context.root, device=str(context.device))
+
+
+def _step_after_step(
+    context: RunContext, steps: Sequence[Step], found: Sources, title: str
+) -> dict[str, Detections]:
+    """What comes out of the steps one after the other, under names that say which; one member is not fused."""
+    rows = {}
+    for step in steps:
+        if step.name == ENSEMBLE and len(found) == 1:
+            continue
+        found = step.apply(found, context.data.target)
+        title = f"{title}, {step.title}" if title else step.title
+        rows[title] = only(found)
+    return rows
+
+
 def _step_by_step(context: RunContext, name: str) -> Iterator[Variant]:
     """Everything off, then one ingredient more in every row; each row is compared with the one before."""
     plain = methods(context.member(name).predict.suppress)["NMS"]
-    views, members = num_views(context.member(name)), combined_members(context)
+    views, members = num_views(context.member(name)), member_sources(context, context.data.evaluated)
     middle, rows = [views // 2], dict[str, Sequence[Result]]()
     untrained = f"{name}-{FROM_RANDOM}"
     if untrained in context.recipe.members:
@@ -225,11 +262,8 @@ def _step_by_step(context: RunContext, name: str) -> Iterator[Variant]:
     if views > 1:
         rows["+ test sizes"] = _results(context, name, plain)
     rows["+ tuned soft-NMS"] = _results(context, name, suppression_of(context, name))
-    last = read_member(context, name, context.data.evaluated)
-    if len(members) > 1:
-        last = fused(context, members)
-        rows["+ ensemble"] = _json(context, last)
-    rows["+ elimination"] = _json(context, cleaned(context, last))
+    for title, found in _step_after_step(context, _steps(context), members, "").items():
+        rows[f"+ {title.rpartition(', ')[2]}"] = _json(context, found)
     steps = list(_group("Step by step, each row compared with the one before", rows))
     yield steps[0]
     yield from (replace(row, base=before.name) for before, row in zip(steps, steps[1:], strict=False))

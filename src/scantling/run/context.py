@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,6 +61,10 @@ class Unit(NamedTuple):
         """Its best checkpoint, relative to the run folder."""
         return f"{self.folder}/{BEST_NAME}"
 
+    def masks(self, split: str) -> str:
+        """File of the masks of what is kept of a split's candidates, relative to the run folder."""
+        return f"{self.folder}/masks-{split.replace('/', '-')}.safetensors"
+
     def candidates(self, split: str) -> str:
         """File of what it sees in a split, relative to the run folder."""
         return f"{self.folder}/candidates-{split.replace('/', '-')}.safetensors"
@@ -75,6 +79,7 @@ class RunContext:
         recipe: Without `auto`.
         data: All splits, checked.
         device: Where models compute.
+        devices: What stages that are done side by side may use, at least `device`.
         console: Where progress is shown.
         processes: Those that do the run together (`torchrun`).
     """
@@ -83,8 +88,13 @@ class RunContext:
     recipe: Recipe
     data: RunData
     device: torch.device
+    devices: tuple[torch.device, ...] = ()
     console: Console
     processes: Processes = ALONE
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process, which has a console of its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "console"}
 
     @cached_property
     def folds(self) -> tuple[Fold, ...]:
@@ -107,9 +117,10 @@ class RunContext:
         """Settings of a member."""
         return self.recipe.members[name]
 
-    def member_folder(self, name: str) -> Path:
-        """Folder of a member's files."""
-        return self.root / "members" / name
+    def relative(self, path: Path) -> str:
+        """A file as stages name it: relative to the run folder, or by its full path where it lies elsewhere."""
+        path, root = path.absolute(), self.root.absolute()
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
     def units_of(self, name: str) -> list[Unit]:
         """What has to be trained for a member; nothing for a file of another tool."""

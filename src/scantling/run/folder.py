@@ -31,7 +31,7 @@ from scantling import __version__
 from scantling.data.io import write_json
 from scantling.errors import FOR_THE_FILE, Interrupted, ScantlingError, UsageError
 from scantling.report.build import REASONS
-from scantling.run.stage import Stage, remove_recorded
+from scantling.run.stage import Inputs, Stage, remove_recorded
 from scantling.train.devices import ALONE, Processes, describe_device
 from scantling.train.rundir import LOCK_NAME, claim_folder
 
@@ -80,38 +80,45 @@ class RunFolder:
     stages: dict[str, str] = field(default_factory=dict)
     started: str = field(default_factory=_now)
     processes: Processes = ALONE
+    _begun: dict[str, Inputs] = field(default_factory=dict, repr=False)
 
-    def do(self, stage: Stage, *, alone: bool = False) -> None:
+    def do(self, stage: Stage) -> None:
         """Do a stage, unless it was done with the same inputs and its outputs are intact.
 
         Args:
-            stage: The same on every process.
-            alone: The main process does the work; the others wait.
+            stage: The same on every process; what it needs exists.
 
         Raises:
             ConfigError: The stage is costly and was done, or begun, with other inputs.
             PeerFailed: Another process could not do its part.
         """
         on_main = self.processes.on_main
-        if on_main(partial(self._is_begun, stage)):
-            if alone:
-                on_main(stage.action)
+        if on_main(partial(self.begin, stage)):
+            if stage.alone:
+                on_main(partial(_act, stage))
             else:
                 stage.action()
-            on_main(partial(self._end, stage))
+            on_main(partial(self.end, stage))
 
-    def _is_begun(self, stage: Stage) -> bool:
-        """Begin a stage unless it is done."""
-        if stage.is_done(self.path):
+    def begin(self, stage: Stage) -> bool:
+        """Record the start of a stage that is to be done; False where it is done already.
+
+        Raises:
+            ConfigError: The stage is costly and was done, or begun, with other inputs.
+        """
+        inputs = stage.inputs()
+        if stage.is_done(self.path, inputs):
             log.info("%s: already done, kept", stage.title)
             self._set_stage(stage, "kept")
             return False
+        self._begun[stage.title] = inputs
         self._set_stage(stage, "running")
-        stage.note_start(self.path)
+        stage.note_start(self.path, inputs)
         return True
 
-    def _end(self, stage: Stage) -> None:
-        stage.note_end(self.path)
+    def end(self, stage: Stage) -> None:
+        """Record what a stage left."""
+        stage.note_end(self.path, self._begun.pop(stage.title))
         self._set_stage(stage, "done")
 
     def _set_stage(self, stage: Stage, state: str) -> None:
@@ -132,6 +139,11 @@ class RunFolder:
             "host": socket.gethostname(),
         }
         write_json(self.path / STATUS, status, indent=2)
+
+
+def _act(stage: Stage) -> None:
+    """The work alone: what it returns is not sent to other processes."""
+    stage.action()
 
 
 @contextmanager

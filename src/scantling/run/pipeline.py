@@ -1,17 +1,17 @@
 """A recipe becomes a run: stages in order, each done once.
 
     check data ─► resolve `auto` ─► pretrain ─► for each member (and fold): train ─► predict
-       ─► tune suppression ─► detect ─► tune weights ─► ensemble ─► eliminate ─► refine ─► audit labels
+       ─► tune suppression ─► draw masks ─► detect ─► tune weights ─► ensemble ─► eliminate ─► refine ─► audit labels
        ─► evaluate ─► report
 
-Nothing is written before all of the data has been checked. Further methods are further stages: a function that
-returns a `Stage`, in `stages/`, and a line here.
+Nothing is written before all of the data has been checked. `stages_of` lists the stages before any is done, so that
+they can be shown (`plan_recipe`) or done side by side (`jobs`). What happens after prediction is `run/steps.py`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from scantling.recipe.recipe import Recipe
 from scantling.recipe.suggest import OpenRecipe, settle
 from scantling.report.build import REASONS
 from scantling.run.context import RunContext
+from scantling.run.engines.local import check_jobs, do_side_by_side
 from scantling.run.folder import (
     CATEGORIES,
     DATA,
@@ -40,21 +41,17 @@ from scantling.run.folder import (
     open_run,
     write_environment,
 )
+from scantling.run.plan import Plan, plan_of
+from scantling.run.stage import Stage
 from scantling.run.stages.combining import (
     check_combination,
     eliminate_stage,
     ensemble_stage,
-    outcome_file,
+    first_file,
     weights_stage,
 )
-from scantling.run.stages.detecting import detect_stage, import_stage, tune_stage
-from scantling.run.stages.judging import (
-    HEADLINE,
-    INGREDIENTS,
-    TABLE,
-    evaluate_stage,
-    report_stage,
-)
+from scantling.run.stages.detecting import detect_stage, import_stage, masks_stage, tune_stage
+from scantling.run.stages.evaluation import KIND, STEPS, TABLE, evaluate_stage, report_stage
 from scantling.run.stages.pretraining import pretrain_stage, settle_pretraining
 from scantling.run.stages.refining import (
     audit_stage,
@@ -65,7 +62,8 @@ from scantling.run.stages.refining import (
     settle_refining,
 )
 from scantling.run.stages.training import check_detectors, predict_stage, train_stage
-from scantling.train.devices import Processes, join_processes, resolve_device
+from scantling.run.steps import Eliminate, Ensemble, Refine, Step, run_steps
+from scantling.train.devices import Processes, available_devices, join_processes, resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -78,21 +76,22 @@ class RunSummary:
         out: The run folder.
         metrics: Content of `metrics.json`.
         table: COCO table of the stage the metrics are of.
-        ingredients: Table of what each step gave.
+        steps: Table of what each step gave.
     """
 
     out: Path
     metrics: Mapping[str, Any]
     table: str
-    ingredients: str
+    steps: str
 
     def to_text(self) -> str:
         """For people: the tables, the headline number, where the report is."""
-        ap = self.metrics[HEADLINE]
+        headline_key = f"{self.metrics.get(KIND, 'bbox')}/AP"
+        ap = self.metrics[headline_key]
         value = "undefined" if ap is None else f"{ap:.3f}"
         kind = "member" if self.metrics["stage"] == self.metrics["member"] else "after"
-        headline = f"{HEADLINE} {value} on {self.metrics['split']} ({kind} {self.metrics['stage']})"
-        return "\n".join([self.table, "", self.ingredients, "", headline, f"report: {self.out / REPORT}"])
+        headline = f"{headline_key} {value} on {self.metrics['split']} ({kind} {self.metrics['stage']})"
+        return "\n".join([self.table, "", self.steps, "", headline, f"report: {self.out / REPORT}"])
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -100,7 +99,12 @@ class RunSummary:
 
 
 def run_recipe(
-    recipe: Recipe | OpenRecipe, out: Path, *, device: str = "auto", overwrite: bool = False
+    recipe: Recipe | OpenRecipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    jobs: int = 1,
 ) -> RunSummary:
     """Do what a recipe says; what is done and unchanged is kept, what was interrupted goes on.
 
@@ -109,79 +113,136 @@ def run_recipe(
         out: Run folder; that of an earlier run of the same recipe is continued.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         overwrite: Start over in the folder of an earlier run.
+        jobs: Stages that are done side by side, each in a process of its own, where they do not need one another;
+            on a machine with several GPUs each has one. The result is the same to the bit.
 
     Raises:
         ScantlingError: The data, a setting, the device or the folder cannot be used; then nothing was written.
         Interrupted: SIGINT or SIGTERM arrived; everything is saved.
     """
-    with prepared_run(recipe, out, device=device, overwrite=overwrite) as (context, run):
-        do_stages(context, run)
+    with prepared_run(recipe, out, device=device, overwrite=overwrite, jobs=jobs) as (context, run):
+        do_stages(context, run, jobs=jobs)
     return context.processes.on_main(partial(summarise, out))
 
 
 @contextmanager
 def prepared_run(
-    recipe: Recipe | OpenRecipe, out: Path, *, device: str, overwrite: bool
+    recipe: Recipe | OpenRecipe, out: Path, *, device: str, overwrite: bool, jobs: int = 1
 ) -> Iterator[tuple[RunContext, RunFolder]]:
     """A run before its first stage: everything is checked, the folder is held and says what is to be done.
 
     The arguments and errors are those of `run_recipe`.
     """
-    chosen = resolve_device(device)
-    processes = join_processes(chosen)
-    data, (resolved, reasons) = processes.on_main(partial(_prepare, recipe, out, chosen, processes))
-    console = Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO))
-    context = RunContext(
-        root=out, recipe=resolved, data=data, device=chosen, console=console, processes=processes
-    )
-    with processes.together():
-        check_combination(context)
-        check_refining(context)
-        check_detectors(context, begun=not overwrite)
+    context, reasons = _checked_context(recipe, out, device=device, begun=not overwrite)
+    check_jobs(context, jobs)
+    processes = context.processes
     with open_run(out, overwrite=overwrite, processes=processes) as run:
         processes.on_main(partial(_write_facts, context, reasons))
         yield context, run
 
 
-def do_stages(context: RunContext, run: RunFolder) -> None:
-    """Do the stages of a run in their order."""
-    recipe = context.recipe
+def _checked_context(
+    recipe: Recipe | OpenRecipe, out: Path, *, device: str, begun: bool
+) -> tuple[RunContext, tuple[str, ...]]:
+    """A run that can be done, and the reasons for what was decided; nothing is written."""
+    chosen = resolve_device(device)
+    processes = join_processes(chosen)
+    data, (resolved, reasons) = processes.on_main(partial(_prepare, recipe, out, chosen, processes))
+    context = RunContext(
+        root=out,
+        recipe=resolved,
+        data=data,
+        device=chosen,
+        devices=_devices(device, chosen),
+        console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
+        processes=processes,
+    )
+    with processes.together():
+        check_combination(context)
+        check_refining(context)
+        check_detectors(context, begun=begun)
+    return context, tuple(reasons)
+
+
+def _devices(option: str, chosen: torch.device) -> tuple[torch.device, ...]:
+    """All GPUs where none of them was asked for by its number; else the one device."""
+    if chosen.type != "cuda" or option not in ("auto", "cuda"):
+        return (chosen,)
+    return tuple(torch.device(name) for name in available_devices() if name.startswith("cuda"))
+
+
+def plan_recipe(
+    recipe: Recipe | OpenRecipe, out: Path, *, device: str = "auto", overwrite: bool = False
+) -> Plan:
+    """What `run_recipe` would do with the same arguments, and why; nothing is written.
+
+    Raises:
+        ScantlingError: The data, a setting, the device or the folder cannot be used.
+    """
+    context, _ = _checked_context(recipe, out, device=device, begun=False)
+    return context.processes.on_main(partial(plan_of, stages_of(context), out, fresh=overwrite))
+
+
+def do_stages(
+    context: RunContext,
+    run: RunFolder,
+    *,
+    jobs: int = 1,
+    build: Callable[[RunContext], Sequence[Stage]] | None = None,
+) -> None:
+    """Do the stages of a run, each after those whose files it needs.
+
+    Args:
+        context: Of the run.
+        run: Its folder.
+        jobs: Stages done side by side.
+        build: Lists the stages, in an order in which they can be done; a function of a module. None: `stages_of`.
+
+    Raises:
+        UsageError: Stages cannot be shared out, as several processes do this run together already.
+    """
+    build = build or stages_of
+    if jobs > 1:
+        do_side_by_side(context, run, build, jobs)
+    else:
+        for stage in build(context):
+            run.do(stage)
+
+
+def stages_of(context: RunContext) -> tuple[Stage, ...]:
+    """All stages of a run, each after those whose files it needs; none of them need be done yet."""
+    recipe, stages = context.recipe, list[Stage]()
     if recipe.pretrain is not None:
-        run.do(pretrain_stage(context))
+        stages.append(pretrain_stage(context))
     for unit in context.units():
-        run.do(train_stage(context, unit))
-        run.do(predict_stage(context, unit))
+        stages += [train_stage(context, unit), predict_stage(context, unit)]
     for name in recipe.members:
         if name in recipe.foreign_members:
-            run.do(import_stage(context, name), alone=True)
+            stages.append(import_stage(context, name))
             continue
         if recipe.tunes_suppression:
-            run.do(tune_stage(context, name), alone=True)
-        run.do(detect_stage(context, name), alone=True)
-    _combine(context, run)
-    if recipe.refine is not None:
-        _refine(context, run)
+            stages.append(tune_stage(context, name))
+        if context.member(name).draws_masks:
+            stages += [masks_stage(context, unit) for unit in context.units_of(name)]
+        stages.append(detect_stage(context, name))
+    for step in run_steps(recipe, context.root, device=str(context.device)):
+        stages += _stages_of_step(context, step)
     if recipe.audit is not None:
-        run.do(audit_stage(context), alone=True)
-    run.do(evaluate_stage(context), alone=True)
-    run.do(report_stage(context), alone=True)
+        stages.append(audit_stage(context))
+    return (*stages, evaluate_stage(context), report_stage(context))
 
 
-def _combine(context: RunContext, run: RunFolder) -> None:
-    recipe = context.recipe
-    if recipe.tunes_weights:
-        run.do(weights_stage(context), alone=True)
-    if recipe.combining.ensemble is not None:
-        run.do(ensemble_stage(context), alone=True)
-    if recipe.combining.eliminate is not None:
-        run.do(eliminate_stage(context), alone=True)
-
-
-def _refine(context: RunContext, run: RunFolder) -> None:
-    run.do(refiner_stage(context))
-    if context.recipe.gates_refinement:
-        run.do(gate_stage(context), alone=True)
-    run.do(refine_stage(context, outcome_file(context)), alone=True)
+def _stages_of_step(context: RunContext, step: Step) -> list[Stage]:
+    """What is learned for a step, and the step itself."""
+    if isinstance(step, Ensemble):
+        learned = [weights_stage(context)] if context.recipe.tunes_weights else []
+        return [*learned, ensemble_stage(context, step)]
+    if isinstance(step, Eliminate):
+        return [eliminate_stage(context, step, first_file(context, step))]
+    if isinstance(step, Refine):
+        gate = [gate_stage(context)] if context.recipe.gates_refinement else []
+        return [refiner_stage(context), *gate, refine_stage(context, step, first_file(context, step))]
+    raise TypeError(f"the step {step.name} has no stage")
 
 
 def _prepare(
@@ -189,7 +250,7 @@ def _prepare(
 ) -> tuple[RunData, Resolution]:
     """The checked data, and the recipe without `auto`: what one process finds out for all."""
     check_run_folder(out)
-    data = read_run_data(recipe.data, recipe.evaluate.split)
+    data = read_run_data(recipe.data, recipe.evaluate.split, with_masks=recipe.draws_masks)
     settled = settle(recipe, measure(data.train, device, processes))
     settled = settle_pretraining(settled, data, device, processes)
     return data, settle_refining(settled, data, device, processes)
@@ -198,10 +259,8 @@ def _prepare(
 def summarise(out: Path) -> RunSummary:
     """The outcome of a finished run, from its folder."""
     metrics = cast("dict[str, Any]", read_json(out / METRICS))
-    table, ingredients = (
-        (out / name).read_text(encoding="utf-8").rstrip("\n") for name in (TABLE, INGREDIENTS)
-    )
-    return RunSummary(out=out, metrics=metrics, table=table, ingredients=ingredients)
+    table, steps = ((out / name).read_text(encoding="utf-8").rstrip("\n") for name in (TABLE, STEPS))
+    return RunSummary(out=out, metrics=metrics, table=table, steps=steps)
 
 
 def _write_facts(context: RunContext, reasons: Iterable[str]) -> None:

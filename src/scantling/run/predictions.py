@@ -26,7 +26,7 @@ from scantling.data.images.open import open_image
 from scantling.data.images.white import with_white
 from scantling.data.io import replacing
 from scantling.errors import Finding, UsageError
-from scantling.evaluate.problem import Result
+from scantling.evaluate.inputs import Result
 from scantling.predict.loaded import Finder
 from scantling.predict.sources import open_source
 from scantling.report.draw import draw

@@ -1,6 +1,6 @@
 """New images go the whole way of a run: every member that is combined, suppression, ensemble, elimination, refiner.
 
-    records ── each member (and fold) ──► Detections ── fuse ──► eliminate ──► refine ──► (record, Instances)
+    records ── each member (and fold) ──► Detections ── the steps of the run ──► (record, Instances)
 
 A run that combines nothing predicts with its best member alone.
 """
@@ -14,21 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from scantling.combine.eliminate import eliminate
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
-from scantling.combine.relations import Relations
 from scantling.combine.tuned import read_tuned
 from scantling.data.coco import Category, CocoDataset, ImageRecord
-from scantling.data.detections import detections_of, results_of
 from scantling.data.io import read_json
-from scantling.errors import Finding
+from scantling.errors import Finding, UsageError
 from scantling.predict.loaded import Finder, LoadedDetector, load_detector
 from scantling.recipe.recipe import Recipe, load_recipe
 from scantling.run.context import Unit
 from scantling.run.folder import METRICS, RECIPE
-from scantling.run.stages.combining import ENSEMBLE, RELATIONS
-from scantling.run.stages.detecting import tuned_file
-from scantling.run.stages.refining import refined_results
+from scantling.run.steps import Step, apply_steps, combined_members, run_steps, steps_of, tuned_file
 from scantling.structures.detections import Detections
 from scantling.structures.instances import Instances
 
@@ -53,23 +47,37 @@ def load_run(root: Path, overrides: Iterable[str] = (), *, device: str = "auto")
         name: [_detector(root, recipe, unit, chosen, device) for unit in _units(recipe, name)]
         for name in _members(root, recipe)
     }
-    first = next(iter(members.values()))
-    if len(members) == 1 and len(first) == 1 and recipe.combining.eliminate is None and recipe.refine is None:
-        return first[0]
-    return RunDetectors(root=root, recipe=recipe, members=members)
+    first = next(iter(members.values()))[0]
+    steps = steps_of(_as_loaded(recipe, members), root, device=str(first.predictor.device))
+    return RunDetectors(root=root, steps=steps, members=members) if steps else first
 
 
 def _members(root: Path, recipe: Recipe) -> list[str]:
-    """Members to predict with; another tool's cannot be asked again."""
-    combining = recipe.combining
-    if combining.ensemble is None:
-        metrics = cast("dict[str, Any]", read_json(root / METRICS))
-        return list(combining.members or ()) if combining.eliminate else [metrics["member"]]
-    wanted = list(combining.members or recipe.members)
+    """Members to predict with: those the steps start from, or the best one; another tool's cannot be asked again.
+
+    Raises:
+        UsageError: All of them are another tool's.
+    """
+    if run_steps(recipe, root):
+        wanted = combined_members(recipe)
+    else:
+        wanted = [cast("dict[str, Any]", read_json(root / METRICS))["member"]]
     foreign = [name for name in wanted if name in recipe.foreign_members]
+    if len(foreign) == len(wanted):
+        hint = "Predict with that tool, and `scantling run` or `ensemble` what it writes."
+        raise UsageError(f"{root}: {', '.join(foreign)} was predicted by another tool", hint=hint)
     if foreign:
         log.warning("%s: predicted by another tool, so left out here", ", ".join(foreign))
     return [name for name in wanted if name not in foreign]
+
+
+def _as_loaded(recipe: Recipe, members: Mapping[str, Sequence[LoadedDetector]]) -> Recipe:
+    """The recipe with the settings of prediction that the detectors were loaded with."""
+    changed = {
+        name: recipe.members[name].model_copy(update={"predict": detectors[0].predictor.config})
+        for name, detectors in members.items()
+    }
+    return recipe.model_copy(update={"members": {**recipe.members, **changed}})
 
 
 def _units(recipe: Recipe, name: str) -> list[Unit]:
@@ -94,13 +102,13 @@ class RunDetectors:
 
     Attributes:
         root: The run folder.
-        recipe: Resolved.
+        steps: What is done with what they find, in the order of the run.
         members: Detectors by member, one for each fold.
         findings: Warnings of every detector about images left out so far, each once.
     """
 
     root: Path
-    recipe: Recipe
+    steps: Sequence[Step]
     members: Mapping[str, Sequence[LoadedDetector]]
     findings: list[Finding] = field(default_factory=list)
 
@@ -121,74 +129,32 @@ class RunDetectors:
             records: Images to read.
         """
         place = {id(record): position for position, record in enumerate(records)}
-        readable: set[int] = set()
-        found = {}
+        readable, found = set[int](), dict[str, Detections]()
         for name, detectors in self.members.items():
-            folds = {}
             for number, detector in enumerate(detectors):
-                log.info("%s%s", name, "" if len(detectors) == 1 else f", fold {number}")
+                unit = Unit(name, None if len(detectors) == 1 else number)
+                log.info("%s", unit.title)
+                known = len(detector.findings)
                 seen = {place[id(record)]: instances for record, instances in detector.find(records)}
                 readable |= seen.keys()
-                folds[str(number)] = Detections.cat(
-                    [found.to_detections(p) for p, found in sorted(seen.items())]
-                )
-            found[name] = self._one_voice(folds, detectors)
-        told = (
-            finding for some in self.members.values() for detector in some for finding in detector.findings
-        )
-        self.findings = [*self.findings, *(new for new in _once(told) if new not in self.findings)]
-        everything = self._refined(self._combined(found), records)
+                found[unit.title] = Detections.cat([one.to_detections(p) for p, one in sorted(seen.items())])
+                self._note(detector.findings[known:])
+        outcome = apply_steps(self.steps, found, self._as_dataset(records))
         for position in sorted(readable):
             record = records[position]
-            yield record, Instances.from_detections(everything[everything.images == position], record.size_hw)
+            yield record, Instances.from_detections(outcome[outcome.images == position], record.size_hw)
 
-    def _one_voice(self, folds: Mapping[str, Detections], detectors: Sequence[LoadedDetector]) -> Detections:
-        if len(folds) == 1:
-            return next(iter(folds.values()))
-        limit = detectors[0].predictor.config.suppress.max_per_image
-        fusion = EnsembleConfig(max_per_image=limit)
-        return ensemble_detections(folds, fusion, self._names)
+    def _note(self, findings: Iterable[Finding]) -> None:
+        """Keep warnings; what every detector says of an image is said once."""
+        for finding in findings:
+            if finding not in self.findings:
+                self.findings.append(finding)
 
-    def _combined(self, found: Mapping[str, Detections]) -> Detections:
-        combining = self.recipe.combining
-        if combining.ensemble is None:
-            detections = next(iter(found.values()))
-        else:
-            config = combining.ensemble
-            if self.recipe.tunes_weights:
-                config = read_tuned(self.root / tuned_file(ENSEMBLE)).ensemble or config
-            weights = {name: weight for name, weight in config.weights.items() if name in found}
-            chosen = config.model_copy(update={"weights": weights})
-            detections = ensemble_detections(found, chosen, self._names)
-        if combining.eliminate is None:
-            return detections
-        relations = Relations.from_dict(cast("dict[str, Any]", read_json(self.root / RELATIONS)))
-        return detections[eliminate(detections, relations, combining.eliminate).keep]
-
-    def _refined(self, detections: Detections, records: Sequence[ImageRecord]) -> Detections:
-        if self.recipe.refine is None:
-            return detections
-        dataset = CocoDataset(
+    def _as_dataset(self, records: Sequence[ImageRecord]) -> CocoDataset:
+        return CocoDataset(
             file=self.root,
             image_root=self.root,
             images=tuple(records),
             annotations=((),) * len(records),
             categories=self.categories,
         )
-        device = str(next(iter(self.members.values()))[0].predictor.device)
-        results = results_of(detections, dataset)
-        refined, _ = refined_results(self.root, self.recipe.refine, dataset, results, device)
-        return detections_of(refined, dataset)
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return tuple(category.name for category in self.categories)
-
-
-def _once(findings: Iterable[Finding]) -> list[Finding]:
-    """Each finding once, in the order in which they first came."""
-    kept: list[Finding] = []
-    for finding in findings:
-        if finding not in kept:
-            kept.append(finding)
-    return kept

@@ -1,8 +1,11 @@
-"""A stage of a run: what it is computed from, what it leaves behind, and the record that says so.
+"""A stage of a run: a node of a graph whose edges are files.
 
-A stage is done when its record (`done.json` in its folder, one entry per step there) names the same
-inputs and the files it left are intact. Anything else is done again, except where that would throw away
-hours of work: then the difference is told and the user decides.
+    needs (files) ──► inputs(): what decides the result, as plain values ──► action ──► outputs (files)
+
+Stages are declared before any of them is done, so that a run can be shown (`run/plan.py`) and shared out
+(`run/engines`). A stage is done when its record (`done.json` in its folder, one entry per step there) names the same
+inputs and the files it left are intact. Anything else is done again, except where that would throw away hours of work:
+then the difference is told and the user decides.
 """
 
 from __future__ import annotations
@@ -11,13 +14,49 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scantling.data.io import sha256_of, write_json
 from scantling.errors import ConfigError
 
 RECORD = "done.json"
+
+Inputs = Mapping[str, Any]
+
+
+class Resources(NamedTuple):
+    """What a stage computes with.
+
+    Attributes:
+        gpus: GPUs that each of its processes uses where there are any.
+        processes: Processes that do the work; None: all that do the run together (`torchrun`).
+    """
+
+    gpus: int = 0
+    processes: int | None = 1
+
+
+class StageState(StrEnum):
+    """How a stage stands: `kept` is done and unchanged, `new` not yet begun, `begun` not finished.
+
+    `changed` was done with other inputs, or its files are not as it left them, and is done again; `refused` is that
+    where doing it again would throw away hours of work.
+    """
+
+    KEPT = "kept"
+    NEW = "new"
+    BEGUN = "begun"
+    CHANGED = "changed"
+    REFUSED = "refused"
+
+
+class Standing(NamedTuple):
+    """How a stage stands, and a sentence for each difference to what was recorded."""
+
+    state: StageState
+    differences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,20 +66,25 @@ class Stage:
     Attributes:
         folder: Where the record goes, relative to the run folder (`members/cascade`).
         name: The step in that folder (`train`).
-        inputs: Plain values that decide the result: settings, hashes of the files read.
+        inputs: Gives the plain values that decide the result: settings, hashes of the files read. To be called when
+            all of `needs` exist.
+        needs: Files that are read, relative to the run folder; those from elsewhere by their full path.
         outputs: Files the step leaves, relative to the run folder.
         action: The work.
         working_files: Files the step keeps for itself while it works, such as training state.
         costly: The result is never thrown away silently: other inputs than the recorded ones are an error.
+        resources: What it computes with.
     """
 
     folder: str
     name: str
-    inputs: Mapping[str, Any]
+    inputs: Callable[[], Inputs]
+    needs: tuple[str, ...] = ()
     outputs: tuple[str, ...]
     action: Callable[[], object]
     working_files: tuple[str, ...] = ()
     costly: bool = False
+    resources: Resources = Resources()
 
     @property
     def title(self) -> str:
@@ -48,46 +92,86 @@ class Stage:
         return f"{self.folder}/{self.name}" if self.folder != self.name else self.name
 
     @property
-    def inputs_sha256(self) -> str:
-        """Hash of the inputs, the same whatever the order of their keys."""
-        return hashlib.sha256(json.dumps(_plain(self.inputs), sort_keys=True).encode()).hexdigest()
+    def alone(self) -> bool:
+        """Whether the main process does the work while the others wait."""
+        return self.resources.processes == 1
 
-    def is_done(self, root: Path) -> bool:
+    def missing(self, root: Path) -> list[str]:
+        """Those of `needs` that do not exist yet."""
+        return [name for name in self.needs if not (root / name).is_file()]
+
+    def was_begun(self, root: Path) -> bool:
+        """Whether it was done, or begun, with whatever inputs."""
+        return self.name in read_record(root / self.folder)
+
+    def standing(self, root: Path, inputs: Inputs) -> Standing:
+        """How the stage stands with these inputs.
+
+        Args:
+            root: The run folder.
+            inputs: What `inputs()` gave.
+        """
+        step = read_record(root / self.folder).get(self.name)
+        if step is None:
+            return Standing(StageState.NEW)
+        changes = list(differences(step["inputs"], _plain(inputs)))
+        changes += [f"{name}: missing or changed" for name in _damaged(root, step["outputs"])]
+        if changes:
+            return Standing(StageState.REFUSED if self.costly else StageState.CHANGED, tuple(changes))
+        return Standing(StageState.KEPT if step["outputs"] else StageState.BEGUN)
+
+    def is_done(self, root: Path, inputs: Inputs | None = None) -> bool:
         """Whether the recorded inputs are these and every output is as it was left.
+
+        Args:
+            root: The run folder.
+            inputs: What `inputs()` gave; None calls it.
 
         Raises:
             ConfigError: The stage is costly and was done, or begun, with other inputs; or its outputs were
                 changed afterwards.
         """
-        step = read_record(root / self.folder).get(self.name)
-        if step is None:
-            return False
-        changes = list(differences(step["inputs"], _plain(self.inputs)))
-        changes += [f"{name}: missing or changed" for name in _damaged(root, step["outputs"])]
-        if changes and self.costly:
+        state, changes = self.standing(root, self.inputs() if inputs is None else inputs)
+        if state is StageState.REFUSED:
             raise ConfigError(
                 "\n  ".join([f"{root}: {self.title} was run with other settings, data or files:", *changes]),
                 hint="Nothing was changed. Choose another --out, or start this run over with --overwrite.",
             )
-        return bool(step["outputs"]) and not changes
+        return state is StageState.KEPT
 
-    def note_start(self, root: Path) -> None:
+    def note_start(self, root: Path, inputs: Inputs) -> None:
         """Record the inputs before the work, so that an interrupted stage is continued only with the same."""
-        self._write(root, {})
+        self._write(root, inputs, {})
 
-    def note_end(self, root: Path) -> None:
+    def note_end(self, root: Path, inputs: Inputs) -> None:
         """Record what the work left."""
-        self._write(root, {name: sha256_of(root / name) for name in self.outputs})
+        self._write(root, inputs, {name: sha256_of(root / name) for name in self.outputs})
 
-    def _write(self, root: Path, outputs: Mapping[str, str]) -> None:
+    def _write(self, root: Path, inputs: Inputs, outputs: Mapping[str, str]) -> None:
         step = {
-            "inputs_sha256": self.inputs_sha256,
-            "inputs": _plain(self.inputs),
+            "inputs_sha256": hash_of(inputs),
+            "inputs": _plain(inputs),
             "outputs": outputs,
             "files": [*self.outputs, *self.working_files],
         }
         folder = root / self.folder
-        write_json(folder / RECORD, {**read_record(folder), self.name: step}, indent=2)
+        record = {**read_record(folder), self.name: step}
+        write_json(folder / RECORD, dict(sorted(record.items())), indent=2)  # whichever step ended first
+
+
+def hash_of(inputs: Inputs) -> str:
+    """Hash of a stage's inputs, the same whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(_plain(inputs), sort_keys=True).encode()).hexdigest()
+
+
+def hashes_of(root: Path, files: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of some files by the names they are given.
+
+    Args:
+        root: The run folder.
+        files: Name -> file, relative to the run folder.
+    """
+    return {name: sha256_of(root / file) for name, file in files.items()}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -97,6 +181,22 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def recorded_hash(root: Path, file: str) -> str | None:
+    """SHA-256 of a file as the stage left it that wrote it; None for a file of no stage.
+
+    Args:
+        root: The run folder.
+        file: Relative to it.
+    """
+    for folder in (root / file).parents:
+        for step in read_record(folder).values():
+            if file in step["outputs"]:
+                return str(step["outputs"][file])
+        if folder == root:
+            break
+    return None
 
 
 def remove_recorded(root: Path) -> None:

@@ -111,6 +111,24 @@ class ImageMasks:
         return cls.from_patches(patches, np.concatenate([part._offsets for part in parts]), parts[0].size_hw)
 
     @classmethod
+    def united(
+        cls, parts: Sequence[tuple[Sequence[int], ImageMasks]], count: int, size_hw: tuple[int, int]
+    ) -> Self:
+        """Masks put together from parts of one image, such as what several tiles show of an object.
+
+        Args:
+            parts: For each part the objects (rows) it shows, and their masks in the frame of the image.
+            count: N objects; one that no part shows has an empty mask.
+            size_hw: Height and width of the image.
+        """
+        shown: list[list[tuple[Patch, tuple[int, int]]]] = [[] for _ in range(count)]
+        for rows, masks in parts:
+            for row, pair in zip(rows, masks, strict=True):
+                if pair[0].size:
+                    shown[row].append(pair)
+        return cls._from_pairs([_union(pairs) for pairs in shown], size_hw)
+
+    @classmethod
     def _from_pairs(cls, pairs: Sequence[tuple[Patch, tuple[int, int]]], size_hw: tuple[int, int]) -> Self:
         offsets = np.array([offset for _, offset in pairs], dtype=np.int64).reshape(len(pairs), 2)
         return cls.from_patches([patch for patch, _ in pairs], offsets, size_hw)
@@ -251,6 +269,19 @@ class RoiMasks:
 
 
 Masks = ImageMasks | RoiMasks
+
+
+def _union(pairs: Sequence[tuple[Patch, tuple[int, int]]]) -> tuple[Patch, tuple[int, int]]:
+    """One patch that is on where any of several is, and where it begins; none give an empty one."""
+    if len(pairs) < 2:
+        return pairs[0] if pairs else (np.zeros((0, 0), dtype=np.uint8), (0, 0))
+    starts = np.array([offset for _, offset in pairs])
+    ends = starts + [patch.shape[::-1] for patch, _ in pairs]
+    (x, y), (right, bottom) = starts.min(axis=0).tolist(), ends.max(axis=0).tolist()
+    union = np.zeros((bottom - y, right - x), dtype=np.uint8)
+    for patch, (left, top) in pairs:
+        union[top - y : top - y + patch.shape[0], left - x : left - x + patch.shape[1]] |= patch
+    return union, (x, y)
 
 
 def _tight(mask: NDArray[np.bool_]) -> tuple[Patch, tuple[int, int]]:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from scantling.ops.overlaps import corners, paired_iou
 from scantling.synth.layout import CATEGORY_IDS
 from scantling.synth.scene import Box, LabelNoise, Part, Scene, State
 
@@ -91,10 +92,9 @@ def corrupt(
 
 def _jitter(label: Label, scale: float, size_hw: tuple[int, int], rng: np.random.Generator) -> Label:
     """Move every edge; try again until the box is noticeably wrong but not elsewhere."""
-    x, y, width, height = label.xywh
-    sides = np.array([width, height, width, height])
+    sides = np.tile(label.xywh[2:], 2)
     for attempt in range(TRIES):
-        edges = np.array([x, y, x + width, y + height]) + rng.normal(0, scale * (1 + attempt / 8), 4) * sides
+        edges = np.array(corners(label.xywh)) + rng.normal(0, scale * (1 + attempt / 8), 4) * sides
         moved = _stretch(label, edges, size_hw)
         if moved and JITTER_IOU[0] <= _iou(moved.xywh, label.xywh) <= JITTER_IOU[1]:
             return moved
@@ -125,19 +125,16 @@ def _stray(truth: Sequence[Label], size_hw: tuple[int, int], rng: np.random.Gene
         width, height = (np.array(model.xywh[2:]) * rng.uniform(0.7, 1.4)).tolist()
         x = float(rng.uniform(0, max(size_hw[1] - width, 1)))
         y = float(rng.uniform(0, max(size_hw[0] - height, 1)))
-        stray = _stretch(model, np.array([x, y, x + width, y + height]), size_hw)
+        stray = _stretch(model, np.array(corners([x, y, width, height])), size_hw)
         rivals = [label.xywh for label in truth if label.category == model.category]
         if stray and max(_iou(stray.xywh, rival) for rival in rivals) < STRAY_IOU:
             return stray
     return None
 
 
-def _iou(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """Intersection over union of two integer xywh boxes."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
-    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+def _iou(a: Sequence[int], b: Sequence[int]) -> float:
+    """Intersection over union of two xywh boxes."""
+    return float(paired_iou(np.array([corners(a)]), np.array([corners(b)]))[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -196,5 +193,5 @@ def corrupt_entries(
 def _jitter_entry(entry: Entry, scale: float, size_hw: tuple[int, int], rng: np.random.Generator) -> Entry:
     x1, y1, x2, y2 = (int(edge) for edge in entry.box)
     whole = Label("", np.ones((y2 - y1, x2 - x1), np.bool_), (x1, y1), None)
-    x, y, width, height = _jitter(whole, scale, size_hw, rng).xywh
-    return entry._replace(box=(float(x), float(y), float(x + width), float(y + height)))
+    left, top, right, bottom = map(float, corners(_jitter(whole, scale, size_hw, rng).xywh))
+    return entry._replace(box=(left, top, right, bottom))

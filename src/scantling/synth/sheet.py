@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import colorsys
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scantling.data.io import atomic_write
 from scantling.synth.layout import CATEGORY_IDS
 from scantling.synth.scene import Part, Scene, SynthConfig, generate_scene
 
@@ -33,15 +31,6 @@ def contact_sheet(config: SynthConfig, seed: int, *, first: int = 0) -> Image:
     small = [generate_scene(config, first + number, seed).image for number in range(1, 9)]
     rows = [[large.image, draw_truth(large)], small[:4], small[4:]]
     return np.concatenate([np.concatenate(row, axis=1) for row in rows])
-
-
-def write_contact_sheet(
-    path: Path, config: SynthConfig | None = None, seed: int = 0, *, first: int = 59
-) -> None:
-    """Write a contact sheet as JPEG; the defaults give the one in the documentation."""
-    sheet = contact_sheet(config or SynthConfig(), seed, first=first)
-    coded = cv2.imencode(".jpg", np.ascontiguousarray(sheet[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 86])[1]
-    atomic_write(path, coded.tobytes())
 
 
 def draw_truth(scene: Scene) -> Image:

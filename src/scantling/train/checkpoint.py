@@ -207,14 +207,3 @@ def class_differences(saved: Sequence[str], wanted: Sequence[str]) -> list[str]:
     if not lines and list(saved) != list(wanted):
         lines.append(f"another order: {listed(saved)} instead of {listed(wanted)}")
     return lines
-
-
-def require_classes(meta: CheckpointMeta, class_names: Sequence[str], *, source: Path | str) -> None:
-    """Refuse a checkpoint made for another class table.
-
-    Raises:
-        CheckpointError: Names, number or order differ; the differences are listed.
-    """
-    differences = class_differences(meta.class_names, class_names)
-    if differences:
-        raise CheckpointError("\n  ".join([f"{source}: made for other classes", *differences]))

@@ -63,7 +63,8 @@ class TrainConfig(BaseModel):
         final_lr_scale: Where the cosine schedule ends, relative to `lr`.
         warmup_steps: Steps over which the learning rate rises linearly; 0 turns the warm-up off.
         warmup_scale: Where the warm-up starts, relative to `lr`.
-        monitor: Metric of the validation that decides what is best; larger is better.
+        monitor: Metric of the validation that decides what is best; larger is better. `auto`: `segm/AP` of a detector
+            that draws masks, else `bbox/AP`.
         validate_every: Epochs between validations; the last epoch is always validated.
         early_stopping: Stop after this many epochs without a gain; null trains to the end.
         checkpoint_every: Steps between saves of `last`; it is saved after every epoch as well.
@@ -101,7 +102,7 @@ class TrainConfig(BaseModel):
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 100
     warmup_scale: Fraction = 1e-3
 
-    monitor: str = "bbox/AP"
+    monitor: str = "auto"
     validate_every: Count = 1
     early_stopping: Count | None = None
     checkpoint_every: Count = 500

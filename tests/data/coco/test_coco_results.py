@@ -18,10 +18,10 @@ from scantling.data.coco import (
     check_results,
     read_coco,
     read_results,
-    results_to_instances,
     to_results,
     write_results,
 )
+from scantling.data.detections import detections_of
 from scantling.errors import DataError, Severity
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.structures.instances import Instances
@@ -98,7 +98,7 @@ def test_row_59_an_empty_list(dataset):
     records, findings = check_results([], dataset)
     assert records == []
     assert [(f.code, f.severity) for f in findings] == [("results-empty", Severity.WARNING)]
-    assert {i: len(x) for i, x in results_to_instances([], dataset).items()} == {4: 0, 7: 0}
+    assert len(detections_of([], dataset)) == 0
 
 
 # ---------------------------------------------------------------- records
@@ -210,9 +210,9 @@ def test_row_63_mixed_boxes_and_masks(dataset, results, rle):
         "2 of 4 predictions have a segmentation",
     ]
     assert "bbox" not in records[3]
-    instances = results_to_instances(records, dataset)
-    assert instances[4].masks is None
-    assert instances[4].boxes[1].tolist() == [10, 20, 40, 60]
+    found = detections_of(records, dataset)
+    assert [mask is not None for mask in found.masks] == [True, False, False, True]
+    assert found.boxes[3].tolist() == [10, 20, 40, 60]
 
 
 @pytest.mark.parametrize(
@@ -297,6 +297,12 @@ def test_every_fault_in_one_pass(dataset, results):
 # ---------------------------------------------------------------- to and from Instances
 
 
+def of_image(results, dataset, image_id):
+    """The rows of an image that has all of them, as instances."""
+    size_hw = dataset.images[dataset.index_of[image_id]].size_hw
+    return Instances.from_detections(detections_of(results, dataset), size_hw)
+
+
 def detections(n=3, masks=None):
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(n, 2, generator=generator) * 40
@@ -312,11 +318,10 @@ def test_results_carry_the_files_own_ids_and_exact_numbers(dataset):
     results = to_results(7, instances, dataset.categories)
     assert [r["category_id"] for r in results] == [90, 3, 90]
     assert {type(v) for r in results for v in (*r["bbox"], r["score"])} == {float}
-    again = results_to_instances(json.loads(json.dumps(results)), dataset)[7]
+    again = of_image(json.loads(json.dumps(results)), dataset, 7)
     assert torch.equal(again.boxes, instances.boxes)
     assert torch.equal(again.labels, instances.labels)
     assert torch.equal(again.scores, instances.scores)
-    assert len(results_to_instances(results, dataset)[4]) == 0
 
 
 def test_masks_travel_as_rle_that_pycocotools_reads(dataset, tmp_path):
@@ -326,8 +331,8 @@ def test_masks_travel_as_rle_that_pycocotools_reads(dataset, tmp_path):
     write_results(results, tmp_path / "r.json", dataset.images)
     records = read_results(tmp_path / "r.json", dataset)
     assert np.array_equal(np.stack([coco_mask.decode(r["segmentation"]) for r in records]), dense)
-    assert np.array_equal(results_to_instances(records, dataset)[7].masks.to_dense(), dense)
-    assert len(results_to_instances(records, dataset)[4].masks) == 0
+    assert np.array_equal(of_image(records, dataset, 7).masks.to_dense(), dense)
+    assert len(of_image([], dataset, 4)) == 0
 
 
 def test_box_frame_masks_are_pasted(dataset):
@@ -381,10 +386,10 @@ def test_no_value_whatever_gets_past_or_crashes(tmp_path_factory, changes):
         records, _ = check_results(results, dataset, skip_invalid=True)
     except DataError:
         return
-    instances = results_to_instances(records, dataset)[1]
-    assert len(instances) == len(records)
-    assert torch.isfinite(instances.boxes).all()
-    assert torch.isfinite(instances.scores).all()
+    found = detections_of(records, dataset)
+    assert len(found) == len(records)
+    assert np.isfinite(found.boxes).all()
+    assert np.isfinite(found.scores).all()
 
 
 # ---------------------------------------------------------------- as other tools write them

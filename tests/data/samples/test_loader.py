@@ -8,7 +8,6 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -23,10 +22,9 @@ from scantling.data.samples.loader import (
     aspect_order,
     batched,
     epoch_order,
-    eval_batches,
     shard,
 )
-from scantling.data.samples.transforms import AugmentConfig, Compose, build_eval_transform, build_transforms
+from scantling.data.samples.transforms import AugmentConfig, Compose, build_transforms
 from scantling.errors import DataError
 
 NUM_IMAGES = 9
@@ -208,19 +206,6 @@ def test_too_few_images_for_one_batch():
     nothing = CocoDataset(file="x.json", image_root=".", images=(), annotations=(), categories=())
     with pytest.raises(DataError, match="0 images"):
         TrainLoader(DetectionDataset(nothing, Compose(())), LoaderConfig())
-
-
-def test_eval_batches_hold_every_image_once_in_a_fixed_order(coco):
-    transform = build_eval_transform(48, 72)
-    ids = [
-        [batch.image_ids for batch in eval_batches(coco, transform, batch_size=4, workers=w)] for w in (0, 2)
-    ]
-    assert ids[0] == ids[1]
-    flat = [image_id for group in ids[0] for image_id in group]
-    assert Counter(flat) == Counter(record.id for record in coco.images)
-    batch = next(eval_batches(coco, transform, batch_size=4))
-    assert batch.sizes_hw == [(48, 72)] * 4
-    torch.testing.assert_close(batch.instances[0].boxes, torch.tensor([[6.0, 6.0, 42.0, 42.0]]))
 
 
 def test_aspect_order():

@@ -25,7 +25,6 @@ from scantling.data.samples.transforms import (
     SideRange,
     Turn,
     VerticalFlip,
-    build_eval_transform,
     build_transforms,
     fit_size,
 )
@@ -403,9 +402,9 @@ def test_transforms_of_an_image_without_instances():
     assert len(after.instances.masks) == 0
 
 
-def test_eval_transform_has_no_randomness():
+def test_one_size_leaves_no_randomness():
     sample = painted((48, 64), [(3, 3, 20, 30)])
-    transform = build_eval_transform(96, 120)
+    transform = ResizeShortSide(short_side=(96,), long_side=120)
     results = [apply(transform, sample, seed) for seed in range(4)]
     assert {after.size_hw for after in results} == {(90, 120)}
     assert all((after.image == results[0].image).all() for after in results)

@@ -28,7 +28,6 @@ from scantling.data.coco.records import Annotation, Category, Extra, ImageId, Im
 from scantling.data.coco.results import (
     check_results,
     read_results,
-    results_to_instances,
     to_results,
     with_file_names,
     write_results,
@@ -50,7 +49,6 @@ __all__ = [
     "read_coco",
     "read_coco_as",
     "read_results",
-    "results_to_instances",
     "to_results",
     "with_file_names",
     "write_coco",

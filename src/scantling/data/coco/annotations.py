@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from scantling.data.coco.geometry import (
-    Box,
     check_box,
     check_segmentation,
     compare_box_with_mask,
@@ -34,6 +33,7 @@ from scantling.data.coco.records import (
 from scantling.data.findings import FindingLog, Kind, RecordLog, name_some
 from scantling.data.images.open import image_header
 from scantling.errors import DataError
+from scantling.ops.overlaps import Box
 
 Task = Literal["detection", "segmentation"]
 

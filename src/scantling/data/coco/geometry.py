@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from scantling.data.coco.records import Polygons, Segmentation, to_rle
 from scantling.data.findings import FindingLog, Kind, RecordLog
 from scantling.errors import DataError
+from scantling.ops.overlaps import Box, corners, from_corners, paired_iou
 from scantling.ops.polygons import MAX_OUTLINE
 from scantling.ops.rle import RLE, check_rle, rle_to_box
 
-Box = tuple[float, float, float, float]
 SizeHw = tuple[int, int]
 
 _NUMBERS = {int, float}
@@ -271,19 +271,13 @@ def compare_box_with_mask(box: Box, extent: Box, log: RecordLog) -> None:
         extent: xyxy around the mask.
         log: Takes the finding.
     """
-    x, y, width, height = box
-    corners = (x, y, x + width, y + height)
-    if max(abs(mine - theirs) for mine, theirs in zip(corners, extent, strict=True)) <= 2:
+    edges = corners(box)
+    if max(abs(mine - theirs) for mine, theirs in zip(edges, extent, strict=True)) <= 2:
         return
-    shared_width = max(0.0, min(corners[2], extent[2]) - max(corners[0], extent[0]))
-    shared_height = max(0.0, min(corners[3], extent[3]) - max(corners[1], extent[1]))
-    shared = shared_width * shared_height
-    union = width * height + (extent[2] - extent[0]) * (extent[3] - extent[1]) - shared
-    if shared < _MIN_AGREEMENT * union:
-        around = ", ".join(
-            f"{side:g}" for side in (extent[0], extent[1], extent[2] - extent[0], extent[3] - extent[1])
-        )
-        message = f"bbox and mask disagree (IoU {shared / union:.2f}); the box around the mask is [{around}]"
+    iou = paired_iou(np.array([edges]), np.array([extent]))[0]
+    if iou < _MIN_AGREEMENT:
+        around = ", ".join(f"{side:g}" for side in from_corners(extent))
+        message = f"bbox and mask disagree (IoU {iou:.2f}); the box around the mask is [{around}]"
         log.add("box-mask-differ", message, field="bbox", value=list(box))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scantling.ops.overlaps import xywh_to_xyxy
 from scantling.ops.polygons import polygons_to_rle
 from scantling.ops.rle import RLE, rle_area, rle_from_uncompressed
 
@@ -155,7 +156,7 @@ def area_of(annotation: Annotation, size_hw: tuple[int, int]) -> float:
 def clipped_xyxy(boxes_xywh: Sequence[Sequence[float]], size_hw: tuple[int, int]) -> NDArray[np.float32]:
     """Boxes (N, 4) as xyxy, clipped to the image; (0, 4) for none."""
     boxes = np.asarray(boxes_xywh, dtype=np.float64).reshape(-1, 4)
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    corners = xywh_to_xyxy(boxes)
     height, width = size_hw
     clipped: NDArray[np.float64] = np.clip(corners, 0, [width, height, width, height])
     return clipped.astype(np.float32)

@@ -28,6 +28,7 @@ from scantling.data.coco.geometry import looks_xyxy, numbers_of_box
 from scantling.data.coco.parse import type_name, usable_id
 from scantling.data.coco.records import ImageId
 from scantling.data.findings import FindingLog, name_some
+from scantling.ops.overlaps import xywh_to_xyxy
 from scantling.settings.paths import ImageIds
 
 NONE = -1
@@ -311,7 +312,7 @@ class _Frames:
         known = places != NONE
         boxes, limits = self.boxes[known], self.sizes_wh[places[known]]
         slack = np.maximum(_FAR * limits, _FAR_PIXELS)
-        start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        start, end = boxes[:, :2], xywh_to_xyxy(boxes)[:, 2:]
         outside = ((start < -slack) | (end > limits + slack)).any(axis=1)  # no: where there is no box
         masks = self.masks_wh[known]
         outside |= ((masks != limits) & ~np.isnan(masks)).any(axis=1)

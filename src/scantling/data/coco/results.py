@@ -20,7 +20,6 @@ import numpy as np
 
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.geometry import (
-    Box,
     check_segmentation,
     is_finite_number,
     looks_xyxy,
@@ -33,6 +32,7 @@ from scantling.data.coco.result_images import NONE, ImagePlaces, shown
 from scantling.data.findings import FindingLog, Policy, RecordLog, name_some
 from scantling.data.io import read_json, write_json
 from scantling.errors import Finding
+from scantling.ops.overlaps import Box, from_corners, xyxy_to_xywh
 from scantling.ops.rle import rle_to_box
 from scantling.settings.paths import ImageIds
 
@@ -66,14 +66,11 @@ def to_results(image_id: ImageId, instances: Instances, categories: Sequence[Cat
     Raises:
         ValueError: The instances have no scores.
     """
-    import torch  # here, because what only reads results shall start without it
-
     from scantling.structures.masks import RoiMasks
 
     if instances.scores is None:
         raise ValueError("to_results: expected detections, found instances without scores")
-    corners = instances.boxes.detach().cpu().double()
-    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
+    boxes = xyxy_to_xywh(instances.boxes.detach().cpu().double().numpy()).tolist()
     scores = instances.scores.detach().cpu().tolist()
     labels = instances.labels.cpu().tolist()
     results: list[Result] = [
@@ -175,59 +172,12 @@ def check_results(
     return CheckedResults(gathered.records, log.findings)
 
 
-def results_to_instances(results: Sequence[Result], dataset: CocoDataset) -> dict[ImageId, Instances]:
-    """Checked results as detections of every image of the data set.
-
-    Args:
-        results: As `read_results` gives them.
-        dataset: The data set that was predicted.
-
-    Returns:
-        Image id -> Instances with scores, in the order of the file; boxes absolute xyxy, not clipped; masks if
-        every result has one. Images without results have N = 0.
-    """
-    grouped: dict[ImageId, list[Result]] = {image.id: [] for image in dataset.images}
-    for result in results:
-        grouped[result["image_id"]].append(result)
-    labels = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
-    with_masks = bool(results) and all("segmentation" in result for result in results)
-    return {
-        image.id: _to_instances(grouped[image.id], image.size_hw, labels, with_masks=with_masks)
-        for image in dataset.images
-    }
-
-
-def _to_instances(
-    results: list[Result], size_hw: tuple[int, int], labels: Mapping[int, int], *, with_masks: bool
-) -> Instances:
-    import torch
-
-    from scantling.structures.instances import Instances
-    from scantling.structures.masks import ImageMasks
-
-    corners = [_corners(result) for result in results]
-    masks = [to_rle(result["segmentation"], size_hw) for result in results] if with_masks else []
-    return Instances(
-        size_hw=size_hw,
-        boxes=torch.tensor(corners, dtype=torch.float32).reshape(-1, 4),
-        labels=torch.tensor([labels[result["category_id"]] for result in results], dtype=torch.int64),
-        scores=torch.tensor([result["score"] for result in results], dtype=torch.float32),
-        masks=ImageMasks.from_rles(masks, size_hw=size_hw) if with_masks else None,
-    )
-
-
 def box_xywh(result: Mapping[str, Any]) -> Box:
     """The box [x, y, width, height] of a checked result; that of its mask where it has none of its own."""
     if "bbox" in result:
         x, y, width, height = result["bbox"]
         return x, y, width, height
-    x1, y1, x2, y2 = rle_to_box(result["segmentation"])
-    return x1, y1, x2 - x1, y2 - y1
-
-
-def _corners(result: Result) -> Box:
-    x, y, width, height = box_xywh(result)
-    return x, y, x + width, y + height
+    return from_corners(rle_to_box(result["segmentation"]))
 
 
 def _as_list(results: object, log: FindingLog) -> list[object]:

@@ -5,14 +5,16 @@ N: boxes of a split, P: pairs of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scantling.data.coco.dataset import CocoDataset
-from scantling.data.coco.records import Annotation, ImageRecord, clipped_xyxy
+from scantling.data.coco.records import Annotation, ImageRecord
+from scantling.data.truths import Truths, truths_of
+from scantling.ops.overlaps import paired_iou
 
 TINY_SIDE = 4.0
 """Pixels of the shorter side below which a box is tiny."""
@@ -49,56 +51,31 @@ class Suspect:
     oddness: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Objects:
-    """Objects of a split as columns, image by image; crowds are left out.
-
-    Attributes:
-        records: Image and annotation of each.
-        images: (N,) position of the image.
-        labels: (N,) 0..K-1.
-        boxes: (N, 4) xyxy, clipped to the image.
-    """
-
-    records: list[tuple[ImageRecord, Annotation]]
-    images: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    boxes: NDArray[np.float64]
-
-
 def suspects(split: str, dataset: CocoDataset) -> list[Suspect]:
     """Every suspicious box of a split, the oddest of each kind first; crowds are left out."""
-    objects = _objects_of(dataset)
-    found = []
-    for code, index, note, oddness in _oddities(objects):
-        image, annotation = objects.records[index]
-        suspect = Suspect(
-            code=code, split=split, image=image, annotation=annotation, note=note, oddness=oddness
+    truths = truths_of(dataset)
+    objects = truths[truths.is_object]
+    records = [annotation for many in dataset.annotations for annotation in many if annotation.is_object]
+    images = [dataset.images[image] for image in objects.images]
+    found = [
+        Suspect(
+            code=code,
+            split=split,
+            image=images[index],
+            annotation=records[index],
+            note=note,
+            oddness=oddness,
         )
-        found.append(suspect)
+        for code, index, note, oddness in _oddities(objects, images)
+    ]
     return sorted(found, key=lambda suspect: (suspect.code, -suspect.oddness))
 
 
-def _objects_of(dataset: CocoDataset) -> _Objects:
-    per_image = [[a for a in annotations if a.is_object] for annotations in dataset.annotations]
-    boxes = [
-        clipped_xyxy([annotation.box_xywh for annotation in objects], image.size_hw)
-        for image, objects in zip(dataset.images, per_image, strict=True)
-        if objects
-    ]
-    return _Objects(
-        records=[(image, a) for image, many in zip(dataset.images, per_image, strict=True) for a in many],
-        images=np.repeat(np.arange(len(per_image), dtype=np.int64), [len(many) for many in per_image]),
-        labels=np.array([a.label for many in per_image for a in many], dtype=np.int64),
-        boxes=np.concatenate(boxes).astype(np.float64) if boxes else np.zeros((0, 4)),
-    )
-
-
-def _oddities(objects: _Objects) -> Iterator[tuple[str, int, str, float]]:
+def _oddities(objects: Truths, images: Sequence[ImageRecord]) -> Iterator[tuple[str, int, str, float]]:
     """Code, position, note and oddness."""
     sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
     for index, (width, height) in enumerate(sides.tolist()):
-        size_hw = objects.records[index][0].size_hw
+        size_hw = images[index].size_hw
         short, long = sorted((width, height))
         share = width * height / (size_hw[0] * size_hw[1])
         if short < TINY_SIDE:
@@ -108,8 +85,7 @@ def _oddities(objects: _Objects) -> Iterator[tuple[str, int, str, float]]:
         if share >= HUGE_SHARE:
             yield "box-huge", index, f"{share:.0%} of the image", share
     for first, second, iou in near_twins(objects.boxes, objects.images, objects.labels):
-        twin = objects.records[first][1]
-        yield "box-near-twice", second, f"IoU {iou:.2f} with object {twin.id}", iou
+        yield "box-near-twice", second, f"IoU {iou:.2f} with object {objects.ids[first]}", iou
 
 
 def near_twins(
@@ -134,11 +110,12 @@ def near_twins(
         here = np.repeat(rows, reach[rows])
         ahead = here + 1 + np.arange(len(here)) - np.repeat(np.cumsum(reach[rows]) - reach[rows], reach[rows])
         pair = np.sort(np.stack([order[here], order[ahead]]), axis=0)
-        ious = _iou_of_pairs(boxes[pair[0]], boxes[pair[1]])
+        first, second = boxes[pair[0]], boxes[pair[1]]
+        ious = np.where((first == second).all(axis=1), 0.0, paired_iou(first, second))
         better = (ious >= NEAR_TWICE_IOU) & (ious > best_iou[pair[1]])
-        (first, second), ious = pair[:, better], ious[better]
+        (twins, here), ious = pair[:, better], ious[better]
         by_iou = np.argsort(ious, kind="stable")  # the last assignment to a position counts: the best
-        best_iou[second[by_iou]], best_twin[second[by_iou]] = ious[by_iou], first[by_iou]
+        best_iou[here[by_iou]], best_twin[here[by_iou]] = ious[by_iou], twins[by_iou]
     for second in np.flatnonzero(best_iou).tolist():
         yield int(best_twin[second]), second, float(best_iou[second])
 
@@ -155,28 +132,18 @@ def _sweep(
     return order, np.minimum(reach, _MOST)
 
 
-def _iou_of_pairs(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """IoU (P,) of pairs of boxes (P, 4); 0 for boxes that are equal."""
-    left, top, right, bottom = first.T
-    other_left, other_top, other_right, other_bottom = second.T
-    width = np.minimum(right, other_right) - np.maximum(left, other_left)
-    height = np.minimum(bottom, other_bottom) - np.maximum(top, other_top)
-    overlap = width.clip(0) * height.clip(0)
-    area = (right - left) * (bottom - top) + (other_right - other_left) * (other_bottom - other_top)
-    return np.where((first == second).all(axis=1), 0.0, overlap / np.maximum(area - overlap, 1e-9))
-
-
 def size_percentiles(dataset: CocoDataset) -> dict[str, list[float]]:
     """Percentiles of box size (square root of the area, px), of aspect (width / height), of objects per image.
 
     Lists are empty where there is nothing to count; `PERCENTILES` names their entries.
     """
-    objects = [[a for a in annotations if a.is_object] for annotations in dataset.annotations]
-    sides = np.array([a.box_xywh[2:] for many in objects for a in many]).reshape(-1, 2)
+    truths = truths_of(dataset)
+    objects = truths[truths.is_object]
+    sides, counts = objects.boxes_xywh[:, 2:], np.bincount(objects.images, minlength=len(dataset))
     return {
         "size": _percentiles(np.sqrt(sides.prod(axis=1))),
         "aspect": _percentiles(sides[:, 0] / sides[:, 1]),
-        "objects_per_image": _percentiles(np.array([len(many) for many in objects], dtype=np.float64)),
+        "objects_per_image": _percentiles(counts.astype(np.float64)),
     }
 
 

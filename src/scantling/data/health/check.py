@@ -12,17 +12,16 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from scantling.data.coco import CocoDataset, ImageRecord, ReadOptions
+from scantling.data.coco import CocoDataset, ReadOptions
 from scantling.data.coco.dataset import objects_text
 from scantling.data.coco.layout import alias_of
 from scantling.data.coco.records import told_apart
-from scantling.data.findings import CODES, FindingLog, Kind, Policy, name_some, summarise
+from scantling.data.findings import FindingLog, Policy, name_some, summarise
 from scantling.data.formats.layouts import announce, detect_format
 from scantling.data.formats.locations import Location, parse_location, read_location, split_name
 from scantling.data.health.boxes import PERCENTILES, Suspect, size_percentiles, suspects
 from scantling.data.health.images import check_images
-from scantling.data.health.leaks import compare_splits
-from scantling.data.health.near_duplicates import find_twins, thumbnails
+from scantling.data.health.leaks import SceneTwins, compare_all, report_scene_twins, scene_twins
 from scantling.data.images.open import pictures_below
 from scantling.data.images.white import dataset_with_white, range_message, white_of
 from scantling.data.limits import COCO_LIMIT, over_limit
@@ -34,20 +33,6 @@ RARE = 10
 _EXAMPLES = 5
 _KNOWN_KEYS = frozenset({"attributes.rotation", "state", "truncated", "difficult", "occluded", "ignore"})
 _SHOWN_PER_CODE = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SceneTwins:
-    """Two images that show the same scene; `peak` is 1 for copies (see `near_twins`)."""
-
-    splits: tuple[str, str]
-    images: tuple[ImageRecord, ImageRecord]
-    peak: float
-
-    @property
-    def leaks(self) -> bool:
-        """Whether they are in different splits."""
-        return self.splits[0] != self.splits[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +134,10 @@ def check_data(location: Location | str, *, pixels: bool = True, strict: bool = 
     _report_keys(splits, log)
     if location.path.is_dir() and location.split is None and len(splits) == len(readers):
         _report_unlisted(splits, log)
-    findings += _compared(splits, pixels=pixels, strict=strict)
-    twins = _scene_twins(splits) if pixels else []
-    _report_twins(twins, log)
+    for compared in compare_all(splits, pixels=pixels, strict=strict).values():
+        findings += compared
+    twins = scene_twins(splits) if pixels else []
+    report_scene_twins(twins, log)
     order = list(Severity)
     findings = sorted([*findings, *log.findings], key=lambda finding: order.index(finding.severity))
     return DataHealth(
@@ -235,45 +221,6 @@ def _report_unlisted(splits: Mapping[str, CocoDataset], log: FindingLog) -> None
     unlisted = [str(path) for path in there if path not in named]
     if unlisted:
         log.add("image-unlisted", f"{len(unlisted)} pictures are in no split: {name_some(unlisted)}")
-
-
-def _compared(splits: Mapping[str, CocoDataset], *, pixels: bool, strict: bool) -> list[Finding]:
-    """Every split with those before it; classes are compared with the first only."""
-    names = list(splits)
-    found: list[Finding] = []
-    for position, name in enumerate(names):
-        for earlier in names[:position]:
-            pair = compare_splits(splits[earlier], splits[name], pixels=pixels, strict=strict)
-            found += [f for f in pair if earlier == names[0] or CODES[f.code].kind is not Kind.STRUCTURAL]
-    return found
-
-
-def _scene_twins(splits: Mapping[str, CocoDataset]) -> list[SceneTwins]:
-    images = [(name, record) for name, dataset in splits.items() for record in dataset.images]
-    found = find_twins(thumbnails([record for _, record in images]))
-    return [
-        SceneTwins(
-            splits=(images[twins.first][0], images[twins.second][0]),
-            images=(images[twins.first][1], images[twins.second][1]),
-            peak=twins.peak,
-        )
-        for twins in found
-    ]
-
-
-def _report_twins(twins: list[SceneTwins], log: FindingLog) -> None:
-    """One finding for each pair of splits, and one for pairs within splits."""
-    groups: dict[tuple[str, str], list[SceneTwins]] = {}
-    for pair in twins:
-        groups.setdefault(pair.splits, []).append(pair)
-    for (first, second), pairs in groups.items():
-        examples = [f"{p.images[0].file_name} = {p.images[1].file_name} ({p.peak:.2f})" for p in pairs]
-        where = f"{first} and {second}: " if first != second else f"{first}: "
-        message = f"{where}{len(pairs)} pairs of images show the same scene: {name_some(examples, _EXAMPLES)}"
-        if first == second:
-            log.add("image-near-twice", message)
-        else:
-            log.add("split-near-pixels", message)
 
 
 def _class_counts(dataset: CocoDataset) -> Counter[str]:

@@ -25,7 +25,7 @@ from scantling.data.images.open import (
     read_image,
     rotation_for,
 )
-from scantling.data.spelling import alike, did_you_mean
+from scantling.data.spelling import alike, other_spelling
 from scantling.errors import DataError, Finding, Severity
 
 _KEPT = "image-orientation-kept"  # told once for all images
@@ -302,7 +302,7 @@ class _Folders:
         if self.have(record):
             return None
         meant = self._similar(record)
-        hint = did_you_mean(record.file_name, meant) if meant else None
+        hint = other_spelling(record.file_name, meant) if meant else None
         return Problem("image-missing", f"there is no file {record.path}", hint)
 
     def elsewhere(self, record: ImageRecord) -> Path | None:

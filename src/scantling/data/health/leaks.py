@@ -1,16 +1,34 @@
-"""Two splits of one data set compared: the same classes, no class unseen, no picture in both."""
+"""The splits of one data set compared: the same classes, no class unseen, no picture and no scene in two of them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.records import ImageRecord
-from scantling.data.findings import FindingLog, Policy
+from scantling.data.findings import CODES, FindingLog, Kind, Policy, name_some
+from scantling.data.health.near_duplicates import find_twins, thumbnails
 from scantling.data.images.copies import file_length, pixel_digest
 from scantling.data.io import sha256_of
 from scantling.errors import Finding
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneTwins:
+    """Two images that show the same scene; `peak` is 1 for copies (see `near_twins`)."""
+
+    splits: tuple[str, str]
+    images: tuple[ImageRecord, ImageRecord]
+    peak: float
+
+    @property
+    def leaks(self) -> bool:
+        """Whether they are in different splits."""
+        return self.splits[0] != self.splits[1]
 
 
 def compare_splits(
@@ -34,6 +52,55 @@ def compare_splits(
     if pixels:
         _report_twins(train, other, _pixel_key(train, other), "split-same-pixels", log)
     return log.findings
+
+
+def compare_all(
+    splits: Mapping[str, CocoDataset], *, pixels: bool = False, strict: bool = False
+) -> dict[str, tuple[Finding, ...]]:
+    """What each split has in common with those before it; classes are compared with those of the first only.
+
+    Args:
+        splits: By name, the one that is trained on first.
+        pixels: See `compare_splits`.
+        strict: Warnings become errors.
+    """
+    names = list(splits)
+    found: dict[str, tuple[Finding, ...]] = {name: () for name in names}
+    for position, name in enumerate(names):
+        for earlier in names[:position]:
+            pair = compare_splits(splits[earlier], splits[name], pixels=pixels, strict=strict)
+            is_first = earlier == names[0]
+            found[name] += tuple(f for f in pair if is_first or CODES[f.code].kind is not Kind.STRUCTURAL)
+    return found
+
+
+def scene_twins(splits: Mapping[str, CocoDataset]) -> list[SceneTwins]:
+    """All pairs of images that show the same scene, the most alike first; every image is decoded."""
+    images = [(name, record) for name, dataset in splits.items() for record in dataset.images]
+    found = find_twins(thumbnails([record for _, record in images]))
+    return [
+        SceneTwins(
+            splits=(images[twins.first][0], images[twins.second][0]),
+            images=(images[twins.first][1], images[twins.second][1]),
+            peak=twins.peak,
+        )
+        for twins in found
+    ]
+
+
+def report_scene_twins(twins: list[SceneTwins], log: FindingLog) -> None:
+    """One finding for each pair of splits, and one for pairs within splits."""
+    groups: dict[tuple[str, str], list[SceneTwins]] = {}
+    for pair in twins:
+        groups.setdefault(pair.splits, []).append(pair)
+    for (first, second), pairs in groups.items():
+        examples = [f"{p.images[0].file_name} = {p.images[1].file_name} ({p.peak:.2f})" for p in pairs]
+        where = f"{first} and {second}: " if first != second else f"{first}: "
+        message = f"{where}{len(pairs)} pairs of images show the same scene: {name_some(examples, _EXAMPLES)}"
+        if first == second:
+            log.add("image-near-twice", message)
+        else:
+            log.add("split-near-pixels", message)
 
 
 def _compare_categories(train: CocoDataset, other: CocoDataset, log: FindingLog) -> None:

@@ -19,9 +19,8 @@ from typing import Annotated, Generic, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
-from scantling.data.coco import CocoDataset, ImageId
+from scantling.data.coco import ImageId
 from scantling.data.samples.dataset import DetectionDataset, draw_key
-from scantling.data.samples.transforms import Transform
 from scantling.data.workers import TaskStream
 from scantling.errors import DataError
 from scantling.structures.sample import Batch
@@ -251,30 +250,6 @@ class TrainLoader(PlannedBatches[Step, Batch]):
     @property
     def _global_size(self) -> int:
         return self.config.batch_size * self.config.world
-
-
-def eval_batches(
-    coco: CocoDataset, transform: Transform, *, batch_size: int, workers: int = 0, size_divisor: int = 32
-) -> Iterator[Batch]:
-    """Every image once, always in the same order: by aspect, which saves padding.
-
-    Args:
-        coco: Images with or without annotations; boxes travel along, masks do not.
-        transform: Without randomness, as `build_eval_transform` gives.
-        batch_size: Images per batch.
-        workers: Processes that read and resize; 0 does it in this process.
-        size_divisor: Batches are padded to a multiple of this.
-
-    Raises:
-        DataError: An image cannot be read.
-        TrainingError: A worker died.
-    """
-    order = aspect_order([record.size_hw for record in coco.images])
-    entries = [Entry(position, 0) for position in order]
-    steps = [Step(0, tuple(entries[i : i + batch_size])) for i in range(0, len(entries), batch_size)]
-    build = _BuildBatch(DetectionDataset(coco, transform), size_divisor)
-    with TaskStream(build, workers) as stream:
-        yield from stream.run(steps)
 
 
 def aspect_order(sizes_hw: Sequence[tuple[int, int]]) -> list[int]:

@@ -362,13 +362,3 @@ def _colour_steps(config: AugmentConfig) -> list[Transform]:
         gamma=config.gamma,
     )
     return [] if step == Photometric(probability=config.photometric) or not config.photometric else [step]
-
-
-def build_eval_transform(short_side: int, long_side: int | None) -> Compose:
-    """The one resize used for validation and prediction; no randomness.
-
-    Args:
-        short_side: Length of the short side, pixels.
-        long_side: Limit of the long side; None to fit the image into a square of `short_side`.
-    """
-    return Compose((ResizeShortSide(short_side=(short_side,), long_side=long_side),))

@@ -14,6 +14,7 @@ from torch import Tensor
 from scantling.errors import CheckpointError
 from scantling.models.contract import Detector
 
+_PART = re.compile(r"(?:backbone|neck|rpn_head|roi_head|rpn|roi_heads)\.")
 _DERIVED = re.compile(r".*\.(?:relative_position_index|num_batches_tracked)")
 _MASK_BRANCH = re.compile(r"roi_heads?\.mask_(?:head|iou_head|predictor)\..+")
 _STATISTICS = re.compile(r".*\.running_(?:mean|var)")
@@ -41,13 +42,16 @@ class Conversion:
     def unplaced(self) -> tuple[str, ...]:
         """Unused keys without which the detector would not compute what it was trained to.
 
-        Only what is derived from the architecture may be left out, and the masks' branch of a detector of boxes.
+        What is no part of the network (an average that training keeps) may be left out, what is derived from the
+        architecture, and the masks' branch of a detector of boxes.
         """
         has_masks = any(_MASK_BRANCH.fullmatch(key) for key in self.used)
         return tuple(
             key
             for key in self.unused
-            if not _DERIVED.fullmatch(key) and (has_masks or not _MASK_BRANCH.fullmatch(key))
+            if _PART.match(key)
+            and not _DERIVED.fullmatch(key)
+            and (has_masks or not _MASK_BRANCH.fullmatch(key))
         )
 
 

@@ -1,6 +1,7 @@
 """Candidates become detections: one suppression over all test sizes and, with folds, one voice out of several.
 
     members/NAME/candidates-*.safetensors ── suppression (own, or tuned) ──► members/NAME/predictions.json
+           └─ a detector of masks: those of every row that some suppression keeps ──► members/NAME/masks-*.safetensors
 
 With folds each fold's detector looks at the evaluated images, and their detections are fused with equal weights;
 each training image has been seen by the one detector that did not train on it: `out-of-fold.json`.
@@ -10,40 +11,48 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
+import numpy as np
+from numpy.typing import NDArray
+
 from scantling.combine.tune import tune_suppression
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.coco import CocoDataset, read_results, write_results
-from scantling.data.detections import detections_of, results_of
+from scantling.data.detections import detections_of, load_detections, results_of, save_detections
 from scantling.data.io import atomic_write, sha256_of
 from scantling.models.suppression import SuppressConfig, suppress_detections
-from scantling.predict.candidates import Candidates
+from scantling.predict.candidates import Candidates, find_masks
 from scantling.recipe.recipe import MemberConfig
 from scantling.run.context import HELD_OUT, RunContext, Unit
-from scantling.run.stage import Stage
+from scantling.run.results import own_results
+from scantling.run.stage import Resources, Stage, hashes_of
+from scantling.run.stages.training import load_trained
+from scantling.run.steps import TUNED, one_voice, tuned_file
 from scantling.structures.detections import Detections
+from scantling.train.devices import ALONE, Processes
 
 log = logging.getLogger(__name__)
-
-TUNED = "tune"
 
 
 def tune_stage(context: RunContext, name: str) -> Stage:
     """Choose a member's suppression, category by category, on images it has not learned from."""
-    units, split = context.units_of(name), context.tuning_split
-    inputs = {
-        "candidates": _hashes(context.root, [unit.candidates(split) for unit in units]),
-        "suppress": context.member(name).predict.suppress.model_dump(mode="json"),
-        "tune": context.recipe.combining.tuning.model_dump(mode="json"),
-        "data": context.data.hashes["train" if context.folds else "val"],
-        **context.recipe.evaluate.limits,
-    }
-    outputs = (tuned_file(name), f"{TUNED}/{name}.txt")
+    files = [unit.candidates(context.tuning_split) for unit in context.units_of(name)]
     return Stage(
-        folder=TUNED, name=name, inputs=inputs, outputs=outputs, action=partial(_tune, context, name)
+        folder=TUNED,
+        name=name,
+        inputs=lambda: {
+            "candidates": _hashes(context.root, files),
+            "suppress": context.member(name).predict.suppress.model_dump(mode="json"),
+            "tune": context.recipe.combining.tuning.model_dump(mode="json"),
+            **context.recipe.evaluate.limits,
+            "data": context.data.hashes["train" if context.folds else "val"],
+        },
+        needs=tuple(files),
+        outputs=(tuned_file(name), f"{TUNED}/{name}.txt"),
+        action=partial(_tune, context, name),
     )
 
 
@@ -51,31 +60,54 @@ def detect_stage(context: RunContext, name: str) -> Stage:
     """Detections of a member on every split it predicts."""
     splits = list(context.splits_of(context.units_of(name)[0]))
     files = [unit.candidates(split) for unit in context.units_of(name) for split in splits]
+    if context.member(name).draws_masks:
+        files += [unit.masks(split) for unit in context.units_of(name) for split in splits]
     if context.recipe.tunes_suppression:
         files.append(tuned_file(name))
-    inputs = {
-        "files": _hashes(context.root, files),
-        "suppress": context.member(name).predict.suppress.model_dump(mode="json"),
-    }
     return Stage(
         folder=f"members/{name}",
         name="detect",
-        inputs=inputs,
+        inputs=lambda: {
+            "files": _hashes(context.root, files),
+            "suppress": context.member(name).predict.suppress.model_dump(mode="json"),
+        },
+        needs=tuple(files),
         outputs=tuple(context.detections_file(name, split) for split in splits),
         action=partial(_detect, context, name, splits),
     )
 
 
+def masks_stage(context: RunContext, unit: Unit) -> Stage:
+    """Masks of all that some suppression of the run's tables keeps: the network's second pass, over kept boxes only."""
+    splits = context.splits_of(unit)
+    files = [unit.weights, *(unit.candidates(split) for split in splits)]
+    if context.recipe.tunes_suppression:
+        files.append(tuned_file(unit.member))
+    return Stage(
+        folder=unit.folder,
+        name="masks",
+        inputs=lambda: {
+            "files": _hashes(context.root, files),
+            "suppress": context.member(unit.member).predict.suppress.model_dump(mode="json"),
+        },
+        needs=tuple(files),
+        outputs=tuple(unit.masks(split) for split in splits),
+        action=partial(_draw, context, unit),
+        resources=Resources(gpus=1, processes=None),
+    )
+
+
 def import_stage(context: RunContext, name: str) -> Stage:
     """Take over the detections of another tool, checked, so that the run holds all it was made of."""
-    files = foreign_files(context, name)
-    inputs = {split: sha256_of(path) for split, path in files.items()}
-    if (image_ids := context.member(name).image_ids) is not None:
-        inputs["image_ids"] = image_ids
+    files, image_ids = foreign_files(context, name), context.member(name).image_ids
     return Stage(
         folder=f"members/{name}",
         name="import",
-        inputs=inputs,
+        inputs=lambda: {
+            **{split: sha256_of(path) for split, path in files.items()},
+            **({} if image_ids is None else {"image_ids": image_ids}),
+        },
+        needs=tuple(str(path.absolute()) for path in files.values()),
         outputs=tuple(context.detections_file(name, split) for split in files),
         action=partial(_import, context, name),
     )
@@ -86,11 +118,6 @@ def foreign_files(context: RunContext, name: str) -> dict[str, Path]:
     given = context.member(name).predictions or {}
     by_split = given if isinstance(given, dict) else {context.data.evaluated: given}
     return {split: Path(path) for split, path in by_split.items()}
-
-
-def tuned_file(name: str) -> str:
-    """What was chosen for a member, relative to the run folder."""
-    return f"{TUNED}/{name}.yaml"
 
 
 def suppression_of(context: RunContext, name: str) -> SuppressConfig:
@@ -117,10 +144,38 @@ def detections_with(
     found = {unit.title: _suppressed(context, unit, config, split, views) for unit in units}
     if split == HELD_OUT:
         return Detections.cat(list(found.values())).by_score()
-    if len(found) == 1:
-        return next(iter(found.values()))
-    fusion, names = EnsembleConfig(max_per_image=config.max_per_image), context.data.target.class_names
-    return ensemble_detections(found, fusion, names)
+    return one_voice(list(found.values()), context.data.target.class_names, config.max_per_image)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way in which candidates become detections.
+
+    Attributes:
+        title: What it is called in the table of steps.
+        config: Suppression.
+        views: Numbers of the test sizes; None for all of them.
+    """
+
+    title: str
+    config: SuppressConfig
+    views: Sequence[int] | None = None
+
+
+def ways_of(context: RunContext, name: str) -> list[Way]:
+    """One size and plain NMS, all sizes, the recipe's own suppression, the tuned one: those that differ, in order."""
+    own, views = context.member(name).predict.suppress, num_views(context.member(name))
+    hard = own.model_copy(update={"method": "hard", "iou_threshold": 0.5})
+    ways = []
+    if views > 1:
+        ways.append(Way(f"{name}, one size, NMS", hard, [views // 2]))
+    if own != hard:
+        ways.append(Way(f"{name}, {views} sizes, NMS" if views > 1 else f"{name}, NMS", hard))
+    chosen = suppression_of(context, name)
+    if context.recipe.tunes_suppression and chosen != own:
+        method = own.method.replace("_", " ") if isinstance(own.method, str) else "suppression of the recipe"
+        ways.append(Way(f"{name}, {method}", own))
+    return [*ways, Way(f"{name}, tuned" if context.recipe.tunes_suppression else name, chosen)]
 
 
 def dataset_of(context: RunContext, split: str) -> CocoDataset:
@@ -131,8 +186,8 @@ def dataset_of(context: RunContext, split: str) -> CocoDataset:
 def read_member(context: RunContext, name: str, split: str) -> Detections:
     """Detections of a member, from the run folder."""
     dataset = dataset_of(context, split)
-    file = context.root / context.detections_file(name, split)
-    return detections_of(read_results(file, dataset, image_ids="id"), dataset)
+    results = own_results(context.root, context.detections_file(name, split), dataset)
+    return detections_of(results, dataset)
 
 
 def load_candidates(context: RunContext, unit: Unit, split: str) -> Candidates:
@@ -155,19 +210,73 @@ def _suppressed(
     context: RunContext, unit: Unit, config: SuppressConfig, split: str, views: Sequence[int] | None
 ) -> Detections:
     candidates = load_candidates(context, unit, split)
-    seen = candidates.detections if views is None else candidates.at_views(views)
-    return suppressed(seen, config, context.data.train.class_names)
+    rows, scores = _kept(candidates, Way("", config, views), context.data.train.class_names)
+    found = candidates.detections[rows].replace(scores=scores)
+    return (
+        _with_masks(context, unit, split, rows, found) if context.member(unit.member).draws_masks else found
+    )
 
 
-def suppressed(seen: Detections, config: SuppressConfig, class_names: Sequence[str]) -> Detections:
-    """Detections out of candidates; see `suppress_detections`."""
-    rows, scores = suppress_detections(seen, config, class_names)
-    return seen[rows].replace(scores=scores)
+def _kept(
+    candidates: Candidates, way: Way, class_names: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Rows of the candidates (M,) that stay, and their scores (M,)."""
+    seen = np.arange(len(candidates))
+    if way.views is not None:
+        seen = np.flatnonzero(np.isin(candidates.views, list(way.views)))
+    rows, scores = suppress_detections(candidates.detections[seen], way.config, class_names)
+    return seen[rows], scores
+
+
+def _with_masks(
+    context: RunContext, unit: Unit, split: str, rows: NDArray[np.int64], found: Detections
+) -> Detections:
+    """Detections with their masks: from the file where they are, else drawn now, as for an ablation's settings."""
+    saved = load_detections(context.root / unit.masks(split))
+    known = saved.extra["rows"].astype(np.int64)
+    masks, place = saved.detections, np.searchsorted(known, rows)
+    missing = (
+        (place >= len(known)) | (known[np.minimum(place, len(known) - 1)] != rows)
+        if len(known)
+        else rows >= 0
+    )
+    if missing.any():
+        more = _drawn(context, unit, split, rows[missing], ALONE)
+        known = np.concatenate([known, rows[missing]])
+        masks = Detections.cat([masks, more])
+        order = np.argsort(known, kind="stable")
+        known, masks = known[order], masks[order]
+        place = np.searchsorted(known, rows)
+    own = masks[place]
+    return found.replace(masks=own.masks, soft_masks=own.soft_masks)
+
+
+def _drawn(
+    context: RunContext, unit: Unit, split: str, rows: NDArray[np.int64], processes: Processes
+) -> Detections:
+    """Masks of some rows of a unit's candidates; of several processes complete on the main one."""
+    member, dataset = context.member(unit.member), context.splits_of(unit)[split]
+    model = load_trained(context.root / unit.weights, member, len(context.data.target.class_names))
+    candidates = Candidates.load(context.root / unit.candidates(split)).detections
+    return find_masks(model, member.predict, dataset, candidates[rows], context.device, processes)
+
+
+def _draw(context: RunContext, unit: Unit) -> None:
+    class_names = context.data.train.class_names
+    for split in context.splits_of(unit):
+        candidates = Candidates.load(context.root / unit.candidates(split))
+        kept = [_kept(candidates, way, class_names)[0] for way in ways_of(context, unit.member)]
+        rows = np.unique(np.concatenate(kept))
+        log.info("%s: drawing %d masks of %s", unit.title, len(rows), split)
+        found = _drawn(context, unit, split, rows, context.processes)
+        context.processes.on_main(
+            partial(save_detections, found, context.root / unit.masks(split), rows=rows)
+        )
 
 
 def _tune(context: RunContext, name: str) -> None:
     split, base = context.tuning_split, context.member(name).predict.suppress
-    if all(a.is_crowd for annotations in context.tuning_data.annotations for a in annotations):
+    if not context.tuning_data.num_objects:
         told = f"{name}: there are no objects to tune suppression on, so it stays as the recipe has it"
         log.warning(told)
         write_tuned(context.root / tuned_file(name), suppress=base)
@@ -206,4 +315,4 @@ def _import(context: RunContext, name: str) -> None:
 
 
 def _hashes(root: Path, files: Sequence[str]) -> dict[str, str]:
-    return {file: sha256_of(root / file) for file in files}
+    return hashes_of(root, {file: file for file in files})

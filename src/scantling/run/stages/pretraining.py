@@ -20,7 +20,7 @@ from scantling.pretrain.summary import BACKBONE
 from scantling.recipe.auto import Resolution
 from scantling.recipe.recipe import Recipe
 from scantling.run.context import RunContext
-from scantling.run.stage import Stage
+from scantling.run.stage import Resources, Stage
 from scantling.train.devices import Processes
 
 FOLDER = "pretrain"
@@ -60,19 +60,19 @@ def initial_weights(context: RunContext, name: str) -> InitialWeights:
 def pretrain_stage(context: RunContext) -> Stage:
     """Learn the backbone from the crops of all training and validation objects, as the DelftBikes report does."""
     config = _require_config(context.recipe)
-    inputs = {
-        "seed": context.recipe.seed,
-        "data": {split: context.data.hashes[split] for split in ("train", "val")},
-        "pretrain": config.model_dump(mode="json", exclude={"workers", "checkpoint_every", "log_every"}),
-    }
     return Stage(
         folder=FOLDER,
         name=FOLDER,
-        inputs=inputs,
+        inputs=lambda: {
+            "seed": context.recipe.seed,
+            "data": {split: context.data.hashes[split] for split in ("train", "val")},
+            "pretrain": config.model_dump(mode="json", exclude={"workers", "checkpoint_every", "log_every"}),
+        },
         outputs=(WEIGHTS, f"{FOLDER}/moco/metrics.json"),
         working_files=tuple(f"{FOLDER}/moco/{name}" for name in FILES),
         action=partial(_pretrain, context, config),
         costly=True,
+        resources=Resources(gpus=1, processes=None),
     )
 
 

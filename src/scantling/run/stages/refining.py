@@ -6,42 +6,50 @@ the training labels, refined, and out-of-fold detections ──► audit/ (suspe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from scantling.audit.suspects import find_suspects
-from scantling.data.coco import CocoDataset, read_results, write_results
-from scantling.data.coco.results import Result
-from scantling.data.detections import detections_of, results_of
+from scantling.data.coco import write_results
+from scantling.data.detections import results_of
 from scantling.data.io import atomic_write, sha256_of, write_json
 from scantling.data.splits import RunData
 from scantling.errors import CheckpointError, ConfigError
 from scantling.recipe.auto import Resolution
 from scantling.recipe.recipe import RefineSection
-from scantling.refine.apply import load_refiner, refine_results, refine_truth
+from scantling.refine.apply import load_refiner, refine_truth
 from scantling.refine.bbrefinement import check_initial_weights
-from scantling.refine.gate import RefineGate
 from scantling.refine.gate_tuning import tune_gate
 from scantling.refine.train import RefinerRun, resolve_training, train_refiner
 from scantling.refine.training_data import LabelledBoxes
 from scantling.report.audit_report import write_audit
-from scantling.run.context import HELD_OUT, OUT_OF_FOLD, PREDICTIONS, RunContext
-from scantling.run.stage import Stage
-from scantling.run.stages.combining import cleaned, combined_members, fused, fusion_inputs
+from scantling.run.context import HELD_OUT, OUT_OF_FOLD, RunContext
+from scantling.run.results import own_results
+from scantling.run.stage import Inputs, Resources, Stage, hashes_of
+from scantling.run.stages.combining import fused, member_sources
 from scantling.run.stages.detecting import read_member
-from scantling.settings.draft import Draft
-from scantling.structures.detections import Detections
+from scantling.run.steps import (
+    GATE,
+    REFINE,
+    REFINER,
+    Ensemble,
+    Refine,
+    Step,
+    apply_steps,
+    combined_members,
+    run_steps,
+    step_file,
+    steps_before,
+)
 from scantling.train.checkpoint import load_checkpoint
 from scantling.train.devices import Processes
 from scantling.train.history import CSV_NAME, JSONL_NAME
 from scantling.train.keeper import BEST_NAME, LAST_NAME, PREVIOUS_NAME, resumable
 
-REFINE, AUDIT = "refine", "audit"
-REFINER, GATE = f"{REFINE}/refiner/{BEST_NAME}", f"{REFINE}/gate.yaml"
+AUDIT = "audit"
+SUSPECTS = f"{AUDIT}/suspects.json"
 
 
 def check_refining(context: RunContext) -> None:
@@ -60,7 +68,7 @@ def check_refining(context: RunContext) -> None:
             raise type(error)(f"refine.{error.message}", hint=error.hint) from error
     apart = recipe.combining.ensemble is None
     for section, several in (
-        ("refine", recipe.refine is not None and len(combined_members(context)) > 1),
+        ("refine", recipe.refine is not None and len(combined_members(context.recipe)) > 1),
         ("audit", recipe.audit is not None and len(held_out) > 1),
     ):
         if apart and several:
@@ -94,64 +102,72 @@ def settle_refining(
 def refiner_stage(context: RunContext) -> Stage:
     """Train the refiner."""
     config = _config(context)
-    inputs = {
-        "seed": context.recipe.seed,
-        "data": {split: context.data.hashes[split] for split in ("train", "val")},
-        "model": config.model.model_dump(mode="json"),
-        "crops": config.crops.model_dump(mode="json"),
-        "train": config.train.result_settings(),
-        "apply": config.apply.model_dump(mode="json"),  # validation refines so, and decides what is best
-    }
     folder = f"{REFINE}/refiner"
     return Stage(
         folder=folder,
         name="train",
-        inputs=inputs,
+        inputs=lambda: {
+            "seed": context.recipe.seed,
+            "data": {split: context.data.hashes[split] for split in ("train", "val")},
+            "model": config.model.model_dump(mode="json"),
+            "crops": config.crops.model_dump(mode="json"),
+            "train": config.train.result_settings(),
+            "apply": config.apply.model_dump(mode="json"),  # validation refines so, and decides what is best
+        },
         outputs=tuple(f"{folder}/{name}" for name in (BEST_NAME, JSONL_NAME, CSV_NAME)),
         working_files=tuple(f"{folder}/{name}" for name in (LAST_NAME, PREVIOUS_NAME)),
         action=partial(_train, context),
         costly=True,
+        resources=Resources(gpus=1, processes=None),
     )
 
 
 def gate_stage(context: RunContext) -> Stage:
     """Measure on `val` where refining helps the run's own detections."""
-    config = _config(context)
-    inputs = {
-        "refiner": sha256_of(context.root / REFINER),
-        "gate": config.gate.model_dump(mode="json") if config.gate else None,
-        "apply": config.apply.model_dump(mode="json"),
-        "detections": {
-            name: sha256_of(context.root / context.detections_file(name, "val"))
-            for name in combined_members(context)
-        },
-        "combine": context.recipe.combining.model_dump(mode="json"),
-        "fusion": fusion_inputs(context),
-        "data": context.data.hashes["val"],
-    }
-    outputs = (GATE, f"{REFINE}/gate.txt")
+    members = combined_members(context.recipe)
+    files = {name: context.detections_file(name, "val") for name in members}
+    learned = [file for step in _steps_before_refining(context) for file in step.needs()]
     return Stage(
-        folder=REFINE, name="gate", inputs=inputs, outputs=outputs, action=partial(_measure, context)
+        folder=REFINE,
+        name="gate",
+        inputs=partial(_gate_inputs, context, files),
+        needs=(REFINER, *files.values(), *learned),
+        outputs=(GATE, f"{REFINE}/gate.txt"),
+        action=partial(_measure, context),
+        resources=Resources(gpus=1),
     )
 
 
-def refine_stage(context: RunContext, before: str) -> Stage:
-    """Refine the outcome of the combination, or of the only member.
+def _gate_inputs(context: RunContext, files: Mapping[str, str]) -> Inputs:
+    config = _config(context)
+    return {
+        "refiner": sha256_of(context.root / REFINER),
+        "gate": config.gate.model_dump(mode="json") if config.gate else None,
+        "apply": config.apply.model_dump(mode="json"),
+        "detections": hashes_of(context.root, files),
+        "combine": context.recipe.combining.model_dump(mode="json"),
+        "fusion": Ensemble(context.recipe, context.root).inputs(),
+        "data": context.data.hashes["val"],
+    }
+
+
+def refine_stage(context: RunContext, step: Refine, before: str) -> Stage:
+    """Sharpen the boxes of the step before.
 
     Args:
         context: Of the run.
+        step: How.
         before: Results file that is refined, relative to the run folder.
     """
-    config = _config(context)
-    inputs = {
-        "refiner": sha256_of(context.root / REFINER),
-        "gate": sha256_of(context.root / GATE) if config.gate is not None else None,
-        "apply": config.apply.model_dump(mode="json"),
-        "detections": sha256_of(context.root / before),
-    }
-    outputs = (f"{REFINE}/{PREDICTIONS}", f"{REFINE}/counts.json")
-    action = partial(_refine, context, before)
-    return Stage(folder=REFINE, name=REFINE, inputs=inputs, outputs=outputs, action=action)
+    return Stage(
+        folder=REFINE,
+        name=REFINE,
+        inputs=lambda: {"detections": sha256_of(context.root / before), **step.inputs()},
+        needs=(before, *step.needs()),
+        outputs=(step_file(step), f"{REFINE}/counts.json"),
+        action=partial(_refine, context, step, before),
+        resources=Resources(gpus=1),
+    )
 
 
 def audit_stage(context: RunContext) -> Stage:
@@ -159,38 +175,22 @@ def audit_stage(context: RunContext) -> Stage:
     members, refine = _out_of_fold_members(context), context.recipe.refine
     files = [f"members/{name}/{OUT_OF_FOLD}" for name in members]
     files += [REFINER] if refine is not None else []
-    inputs: dict[str, Any] = {
-        "files": {file: sha256_of(context.root / file) for file in files},
-        "apply": refine.apply.model_dump(mode="json") if refine is not None else None,
-        "fusion": fusion_inputs(context) if len(members) > 1 else None,
-        "audit": context.recipe.auditing.model_dump(mode="json"),
-        "data": context.data.hashes["train"],
-    }
-    outputs = tuple(f"{AUDIT}/{name}" for name in ("suspects.json", "audit.html"))
-    return Stage(folder=AUDIT, name=AUDIT, inputs=inputs, outputs=outputs, action=partial(_audit, context))
-
-
-def refined_results(
-    root: Path, config: RefineSection, dataset: CocoDataset, results: Sequence[Result], device: str
-) -> tuple[list[Result], dict[str, int]]:
-    """Results with the boxes of a run's refiner, where its gate allows it; and how many were refined or not, and why.
-
-    Args:
-        root: The run folder.
-        config: The run's.
-        dataset: What the results are about.
-        results: Of the combination.
-        device: Where the refiner computes.
-
-    Raises:
-        CheckpointError: The refiner is missing or damaged.
-        ConfigError: The gate's file was changed so that it is none.
-        DataError: An image that has results cannot be read.
-    """
-    refiner, gate, path = load_refiner(root / REFINER, device), None, root / GATE
-    if config.gate is not None:
-        gate = Draft.parse(RefineGate, path.read_text(encoding="utf-8"), file=str(path)).check()
-    return refine_results(results, dataset, refiner, config.apply, gate=gate)
+    fusion = Ensemble(context.recipe, context.root)
+    return Stage(
+        folder=AUDIT,
+        name=AUDIT,
+        inputs=lambda: {
+            "files": hashes_of(context.root, {file: file for file in files}),
+            "apply": refine.apply.model_dump(mode="json") if refine is not None else None,
+            "fusion": fusion.inputs() if len(members) > 1 else None,
+            "audit": context.recipe.auditing.model_dump(mode="json"),
+            "data": context.data.hashes["train"],
+        },
+        needs=(*files, *(fusion.needs() if len(members) > 1 else ())),
+        outputs=(SUSPECTS, f"{AUDIT}/audit.html"),
+        action=partial(_audit, context),
+        resources=Resources(gpus=1),
+    )
 
 
 def _config(context: RunContext) -> RefineSection:
@@ -201,7 +201,7 @@ def _config(context: RunContext) -> RefineSection:
 
 def _out_of_fold_members(context: RunContext) -> list[str]:
     foreign = context.recipe.foreign_members
-    return [name for name in combined_members(context) if name not in foreign] if context.folds else []
+    return [name for name in combined_members(context.recipe) if name not in foreign] if context.folds else []
 
 
 def _train(context: RunContext) -> None:
@@ -219,7 +219,7 @@ def _train(context: RunContext) -> None:
 
 def _measure(context: RunContext) -> None:
     config, path = _config(context), context.root / REFINER
-    found = _combined(context, "val")
+    found = apply_steps(_steps_before_refining(context), member_sources(context, "val"), context.data.val)
     refiner = load_refiner(path, str(context.device))
     gate = tune_gate(
         results_of(found, context.data.val),
@@ -233,22 +233,14 @@ def _measure(context: RunContext) -> None:
     atomic_write(context.root / REFINE / "gate.txt", gate.to_text() + "\n")
 
 
-def _combined(context: RunContext, split: str) -> Detections:
-    """What the combination makes of the members' detections of a split."""
-    members = combined_members(context)
-    if context.recipe.combining.ensemble is None:
-        found = read_member(context, members[0], split)
-    else:
-        found = fused(context, members, split)
-    return found if context.recipe.combining.eliminate is None else cleaned(context, found)
+def _steps_before_refining(context: RunContext) -> tuple[Step, ...]:
+    return steps_before(run_steps(context.recipe, context.root), REFINE)
 
 
-def _refine(context: RunContext, before: str) -> None:
-    results = read_results(context.root / before, context.data.target, image_ids="id")
-    refined, counts = refined_results(
-        context.root, _config(context), context.data.target, results, str(context.device)
-    )
-    write_results(refined, context.root / REFINE / PREDICTIONS, context.data.target.images)
+def _refine(context: RunContext, step: Refine, before: str) -> None:
+    target = context.data.target
+    refined, counts = step.refine(own_results(context.root, before, target), target)
+    write_results(refined, context.root / step_file(step), target.images)
     write_json(context.root / REFINE / "counts.json", counts, indent=2)
 
 
@@ -261,8 +253,8 @@ def _audit(context: RunContext) -> None:
     members = _out_of_fold_members(context)
     detections = None
     if len(members) > 1:
-        detections = fused(context, members, HELD_OUT)
+        found = {name: read_member(context, name, HELD_OUT) for name in members}
+        detections = fused(context, found, HELD_OUT)
     elif members:
-        path = context.root / "members" / members[0] / OUT_OF_FOLD
-        detections = detections_of(read_results(path, train, image_ids="id"), train)
+        detections = read_member(context, members[0], HELD_OUT)
     write_audit(context.root / AUDIT, find_suspects(train, refined, detections, config), train, detections)

@@ -18,13 +18,14 @@ from scantling.data.samples.loader import LoaderConfig, TrainLoader
 from scantling.data.samples.transforms import build_transforms
 from scantling.errors import CheckpointError, ConfigError
 from scantling.evaluate.coco_eval import evaluate_results, limits_up_to
+from scantling.evaluate.inputs import IouType
 from scantling.models.contract import Detector
 from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model, check_initial_weights
 from scantling.predict.candidates import find_candidates
 from scantling.predict.whole_set import predict_dataset
 from scantling.recipe.recipe import MemberConfig
 from scantling.run.context import RunContext, Unit, seed_of
-from scantling.run.stage import Stage
+from scantling.run.stage import Inputs, Resources, Stage, hash_of
 from scantling.run.stages.pretraining import initial_weights
 from scantling.settings.auto import decided
 from scantling.train.checkpoint import CheckpointMeta, load_checkpoint, load_weights, weights_in
@@ -56,7 +57,7 @@ def check_detectors(context: RunContext, *, begun: bool) -> None:
             raise type(error)(f"members.{name}: {error.message}", hint=error.hint) from error
     for unit in context.units():
         if begun and initial_weights(context, unit.member).is_known:
-            train_stage(context, unit).is_done(context.root)
+            train_stage(context, unit).is_done(context.root)  # refuses
 
 
 def _check_member(context: RunContext, name: str) -> None:
@@ -68,6 +69,21 @@ def _check_member(context: RunContext, name: str) -> None:
 
 def train_stage(context: RunContext, unit: Unit) -> Stage:
     """Train a unit; its settings of prediction are no inputs, so changing them keeps the weights."""
+    weights = initial_weights(context, unit.member).path
+    return Stage(
+        folder=unit.folder,
+        name="train",
+        inputs=partial(_learned_from, context, unit),
+        needs=() if weights is None else (context.relative(weights),),
+        outputs=tuple(f"{unit.folder}/{file}" for file in (BEST_NAME, JSONL_NAME, CSV_NAME)),
+        working_files=tuple(f"{unit.folder}/{file}" for file in (LAST_NAME, PREVIOUS_NAME)),
+        action=partial(_train, context, unit),
+        costly=True,
+        resources=Resources(gpus=1, processes=None),
+    )
+
+
+def _learned_from(context: RunContext, unit: Unit) -> Inputs:
     member, data = context.member(unit.member), context.data
     inputs: dict[str, Any] = {
         "seed": context.recipe.seed,
@@ -80,16 +96,7 @@ def train_stage(context: RunContext, unit: Unit) -> Stage:
     }
     if unit.fold is not None:
         inputs |= {"data": {"train": data.hashes["train"]}, "fold": [unit.fold, len(context.folds)]}
-    stage = Stage(
-        folder=unit.folder,
-        name="train",
-        inputs=inputs,
-        outputs=tuple(f"{unit.folder}/{file}" for file in (BEST_NAME, JSONL_NAME, CSV_NAME)),
-        working_files=tuple(f"{unit.folder}/{file}" for file in (LAST_NAME, PREVIOUS_NAME)),
-        action=lambda: _train(context, unit, stage.inputs_sha256),
-        costly=True,
-    )
-    return stage
+    return inputs
 
 
 def predict_stage(context: RunContext, unit: Unit) -> Stage:
@@ -97,17 +104,18 @@ def predict_stage(context: RunContext, unit: Unit) -> Stage:
     predict, splits = context.member(unit.member).predict, context.splits_of(unit)
     settings = predict.model_dump(mode="json", exclude={"workers", "suppress"})
     seen = predict.suppress.model_dump(mode="json", include={"score_threshold", "max_candidates"})
-    inputs = {
-        "weights": sha256_of(context.root / unit.weights),
-        "predict": {**settings, **seen},
-        "data": {split: _hash_of(context, split) for split in splits},
-    }
     return Stage(
         folder=unit.folder,
         name="predict",
-        inputs=inputs,
+        inputs=lambda: {
+            "weights": sha256_of(context.root / unit.weights),
+            "predict": {**settings, **seen},
+            "data": {split: _hash_of(context, split) for split in splits},
+        },
+        needs=(unit.weights,),
         outputs=tuple(unit.candidates(split) for split in splits),
         action=partial(_predict, context, unit),
+        resources=Resources(gpus=1, processes=None),
     )
 
 
@@ -130,7 +138,7 @@ def _from_random(member: MemberConfig) -> ModelConfig:
     return member.detector.model_copy(update={"init": "random"})
 
 
-def _train(context: RunContext, unit: Unit, recipe_hash: str) -> None:
+def _train(context: RunContext, unit: Unit) -> None:
     member, data, out = context.member(unit.member), context.data, context.root / unit.folder
     train, held_out = context.train_and_held_out(unit)
     begun = context.processes.from_main(resumable(out))
@@ -141,7 +149,7 @@ def _train(context: RunContext, unit: Unit, recipe_hash: str) -> None:
         category_ids=data.train.category_ids,
         model=saved.model_dump(mode="json"),
         predict=member.predict.model_dump(mode="json"),
-        recipe_hash=recipe_hash,
+        recipe_hash=hash_of(_learned_from(context, unit)),
         data_hash=data.hashes["train"],
         white=data.white,
     )
@@ -174,7 +182,11 @@ def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> Tr
         world=context.processes.world,
     )
     dataset = DetectionDataset(
-        train, transforms, seed=context.recipe.seed, skip_invalid=context.recipe.data.skip_invalid
+        train,
+        transforms,
+        seed=context.recipe.seed,
+        masks=member.draws_masks,
+        skip_invalid=context.recipe.data.skip_invalid,
     )
     return TrainLoader(dataset, config)
 
@@ -187,8 +199,16 @@ def _validate(
     )
     config = context.recipe.evaluate
     limits = limits_up_to(config.max_dets)
-    judge = partial(evaluate_results, held_out, results, backend=config.backend, max_detections=limits)
-    return context.processes.on_main(lambda: {f"bbox/{key}": v for key, v in judge().metrics.items()})
+    kinds: tuple[IouType, ...] = ("bbox", "segm") if member.draws_masks else ("bbox",)
+
+    def judge() -> dict[str, float | None]:
+        found = [
+            evaluate_results(held_out, results, iou_type=kind, backend=config.backend, max_detections=limits)
+            for kind in kinds
+        ]
+        return {f"{each.iou_type}/{key}": value for each in found for key, value in each.metrics.items()}
+
+    return context.processes.on_main(judge)
 
 
 def _predict(context: RunContext, unit: Unit) -> None:

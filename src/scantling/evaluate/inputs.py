@@ -1,0 +1,194 @@
+"""What one evaluation is made from: truth and detections as columns, checked, and no part of the user's records.
+
+Ids of the user's file stay outside: engines get numbers of ours (pycocotools takes an annotation with id 0 for "not
+matched" and cannot sort image ids of mixed types), see `backends`.
+
+N: detections, G: truths, I: images, K: categories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_api
+
+from scantling.data.coco import CocoDataset
+from scantling.data.coco.results import CheckedResults, box_xywh, check_results
+from scantling.data.detections import detections_of
+from scantling.data.limits import over_limit
+from scantling.data.truths import Truths, truths_of
+from scantling.errors import Finding, Severity
+from scantling.ops.overlaps import Floats, Ints, xywh_to_xyxy, xyxy_to_xywh
+from scantling.structures.detections import Detections
+
+IouType = Literal["bbox", "segm"]
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EvalInputs:
+    """Truth and detections of one evaluation.
+
+    Attributes:
+        truths: G rows in the data set's order; for masks those that have one, and their boxes are those of the masks.
+        detections: N rows in the order given; for masks those that have one, and their boxes are those of the masks.
+        boxes_xywh: (N, 4) boxes of the detections as they were written, to the last digit: COCO's areas are theirs.
+        sizes_hw: (I, 2) of the images.
+        num_classes: K.
+        iou_type: Which overlap counts.
+        findings: What was left out and why.
+    """
+
+    truths: Truths
+    detections: Detections
+    boxes_xywh: Floats
+    sizes_hw: Ints
+    num_classes: int
+    iou_type: IouType
+    findings: tuple[Finding, ...] = ()
+
+    @classmethod
+    def over(cls, detections: Detections, dataset: CocoDataset, iou_type: IouType = "bbox") -> Self:
+        """Detections of a data set and its truths; none of either is fine. For masks, each detection has one."""
+        return cls(
+            truths=_usable_truths(dataset, iou_type),
+            detections=detections,
+            boxes_xywh=xyxy_to_xywh(detections.boxes),
+            sizes_hw=np.array([image.size_hw for image in dataset.images], dtype=np.int64).reshape(-1, 2),
+            num_classes=len(dataset.categories),
+            iou_type=iou_type,
+        )
+
+    def __getitem__(self, rows: NDArray[Any]) -> Self:
+        """The same truth with some of the detections."""
+        return replace(self, detections=self.detections[rows], boxes_xywh=self.boxes_xywh[rows])
+
+    def replace_detections(self, detections: Detections) -> Self:
+        """The same truth with other detections of the data set."""
+        return replace(self, detections=detections, boxes_xywh=xyxy_to_xywh(detections.boxes))
+
+    @property
+    def num_images(self) -> int:
+        """I."""
+        return len(self.sizes_hw)
+
+    @property
+    def keys(self) -> Ints:
+        """(N,) image and category of each detection in one number."""
+        return self.detections.images * self.num_classes + self.detections.labels
+
+    @property
+    def truth_keys(self) -> Ints:
+        """(G,) image and category of each truth in one number."""
+        return self.truths.images * self.num_classes + self.truths.labels
+
+    @property
+    def shapes(self) -> NDArray[Any]:
+        """(N, 4) boxes xywh, or (N,) masks: what overlaps."""
+        return self.boxes_xywh if self.iou_type == "bbox" else _masks(self.detections)
+
+    @property
+    def truth_shapes(self) -> NDArray[Any]:
+        """(G, 4) boxes xywh, or (G,) masks: what they overlap with."""
+        return self.truths.boxes_xywh if self.iou_type == "bbox" else _masks(self.truths)
+
+    @property
+    def areas(self) -> Floats:
+        """(N,) size of each detection in square pixels: that of its box, or of its mask where masks count."""
+        if self.iou_type == "bbox":
+            return self.boxes_xywh[:, 2] * self.boxes_xywh[:, 3]
+        return np.asarray(mask_api.area(_masks(self.detections).tolist()), dtype=np.float64).reshape(-1)
+
+
+def eval_inputs(dataset: CocoDataset, results: Sequence[Result], iou_type: IouType) -> EvalInputs:
+    """Check results, and put them and the truth into columns.
+
+    Args:
+        dataset: The truth.
+        results: COCO results in the data set's own ids. For `bbox`, one without a box has that of its mask (its size is
+            the box's; pycocotools takes the mask's); for `segm`, those without a mask are left out and counted in a
+            finding.
+        iou_type: Which overlap counts. For `segm`, truths without a mask are left out and counted.
+
+    Raises:
+        DataError: Results that do not belong to the data set or are damaged; with all findings.
+    """
+    key = "bbox" if iou_type == "bbox" else "segmentation"
+    checked = check_results([dict(result) for result in results], dataset, image_ids="id")
+    usable = [result for result in checked.records if iou_type == "bbox" or key in result]
+    found = detections_of(usable, dataset).replace(extra=None)
+    if iou_type == "bbox":
+        boxes_xywh = np.array([box_xywh(result) for result in usable], dtype=np.float64).reshape(-1, 4)
+        found = found.replace(masks=None)
+    else:
+        boxes_xywh = _mask_boxes(_masks(found))
+        found = found.replace(boxes=xywh_to_xyxy(boxes_xywh))
+    findings = (*truth_findings(dataset, iou_type, None), *_result_findings(checked, len(usable), key))
+    return replace(EvalInputs.over(found, dataset, iou_type), boxes_xywh=boxes_xywh, findings=findings)
+
+
+def _usable_truths(dataset: CocoDataset, iou_type: IouType) -> Truths:
+    """The truths that can be compared with, in the data set's order."""
+    if iou_type == "bbox":
+        return truths_of(dataset)
+    truths = truths_of(dataset, masks=True)
+    truths = truths[np.array([mask is not None for mask in _masks(truths)], dtype=bool)]
+    boxes_xywh = _mask_boxes(_masks(truths))
+    return truths.replace(boxes_xywh=boxes_xywh, boxes=xywh_to_xyxy(boxes_xywh))
+
+
+def _masks(rows: Truths | Detections) -> NDArray[np.object_]:
+    return np.zeros(len(rows), dtype=object) if rows.masks is None else rows.masks
+
+
+def _mask_boxes(masks: NDArray[np.object_]) -> Floats:
+    """(N, 4) xywh around each mask."""
+    boxes: Floats = np.asarray(mask_api.toBbox(masks.tolist()), dtype=np.float64).reshape(-1, 4)
+    return boxes
+
+
+def truth_findings(dataset: CocoDataset, iou_type: IouType, limit: int | None) -> list[Finding]:
+    """What the reader of any numbers on this truth has to know.
+
+    Args:
+        dataset: The truth.
+        iou_type: Which overlap counts.
+        limit: Predictions counted per image and category; None says nothing about it.
+    """
+    file, needs_mask = str(dataset.file), iou_type == "segm"
+    everything = list(chain.from_iterable(dataset.annotations))
+    usable = [a for a in everything if not needs_mask or a.segmentation is not None]
+    found: list[Finding] = []
+    if not any(annotation.is_object for annotation in usable):
+        others = f" ({dataset.counts_text()})" if everything else ""
+        message = f"no objects to compare with{others}: every AP and AR is undefined (null, -1 in the table)"
+        return [_warning("no-annotations", message, file=file)]
+    if len(usable) < len(everything):
+        missing = len(everything) - len(usable)
+        message = f"{missing} of {len(everything)} annotations have no mask and are not part of the mask AP"
+        found.append(_warning("mask-missing", message, file=file, value=missing))
+    return found + ([] if limit is None else limit_findings(dataset, limit))
+
+
+def limit_findings(dataset: CocoDataset, limit: int) -> list[Finding]:
+    """The warning that an image has more objects of a class than predictions are counted; [] where none has."""
+    over = over_limit(dataset, limit)
+    if over is None:
+        return []
+    finding = _warning("objects-over-limit", over.message, file=str(dataset.file), value=over.number)
+    return [replace(finding, hint=over.hint)]
+
+
+def _result_findings(checked: CheckedResults, num_usable: int, key: str) -> tuple[Finding, ...]:
+    if checked.records and not num_usable:
+        return (*checked.findings, _warning("results-empty", f"no prediction has a {key}: AP is 0"))
+    return checked.findings
+
+
+def _warning(code: str, message: str, *, file: str | None = None, value: object = None) -> Finding:
+    return Finding(code=code, severity=Severity.WARNING, message=message, file=file, value=value)

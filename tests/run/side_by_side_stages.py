@@ -1,0 +1,115 @@
+"""Stages without models for the tests of doing them side by side; workers import this module by its name, and little
+else, so that they start fast.
+
+As a script: `ROOT` does them there in two processes and ends as the command line would.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from scantling.errors import DataError, Finding, Interrupted, Severity
+from scantling.run.engines.local import do_side_by_side
+from scantling.run.stage import Stage
+from scantling.train.devices import ALONE, Processes
+
+PATIENCE = 100.0
+FINDING = Finding(code="box-size", severity=Severity.ERROR, message="odd", id=7, value=[1, 2])
+
+
+@dataclass(frozen=True)
+class Context:
+    """What doing stages needs of a run's context, without data or recipe."""
+
+    root: Path
+    console: Console
+    device: torch.device = torch.device("cpu")
+    devices: tuple[torch.device, ...] = ()
+    processes: Processes = ALONE
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "console"}
+
+
+def context_at(root: Path) -> Context:
+    return Context(root, Console(stderr=True))
+
+
+def wait_for(*files: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not all(file.exists() for file in files):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited in vain for {files}")
+        time.sleep(0.02)
+
+
+def build(context: Context) -> list[Stage]:
+    """Stages a and b, which need nothing; the file `scenario` says what b does; and c, which needs both."""
+    scenario = (context.root.parent / "scenario").read_text()
+
+    def stage(name: str, work, needs: tuple[str, ...] = ()) -> Stage:
+        outputs = (f"{name}/out.txt",)
+        action = partial(work, context, name)
+        return Stage(folder=name, name=name, inputs=dict, needs=needs, outputs=outputs, action=action)
+
+    second = {"error": fail, "killed": die, "stay": stay}[scenario]
+    return [stage("a", stay), stage("b", second), stage("c", write, ("a/out.txt", "b/out.txt"))]
+
+
+def arrive(context: Context, name: str) -> None:
+    """Wait for the other, so that one after the other would never end."""
+    folder = context.root.parent / "pids"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.tmp").write_text(str(os.getpid()))
+    (folder / f"{name}.tmp").rename(folder / name)
+    context.console.print(f"{name} is here")
+    wait_for(folder / "a", folder / "b")
+
+
+def write(context: Context, name: str) -> None:
+    (context.root / name / "out.txt").write_text(f"{name} with {torch.get_num_threads()} threads")
+
+
+def stay(context: Context, name: str) -> None:
+    """Until it is interrupted, which it takes note of as a training does."""
+    try:
+        arrive(context, name)
+        time.sleep(PATIENCE)
+    except Interrupted as error:
+        (context.root.parent / f"saved-{name}").write_text(str(error.signum))
+        raise
+
+
+def fail(context: Context, name: str) -> None:
+    arrive(context, name)
+    raise DataError("b is broken", findings=[FINDING], hint="Mend it.")
+
+
+def die(context: Context, name: str) -> None:
+    arrive(context, name)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def do(root: Path, jobs: int = 2) -> dict[str, str]:
+    from scantling.run.folder import open_run  # brings much that workers need not wait for
+
+    context = context_at(root)
+    with open_run(root) as run:
+        do_side_by_side(context, run, build, jobs)
+    return run.stages
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from run import side_by_side_stages as named  # as the workers know it
+
+    named.do(Path(sys.argv[1]))
