@@ -29,6 +29,8 @@ TRANSLATED = {
     "backbone",
     "norm",
     "deform",
+    "init",
+    "pretrained",
 }
 """Options that the command line turns into overrides of the recipe, of prediction, an ensemble or pretraining."""
 NAMES = {"recipes list": "recipes", "recipes show": "recipe_text", "recipes suggest": "suggest"}

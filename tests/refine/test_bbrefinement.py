@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import timm
@@ -177,3 +178,20 @@ def test_a_backbone_starts_from_a_local_file(tmp_path):
 def test_an_unknown_backbone_is_refused_with_similar_names():
     with pytest.raises(ConfigError, match="efficientnet_b9"):
         Refiner(RefinerConfig(backbone="efficientnet_b9"), CLASSES)
+
+
+def test_pixels_are_normalised_as_the_weights_were_trained():
+    """A refiner of shifted and stretched pixels, told so, sees what the usual one sees of the pixels themselves."""
+    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    usual = stir(tiny())
+    told = tiny(pixel_mean=[m + 10 for m in mean], pixel_std=std)
+    told.load_state_dict(usual.state_dict())
+    given = batch()
+    dark = replace(given, crops=given.crops.clamp(max=245))
+    lighter = replace(dark, crops=dark.crops + 10)
+    with torch.no_grad():
+        torch.testing.assert_close(told.eval().predict(lighter), usual.eval().predict(dark))
+        assert not torch.allclose(told.predict(dark), usual.predict(dark))
+    assert RefinerConfig.model_validate(told.config.model_dump()) == told.config
+    with pytest.raises(ValueError, match="pixel_std"):
+        RefinerConfig(pixel_std=(1.0, 0.0, 1.0))

@@ -32,9 +32,11 @@ def scenes(tmp_path_factory):
     return root
 
 
-def train(scenes, out, *overrides: str):
+def train(scenes, out, *overrides: str, more=()):
     options = [part for text in (*NARROW, *overrides) for part in ("--set", text)]
-    return CliRunner().invoke(app, ["train", str(scenes), "--out", str(out), "--device", "cpu", *options])
+    return CliRunner().invoke(
+        app, ["train", str(scenes), "--out", str(out), "--device", "cpu", *more, *options]
+    )
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn_swin_t"])
@@ -67,3 +69,46 @@ def test_plain_weights_train_a_deformable_model(scenes, tmp_path):
     ]
     done = train(scenes, tmp_path / "run", *settings)
     assert done.exit_code == 0, done.output
+
+
+def test_a_run_starts_from_an_earlier_run_and_says_what_it_took(scenes, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    done = train(scenes, first, "members.detector.model.backbone=resnet10t")
+    assert done.exit_code == 0, done.output
+    best = load_checkpoint(first / "members/detector/best.safetensors")
+    # at this rate nothing moves: what comes out is what went in, all of it
+    still = ("members.detector.train.lr=1e-30", "members.detector.model.norm=bn_eval")
+    done = train(scenes, second, *still, more=["--init", str(first)])
+    assert done.exit_code == 0, done.output
+    again = load_checkpoint(second / "members/detector/best.safetensors")
+    assert again.meta.model["backbone"] == "resnet10t"  # brought along
+    assert again.meta.model["init"] == str(first)
+    assert again.tensors.keys() == best.tensors.keys()
+    for key, value in best.tensors.items():
+        if not key.endswith("num_batches_tracked"):
+            torch.testing.assert_close(again.tensors[key], value, rtol=0, atol=1e-12)
+    told = (second / "run.log").read_text(encoding="utf-8")
+    assert "neck 16 of 16 tensors; RPN 6 of 6 tensors; box heads 24 of 24 tensors; " in told
+    assert "classifier: 15 of 15 categories by name\n" in told
+    assert "from a trained detector" in told
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--init", "nowhere"], "there is no such file"),
+        (["--init", "a.pth", "--pretrained"], "either --init or --pretrained"),
+        (["--init", "."], "holds no weights"),
+    ],
+)
+@pytest.mark.parametrize("recipe", [(), ("--recipe", "bccd-cpu")])
+def test_a_wrong_start_is_told_before_the_run_folder_is_made(
+    more, words, recipe, scenes, tmp_path, monkeypatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    options = ["train", str(scenes), "--out", str(tmp_path / "run"), "--device", "cpu", *recipe, *more]
+    done = CliRunner().invoke(app, options)
+    assert done.exit_code == 2
+    assert words in done.output
+    assert not (tmp_path / "run").exists()

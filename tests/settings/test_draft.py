@@ -168,3 +168,13 @@ def test_a_whole_section_that_is_unknown_is_told_by_the_option_that_made_it():
     draft = Draft(Train, {"lr": 0.2}, {}, "checkpoint").with_override("optimizer.momentum=0.9")
     with pytest.raises(ConfigError, match=r"--set optimizer\.momentum=0\.9: optimizer: unknown key"):
         draft.check()
+
+
+def test_a_star_is_every_entry_that_has_the_section():
+    text = "members: {a: {train: {lr: 0.2}}, b: {predict: {}}, c: {train: {}}}"
+    changed = check(text, "members.*.train.epochs=3", "members.c.train.epochs=4")
+    assert [member.train.epochs for member in changed.members.values()] == [3, "auto", 4]
+    assert changed.members["a"].train.lr == 0.2
+    told = complaint(text, "members.*.train.epoch=3")
+    assert len(told) == 2
+    assert all("--set members.*.train.epoch=3: members." in line for line in told)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from json import dumps as dump_json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scantling.cli.shell import DeviceOption, JsonOption, SeedOption, SkipOption, show, verb
+from scantling.errors import UsageError
 
 FoldsOption = Annotated[
     int | None,
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 OutOption = Annotated[
     Path | None, typer.Option(help="Run folder; runs/RECIPE (without a recipe runs/DATA) if left out.")
 ]
+INIT = "members.*.model.init"
+"""Of every member that is trained."""
+
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the recipe; may be repeated."),
@@ -95,6 +100,17 @@ def train(
         typer.Option(help="Name of a shipped recipe, or a YAML file; chosen for the data if left out."),
     ] = None,
     out: OutOption = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="What training starts from: folder of a run or an import, a file of weights, a URL, a hub id.",
+        ),
+    ] = None,
+    pretrained: Annotated[
+        bool,
+        typer.Option("--pretrained", help="Start from the published weights recommended for the model."),
+    ] = False,
     overrides: SetOption = None,
     skip_invalid: SkipOption = False,
     strict: StrictOption = False,
@@ -108,7 +124,10 @@ def train(
     """Train the detectors of a recipe on a data set, evaluate them and write the report."""
     from scantling import api
 
-    options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict)
+    options = [
+        *start_overrides(init, pretrained=pretrained),
+        *data_overrides(overrides, skip_invalid=skip_invalid, strict=strict),
+    ]
     do = partial(api.plan, recipe, data) if plan else partial(api.train, data, recipe, jobs=jobs)
     summary = do(out=out, overrides=options, seed=seed, device=device, overwrite=overwrite)
     show_run(summary, as_json=json)
@@ -141,6 +160,26 @@ def ablate(
         data, recipe, out, init=init, overrides=options, device=device, overwrite=overwrite, jobs=jobs
     )
     show(summary.to_text(), summary.to_dict(), as_json=json)
+
+
+def start_overrides(init: str | None, *, pretrained: bool) -> list[str]:
+    """What stands for the options about the weights that training starts from: paths are made absolute.
+
+    Raises:
+        UsageError: Both are given.
+    """
+    if pretrained and init is not None:
+        raise UsageError("give either --init or --pretrained, not both")
+    if pretrained:
+        return [f"{INIT}=pretrained"]
+    if init is None:
+        return []
+    is_place = init.startswith(("hf-hub:", "https://", "http://")) or init in (
+        "random",
+        "pretrained",
+        "pretrain",
+    )
+    return [f"{INIT}={dump_json(init if is_place else str(Path(init).absolute()))}"]
 
 
 def data_overrides(

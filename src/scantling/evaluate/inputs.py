@@ -104,7 +104,8 @@ class EvalInputs:
         """(N,) size of each detection in square pixels: that of its box, or of its mask where masks count."""
         if self.iou_type == "bbox":
             return self.boxes_xywh[:, 2] * self.boxes_xywh[:, 3]
-        return np.asarray(mask_api.area(_masks(self.detections).tolist()), dtype=np.float64).reshape(-1)
+        masks = _masks(self.detections)  # one by one: of more than 255 at once pycocotools counts in a byte
+        return np.array([mask_api.area(mask) for mask in masks], dtype=np.float64)
 
 
 def eval_inputs(dataset: CocoDataset, results: Predictions, iou_type: IouType) -> EvalInputs:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from scantling.errors import ConfigError
 from scantling.models.layers import DeformConv, norm_groups
 from scantling.models.swin import DEFAULT_DROP_PATH, Swin, swin_shape
+from scantling.models.weights.published import published_network
 from scantling.models.weights.torchvision_keys import timm_names
 
 STRIDES = (4, 8, 16, 32)
@@ -225,8 +226,7 @@ def _create(config: BackboneConfig) -> nn.Module:
     if shape is not None:
         swin = Swin(shape, DEFAULT_DROP_PATH if config.drop_path is None else config.drop_path)
         if config.pretrained:
-            published = timm.create_model(config.name, pretrained=True, features_only=True).state_dict()
-            swin.load_state_dict({key: published[key] for key in swin.state_dict()})
+            _load_published(swin, config.name)
         return swin
     options: dict[str, object] = {}
     if config.name.startswith("swin"):  # any size; windows are padded, never shrunk
@@ -234,15 +234,21 @@ def _create(config: BackboneConfig) -> nn.Module:
     if config.drop_path is not None:
         options["drop_path_rate"] = config.drop_path
     try:
-        body: nn.Module = timm.create_model(
-            config.name, pretrained=config.pretrained, features_only=True, **options
-        )
+        body: nn.Module = timm.create_model(config.name, features_only=True, **options)
     except (RuntimeError, TypeError, AttributeError) as error:
         near = timm.list_models(f"*{config.name[:6]}*")[:8]
         raise ConfigError(
             f"backbone {config.name!r} cannot be made: {error}", hint=f"Similar names: {near}"
         ) from error
+    if config.pretrained:
+        _load_published(body, config.name)
     return body
+
+
+def _load_published(body: nn.Module, name: str) -> None:
+    """Put timm's published weights into a feature network."""
+    published = published_network(name, features_only=True).state_dict()
+    body.load_state_dict({key: published[key] for key in body.state_dict()})
 
 
 def _make_deformable(stage: nn.Module, config: BackboneConfig) -> None:

@@ -170,7 +170,7 @@ class TwoStageOptions(BaseModel):
             convolutions, unless these have their own.
         neck_norm: Normalisation of the pyramid's convolutions.
         head_norm: Normalisation of the heads' convolutions.
-        frozen_stages: Stem and this many backbone stages are not trained.
+        frozen_stages: Stem and this many backbone stages are not trained; `auto` goes by what training starts from.
         deform: Stages (1..4) with deformable convolution.
         deform_version: 1 or 2.
         drop_path: Stochastic depth rate of the backbone.
@@ -204,7 +204,7 @@ class TwoStageOptions(BaseModel):
     norm: BackboneNorm = "bn_eval"
     neck_norm: NormKind | None = None
     head_norm: NormKind | None = None
-    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] | Literal["auto"] = 0
     deform: tuple[Stage, ...] = ()
     deform_version: Literal[1, 2] = 1
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -245,7 +245,7 @@ class TwoStageOptions(BaseModel):
             "backbone": BackboneConfig(
                 name=self.backbone,
                 norm=self.norm,
-                frozen_stages=self.frozen_stages,
+                frozen_stages=0 if self.frozen_stages == "auto" else self.frozen_stages,
                 deform=self.deform,
                 deform_version=self.deform_version,
                 drop_path=self.drop_path,

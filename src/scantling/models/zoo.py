@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,17 @@ from scantling.models.contract import Detector
 from scantling.models.double_head import DoubleHeadRCNN, DoubleHeadRCNNOptions
 from scantling.models.faster_rcnn import FasterRCNN, FasterRCNNOptions, MaskRCNNOptions
 from scantling.models.mask_heads import MaskOptions
-from scantling.models.weights.opener import read_weights
+from scantling.models.weights.published import recommended
+from scantling.models.weights.sources import find_weights
+from scantling.models.weights.start import Start, read_start, require_fit, take
+
+log = logging.getLogger(__name__)
 
 INIT_PRETRAIN = "pretrain"
 """The `init` that stands for the weights of the run's own pretraining."""
 
 NO_FILE = ("random", "pretrained", INIT_PRETRAIN)
-"""Values of `init` that are no path."""
+"""Values of `init` that name no file."""
 
 
 DEFAULT = "cascade_rcnn_r50"
@@ -172,9 +177,10 @@ class ModelConfig(BaseModel):
 
     Attributes:
         name: Key of `MODELS`.
-        init: Where the backbone's weights come from: `random`, `pretrained` (timm's published weights; needs a
-            network), `pretrain` (learned from the data set's own crops by the run, see its section `pretrain`) or
-            the path of a local file.
+        init: Where the weights come from: `random`; `pretrained` (the published ones recommended for the model; needs a
+            network unless they were fetched before); `pretrain` (learned from the data set's own crops by the run, see
+            its section `pretrain`); the folder of a run, an import or a pretraining, a checkpoint, a file with a
+            backbone's weights, a URL, or a hub id (`hf-hub:OWNER/NAME`).
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -183,9 +189,34 @@ class ModelConfig(BaseModel):
     init: str = "random"
 
     @property
-    def init_file(self) -> Path | None:
-        """The local file that weights come from; None where `init` is one of the words."""
-        return None if self.init in NO_FILE else Path(self.init)
+    def is_published_detector(self) -> bool:
+        """Whether the weights recommended for the model are a whole detector's, not its backbone's alone."""
+        return recommended(self.name, self.numbers["backbone"]).is_detector
+
+    def weights_file(self) -> Path | None:
+        """The local file that weights come from, fetched if it has to be; None for random ones and timm's.
+
+        Raises:
+            CheckpointError: There is no such file, or it cannot be fetched.
+        """
+        if self.init == "pretrained" and self.is_published_detector:
+            return recommended(self.name, self.numbers["backbone"]).fetch()
+        if self.init in NO_FILE:
+            return None
+        with _told():
+            return find_weights(self.init, self.name)
+
+    def start(self) -> Start | None:
+        """What is in that file; None where there is none.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or holds something else.
+        """
+        file = self.weights_file()
+        if file is None:
+            return None
+        with _told():
+            return read_start(file)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -254,26 +285,29 @@ def has_masks(config: ModelConfig) -> bool:
     return isinstance(_preset(config.name).options, MaskOptions)
 
 
-def build_model(config: ModelConfig, num_classes: int) -> Detector:
+def build_model(config: ModelConfig, num_classes: int, class_names: Sequence[str] = ()) -> Detector:
     """Build a named model with a recipe's changes; weights are random unless `init` names a source.
 
     Args:
         config: Name and changes.
         num_classes: Foreground classes K, at least 1.
+        class_names: Their names in label order, by which a trained detector's classifier is taken over.
 
     Raises:
         ConfigError: Unknown name, or initial weights that are not there.
     """
-    preset = _preset(config.name)
     if num_classes < 1:
         raise ConfigError(f"a detector needs at least one category, found {num_classes}")
+    preset = _preset(config.name)
     if config.init == INIT_PRETRAIN:
         hint = "Outside of a run give the file: the `backbone.safetensors` of `scantling pretrain`."
         raise ConfigError(f"model.init is {INIT_PRETRAIN!r}, which only a run can fill in", hint=hint)
+    start = config.start()
     options = preset.options.model_copy(update=config.options)
-    model = preset.build(options, num_classes, config.init == "pretrained")
-    if config.init_file is not None:
-        _load_backbones(model, config.init_file)
+    model = preset.build(options, num_classes, start is None and config.init == "pretrained")
+    if start is not None:
+        with _told(start.path):
+            log.info("%s", take(model, start, class_names).to_text())
     return model
 
 
@@ -289,36 +323,33 @@ def _preset(name: str) -> Preset:
 def check_initial_weights(config: ModelConfig, num_classes: int) -> None:
     """Open the file that `init` names, if it names one, and see whether it fits; nothing is trained or written.
 
+    Published weights are fetched if they are wanted and not here yet.
+
     Args:
         config: As for `build_model`.
         num_classes: Foreground classes K.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or no file of weights.
+        CheckpointError: The file is missing, damaged, or no file of weights, or cannot be fetched.
         ConfigError: It does not fit the model, or the model cannot be built.
     """
     with torch.device("meta"):  # shapes only: nothing is allocated or initialised
         model = build_model(config.model_copy(update={"init": "random"}), num_classes)
-    if config.init_file is not None:
-        for backbone in model.backbones():
-            with _of_file(config.init_file):
-                backbone.fitting(read_weights(config.init_file))
-
-
-def _load_backbones(model: Detector, path: Path) -> None:
-    for backbone in model.backbones():
-        with _of_file(path):
-            backbone.load(read_weights(path))
+    if config.init == "pretrained":
+        published = recommended(config.name, config.numbers["backbone"])
+        log.info("%s", published.to_text())
+        published.fetch()
+    start = config.start()
+    if start is not None:
+        with _told(start.path):
+            require_fit(model, start)
 
 
 @contextmanager
-def _of_file(path: Path) -> Iterator[None]:
-    """Messages about weights name their file."""
+def _told(path: Path | None = None) -> Iterator[None]:
+    """Messages about weights name the setting and the file."""
     try:
         yield
-    except ConfigError as error:
-        if str(path) in error.message:
-            raise
-        raise ConfigError(f"model.init: {path}: {error.message}", hint=error.hint) from error
-    except CheckpointError as error:
-        raise CheckpointError(f"model.init: {error.message}", hint=error.hint) from error
+    except (ConfigError, CheckpointError) as error:
+        named = error.message if path is None or str(path) in error.message else f"{path}: {error.message}"
+        raise type(error)(f"model.init: {named}", hint=error.hint) from error

@@ -20,8 +20,7 @@ from scantling.models.weights.mmdet import (
     read_mmdet_checkpoint,
 )
 from scantling.models.weights.torchvision_detectors import (
-    COCO_IDS,
-    COCO_NAMES,
+    class_names_of,
     classifier_rows,
     convert_torchvision,
     in_our_order,
@@ -226,8 +225,7 @@ def _as_in_torchvision(model: ModelConfig, foreign: ForeignCheckpoint, choice: H
 def _torchvision_classes(foreign: ForeignCheckpoint) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names and ids of the categories, COCO's for a classifier of its 91 rows."""
     rows = classifier_rows(foreign.weights)
-    names = COCO_NAMES if rows == COCO_IDS else tuple(f"class_{row}" for row in rows)
-    return names, rows
+    return class_names_of(foreign.weights), rows
 
 
 def _class_names(foreign: ForeignCheckpoint, class_loss: ClassLossKind) -> tuple[str, ...]:

@@ -9,6 +9,10 @@ The rules anchor on published schedules and on what few labels need:
 * Image size: the smaller objects (their tenth percentile) become 32 pixels, the smallest anchor of the usual
   pyramid, as far as enlarging helps (twice) and the device can afford it.
 * Batch: what fits into the device's memory at that size, 16 at most.
+* Learning rate: the optimiser's usual one; from a trained detector a third of it, since its heads, too, are to be
+  kept; half the length then, as less is left to learn.
+* Frozen: stem and first stage of a backbone that was trained elsewhere, as COCO's published schedules have it; the
+  second stage, too, of a detector that sees fewer than 100 images.
 
 A resolved recipe holds no `auto`; it is what a run saves.
 """
@@ -21,8 +25,10 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from scantling.errors import CheckpointError
 from scantling.recipe.facts import DataFacts
 from scantling.recipe.recipe import MemberConfig, Recipe
+from scantling.recipe.starting import Starting, starting_from
 from scantling.settings.auto import Choice, decided
 
 PUBLISHED_IMAGES, PUBLISHED_EPOCHS = 7000, 24
@@ -36,6 +42,10 @@ RANGE_SHARE = 0.2
 GIB_PER_MEGAPIXEL = 3.0
 """GPU memory of one training image with a ResNet-50 pyramid in float32: a cautious estimate, not a measurement."""
 MAX_BATCH, CPU_BATCH = 16, 4
+SGD_LR_PER_IMAGE = 0.02 / 16
+ADAMW_LR = {"cpu": 1e-3, "mps": 1e-3, "cuda": 1e-4}
+FINE_TUNING_LR, FINE_TUNING_LENGTH = 1 / 3, 1 / 2
+FEW_TO_FREEZE = 100
 MAX_WORKERS = 8
 
 
@@ -79,9 +89,9 @@ def auto_keys(value: Any, path: str) -> Iterator[str]:
 
 def _resolve_member(path: str, member: MemberConfig, facts: DataFacts, reasons: list[str]) -> MemberConfig:
     for (section, key), rule in RULES.items():
-        config: BaseModel = getattr(member, section)
-        if getattr(config, key) == "auto":
-            choice = rule(member, facts)
+        config: BaseModel | None = getattr(member, section)
+        if config is not None and getattr(config, key, None) == "auto":
+            choice = _chosen(rule, path, member, facts)
             if choice.reason:
                 reasons.append(f"{path}.{section}.{key} = {_shown(choice.value)}: {choice.reason}")
             changed = type(config).model_validate({**config.model_dump(), key: choice.value})
@@ -89,6 +99,13 @@ def _resolve_member(path: str, member: MemberConfig, facts: DataFacts, reasons: 
     if member.model is not None and (facts.processes > 1 or member.train.total_batch is not None):
         reasons.append(f"{path}.train: {_step_size(member, facts.processes)}")
     return member
+
+
+def _chosen(rule: Rule, path: str, member: MemberConfig, facts: DataFacts) -> Choice:
+    try:
+        return rule(member, facts)
+    except CheckpointError as error:  # of what training starts from
+        raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def _step_size(member: MemberConfig, processes: int) -> str:
@@ -103,9 +120,7 @@ def _step_size(member: MemberConfig, processes: int) -> str:
     shown = f"a step is {size * batches * processes} images: {batches} batches of {size} {where}"
     if train.total_batch is not None:
         return f"{shown}, as total_batch says"
-    return (
-        f"{shown}; lr {train.lr:g} stays as it is written, give total_batch if it is meant for another number"
-    )
+    return f"{shown}; lr {decided(train.lr):g} stays as it is, give total_batch if it is meant for another number"
 
 
 def _short_side(member: MemberConfig, facts: DataFacts) -> Choice:
@@ -164,10 +179,39 @@ def _repeats(member: MemberConfig, facts: DataFacts) -> Choice:
 def _epochs(member: MemberConfig, facts: DataFacts) -> Choice:
     passes = PUBLISHED_EPOCHS * math.sqrt(PUBLISHED_IMAGES / facts.num_images)
     passes = min(max(passes, MIN_EPOCHS), MAX_EPOCHS)
+    reason = "12 for COCO, 24 for 7000 images"
+    if _start(member).kind == "detector":
+        passes *= FINE_TUNING_LENGTH
+        reason += "; half of it from a trained detector"
     epochs = max(1, round(passes / decided(member.train.repeats)))
-    return Choice(
-        epochs, f"{passes:.0f} passes over {facts.num_images} images (12 for COCO, 24 for 7000 images)"
-    )
+    return Choice(epochs, f"{passes:.0f} passes over {facts.num_images} images ({reason})")
+
+
+def _start(member: MemberConfig) -> Starting:
+    return Starting("random", {}) if member.model is None else starting_from(member.model)
+
+
+def _lr(member: MemberConfig, facts: DataFacts) -> Choice:
+    train, start = member.train, _start(member)
+    if train.optimizer == "sgd":
+        size = train.total_batch or decided(train.batch_size) * train.accumulate * facts.processes
+        rate, reason = SGD_LR_PER_IMAGE * size, f"0.02 for 16 images, here {size}"
+    elif train.optimizer == "adamw":
+        rate, reason = ADAMW_LR[facts.device], "what AdamW takes for models of that size"
+    else:
+        rate, reason = 1.0, "AdaDelta's own"
+    if start.kind == "detector" and train.optimizer != "adadelta":
+        rate, reason = rate * FINE_TUNING_LR, f"{reason}; a third of it from a trained detector"
+    return Choice(float(f"{rate:.3g}"), reason)
+
+
+def _frozen_stages(member: MemberConfig, facts: DataFacts) -> Choice:
+    start = _start(member)
+    if start.kind in ("random", "crops"):
+        return Choice(0, f"training starts from {start.phrase}")
+    if start.kind == "detector" and facts.num_images < FEW_TO_FREEZE:
+        return Choice(2, f"training starts from {start.phrase}, and {facts.num_images} images are few")
+    return Choice(1, f"training starts from {start.phrase}, as COCO's published schedules do")
 
 
 def _milestones(member: MemberConfig, facts: DataFacts) -> Choice:  # noqa: ARG001 - a rule's signature
@@ -204,9 +248,11 @@ def _monitor(member: MemberConfig, _facts: DataFacts) -> Choice:
 
 
 RULES: dict[tuple[str, str], Rule] = {
+    ("model", "frozen_stages"): _frozen_stages,
     ("augment", "short_side"): _short_side,
     ("train", "batch_size"): _batch_size,
     ("train", "repeats"): _repeats,
+    ("train", "lr"): _lr,
     ("train", "epochs"): _epochs,
     ("train", "milestones"): _milestones,
     ("train", "workers"): _workers,

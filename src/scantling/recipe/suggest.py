@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scantling.data.splits import DataConfig, read_run_data
 from scantling.errors import UsageError
+from scantling.models.zoo import MODELS, ModelConfig, has_masks
 from scantling.recipe.auto import Resolution, resolve
 from scantling.recipe.facts import DataFacts, measure
 from scantling.recipe.recipe import EvaluateConfig, MemberConfig, Recipe, parse_recipe
+from scantling.recipe.starting import Starting, starting_from
 from scantling.settings import yaml as strict_yaml
 from scantling.settings.auto import decided
 from scantling.train.devices import resolve_device
@@ -52,7 +54,9 @@ FEW_IMAGES = 1000
 CROWDED = 60
 SMALLEST_EASY_OBJECT = 16
 FEW_OBJECTS = 20
+LONGEST_SHOWN = 40
 _SIDES = {"left", "right", "links", "rechts", "gauche", "droite", "izquierda", "derecha"}
+SCRATCH = Starting("random", {})
 _UNKNOWN = DataFacts(
     num_images=100, median_hw=(480, 640), small_object=None, device="cpu", memory_gib=None, cpu_count=1
 )
@@ -109,14 +113,17 @@ class OpenRecipe:
         Args:
             facts: About the training data and the machine.
         """
-        pretrained = self._written(facts).members[MEMBER].detector.init != "random"
-        first = resolve(self._written(facts, pretrained=pretrained), facts).recipe
+        start = self._start()
+        first = resolve(self._written(facts, start), facts).recipe
         length = affordable_epochs(first.members[MEMBER], facts)
-        recipe = resolve(self._written(facts, pretrained=pretrained, epochs=length), facts).recipe
+        recipe = resolve(self._written(facts, start, epochs=length), facts).recipe
         return Resolution(recipe, explain(recipe.members[MEMBER], facts))
 
-    def _written(self, facts: DataFacts, *, pretrained: bool = False, epochs: int | None = None) -> Recipe:
-        member = write_member(facts, pretrained=pretrained, epochs=epochs)
+    def _start(self) -> Starting:
+        return starting_from(self._written(_UNKNOWN).members[MEMBER].detector)
+
+    def _written(self, facts: DataFacts, start: Starting = SCRATCH, *, epochs: int | None = None) -> Recipe:
+        member = write_member(facts, start, epochs=epochs)
         text = strict_yaml.dump({"about": ABOUT, "members": {MEMBER: member}, "combine": COMBINE})
         recipe = parse_recipe(text, file="the chosen recipe", overrides=self.overrides)
         return recipe.on(data=self.root, seed=self.seed)
@@ -153,20 +160,22 @@ def _short(member: MemberConfig) -> dict[str, Any]:
     return {**values, "model": {"name": member.detector.name, **values.get("model", {})}}
 
 
-def write_member(facts: DataFacts, *, pretrained: bool = False, epochs: int | None = None) -> dict[str, Any]:
+def write_member(facts: DataFacts, start: Starting = SCRATCH, *, epochs: int | None = None) -> dict[str, Any]:
     """Plain values of the member; `auto` where `resolve` has a rule.
 
     Args:
         facts: About the training data and the machine.
-        pretrained: The backbone gets published weights, which are made for BatchNorm.
+        start: What training starts from: a detector of ours brings its model along, and published backbones are made
+            for BatchNorm.
         epochs: Length of the training; None leaves it to `resolve`.
     """
     gpu, few = facts.device == "cuda", facts.num_images < FEW_IMAGES
     small, scratch, published = MASK_MODELS if facts.has_masks else BOX_MODELS
-    large = published if pretrained else scratch
+    large = scratch if start.kind == "random" else published
+    model = _for_labels(start.model, facts) or dict(large if gpu else small)
     colours = 0.2 if few else 0.1
     return {
-        "model": large if gpu else small,
+        "model": {**model, "frozen_stages": "auto"},
         "augment": {
             "short_side": "auto",
             "long_side": LONG_SIDE[facts.device],
@@ -180,7 +189,7 @@ def write_member(facts: DataFacts, *, pretrained: bool = False, epochs: int | No
             "batch_size": "auto",
             "workers": "auto",
             "optimizer": "adamw",
-            "lr": 1e-4 if gpu else 1e-3,
+            "lr": "auto",
             "weight_decay": 0.05,
             "schedule": "cosine",
             "warmup_steps": 200 if gpu else 20,
@@ -194,6 +203,16 @@ def write_member(facts: DataFacts, *, pretrained: bool = False, epochs: int | No
             "suppress": {"max_per_image": 300 if facts.max_objects > CROWDED else 100},
         },
     }
+
+
+def _for_labels(model: Mapping[str, Any], facts: DataFacts) -> dict[str, Any]:
+    """The model that a start brings along; without its mask heads where not every object has a mask."""
+    config = ModelConfig.model_validate(dict(model))
+    name = config.name.replace("cascade_mask_rcnn", "cascade_rcnn").replace("mask_rcnn", "faster_rcnn")
+    if not model or facts.has_masks or not has_masks(config) or name not in MODELS:
+        return dict(model)
+    known = ModelConfig.known_keys({"name": name})
+    return {key: value for key, value in model.items() if key in known} | {"name": name}
 
 
 def affordable_epochs(member: MemberConfig, facts: DataFacts) -> int:
@@ -248,15 +267,28 @@ def explain(member: MemberConfig, facts: DataFacts) -> tuple[str, ...]:
 
 
 def _model_line(member: MemberConfig, facts: DataFacts) -> str:
-    name, key = member.detector.name, f"--set members.{MEMBER}.model.init"
+    name, key, start = (
+        member.detector.name,
+        f"--set members.{MEMBER}.model.init",
+        starting_from(member.detector),
+    )
+    if start.kind != "random":
+        frozen, rate = member.detector.numbers["frozen_stages"], decided(member.train.lr)
+        held = (
+            f"stem and {frozen} stage{'s' * (frozen > 1)} stay as they are"
+            if frozen
+            else "all of it is trained"
+        )
+        return f"{name} from {start.phrase} ({_short_name(member.detector.init)}): {held}, learning rate {rate:g}"
     if facts.device != "cuda":
         return f"{name}, made for training without a large GPU (the device is {facts.device})"
     memory = f"a GPU of {facts.memory_gib:.0f} GiB" if facts.memory_gib else "a GPU"
-    if member.detector.init == "random":
-        return (
-            f"{name} from random weights on {memory}; published ones, if you may download: {key}=pretrained"
-        )
-    return f"{name} from {member.detector.init} weights on {memory}"
+    return f"{name} from random weights on {memory}; published ones, if you may download: {key}=pretrained"
+
+
+def _short_name(init: str) -> str:
+    """An `init` as a line can show it."""
+    return init if len(init) <= LONGEST_SHOWN else f"...{init[-LONGEST_SHOWN:]}"
 
 
 def _size_line(member: MemberConfig, facts: DataFacts) -> str:

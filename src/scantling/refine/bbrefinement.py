@@ -20,6 +20,7 @@ B: crops, S: side of a crop, K: classes, D: width of the pooled features (Effici
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -35,10 +36,15 @@ from torch.nn import functional
 from scantling.errors import CheckpointError, ConfigError
 from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD
 from scantling.models.weights.opener import read_weights
+from scantling.models.weights.published import published_backbone, published_network
+from scantling.models.weights.torchvision_keys import timm_names
 from scantling.ops.boxes import IouKind, paired_iou
+
+log = logging.getLogger(__name__)
 
 Mixture = Literal["none", "class", "centre", "both"]
 LossForm = Literal["linear", "log"]
+Positive = Annotated[float, Field(gt=0)]
 
 SIDES = {
     "efficientnet_b0": 224,
@@ -71,7 +77,9 @@ class RefinerConfig(BaseModel):
         min_side: Boxes with a shorter side in pixels are neither learnt from nor refined.
         drop_path: Stochastic depth rate, for backbones that have it; null keeps timm's default.
         pretrained: Fetch timm's published weights (needs a network; never done unless asked).
-        weights: Local file with the backbone's weights under timm's names, such as timm's own files.
+        weights: Local file with the backbone's weights: timm's own files, torchvision's, or EfficientNet-PyTorch's.
+        pixel_mean: Subtracted from RGB values in 0..255; what the weights were trained with.
+        pixel_std: What they are then divided by.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,6 +96,8 @@ class RefinerConfig(BaseModel):
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
     pretrained: bool = False
     weights: str | None = None
+    pixel_mean: tuple[float, float, float] = PIXEL_MEAN
+    pixel_std: tuple[Positive, Positive, Positive] = PIXEL_STD
 
     @property
     def crop_side(self) -> int:
@@ -162,8 +172,8 @@ class Refiner(nn.Module):
         self.config = config
         self.white = white
         self.class_names = tuple(class_names)
-        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", 1 / torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.pixel_mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", 1 / torch.tensor(config.pixel_std).view(1, 3, 1, 1), persistent=False)
         self.backbone = _create_backbone(config)
         width = _pooled_width(config)
         length = mixture_length(config.mixture, len(self.class_names))
@@ -286,9 +296,8 @@ def _create_backbone(config: RefinerConfig) -> nn.Module:
     if config.backbone.startswith(("swin", "vit")):
         options["img_size"] = config.crop_side
     try:
-        network: nn.Module = timm.create_model(
-            config.backbone, pretrained=config.pretrained, num_classes=0, **options
-        )
+        make = published_network if config.pretrained else timm.create_model
+        network: nn.Module = make(config.backbone, num_classes=0, **options)
     except (RuntimeError, TypeError, AttributeError) as error:
         near = timm.list_models(f"*{config.backbone[:6]}*")[:8]
         message = f"backbone {config.backbone!r} cannot be made: {error}"
@@ -308,10 +317,16 @@ def _pooled_width(config: RefinerConfig) -> int:
 def check_initial_weights(config: RefinerConfig) -> None:
     """Open the file that `weights` names, if it names one, and see whether it fits; nothing is trained or written.
 
+    Published weights are fetched if they are wanted and not here yet.
+
     Raises:
-        CheckpointError: The file is missing, damaged, or no file of weights.
+        CheckpointError: The file is missing, damaged, or no file of weights, or cannot be fetched.
         ConfigError: It does not fit, or there is no such backbone.
     """
+    if config.pretrained:
+        published = published_backbone(config.backbone)
+        log.info("refiner: %s", published.to_text())
+        published.fetch()
     if config.weights is not None:
         with torch.device("meta"):
             network = _create_backbone(config.model_copy(update={"weights": None, "pretrained": False}))
@@ -321,7 +336,7 @@ def check_initial_weights(config: RefinerConfig) -> None:
 def _fitting(network: nn.Module, config: RefinerConfig) -> dict[str, Tensor]:
     """A classification network's weights for ours; its classifier is left out, everything else must be there."""
     try:
-        state, own = read_weights(Path(config.weights or "")), network.state_dict()
+        state, own = timm_names(read_weights(Path(config.weights or ""))), network.state_dict()
     except CheckpointError as error:
         raise CheckpointError(f"model.weights: {error.message}", hint=error.hint) from error
     wrong = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]

@@ -68,7 +68,7 @@ class Draft(Generic[M]):
         return draft
 
     def with_override(self, override: str) -> Draft[M]:
-        """The draft with one value replaced, as `--set KEY.PATH=VALUE` does.
+        """The draft with one value replaced, as `--set KEY.PATH=VALUE` does; `*` is every entry with such a section.
 
         Raises:
             ConfigError: The text has another form, its value is not YAML, or the path enters a value or names
@@ -80,9 +80,11 @@ class Draft(Generic[M]):
         if not equals or not all(path):
             raise ConfigError(f"{origin}: write it as KEY.PATH=VALUE, for example seed=1")
         new = strict_yaml.parse(text, file=origin).value
-        value = _replaced(self.value, self.model, path, new, origin)
-        kept = {old: place for old, place in self.places.items() if old[: len(path)] != path}
-        return replace(self, value=value, places={**kept, path: origin})
+        value, places = self.value, dict(self.places)
+        for own in _expanded(value, self.model, path):
+            value = _replaced(value, self.model, own, new, origin)
+            places = {old: place for old, place in places.items() if old[: len(own)] != own} | {own: origin}
+        return replace(self, value=value, places=places)
 
     def check(self) -> M:
         """The model.
@@ -135,6 +137,22 @@ class Draft(Generic[M]):
         if elsewhere and key not in _keys(annotation):
             return f"; it belongs to {' or '.join(elsewhere)}"
         return f"{did_you_mean(key, siblings)} (keys here: {', '.join(siblings)})"
+
+
+def _expanded(section: Mapping[str, Any], annotation: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The paths that one with `*` stands for: those of the entries that have the section named after it."""
+    key, rest = path[0], path[1:]
+    if not rest:
+        return [path]
+    keys: list[str] = [key]
+    if key == "*" and _is_mapping(annotation):
+        keys = [name for name, entry in section.items() if isinstance(entry, dict) and rest[0] in entry]
+    found = []
+    for name in keys:
+        inner = section.get(name)
+        entries = inner if isinstance(inner, dict) else {}
+        found += [(name, *tail) for tail in _expanded(entries, _step(annotation, name), rest)]
+    return found
 
 
 def _replaced(

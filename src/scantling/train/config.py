@@ -43,7 +43,8 @@ class TrainConfig(BaseModel):
         ema: Decay of the moving average of the weights, such as 0.999; null keeps no average. When it is kept, it
             is what is validated and saved as best.
         optimizer: `sgd` (momentum), `adamw` or `adadelta`.
-        lr: Learning rate after the warm-up. The default follows 0.02 per 16 images (Goyal et al. 2017).
+        lr: Learning rate after the warm-up. The default follows 0.02 per 16 images (Goyal et al. 2017); `auto` goes by
+            the optimiser and by what training starts from.
         momentum: Of SGD.
         betas: Of AdamW.
         rho: Of AdaDelta (Zeiler 2012).
@@ -83,7 +84,7 @@ class TrainConfig(BaseModel):
     ema: Decay | None = None
 
     optimizer: Literal["sgd", "adamw", "adadelta"] = "sgd"
-    lr: Annotated[float, Field(gt=0, le=100)] = 0.0025
+    lr: Annotated[float, Field(gt=0, le=100)] | Auto = 0.0025
     momentum: Decay = 0.9
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
     rho: Decay = 0.95

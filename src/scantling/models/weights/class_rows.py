@@ -61,12 +61,19 @@ def with_rows(
             taken = list(rows)
             if is_classifier and any(row is not None for row in rows):
                 taken += range(num_found, num_found + len(initial) - len(rows))
-            changed[key] = _moved(value, taken, initial, step)
+            changed[key] = moved_rows(value, taken, initial, step)
     return changed
 
 
-def _moved(value: Tensor, rows: Sequence[int | None], initial: Tensor, step: int) -> Tensor:
-    """`initial` with the rows of `value` that are taken over; each category has `step` of them."""
+def moved_rows(value: Tensor, rows: Sequence[int | None], initial: Tensor, step: int) -> Tensor:
+    """A classifier's tensor with the rows of another one.
+
+    Args:
+        value: (R', ...) of the other one.
+        rows: For each category, and what stands behind the categories, the one in `value`; None leaves it as it is.
+        initial: (R, ...) as initialised.
+        step: Rows per category.
+    """
     moved = initial.clone()
     for new, old in enumerate(rows):
         if old is not None:

@@ -93,6 +93,7 @@ _DOUBLE_HEAD = (
     *((rf"conv_branch\.(\d+)\.(?:bn|gn){i + 1}\.(\w+)", rf"blocks.\1.branch.{i}.1.\2") for i in range(3)),
 )
 _STATISTICS = re.compile(r"(.*)\.running_(?:mean|var)")
+_CLASSIFIER = re.compile(r"roi_head\.bbox_head\.(?:0\.)?fc_cls\.weight")
 _SHARED_FC = r"shared_fcs\.(\d+)\.(\w+)"
 _ROI_HEAD = r"roi_head\.(bbox|mask)_head\.(?:(\d+)\.)?(.+)"
 
@@ -129,6 +130,22 @@ def read_mmdet_checkpoint(path: Path) -> ForeignCheckpoint:
     return ForeignCheckpoint(path=path, weights=weights, class_names=_class_names(meta), meta=_plain(meta))
 
 
+def is_mmdet(weights: Mapping[str, Tensor]) -> bool:
+    """Whether these are the keys of one of MMDetection's two-stage detectors."""
+    return any(_CLASSIFIER.fullmatch(key) for key in weights)
+
+
+def names_in(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The category names that a file records; empty where it has none, or not one for every class of its classifier.
+
+    Args:
+        content: What `opener.read_pytorch` returned.
+        weights: Its tensors by MMDetection's keys.
+    """
+    names = _class_names(content.get("meta")) or ()
+    return names if len(names) == num_classes_of(weights, class_loss_of(weights)) else ()
+
+
 def class_loss_of(weights: Mapping[str, Tensor]) -> ClassLossKind:
     """What the classifier was trained with: Seesaw's counts are part of its weights."""
     return "seesaw" if any(key.endswith("loss_cls.cum_samples") for key in weights) else "softmax"
@@ -145,7 +162,7 @@ def num_classes_of(weights: Mapping[str, Tensor], class_loss: ClassLossKind) -> 
         CheckpointError: There is no such classifier.
     """
     for key, value in weights.items():
-        if re.fullmatch(r"roi_head\.bbox_head\.(?:0\.)?fc_cls\.weight", key):
+        if _CLASSIFIER.fullmatch(key):
             return int(value.shape[0]) - make_class_loss(class_loss, 0).num_logits(0)
     raise CheckpointError(
         "the checkpoint has no two-stage box head (no key roi_head.bbox_head.*.fc_cls.weight)",
@@ -165,14 +182,27 @@ def convert(weights: Mapping[str, Tensor], model: Detector, *, bgr: bool = False
         What fits, and everything that does not.
     """
     target = model.state_dict()
+    return account_for(weights, mmdet_in_our_names(weights, target, bgr=bgr), target)
+
+
+def mmdet_in_our_names(
+    weights: Mapping[str, Tensor], target: Mapping[str, Tensor], *, bgr: bool = False
+) -> dict[str, tuple[str, Tensor]]:
+    """For each key that has a counterpart our key, and the tensor in our order.
+
+    Args:
+        weights: Tensors by MMDetection's keys.
+        target: State of the detector of ours.
+        bgr: As for `convert`.
+    """
     first_fc = _first_fc(target)
     named = {}
     for key, value in weights.items():
         own = _translate(key, first_fc)
-        if own in target:
+        if own is not None and own in target:
             ordered = _rearranged(own, value, target[own].dim())
             named[key] = own, ordered.flip(1) if bgr and own.endswith("body.conv1.weight") else ordered
-    return account_for(weights, named, target)
+    return named
 
 
 def norm_of(weights: Mapping[str, Tensor], part: str) -> NormKind:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from scantling.errors import CheckpointError
-from scantling.models.weights.container import damaged, read_container, require_finite
+from scantling.models.weights.container import Container, damaged, read_container, require_finite
 from scantling.models.weights.foreign import describe_foreign, looks_like_pytorch
 
 _TRAINING_STATE = ("ema.", "optimizer.")
@@ -60,14 +60,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if looks_like_pytorch(path):
         return pytorch_tensors(path, read_pytorch(path))
+    return read_safetensors(path).tensors
+
+
+def read_safetensors(path: Path) -> Container:
+    """Read a checkpoint of ours or another safetensors file.
+
+    Args:
+        path: The file; told by content, not by its name.
+
+    Returns:
+        Its tensors as `read_weights` has them, and what a file of ours says about itself.
+
+    Raises:
+        CheckpointError: Missing, something else, damaged, or without tensors.
+    """
     foreign = describe_foreign(path)
     if foreign:
         looks, hint = foreign
         raise CheckpointError(f"{path} is not a file of weights: {looks}", hint=hint)
-    tensors = read_container(path).tensors
+    tensors, record = read_container(path)
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors")
-    return {k.removeprefix("model."): v for k, v in tensors.items() if not k.startswith(_TRAINING_STATE)}
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if not k.startswith(_TRAINING_STATE)}
+    return Container(weights, record)
 
 
 def read_pytorch(path: Path) -> dict[Any, Any]:

@@ -86,6 +86,12 @@ def classifier_rows(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
     return COCO_IDS if count == COCO_ROWS else tuple(range(1, count))
 
 
+def class_names_of(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of the categories in the order of our labels: COCO's for a classifier of its 91 rows, else numbered."""
+    rows = classifier_rows(weights)
+    return COCO_NAMES if rows == COCO_IDS else tuple(f"class_{row}" for row in rows)
+
+
 def in_our_order(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights with background behind the categories, rows without a category last, and our epsilon.
 
@@ -116,13 +122,25 @@ def convert_torchvision(weights: Mapping[str, Tensor], model: Detector) -> Conve
         model: The detector to be filled.
     """
     target = model.state_dict()
+    return account_for(weights, torchvision_in_our_names(weights, target), target)
+
+
+def torchvision_in_our_names(
+    weights: Mapping[str, Tensor], target: Mapping[str, Tensor]
+) -> dict[str, tuple[str, Tensor]]:
+    """For each key that has a counterpart our key, and the tensor.
+
+    Args:
+        weights: As `in_our_order` gives them.
+        target: State of the detector of ours.
+    """
     num_convs = len({key for key in target if re.fullmatch(r"rpn\.earlier\.\d\.0\.weight", key)}) + 1
     named = {}
     for key, value in weights.items():
         own = _our_key(key, num_convs)
-        if own in target:
+        if own is not None and own in target:
             named[key] = own, value
-    return account_for(weights, named, target)
+    return named
 
 
 def _our_key(key: str, num_convs: int) -> str | None:

@@ -29,10 +29,10 @@ _OF_BACKBONE = {"backbone": "name", "norm": "norm", "deform": "deform", "deform_
 
 
 class InitialWeights(NamedTuple):
-    """Where a member's backbone starts from.
+    """Where a member starts from.
 
     Attributes:
-        path: File of weights; None for random or published ones.
+        path: File of weights; None for random ones and timm's.
         sha256: Its hash; None without a file, or where it is yet to be made.
         is_known: Whether what decides the training is known already.
     """
@@ -47,9 +47,9 @@ class InitialWeights(NamedTuple):
 
 
 def initial_weights(context: RunContext, name: str) -> InitialWeights:
-    """Where a member's backbone starts from."""
+    """Where a member starts from."""
     model = context.member(name).detector
-    path = context.root / WEIGHTS if model.init == INIT_PRETRAIN else model.init_file
+    path = context.root / WEIGHTS if model.init == INIT_PRETRAIN else model.weights_file()
     if path is None:
         return InitialWeights(None, None, is_known=True)
     if not path.is_file():

@@ -126,7 +126,8 @@ def initial_model(context: RunContext, unit: Unit) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(context.recipe.seed, f"{name} weights"))
         model = initial_weights(context, unit.member).applied_to(member.detector)
-        return build_model(model, len(context.data.train.class_names))
+        class_names = context.data.train.class_names
+        return build_model(model, len(class_names), class_names)
 
 
 def _hash_of(context: RunContext, split: str) -> str:
