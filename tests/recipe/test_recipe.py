@@ -95,7 +95,15 @@ def test_the_delftbikes_detector_is_the_published_one():
 def test_the_coco_recipes_are_the_published_ones(name, proposals):
     (member,) = load_recipe(name).members.values()
     train, model, suppress = member.train, member.detector, member.predict.suppress
-    assert (model.frozen_stages, model.roi_samples, model.num_train_proposals) == (1, 0, proposals)
+    assert (
+        model.options["frozen_stages"],
+        model.options["roi_samples"],
+        model.options.get("num_train_proposals"),
+    ) == (
+        1,
+        0,
+        proposals,
+    )
     assert (train.epochs, train.milestones, train.gamma, train.warmup_steps) == (12, (8, 11), 0.1, 500)
     assert (train.total_batch, train.lr, train.momentum, train.weight_decay) == (16, 0.02, 0.9, 1e-4)
     assert (train.clip_norm, train.norm_decay, train.bias_decay) == (None, True, True)
@@ -231,10 +239,18 @@ def test_batch_follows_memory_and_prediction_follows_training():
 def test_every_choice_is_explained_and_nothing_else_changes():
     recipe = parse_recipe(AUTOMATIC, file="r.yaml")
     chosen, reasons = resolve(recipe, facts())
-    assert len(reasons) == len(RULES)
+    assert len(reasons) == len(RULES) - 1  # that boxes are judged as boxes goes without saying
     assert all(reason.startswith("members.a.") and ": " in reason for reason in reasons)
     assert resolve(chosen, facts(num_images=5000)) == (chosen, ())
     assert chosen.members["a"].model == recipe.members["a"].model
+
+
+def test_a_detector_of_masks_is_judged_by_masks_and_that_is_told():
+    recipe = load_recipe("masks-cpu")
+    assert recipe.draws_masks
+    chosen, reasons = resolve(recipe, facts())
+    assert chosen.members["cascade"].train.monitor == "segm/AP"
+    assert "members.cascade.train.monitor = segm/AP: the detector draws masks" in reasons
 
 
 def test_what_is_shipped_is_readable():
