@@ -239,6 +239,14 @@ def test_every_choice_is_explained_and_nothing_else_changes():
     assert chosen.members["a"].detector == recipe.members["a"].detector.with_options(frozen_stages=0)
 
 
+def test_a_detector_of_masks_is_judged_by_masks_and_that_is_told():
+    recipe = load_recipe("masks-cpu")
+    assert recipe.draws_masks
+    chosen, reasons = resolve(recipe, facts())
+    assert chosen.members["cascade"].train.monitor == "segm/AP"
+    assert "members.cascade.train.monitor = segm/AP: the detector draws masks" in reasons
+
+
 def test_what_is_shipped_is_readable():
     for name, path in shipped_recipes().items():
         text = read_recipe(path)

@@ -11,6 +11,7 @@ from scantling.data.coco import Category, ImageRecord
 from scantling.errors import Finding, Severity
 from scantling.recipe.recipe import parse_recipe
 from scantling.run.predictor import RunDetectors
+from scantling.run.steps import steps_of
 from scantling.structures.instances import Instances
 
 RECIPE = "members: {one: {model: {}}, two: {model: {}}}\ncombine: {ensemble: {method: nms}}\n"
@@ -54,7 +55,7 @@ def unreadable(number: int) -> Finding:
 def test_warnings_of_every_member_are_told_once():
     run = RunDetectors(
         root=Path(),
-        recipe=parse_recipe(RECIPE, file="r.yaml"),
+        steps=steps_of(parse_recipe(RECIPE, file="r.yaml"), Path()),
         members={"one": [Seeing(0)], "two": [Seeing(0, 2)]},
     )
     found = [record.id for record, _ in run.find(RECORDS)]

@@ -133,7 +133,7 @@ _GEOMETRY = {
         "Boxes that fit the image with its EXIF rotation applied, and leave it as it is declared.",
         "Exchange width and height of the image record: labels and size then both mean the upright picture.",
     ),
-    "mask-missing": Code(_S, "Segmentation, but an annotation has no mask.", "Label it, or use detection."),
+    "mask-missing": Code(_G, "Segmentation, but an annotation has no mask.", "Label it, or use detection."),
     "mask-empty": Code(
         _W, "A mask without area; the box is kept for detection, segmentation drops the object.", "Label it."
     ),

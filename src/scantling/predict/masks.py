@@ -29,7 +29,7 @@ ViewsOf = Callable[[Sequence[Batch]], Views]
 
 
 def mean_masks(views: Views, found: Sequence[Instances]) -> list[Instances]:
-    """The same instances with soft masks, averaged over the views.
+    """The same instances with soft masks, averaged over the views, in the 255 steps in which a run keeps them.
 
     Args:
         views: Of the images.
@@ -49,7 +49,7 @@ def mean_masks(views: Views, found: Sequence[Instances]) -> list[Instances]:
             totals[image] = soft.float() if not totals[image].numel() else totals[image] + soft
     count = len(views.batches)
     return [
-        each.replace(masks=RoiMasks(probabilities=(total / count).cpu()))
+        each.replace(masks=RoiMasks(probabilities=(total / count * 255).round().cpu() / 255))
         for each, total in zip(found, totals, strict=True)
     ]
 

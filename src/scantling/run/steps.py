@@ -19,7 +19,7 @@ from scantling.combine.relations import Relations
 from scantling.combine.tuned import read_tuned
 from scantling.data.coco import CocoDataset
 from scantling.data.coco.results import Result
-from scantling.data.detections import detections_of, results_of
+from scantling.data.detections import detections_of, pasted, results_of
 from scantling.data.io import read_json, sha256_of
 from scantling.recipe.recipe import Recipe, RefineSection
 from scantling.refine.apply import load_refiner, refine_results
@@ -228,8 +228,14 @@ class Ensemble:
         }
 
     def apply(self, found: Sources, images: CocoDataset) -> Sources:
-        """One set out of those of the members that are combined and given; others are left out."""
-        members = {name: found[name] for name in combined_members(self.recipe) if name in found}
+        """One set out of those of the members that are combined and given; others are left out.
+
+        A soft mask is laid over its image first: it is stretched over its own box, not over a mean of several, and has
+        another number of cells than those of other members, or these have none.
+        """
+        members = {
+            name: pasted(found[name], images) for name in combined_members(self.recipe) if name in found
+        }
         config = self.config
         weights = {name: weight for name, weight in config.weights.items() if name in members}
         chosen = config.model_copy(update={"weights": weights})

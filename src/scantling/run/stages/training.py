@@ -199,7 +199,7 @@ def _validate(
     )
     config = context.recipe.evaluate
     limits = limits_up_to(config.max_dets)
-    kinds: tuple[IouType, ...] = ("bbox", "segm") if member.draws_masks else ("bbox",)
+    kinds: tuple[IouType, ...] = ("segm", "bbox") if member.draws_masks else ("bbox",)
 
     def judge() -> dict[str, float | None]:
         found = [
