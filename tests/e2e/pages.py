@@ -10,7 +10,8 @@ A page's blocks are of these kinds, and of no other:
 
 `<!-- shortened -->` in the line before a console block: its trainings are of one epoch, on small images, so that the
 page can show the command as a user needs it. `<!-- shortened: cascade, double_head -->` says which members a recipe has
-that pretrains, combines and refines; without names it is `detector` alone.
+that pretrains, combines and refines; a single name is that of the only member of a recipe that trains it and no more;
+without names it is `detector`.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Command:
         trains = re.match(r"(torchrun\s.*)?\bscantling (train|run|ablate)\b", self.line)
         if not (self.shortened and trains):
             return self.line
-        whole = self.shortened != ("detector",)
+        whole = len(self.shortened) > 1
         pretrains, refines = (whole and f"{part}=null" not in self.line for part in ("pretrain", "refine"))
         return " ".join([self.line, *shorter(self.shortened, pretrains=pretrains, refines=refines)])
 

@@ -181,6 +181,20 @@ def test_members_without_masks_in_an_ensemble_leave_it_to_boxes(command, parts, 
     assert len(read(again)) == len(outcome(run))
 
 
+def test_a_run_of_masks_may_be_judged_by_its_boxes(command, parts, tmp_path):
+    (tmp_path / "r.yaml").write_text(RECIPES["tiles"])
+    run = tmp_path / "run"
+    chosen = ("--set", "evaluate.iou_type=bbox", "--set", "members.a.predict.tile=null")
+    done = command("run", tmp_path / "r.yaml", "--data", parts, "--out", run, "--quiet", *chosen)
+    assert done.exit_code == 0, done.output
+    metrics = read(run / "metrics.json")
+    assert metrics["iou_type"] == "bbox"
+    assert metrics["segm/AP"] is not None
+    steps = read(run / "evaluate/ingredients.json")["rows"]
+    assert steps[-1]["metrics"]["AP"] == metrics["bbox/AP"]
+    assert "<span>a, boxes</span>" in (run / "report.html").read_text()
+
+
 def test_an_ablation_draws_the_masks_of_what_each_step_keeps(command, parts, tmp_path):
     (tmp_path / "r.yaml").write_text(RECIPES["sizes and mirror"])
     done = command("ablate", parts, "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "run", "--quiet")

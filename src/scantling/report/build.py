@@ -43,8 +43,8 @@ class RunFacts:
     """What a run produced, apart from its pictures.
 
     Attributes:
-        stages: What was measured of each stage's results, boxes before masks, in the order of the run; the last is
-            what the report is about.
+        stages: What was measured of each stage's results, what the run is judged by last, in the order of the run; the
+            last is what the report is about.
         last: Results of the last stage.
         histories: Learning curves by member, or by member and fold; of the pretraining, of the refiner.
         ingredients: What each step gave.

@@ -19,7 +19,7 @@ class StageResult:
 
     Attributes:
         name: Stage as the user knows it (`cascade`, `ensemble`).
-        evaluations: One per kind of overlap, boxes before masks.
+        evaluations: One per kind of overlap, what the run is judged by last.
     """
 
     name: str

@@ -42,7 +42,7 @@ class ErrorCount:
 
 
 def headline_evaluation(stages: Sequence[StageResult]) -> Evaluation | None:
-    """What the report is about: of the last stage the masks if there are any, else the boxes."""
+    """What the report is about: of the last stage what the run is judged by, masks or boxes."""
     return stages[-1].evaluations[-1] if stages and stages[-1].evaluations else None
 
 

@@ -109,10 +109,15 @@ def write_run_report(root: Path, recipe: Recipe, data: RunData) -> Path:
 def _saved(
     root: Path, file: str, name: str, recipe: Recipe, data: RunData, kind: IouType
 ) -> Sequence[Evaluation]:
-    """What was measured of a result; runs of earlier versions have kept no curves, and are measured again."""
+    """What was measured of a result, what the run is judged by last.
+
+    Runs of earlier versions have kept no curves, and are measured again.
+    """
     if all((root / part).is_file() for part in files_of(SAVED, name)):
-        return load_evaluations(root / SAVED, name)
-    return list(_evaluations(recipe, data, own_results(root, file, data.target), kind).values())
+        measured: Sequence[Evaluation] = load_evaluations(root / SAVED, name)
+    else:
+        measured = list(_evaluations(recipe, data, own_results(root, file, data.target), kind).values())
+    return sorted(measured, key=lambda each: each.iou_type == kind)
 
 
 def _of_recipe(facts: RunFacts, recipe: Recipe) -> RunFacts:
