@@ -69,14 +69,14 @@ class RunInfo:
     """The circumstances of one run.
 
     Attributes:
-        seed: Of everything random in the model; the data have their own.
-        meta: What checkpoints say about kind, classes, model, recipe and data; the loop fills in the rest.
+        seed: Seed of everything random in the model; the data have their own.
+        meta: The part of a checkpoint that tells kind, classes, model, recipe and data; the loop fills in the rest.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         resume: Go on from `last.safetensors` in the output folder, or from the one before where it is gone.
         overwrite: Replace the files of an earlier run in the output folder.
         validate: Measures a model that is in evaluation mode; every process calls it, the main process' answer
             counts. None trains without validation and keeps the weights of the last step as best.
-        console: Where progress is shown; None means standard error.
+        console: The terminal on which progress is shown; None means standard error.
     """
 
     seed: int
@@ -96,7 +96,7 @@ class FitResult:
         best: Checkpoint with the weights of the best validation (their moving average if one is kept).
         last: Checkpoint that holds the state of training.
         history: Entries of `metrics.jsonl`.
-        metrics: What validation said about the weights in `best`.
+        metrics: The validation's metrics of the weights in `best`.
         epochs: Epochs trained; fewer than configured if early stopping ended the run.
     """
 
@@ -113,8 +113,8 @@ def fit(model: nn.Module, data: TrainData, config: TrainConfig, *, out: Path, ru
     Args:
         model: `model(batch)` returns named scalar losses; every one of them is added to what is minimised. It is
             trained in place and left as it is after the last step; the best weights are in the result's `best`.
-        data: Where the batches come from.
-        config: How to train; `epochs` must be a number.
+        data: The source of the batches.
+        config: Settings of the training, whose `epochs` must be a number.
         out: Folder for `best.safetensors`, `last.safetensors`, `metrics.jsonl` and `metrics.csv`.
         run: Seed, device, what to resume, how to validate.
 

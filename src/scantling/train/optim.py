@@ -109,7 +109,7 @@ class Schedule:
 
     Attributes:
         epochs: Length of the run.
-        plateau_cuts: How often the plateau schedule has lowered the rate; the only state there is.
+        plateau_cuts: Number of times that the plateau schedule has lowered the rate; the only state there is.
     """
 
     def __init__(self, config: TrainConfig, *, epochs: int, steps_per_epoch: int) -> None:
@@ -152,7 +152,7 @@ def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
     """Build the schedule of a run whose length is known.
 
     Args:
-        config: Its `epochs` must be a number.
+        config: Settings of the training, whose `epochs` must be a number.
         steps_per_epoch: Updates of the weights per epoch.
 
     Raises:
