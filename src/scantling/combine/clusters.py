@@ -109,16 +109,12 @@ class _Pack:
         place = box[:5]  # (5, G)
         if self.moving:
             self.sums[:, cluster, lane] += _weighted(box)
-            place = np.where(joins, self._means(cluster, lane), place)
+            sums = self.sums[:, cluster, lane]  # (5, G) of the one cluster that each lane's box has come into
+            corners = sums[:4] / sums[4]  # (4, G) weighted mean of its boxes
+            place = np.where(joins, np.concatenate([corners, _area(corners)[None]]), place)
         else:
             place, cluster, lane = place[:, ~joins], cluster[~joins], lane[~joins]
         self.places[:, cluster, lane] = place
-
-    def _means(self, cluster: Ints, lane: Ints) -> Floats:
-        """(5, G) weighted mean of the boxes of one cluster per lane, and its area."""
-        sums = self.sums[:, cluster, lane]  # (5, G)
-        corners = sums[:4] / sums[4]  # (4, G)
-        return np.concatenate([corners, _area(corners)[None]])
 
 
 def _area(corners: Floats) -> Floats:

@@ -16,7 +16,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -133,7 +133,9 @@ def fit(model: nn.Module, data: TrainData, config: TrainConfig, *, out: Path, ru
     processes = join_processes(device)
     config = config.model_copy(update={"accumulate": config.batches_per_step(processes.world)})
     with (
-        _claim(out, run) if processes.is_main else nullcontext(),
+        claim_folder(out, resume=run.resume, overwrite=run.overwrite, known=_FILES)
+        if processes.is_main
+        else nullcontext(),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         return _Training(model.to(device), data, config, out, run, processes).complete()
@@ -206,7 +208,8 @@ class _Training:
                 self._leave_if_asked()
                 if self._state.step % self._config.checkpoint_every == 0:
                     self._save_last()
-            if self._would_lose_much():
+            is_late = time.monotonic() - self._saved_at > _LATE_SECONDS
+            if self._processes.maximum(int(is_late), self._device):  # saving takes all processes
                 self._save_last()
 
     def _step(self, batches: Iterator[TrainBatch]) -> None:
@@ -314,10 +317,6 @@ class _Training:
                 raise
             raise _interruption(self._guard.signum, self._state.step) from error
 
-    def _would_lose_much(self) -> bool:
-        is_late = time.monotonic() - self._saved_at > _LATE_SECONDS
-        return bool(self._processes.maximum(int(is_late), self._device))  # saving takes all processes
-
     def _save_last(self) -> None:
         self._state.meters = self._processes.gather((self._meter.sums, self._meter.counts))
         if self._history:
@@ -362,10 +361,6 @@ def _assemble(
     scaler = GradScaler(device.type, enabled=config.precision == "fp16")
     parts = Parts(model=model, optimizer=optimizer, average=average, scaler=scaler)
     return parts, Stepper(shared, parts, config, processes, seed=seed)
-
-
-def _claim(out: Path, run: RunInfo) -> AbstractContextManager[Path]:
-    return claim_folder(out, resume=run.resume, overwrite=run.overwrite, known=_FILES)
 
 
 def _require_validation(config: TrainConfig, run: RunInfo) -> None:
