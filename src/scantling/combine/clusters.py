@@ -47,11 +47,11 @@ def cluster_boxes(boxes: Floats, weights: Floats, groups: Ints, limits: Floats, 
     counts = np.diff(first, append=len(groups))
     chosen = np.zeros(len(groups), dtype=np.int64)
     started = np.ones(len(first), dtype=np.int64)
-    table = np.stack([*boxes.T, weights])
+    table = np.stack([*boxes.T, weights])  # (5, N)
     for lanes in _packs(counts):
         size = counts[lanes[0]]
-        filled = np.arange(size)[:, None] < counts[lanes]
-        rows = np.where(filled, first[lanes] + np.arange(size)[:, None], 0)
+        filled = np.arange(size)[:, None] < counts[lanes]  # (S, G)
+        rows = np.where(filled, first[lanes] + np.arange(size)[:, None], 0)  # (S, G)
         pack = _Pack(table[:, rows], limits[first[lanes]], moving=moving)
         for step, active in enumerate(filled.sum(axis=1)[1:].tolist(), 1):
             pack.take(step, active)
@@ -99,26 +99,22 @@ class _Pack:
     def take(self, step: int, active: int) -> None:
         """Put one more box of the first lanes, those that have one, into clusters."""
         box, lane = self.boxes[step, :, :active], self.lane[:active]
-        iou = _iou(self.places[:, : self.most, :active], box)
-        nearest = iou.argmax(axis=0)
-        joins = iou[nearest, lane] > self.limits[:active]
+        iou = _iou(self.places[:, : self.most, :active], box)  # (C, G)
+        nearest = iou.argmax(axis=0)  # (G,)
+        joins = iou[nearest, lane] > self.limits[:active]  # (G,)
         cluster = np.where(joins, nearest, self.started[:active])
         self.chosen[step, :active] = cluster
         self.started[:active] += ~joins
         self.most = max(self.most, int(self.started[:active].max()))
-        place = box[:5]
+        place = box[:5]  # (5, G)
         if self.moving:
             self.sums[:, cluster, lane] += _weighted(box)
-            place = np.where(joins, self._means(cluster, lane), place)
+            sums = self.sums[:, cluster, lane]  # (5, G) of the one cluster that each lane's box has come into
+            corners = sums[:4] / sums[4]  # (4, G) weighted mean of its boxes
+            place = np.where(joins, np.concatenate([corners, _area(corners)[None]]), place)
         else:
             place, cluster, lane = place[:, ~joins], cluster[~joins], lane[~joins]
         self.places[:, cluster, lane] = place
-
-    def _means(self, cluster: Ints, lane: Ints) -> Floats:
-        """(5, G) weighted mean of the boxes of one cluster per lane, and its area."""
-        sums = self.sums[:, cluster, lane]
-        corners = sums[:4] / sums[4]
-        return np.concatenate([corners, _area(corners)[None]])
 
 
 def _area(corners: Floats) -> Floats:
@@ -133,10 +129,10 @@ def _weighted(box: Floats) -> Floats:
 
 def _iou(places: Floats, box: Floats) -> Floats:
     """(C, G) overlap of each lane's clusters, (5, C, G), with its box, (5 or more, G)."""
-    inter = np.minimum(places[2], box[2])
+    inter = np.minimum(places[2], box[2])  # (C, G): widths, then areas
     inter -= np.maximum(places[0], box[0])
     np.maximum(inter, 0, out=inter)
-    height = np.minimum(places[3], box[3])
+    height = np.minimum(places[3], box[3])  # (C, G)
     height -= np.maximum(places[1], box[1])
     np.maximum(height, 0, out=height)
     inter *= height

@@ -32,11 +32,11 @@ class Member:
     """What one detector found.
 
     Attributes:
-        name: By which its weight is given.
-        file: Where it was read from.
-        detections: Its boxes, in the order of the file.
-        results: What was read, in the same order, where there is one member alone; else ().
-        num_masks: Results whose mask is not used.
+        name: The member's name, by which the user gives its weight.
+        file: Path of the results file that was read.
+        detections: The boxes in the file, in its order.
+        results: The records of the file in the same order if there is no other member; else ().
+        num_masks: Number of results whose mask is not used.
     """
 
     name: str
@@ -51,12 +51,12 @@ class MemberFacts:
     """One line about a member.
 
     Attributes:
-        name: By which its weight is given.
-        file: Where it was read from.
-        num_boxes: Boxes read.
-        num_images: Images with at least one of them.
-        num_masks: Results whose mask is not used.
-        weight: One for all categories, or by category.
+        name: The member's name, by which the user gives its weight.
+        file: Path of the results file that was read.
+        num_boxes: Number of boxes in the file.
+        num_images: Number of images with at least one of these boxes.
+        num_masks: Number of results whose mask is not used.
+        weight: The member's weight: one for all categories, or one by category.
     """
 
     name: str
@@ -72,11 +72,11 @@ class EnsembleSummary:
     """What an ensemble was made of and what it is.
 
     Attributes:
-        method: How boxes were fused.
-        members: In the order given.
-        num_boxes: Boxes written.
-        num_images: Images with at least one of them.
-        out: The results file.
+        method: The method by which boxes were fused.
+        members: Summaries of the members, in the order of the command.
+        num_boxes: Number of boxes written.
+        num_images: Number of images with at least one of these boxes.
+        out: The results file that was written.
         findings: Warnings about files that do not belong together.
     """
 
@@ -190,7 +190,7 @@ def ensemble_files(
     """Fuse result files into one. What is left of a single file keeps its masks and all its keys.
 
     Args:
-        files: See `read_members`.
+        files: COCO results of any tool, as in `read_members`.
         dataset: The data set that was predicted.
         config: Method, thresholds and weights, by the names of the files.
         out: COCO results file to write, image by image, best first; what is there is replaced.
@@ -233,7 +233,7 @@ def rows_behind(fused: Detections, source: Detections) -> list[int | None]:
 
     Args:
         fused: N rows, made of `source`.
-        source: The member's; of equal boxes the best comes first.
+        source: The member's detections; of equal boxes the best comes first.
     """
     order = np.argsort(-source.scores, kind="stable")
     places: dict[tuple[int, ...], list[int]] = {}
@@ -270,8 +270,8 @@ def parse_weights(text: str, names: Sequence[str]) -> dict[str, float]:
     """Weights of members as typed: `2,1` in the order of the files, or `NAME=2,OTHER=0.5`.
 
     Args:
-        text: As given.
-        names: Of the members, in order.
+        text: The value of `--weights`, as it was typed.
+        names: The members' names, in order.
 
     Raises:
         UsageError: It is neither, or the number of values is not that of the members.

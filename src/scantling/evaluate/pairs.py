@@ -3,7 +3,7 @@
 Only pairs of a detection and a truth that overlap enough to match are kept, and the n-th detections of all images
 and categories are matched together.
 
-Dims: D detections, G truths, A area ranges, T IoU thresholds, P pairs of one detection.
+Dims: D detections, G truths, A area ranges, T IoU thresholds, N detections of one round, P pairs of one detection.
 Source: Lin et al., Microsoft COCO, ECCV 2014; matching and tie rules of pycocotools.
 """
 
@@ -94,14 +94,16 @@ class _Matcher:
         The largest overlap wins; of equal ones the last; truths not to be found only where no other is free.
         """
         first = np.searchsorted(self.pairs.first, rows, side="left")
-        counts = np.searchsorted(self.pairs.first, rows, side="right") - first
-        places = np.arange(counts.max(initial=1))
-        pair = np.minimum(first[:, None] + places, first[:, None] + counts[:, None] - 1)
-        truth = self.pairs.second[pair]
-        is_close = (self.pairs.iou[pair][..., None] >= self.needed) & (places < counts[:, None])[..., None]
-        is_free = ~self.is_taken[truth] | self.is_reusable[truth][..., None, None]
-        preference = places[:, None] + len(places) * ~self.is_ignored[truth]
-        value = np.where(is_free & is_close[:, :, None], preference[..., None], NONE).max(axis=1)
+        counts = np.searchsorted(self.pairs.first, rows, side="right") - first  # (N,)
+        places = np.arange(counts.max(initial=1))  # (P,)
+        pair = np.minimum(first[:, None] + places, first[:, None] + counts[:, None] - 1)  # (N, P)
+        truth = self.pairs.second[pair]  # (N, P)
+        is_close = (self.pairs.iou[pair][..., None] >= self.needed) & (places < counts[:, None])[
+            ..., None
+        ]  # (N, P, T)
+        is_free = ~self.is_taken[truth] | self.is_reusable[truth][..., None, None]  # (N, P, A, T)
+        preference = places[:, None] + len(places) * ~self.is_ignored[truth]  # (N, P, A)
+        value = np.where(is_free & is_close[:, :, None], preference[..., None], NONE).max(axis=1)  # (N, A, T)
         chosen = np.where(value >= 0, truth[np.arange(len(rows))[:, None, None], value % len(places)], NONE)
         detection, area, threshold = np.nonzero(chosen >= 0)
         self.is_taken[chosen[detection, area, threshold], area, threshold] = True

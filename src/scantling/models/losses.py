@@ -66,8 +66,9 @@ def box_regression_loss(
     """
     deltas = deltas.float()
     if config.kind == "smooth_l1":
-        return config.weight * smooth_l1(deltas, encode_boxes(references, truths, stds), config.beta)
-    overlap = paired_iou(decode_boxes(references, deltas, stds), truths, kind=config.kind)
+        targets = encode_boxes(references, truths, stds)  # (P, 4)
+        return config.weight * smooth_l1(deltas, targets, config.beta)
+    overlap = paired_iou(decode_boxes(references, deltas, stds), truths, kind=config.kind)  # (P,)
     return config.weight * (1 - overlap).sum()
 
 
@@ -88,5 +89,5 @@ def objectness_loss(logits: Tensor, is_object: Tensor) -> Tensor:
         logits: (R,).
         is_object: (R,) bool.
     """
-    target = is_object.to(logits.dtype).float()
+    target = is_object.to(logits.dtype).float()  # (R,)
     return F.binary_cross_entropy_with_logits(logits.float(), target, reduction="sum") / max(len(logits), 1)

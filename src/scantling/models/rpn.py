@@ -112,7 +112,7 @@ class RPN(nn.Module):
         """Pyramid levels [(B, C, H, W)] -> flattened predictions with their anchors."""
         features = [self.earlier(f) for f in features]
         with torch.no_grad():
-            hidden = [self.conv(f).relu_() for f in features]
+            hidden = [self.conv(f).relu_() for f in features]  # (B, C, H, W) each
             return RPNOutput(
                 logits=[self.objectness(h).permute(0, 2, 3, 1).flatten(1) for h in hidden],
                 deltas=[self.deltas(h).permute(0, 2, 3, 1).reshape(len(h), -1, 4) for h in hidden],
@@ -136,21 +136,21 @@ class RPN(nn.Module):
 
     def losses(self, output: RPNOutput, batch: Batch) -> dict[str, Tensor]:
         """Objectness and regression loss, both divided by the number of sampled anchors of the batch."""
-        anchors = torch.cat(output.anchors)
+        anchors = torch.cat(output.anchors)  # (N, 4)
         picks = [
             self._targets(anchors, truth, size)
             for truth, size in zip(batch.instances, batch.sizes_hw, strict=True)
         ]
-        chosen = torch.cat([rows for rows, _ in picks])
-        image = torch.cat([torch.full_like(rows, number) for number, (rows, _) in enumerate(picks)])
+        chosen = torch.cat([rows for rows, _ in picks])  # (M,) of all images
+        image = torch.cat([torch.full_like(rows, number) for number, (rows, _) in enumerate(picks)])  # (M,)
         truths = torch.cat(
             [
                 truth.boxes[matched[matched >= 0]]
                 for truth, (_, matched) in zip(batch.instances, picks, strict=True)
             ]
-        )
-        is_object = torch.cat([matched >= 0 for _, matched in picks])
-        logits, deltas = self._predict_at(output, image, chosen)
+        )  # (P, 4)
+        is_object = torch.cat([matched >= 0 for _, matched in picks])  # (M,)
+        logits, deltas = self._predict_at(output, image, chosen)  # (M,), (M, 4)
         box = box_regression_loss(
             anchors[chosen[is_object]], deltas[is_object], truths, STDS, self.config.loss
         )
@@ -163,14 +163,14 @@ class RPN(nn.Module):
         """Logits (M,) and deltas (M, 4), with gradients, of anchors `chosen` (M,) of images `image` (M,)."""
         per_cell = self.config.anchors.num_anchors
         counts = torch.tensor([len(a) for a in output.anchors], device=chosen.device)
-        ends = counts.cumsum(0)
-        level_of = torch.searchsorted(ends, chosen, right=True)
-        cells = (chosen - (ends - counts)[level_of]) // per_cell
+        ends = counts.cumsum(0)  # (L,)
+        level_of = torch.searchsorted(ends, chosen, right=True)  # (M,)
+        cells = (chosen - (ends - counts)[level_of]) // per_cell  # (M,)
         members = [(level_of == level).nonzero().squeeze(1) for level in range(len(counts))]
         patches = torch.cat(
             [cell_patches(f, image[m], cells[m]) for f, m in zip(output.features, members, strict=True)]
-        )
-        hidden = _linear(patches, self.conv).relu()[torch.cat(members).argsort()]
+        )  # (M, kernel cells · C), level by level
+        hidden = _linear(patches, self.conv).relu()[torch.cat(members).argsort()]  # (M, C)
         own = torch.arange(len(chosen), device=chosen.device), chosen % per_cell
         return (
             _linear(hidden, self.objectness)[own],
@@ -223,12 +223,12 @@ def propose(
     for level, (level_logits, level_deltas, level_anchors) in enumerate(
         zip(output.logits, output.deltas, output.anchors, strict=True)
     ):
-        best, index = level_logits.float().topk(min(per_level, level_logits.shape[1]), dim=1)
+        best, index = level_logits.float().topk(min(per_level, level_logits.shape[1]), dim=1)  # (B, n)
         logits.append(best)
-        deltas.append(level_deltas.float().gather(1, index[..., None].expand(-1, -1, 4)))
-        anchors.append(level_anchors[index])
+        deltas.append(level_deltas.float().gather(1, index[..., None].expand(-1, -1, 4)))  # (B, n, 4)
+        anchors.append(level_anchors[index])  # (B, n, 4)
         levels.append(torch.full_like(index[0], level))
-    level_of = torch.cat(levels)
+    level_of = torch.cat(levels)  # (sum of n,)
     pooled = zip(torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors, 1), sizes_hw, strict=True)
     found = [
         _suppress(decode_boxes(a, d, STDS, size), s, level_of, (iou_threshold, per_image))

@@ -93,8 +93,8 @@ class _Boxes(NamedTuple):
     @classmethod
     def of(cls, boxes: Tensor, scores: Tensor, labels: Tensor, images: Tensor) -> _Boxes:
         """Columns in main memory; there is at least one box."""
-        flat = boxes.detach().float().cpu()
-        table = torch.cat([flat, box_area(flat)[:, None].clamp(min=_TINY)], dim=1)
+        flat = boxes.detach().float().cpu()  # (N, 4)
+        table = torch.cat([flat, box_area(flat)[:, None].clamp(min=_TINY)], dim=1)  # (N, 5)
         image = np.append(images.cpu().numpy(), 0)
         group = image * (int(labels.max()) + 1) + np.append(labels.cpu().numpy(), 0)
         fields = np.ascontiguousarray(torch.cat([table, table.new_tensor([[0, 0, 0, 0, _TINY]])]).T.numpy())
@@ -152,8 +152,8 @@ def _decay(boxes: _Boxes, rules: _Rules, rows: Indices, wanted: int | None) -> t
     bar = np.zeros(boxes.image[rows].max() + 1, dtype=np.float32)
     keep, found = rows[:0], boxes.left[:0]
     while len(rows := rows[boxes.left[rows] >= np.maximum(rules.floor[rows], bar[boxes.image[rows]])]):
-        lanes = _lanes(rows, boxes.group)
-        current = boxes.left[lanes]
+        lanes = _lanes(rows, boxes.group)  # (G, n)
+        current = boxes.left[lanes]  # (G, n)
         steps = max(_MIN_STEPS, lanes.shape[1] // (_SHARE_OF_ALL if wanted is None else _SHARE_OF_FEW))
         picks, values = _advance(np.take(boxes.fields, lanes, axis=1), current, rules.of(lanes[:, :1]), steps)
         boxes.left[lanes] = current
@@ -200,22 +200,26 @@ def _advance(fields: Floats, left: Floats, rules: _Rules, steps: int) -> tuple[I
     Returns:
         What was taken, as indices into the flattened lanes, and the scores.
     """
-    lanes, size = left.shape
-    table, current, floor = fields.reshape(5, -1), left.reshape(-1), rules.floor[:, 0]
+    lanes, size = left.shape  # G, n
+    table, current, floor = (
+        fields.reshape(5, -1),
+        left.reshape(-1),
+        rules.floor[:, 0],
+    )  # (5, G · n), (G · n,), (G,)
     linear = int(np.count_nonzero(~rules.gaussian))
     limit, sigma = rules.limit[:linear], rules.sigma[linear:]
     starts = np.arange(0, lanes * size, size)
     picks, reached, taken = [], [], []
     for _ in range(steps):
-        pick = left.argmax(axis=1) + starts
-        value = current[pick]
-        counts = value >= floor
+        pick = left.argmax(axis=1) + starts  # (G,)
+        value = current[pick]  # (G,)
+        counts = value >= floor  # (G,)
         if not counts.any():
             break
         picks.append(pick)
         reached.append(value)
         taken.append(counts)
-        factor = _iou_with(table[:, pick, None], fields)
+        factor = _iou_with(table[:, pick, None], fields)  # (G, n)
         if linear > 0:
             _linear_factor(factor[:linear], limit)
         if linear < lanes:
@@ -251,11 +255,11 @@ def _iou_with(best: Floats, fields: Floats) -> Floats:
     Returns:
         (G, n); 0 or less for boxes that lie apart, which spares an operation.
     """
-    sides = np.minimum(fields[2:4], best[2:4])
+    sides = np.minimum(fields[2:4], best[2:4])  # (2, G, n)
     sides -= np.maximum(fields[:2], best[:2])
-    inter: Floats = np.maximum(sides[0], np.float32(0), out=sides[0])
+    inter: Floats = np.maximum(sides[0], np.float32(0), out=sides[0])  # (G, n)
     inter *= sides[1]
-    union = np.add(fields[4], best[4], out=sides[1])
+    union = np.add(fields[4], best[4], out=sides[1])  # (G, n)
     union -= inter
     inter /= union
     return inter

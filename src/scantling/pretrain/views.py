@@ -44,17 +44,17 @@ class ViewConfig(BaseModel):
     Attributes:
         min_scale: Smallest share of the crop's area that a view shows; up to all of it.
         max_aspect: Width over height of that part, before it is made square: from 1 / max_aspect to max_aspect.
-        jitter: How often the colours change.
-        brightness: Factor from 1 - brightness to 1 + brightness; likewise contrast and saturation.
-        contrast: See brightness.
-        saturation: See brightness.
-        hue: Turn of the colour circle, in whole turns, either way.
-        gray: How often a view loses its colour.
-        blur: How often a view is blurred.
-        min_sigma: Weakest blur, pixels of a view of 224.
-        max_sigma: Strongest blur.
-        horizontal_flip: How often a view is mirrored.
-        vertical_flip: How often it is turned upside down; not in the published set.
+        jitter: Probability that the colours of a view change.
+        brightness: The brightness is multiplied by 1 - brightness to 1 + brightness.
+        contrast: The contrast is multiplied by 1 - contrast to 1 + contrast.
+        saturation: The saturation is multiplied by 1 - saturation to 1 + saturation.
+        hue: The hue turns by up to this much either way, in whole turns of the colour circle.
+        gray: Probability that a view loses its colour.
+        blur: Probability that a view is blurred.
+        min_sigma: Standard deviation of the weakest blur, in pixels of a view of side 224.
+        max_sigma: Standard deviation of the strongest blur, in the same unit.
+        horizontal_flip: Probability that left and right of a view are exchanged.
+        vertical_flip: Probability that top and bottom are exchanged; not in the published set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,10 +80,10 @@ class CropBatch:
 
     Attributes:
         queries: (B, S, S, 3) uint8 RGB.
-        keys: The same crops, seen differently.
+        keys: (B, S, S, 3) uint8 RGB, other views of the same crops.
         crops: (B,) int64 positions in the store.
         image_ids: Ids of the crops, for messages.
-        is_spare: Never; every process gets as many crops.
+        is_spare: Always False, since every process gets as many crops; the training loop asks every kind of batch.
     """
 
     queries: Tensor
@@ -196,10 +196,10 @@ class CropLoader(PlannedBatches[ViewTask, CropBatch]):
     """Batches of two views, epoch by epoch; the last crops of an epoch that fill no batch are left out.
 
     Args:
-        build: Makes the views.
-        crops: Positions to train on, at least one batch of them.
-        batch_size: Crops per step and process.
-        workers: Processes that make views; 0 does it in the training process.
+        build: Function that makes the two views of some crops.
+        crops: Positions of the crops to train on, at least one batch of them.
+        batch_size: Number of crops per step and process.
+        workers: Number of processes that make views; 0 makes them in the training process.
         rank: Number of this process.
         world: Number of training processes.
     """

@@ -30,8 +30,8 @@ class Fold(NamedTuple):
     """One way to train and hold out.
 
     Attributes:
-        train: Images to train on.
-        held_out: The others, on which the best weights are chosen and which are predicted.
+        train: The images to train on.
+        held_out: The other images, on which the best weights are chosen and which are predicted.
         positions: (I,) position of each held-out image in the training split.
     """
 
@@ -76,12 +76,12 @@ class RunContext:
 
     Attributes:
         root: The run folder.
-        recipe: Without `auto`.
-        data: All splits, checked.
-        device: Where models compute.
-        devices: What stages that are done side by side may use, at least `device`.
-        console: Where progress is shown.
-        processes: Those that do the run together (`torchrun`).
+        recipe: The run's recipe, with a value for every `auto`.
+        data: All splits of the data set, checked.
+        device: The device that models compute on.
+        devices: The devices that stages done side by side may use, `device` among them.
+        console: The terminal on which progress is shown.
+        processes: The group of processes that do the run together (`torchrun`), and this one's place in it.
     """
 
     root: Path

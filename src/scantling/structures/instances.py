@@ -189,8 +189,5 @@ def _check_field(name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int,
     """Refuse a field of the wrong dtype or shape with both sides of the disagreement."""
     if value.dtype != dtype or tuple(value.shape) != shape:
         expected = f"{str(dtype).removeprefix('torch.')} {shape}"
-        raise ValueError(f"Instances.{name}: expected {expected}, found {_describe(value)}")
-
-
-def _describe(value: Tensor) -> str:
-    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        found = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        raise ValueError(f"Instances.{name}: expected {expected}, found {found}")

@@ -110,8 +110,8 @@ class Sample:
     Attributes:
         image: uint8 (3, H, W) RGB; may be a transposed view of (H, W, 3).
         instances: Ground truth, in the frame of `image`.
-        frame: Where `image` lies in the original.
-        image_id: Id from the data set, unchanged.
+        frame: The map that says where `image` lies in the original.
+        image_id: The image's id in the data set, unchanged.
     """
 
     image: NDArray[np.uint8]
@@ -156,10 +156,10 @@ class Batch:
     Attributes:
         images: uint8 (B, 3, H, W) RGB, 0 where padded; normalised by the model, so that a quarter of the bytes travels.
         sizes_hw: B sizes without padding: the frames of the instances.
-        instances: B sets of ground truth.
-        frames: B frames.
-        image_ids: B ids.
-        is_spare: The images are repeated so that a training process is not idle; they do not count.
+        instances: Ground truth of each of the B images, in the frame of its pixels here.
+        frames: For each of the B images, where it lies in its original.
+        image_ids: Ids of the B images in the data set.
+        is_spare: Whether the images are only repeated so that a training process is not idle; then they do not count.
         left_out: Names of images that could not be read so far and were replaced by others, each with the reason.
     """
 

@@ -46,7 +46,7 @@ class CheckpointMeta(BaseModel):
         class_names: Category names in label order.
         category_ids: The data set's own ids, in the same order.
         model: The model's configuration, enough to build it again.
-        predict: How it is meant to predict: image sizes, suppression.
+        predict: Settings of prediction that belong to these weights: image sizes, suppression.
         recipe_hash: Hash of the settings that decide this training.
         data_hash: Hash of the training data.
         step: Updates of the weights so far.
@@ -86,9 +86,9 @@ def save_checkpoint(path: Path | str, tensors: Mapping[str, Tensor], meta: Check
     """Write a checkpoint; it is complete under its name or not there, and an older one stays until then.
 
     Args:
-        path: Final name.
-        tensors: On any device; names start with `model.`, `ema.` or `optimizer.`.
-        meta: Its `sha256` is computed here.
+        path: The file's final name.
+        tensors: Tensors on any device, whose names start with `model.`, `ema.` or `optimizer.`.
+        meta: The description to store; its `sha256` is computed here.
 
     Raises:
         TrainingError: No space is left, the folder cannot be written to, or a weight is not finite.
@@ -165,7 +165,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: Pat
     Args:
         model: Changed in place, or not at all if anything disagrees.
         weights: Tensors by the model's own names, such as `weights_in(checkpoint.tensors)`.
-        source: Where they come from, for the message.
+        source: The weights' file, for the message.
 
     Raises:
         CheckpointError: Names missing, unexpected, or of another shape; the first ten of each are listed.

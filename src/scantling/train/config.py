@@ -31,13 +31,13 @@ class TrainConfig(BaseModel):
     """How a model is trained.
 
     Attributes:
-        epochs: Length; `auto` is resolved from the size of the data set before training starts.
+        epochs: Length of the training; `auto` is resolved from the size of the data set before training starts.
         batch_size: Images per batch and process; `auto` is what the device's memory holds.
         accumulate: Batches whose gradients are averaged into one step.
         total_batch: Images of one step over all processes, what a learning rate is chosen for: as many batches are
             averaged as it takes. null: `accumulate` batches on every process, whatever their number.
-        repeats: How often the loader shows each image in an epoch; `auto` as for `epochs`.
-        workers: Processes that load images (0: none); `auto` goes by the device; never changes the result.
+        repeats: Number of times that the loader shows each image in an epoch; `auto` as for `epochs`.
+        workers: Number of processes that load images (0: none); `auto` goes by the device; never changes the result.
         precision: Number format of the forward pass; weights are float32 in all of them. fp16 needs a GPU.
         clip_norm: Gradients with a larger norm are scaled down to it; null turns clipping off.
         ema: Decay of the moving average of the weights, such as 0.999; null keeps no average. When it is kept, it
@@ -45,10 +45,10 @@ class TrainConfig(BaseModel):
         optimizer: `sgd` (momentum), `adamw` or `adadelta`.
         lr: Learning rate after the warm-up. The default follows 0.02 per 16 images (Goyal et al. 2017); `auto` goes by
             the optimiser and by what training starts from.
-        momentum: Of SGD.
-        betas: Of AdamW.
-        rho: Of AdaDelta (Zeiler 2012).
-        weight_decay: On every weight that the three switches below do not spare.
+        momentum: Momentum of SGD.
+        betas: AdamW's decay rates of the first and second moment.
+        rho: AdaDelta's decay rate (Zeiler 2012).
+        weight_decay: Weight decay of every weight that the three switches below do not exempt.
         norm_decay: Decay the scales and shifts of normalisation layers, too.
         bias_decay: Decay biases, too.
         position_decay: Decay position tables (Swin's relative position bias), too.
@@ -60,9 +60,9 @@ class TrainConfig(BaseModel):
             end never happen.
         gamma: Factor of the step and plateau schedules.
         patience: Epochs without a gain before the plateau schedule lowers the learning rate (again).
-        final_lr_scale: Where the cosine schedule ends, relative to `lr`.
+        final_lr_scale: Learning rate at the end of the cosine schedule, relative to `lr`.
         warmup_steps: Steps over which the learning rate rises linearly; 0 turns the warm-up off.
-        warmup_scale: Where the warm-up starts, relative to `lr`.
+        warmup_scale: Learning rate at the start of the warm-up, relative to `lr`.
         monitor: Metric of the validation that decides what is best; larger is better. `auto`: `segm/AP` of a detector
             that draws masks, else `bbox/AP`.
         validate_every: Epochs between validations; the last epoch is always validated.

@@ -69,7 +69,7 @@ def require_precision(precision: str, device: torch.device) -> None:
 
     Args:
         precision: `fp32`, `bf16` or `fp16`.
-        device: Where the model runs.
+        device: The device that the model runs on.
 
     Raises:
         UsageError: fp16 away from a GPU, or bf16 on a GPU without it.
@@ -112,8 +112,8 @@ class Processes:
 
     Attributes:
         rank: Number of this process.
-        world: How many there are.
-        on_machine: How many of them share this machine.
+        world: Number of processes that train together.
+        on_machine: Number of them that share this machine.
     """
 
     rank: int
@@ -265,7 +265,7 @@ def join_processes(device: torch.device) -> Processes:
     """Join the process group the launcher describes (`torchrun`), or be the only process.
 
     Args:
-        device: What this process computes on; GPUs exchange gradients over NCCL, CPUs over gloo.
+        device: The device that this process computes on; GPUs exchange gradients over NCCL, CPUs over gloo.
     """
     from accelerate import PartialState
 

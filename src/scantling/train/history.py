@@ -80,7 +80,11 @@ class History:
         Raises:
             TrainingError: The disk is full or the file cannot be written.
         """
-        line = json.dumps({name: _finite_or_none(value) for name, value in entry.items()}, allow_nan=False)
+        finite = {
+            name: value if value is not None and math.isfinite(value) else None
+            for name, value in entry.items()
+        }
+        line = json.dumps(finite, allow_nan=False)
         with explained_writes(self._path), self._path.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
         self.lines += 1
@@ -129,7 +133,3 @@ def _cut(path: Path, lines: int) -> int:
     if end < path.stat().st_size:
         os.truncate(path, end)
     return kept
-
-
-def _finite_or_none(value: float | None) -> float | int | None:
-    return value if value is not None and math.isfinite(value) else None

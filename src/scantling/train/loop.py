@@ -16,7 +16,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -69,14 +69,14 @@ class RunInfo:
     """The circumstances of one run.
 
     Attributes:
-        seed: Of everything random in the model; the data have their own.
-        meta: What checkpoints say about kind, classes, model, recipe and data; the loop fills in the rest.
+        seed: Seed of everything random in the model; the data have their own.
+        meta: The part of a checkpoint that tells kind, classes, model, recipe and data; the loop fills in the rest.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         resume: Go on from `last.safetensors` in the output folder, or from the one before where it is gone.
         overwrite: Replace the files of an earlier run in the output folder.
         validate: Measures a model that is in evaluation mode; every process calls it, the main process' answer
             counts. None trains without validation and keeps the weights of the last step as best.
-        console: Where progress is shown; None means standard error.
+        console: The terminal on which progress is shown; None means standard error.
     """
 
     seed: int
@@ -96,7 +96,7 @@ class FitResult:
         best: Checkpoint with the weights of the best validation (their moving average if one is kept).
         last: Checkpoint that holds the state of training.
         history: Entries of `metrics.jsonl`.
-        metrics: What validation said about the weights in `best`.
+        metrics: The validation's metrics of the weights in `best`.
         epochs: Epochs trained; fewer than configured if early stopping ended the run.
     """
 
@@ -113,8 +113,8 @@ def fit(model: nn.Module, data: TrainData, config: TrainConfig, *, out: Path, ru
     Args:
         model: `model(batch)` returns named scalar losses; every one of them is added to what is minimised. It is
             trained in place and left as it is after the last step; the best weights are in the result's `best`.
-        data: Where the batches come from.
-        config: How to train; `epochs` must be a number.
+        data: The source of the batches.
+        config: Settings of the training, whose `epochs` must be a number.
         out: Folder for `best.safetensors`, `last.safetensors`, `metrics.jsonl` and `metrics.csv`.
         run: Seed, device, what to resume, how to validate.
 
@@ -133,7 +133,9 @@ def fit(model: nn.Module, data: TrainData, config: TrainConfig, *, out: Path, ru
     processes = join_processes(device)
     config = config.model_copy(update={"accumulate": config.batches_per_step(processes.world)})
     with (
-        _claim(out, run) if processes.is_main else nullcontext(),
+        claim_folder(out, resume=run.resume, overwrite=run.overwrite, known=_FILES)
+        if processes.is_main
+        else nullcontext(),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     ):
         return _Training(model.to(device), data, config, out, run, processes).complete()
@@ -206,7 +208,8 @@ class _Training:
                 self._leave_if_asked()
                 if self._state.step % self._config.checkpoint_every == 0:
                     self._save_last()
-            if self._would_lose_much():
+            is_late = time.monotonic() - self._saved_at > _LATE_SECONDS
+            if self._processes.maximum(int(is_late), self._device):  # saving takes all processes
                 self._save_last()
 
     def _step(self, batches: Iterator[TrainBatch]) -> None:
@@ -314,10 +317,6 @@ class _Training:
                 raise
             raise _interruption(self._guard.signum, self._state.step) from error
 
-    def _would_lose_much(self) -> bool:
-        is_late = time.monotonic() - self._saved_at > _LATE_SECONDS
-        return bool(self._processes.maximum(int(is_late), self._device))  # saving takes all processes
-
     def _save_last(self) -> None:
         self._state.meters = self._processes.gather((self._meter.sums, self._meter.counts))
         if self._history:
@@ -362,10 +361,6 @@ def _assemble(
     scaler = GradScaler(device.type, enabled=config.precision == "fp16")
     parts = Parts(model=model, optimizer=optimizer, average=average, scaler=scaler)
     return parts, Stepper(shared, parts, config, processes, seed=seed)
-
-
-def _claim(out: Path, run: RunInfo) -> AbstractContextManager[Path]:
-    return claim_folder(out, resume=run.resume, overwrite=run.overwrite, known=_FILES)
 
 
 def _require_validation(config: TrainConfig, run: RunInfo) -> None:

@@ -109,7 +109,7 @@ class Schedule:
 
     Attributes:
         epochs: Length of the run.
-        plateau_cuts: How often the plateau schedule has lowered the rate; the only state there is.
+        plateau_cuts: Number of times that the plateau schedule has lowered the rate; the only state there is.
     """
 
     def __init__(self, config: TrainConfig, *, epochs: int, steps_per_epoch: int) -> None:
@@ -121,7 +121,9 @@ class Schedule:
 
     def scale(self, step: int) -> float:
         """Factor of the learning rate for the update that follows `step` finished updates."""
-        return self._warmup(step) * self._body(step)
+        steps, start = self._config.warmup_steps, self._config.warmup_scale
+        warmup = start + (1 - start) * step / steps if step < steps else 1.0
+        return warmup * self._body(step)
 
     def apply(self, optimizer: Optimizer, step: int) -> float:
         """Set every group's learning rate for the next update and return the rate of an unscaled group."""
@@ -129,10 +131,6 @@ class Schedule:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         return rate
-
-    def _warmup(self, step: int) -> float:
-        steps, start = self._config.warmup_steps, self._config.warmup_scale
-        return start + (1 - start) * step / steps if step < steps else 1.0
 
     def _body(self, step: int) -> float:
         config = self._config
@@ -152,7 +150,7 @@ def build_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
     """Build the schedule of a run whose length is known.
 
     Args:
-        config: Its `epochs` must be a number.
+        config: Settings of the training, whose `epochs` must be a number.
         steps_per_epoch: Updates of the weights per epoch.
 
     Raises:

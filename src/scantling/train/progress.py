@@ -38,9 +38,9 @@ def make_reporter(console: Console | None, *, total: int, start: int, title: str
     """Choose how to report.
 
     Args:
-        console: Where to; None means standard error.
-        total: Steps of the whole run.
-        start: Steps already done.
+        console: The terminal to write to; None means standard error.
+        total: Number of steps of the whole run.
+        start: Number of steps already done.
         title: Short name in front of the bar.
 
     Returns:

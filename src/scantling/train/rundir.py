@@ -41,7 +41,8 @@ def claim_folder(
     folder = Path(folder)
     _create(folder)
     with _locked(folder):
-        _remove_leftovers(folder)
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
         if not (resume or overwrite):
             _require_empty(folder)
         for name in known if overwrite else ():
@@ -86,11 +87,6 @@ def _require_empty(folder: Path) -> None:
             f"{folder} is not empty (it holds {shown})",
             hint="Resume the run in it, allow it to be overwritten, or give another folder.",
         )
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -44,11 +44,11 @@ class LoopState(BaseModel):
         best_epoch: Finished epochs when it was reached.
         best_metrics: Everything that validation said about the weights saved as best.
         last_cut: Finished epochs when the plateau schedule last lowered the learning rate.
-        plateau_cuts: How often it did.
+        plateau_cuts: Number of times that the plateau schedule has lowered the learning rate.
         finished: Nothing is left to do: the length is reached, or early stopping ended the run.
-        history_lines: Entries of the history.
+        history_lines: Number of entries in the history.
         skipped_steps: Updates left out because fp16 gradients overflowed.
-        skipped_in_a_row: Those since the last update that took place.
+        skipped_in_a_row: Number of updates left out since the last one that took place.
         average_updates: Updates of the moving average.
         meters: Per process, sums and counts of the losses since the last entry of the history.
         scaler: State of the fp16 loss scaling.
@@ -147,9 +147,9 @@ def resume_state(
 
     Args:
         checkpoint: A `last` checkpoint.
-        meta: What the checkpoints of the run at hand say about model, classes, data and recipe.
-        settings: What else decides the result: training settings, seed, number of processes, steps per epoch.
-        source: Its path, for the message.
+        meta: The part of a checkpoint of the run at hand that tells model, classes, data and recipe.
+        settings: Everything else that decides the result: training settings, seed, processes, steps per epoch.
+        source: The checkpoint's path, for the message.
 
     Raises:
         CheckpointError: It holds no training state, or belongs to a run with other data, classes, model or settings;

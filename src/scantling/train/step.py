@@ -106,7 +106,9 @@ class Stepper:
         norm = self._clip()
         losses, means, norm_value = _fetch(records, norm)
         self._refuse_faults(records, losses, norm_value, f"step {step + 1}, learning rate {lr:.4g}")
-        self._apply()
+        self._parts.scaler.step(self._parts.optimizer)
+        self._parts.scaler.update()
+        self._parts.optimizer.zero_grad(set_to_none=True)
         values = means | ({"grad_norm": norm_value} if math.isfinite(norm_value) else {})
         images = sum(len(record.image_ids) for record in records)
         return StepOutcome(values, images, skipped=not math.isfinite(norm_value))
@@ -133,7 +135,11 @@ class Stepper:
         self, records: Sequence[_Record], losses: Sequence[dict[str, float]], norm: float, place: str
     ) -> None:
         pairs = list(zip(records, losses, strict=True))
-        faults = [_describe(record, values) for record, values in pairs if not _all_finite(values)]
+        faults = [
+            _describe(record, values)
+            for record, values in pairs
+            if not all(map(math.isfinite, values.values()))
+        ]
         if not math.isfinite(norm):
             faults = [fault for found in self._processes.gather(faults) for fault in found]
             if not faults and self._config.precision != "fp16":
@@ -144,11 +150,6 @@ class Stepper:
                 hint="Look at these images' labels; try a lower learning rate, a longer warm-up, a smaller "
                 "clip_norm, or fp32. The last checkpoint is from before this step.",
             )
-
-    def _apply(self) -> None:
-        self._parts.scaler.step(self._parts.optimizer)
-        self._parts.scaler.update()
-        self._parts.optimizer.zero_grad(set_to_none=True)
 
 
 def refuse_endless_skips(skipped_in_a_row: int, step: int) -> None:
@@ -208,10 +209,6 @@ def _mean_losses(losses: Sequence[dict[str, float]], weights: Sequence[float]) -
     for name in dict.fromkeys(name for values in losses for name in values):
         means[f"loss/{name}"] = sum(values.get(name, 0.0) * weight for values, weight in weighted)
     return means
-
-
-def _all_finite(values: dict[str, float]) -> bool:
-    return all(map(math.isfinite, values.values()))
 
 
 def _describe(record: _Record, values: dict[str, float]) -> str:
