@@ -21,7 +21,10 @@ from scantling.structures.sample import Batch, Frame
 from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-MODEL_OF = {"double_head_r50": "double_head_rcnn_r50"}  # other cases have the name of their model
+MODEL_OF = {
+    "double_head_r50": "double_head_rcnn_r50",
+    "htc_r50": "htc_without_semantic_r50",
+}  # other cases have the name of their model
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ def _their_key(key: str, kinds: Mapping[str, str]) -> str:
     if match := re.fullmatch(r"mask_(?:head|stages\.(\d))\.(.+)", key):
         stage = "" if match[1] is None else f"{match[1]}."
         return f"roi_head.mask_head.{stage}{_mask_head(match[2], kind)}"
+    if match := re.fullmatch(r"semantic_head\.(.+)", key):
+        return f"roi_head.semantic_head.{_semantic_head(match[1])}"
     match = re.fullmatch(r"(?:head|stages\.(\d))\.(.+)", key)
     stage = "" if match[1] is None else f"{match[1]}."
     return f"roi_head.bbox_head.{stage}{_head(match[2], kind)}"
@@ -65,6 +67,14 @@ def _backbone(key: str, kind: str) -> str:
 
 def _mask_head(key: str, kind: str) -> str:
     key = re.sub(r"convs\.(\d)\.[01]\.", rf"convs.\1.{kind}.", key)
+    key = re.sub(r"^flow\.[01]\.", f"conv_res.{kind}.", key)
+    return re.sub(r"^logits\.", "conv_logits.", key)
+
+
+def _semantic_head(key: str) -> str:
+    key = re.sub(r"^laterals\.(\d)\.0\.", r"lateral_convs.\1.conv.", key)
+    key = re.sub(r"^convs\.(\d)\.0\.", r"convs.\1.conv.", key)
+    key = re.sub(r"^embed\.0\.", "conv_embedding.conv.", key)
     return re.sub(r"^logits\.", "conv_logits.", key)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.mmdet_layout import mmdet_weights
-from scantling.errors import UsageError
+from scantling.errors import CheckpointError, UsageError
 from scantling.models.weights.class_rows import rows_by_name, with_rows
 from scantling.models.weights.mmdet import class_loss_of, num_classes_of
 from scantling.models.zoo import ModelConfig, build_model
@@ -74,6 +74,56 @@ def test_masks_of_each_class_follow_its_name_and_shared_ones_stay(theirs, ours):
     assert moved[:, 0, 0, 0].tolist() == [NUT, 0, BOLT]
     shared = {name: rows[:1]}
     assert with_rows(shared, (1, None, 0), 2, fresh)[name] is shared[name]
+
+
+def test_labels_of_cells_follow_the_names_and_the_ground_stays_first():
+    name, ground = "roi_head.semantic_head.conv_logits.bias", BACKGROUND
+    new = {"semantic_head.logits.bias": torch.zeros(4)}
+    derived, pixels = torch.tensor([ground, BOLT, NUT]), torch.ones(7)
+    assert with_rows({name: derived}, (1, None, 0), 2, new)[name].tolist() == [ground, NUT, 0, BOLT]
+    assert with_rows({name: derived}, (None, None, None), 2, new)[name].tolist() == [0] * 4
+    assert with_rows({name: pixels}, (1, None, 0), 2, new)[name].tolist() == [0] * 4  # labels of other things
+    assert with_rows({name: derived}, (1, None, 0), 2, {})[name] is derived  # a model without the branch
+
+
+def small_htc(**options) -> ModelConfig:
+    narrow = {"fpn_channels": 16, "fc_channels": 16, "mask_channels": 16, "mask_convs": 1}
+    return ModelConfig(name="htc_r18_small", **narrow, **options)
+
+
+@pytest.mark.parametrize(("labels", "told"), [(None, None), (3, None), (9, 9)])
+def test_a_hybrid_task_cascade_is_imported_with_its_labels_of_pixels(labels, told, tmp_path):
+    torch.manual_seed(3)
+    model = build_model(small_htc(semantic_labels=labels), 2)
+    theirs = mmdet_weights(model)
+    assert "roi_head.mask_head.0.conv_res.conv.weight" not in theirs
+    assert "roi_head.mask_head.2.conv_res.conv.weight" in theirs
+    torch.save({"state_dict": theirs}, tmp_path / "theirs.pth")
+    summary = import_detector(tmp_path / "theirs.pth", small_htc(), tmp_path / "ours")
+    assert set(summary.conversion.used) == set(theirs)
+    assert summary.conversion.unused == summary.conversion.missing == ()
+    tensors, meta = load_checkpoint(summary.checkpoint)
+    assert meta.model.get("semantic_labels") == told
+    assert all(torch.equal(weights_in(tensors)[key], value) for key, value in model.state_dict().items())
+
+
+def test_other_categories_need_no_labels_of_pixels(tmp_path):
+    theirs = mmdet_weights(build_model(small_htc(semantic_labels=9), 2))
+    torch.save({"state_dict": theirs}, tmp_path / "theirs.pth")
+    choice = HeadChoice(head="by-name", classes=("nut", "gear", "crank"))
+    summary = import_detector(tmp_path / "theirs.pth", small_htc(), tmp_path / "ours", choice=choice)
+    found = weights_in(load_checkpoint(summary.checkpoint)[0])
+    assert found["semantic_head.logits.weight"].shape == (4, 16, 1, 1)
+    assert torch.equal(
+        found["semantic_head.convs.0.0.weight"], theirs["roi_head.semantic_head.convs.0.conv.weight"]
+    )
+
+
+def test_a_semantic_branch_is_not_left_out_in_silence(tmp_path):
+    theirs = mmdet_weights(build_model(small_htc(), 2))
+    torch.save({"state_dict": theirs}, tmp_path / "theirs.pth")
+    with pytest.raises(CheckpointError, match=r"find no place .*semantic_head"):
+        import_detector(tmp_path / "theirs.pth", small_htc(semantic=False), tmp_path / "ours")
 
 
 def test_the_number_of_classes_is_the_class_losses_affair():

@@ -53,6 +53,18 @@ VARIANTS = {
         mask_norm="gn",
         **SMALL,
     ),
+    "htc": ModelConfig(name="htc_r18_small", mask_convs=1, mask_channels=32, semantic_convs=1, **SMALL),
+    "htc bare giou": ModelConfig(
+        name="htc_r18_small",
+        semantic=False,
+        head="conv_fc",
+        box_loss="giou",
+        box_loss_weight=10.0,
+        mask_convs=1,
+        mask_channels=24,
+        mask_class_agnostic=True,
+        **SMALL,
+    ),
     "double head": ModelConfig(name="double_head_rcnn_r18_small", **SMALL),
     "double head gn agnostic": ModelConfig(
         name="double_head_rcnn_r18_small", norm="gn", class_agnostic=True, **SMALL
@@ -126,7 +138,9 @@ def test_images_without_objects(variant: str) -> None:
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("variant", ["faster", "cascade", "double head", "double head gn agnostic"])
+@pytest.mark.parametrize(
+    "variant", ["faster", "cascade", "htc", "htc bare giou", "double head", "double head gn agnostic"]
+)
 def test_no_proposals_give_no_detections(variant: str) -> None:
     model, batch = build(variant).eval(), two_images()
     with torch.no_grad():
@@ -138,7 +152,9 @@ def test_no_proposals_give_no_detections(variant: str) -> None:
     assert all(torch.isfinite(v) for v in losses.values())
 
 
-@pytest.mark.parametrize("variant", ["faster", "cascade", "mask", "cascade mask", "double head"])
+@pytest.mark.parametrize(
+    "variant", ["faster", "cascade", "mask", "cascade mask", "htc bare giou", "double head"]
+)
 def test_no_proposals_and_no_truths_leave_nothing_to_learn(variant: str) -> None:
     model = build(variant).train()
     batch = without_objects()
@@ -154,9 +170,10 @@ def test_no_proposals_and_no_truths_leave_nothing_to_learn(variant: str) -> None
     assert all(torch.equal(before[k], v) for k, v in after.items())  # running statistics, too
 
 
+@pytest.mark.parametrize("variant", ["cascade", "htc", "htc bare giou"])
 @pytest.mark.parametrize("part", [0, 1, 2])
-def test_each_stage_has_a_say_in_the_result(part: int) -> None:
-    model, batch = build("cascade").eval(), two_images()
+def test_each_stage_has_a_say_in_the_result(part: int, variant: str) -> None:
+    model, batch = build(variant).eval(), two_images()
     with torch.no_grad():
         before = detect(model, batch, ALL)
         head = model.heads[part]
@@ -195,7 +212,7 @@ def test_each_mask_head_of_a_cascade_has_a_say_and_the_boxes_none(part: int) -> 
         assert changed.tolist() == (found.labels == 0).tolist()  # the class of the row that changed
 
 
-@pytest.mark.parametrize("variant", ["mask", "cascade mask", "cascade mask agnostic"])
+@pytest.mark.parametrize("variant", ["mask", "cascade mask", "cascade mask agnostic", "htc", "htc bare giou"])
 def test_masks_are_drawn_for_any_boxes_and_for_none(variant: str) -> None:
     model, batch = build(variant).eval(), two_images()
     with torch.no_grad():
@@ -209,7 +226,7 @@ def test_masks_are_drawn_for_any_boxes_and_for_none(variant: str) -> None:
         build("cascade").masks(encoded, batch.instances)
 
 
-@pytest.mark.parametrize("variant", ["mask", "cascade mask"])
+@pytest.mark.parametrize("variant", ["mask", "cascade mask", "htc", "htc bare giou"])
 def test_a_mask_loss_of_weight_zero_teaches_nothing(variant: str) -> None:
     torch.manual_seed(0)
     config = VARIANTS[variant].with_options(mask_weight=0.0)
@@ -407,6 +424,7 @@ def test_an_image_is_detected_alike_alone_and_beside_a_larger_one() -> None:
         ("double head", 2 * STEPS),
         ("mask", 2 * STEPS),
         ("cascade mask", 2 * STEPS),
+        ("htc", 2 * STEPS),
     ],
 )
 def test_two_images_are_learned_by_heart(variant: str, steps: int) -> None:

@@ -14,7 +14,8 @@ from scantling.models.rpn import propose
 from scantling.models.suppression import SuppressConfig, suppress_instances
 from scantling.structures.instances import Instances
 
-CASCADES = ("cascade_rcnn_r50", "cascade_rcnn_r50_dcn_gn", "cascade_mask_rcnn_r50_giou")
+HTC = "htc_r50"
+CASCADES = ("cascade_rcnn_r50", "cascade_rcnn_r50_dcn_gn", "cascade_mask_rcnn_r50_giou", HTC)
 DOUBLE_HEAD = "double_head_r50"
 MASK_RCNN = "mask_rcnn_swin_t"
 WITH_MASKS = (MASK_RCNN, "cascade_mask_rcnn_r50_giou")
@@ -98,6 +99,28 @@ def test_mask_logits(golden, features) -> None:
         with torch.no_grad():
             logits = head(features, [boxes])
         assert_close(logits, golden.tensor(f"stage{stage}_mask_logits_top5"))
+
+
+@pytest.mark.parametrize("golden", [HTC], indirect=True)
+def test_masks_of_all_stages_know_the_stages_before(golden, features) -> None:
+    """With the information flow; the result is the mean of all stages, as in the paper."""
+    found = Instances(
+        size_hw=golden.size_hw,
+        boxes=golden.tensor("final_boxes")[:5],
+        labels=golden.tensor("final_labels")[:5],
+    )
+    with torch.no_grad():
+        logits = golden.model.mask_logits(golden.encoded(features), [found.boxes])
+        (masks,) = golden.model.masks(golden.encoded(features), [found])
+    expected = [golden.tensor(f"stage{stage}_mask_logits_top5") for stage in range(3)]
+    assert len(logits) == 3
+    for stage in range(3):
+        assert_close(logits[stage], expected[stage])
+    own = torch.stack([stage[torch.arange(5), found.labels] for stage in expected])
+    assert_close(masks.probabilities, own.sigmoid().mean(dim=0))
+    assert (
+        float((own.sigmoid().mean(dim=0) - own[2].sigmoid()).abs().max()) > 0.05
+    )  # the last alone is another
 
 
 @pytest.mark.parametrize("golden", WITH_MASKS, indirect=True)

@@ -3,6 +3,7 @@
 The facts are the settings of its configuration files, by our words: `faster-rcnn_r50_fpn`, `cascade-rcnn_r50_fpn`,
 `cascade-rcnn_x101-64x4d_fpn`, `dconv/cascade-rcnn_r50-dconv-c3-c5_fpn`, `gn/mask-rcnn_r50_fpn_gn-all`,
 `double_heads/dh-faster-rcnn_r50_fpn`, `mask-rcnn_r50_fpn`, `cascade-mask-rcnn_r50_fpn`,
+`htc_r50_fpn`, `htc-without-semantic_r50_fpn`, `htc_x101-64x4d-dconv-c3-c5_fpn`,
 `swin/mask-rcnn_swin-t-p4-w7_fpn`, `convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou`; of the Swin
 authors' own repository for the cascade on Swin; and of torchvision's constructors. Where ours differ on purpose,
 DEVIATIONS says so.
@@ -82,7 +83,12 @@ def under(prefix: str, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 FASTER = COMMON | under("head", HEAD) | under("assign", AT_HALF) | {"mask": None}
-CASCADE = COMMON | {"mask": None, "rpn.loss.beta": 1 / 9, "rpn.train_proposals": 2000}
+CASCADE = COMMON | {
+    "mask": None,
+    "rpn.allowed_border": 0.0,
+    "rpn.loss.beta": 1 / 9,
+    "rpn.train_proposals": 2000,
+}
 for stage, (weight, iou, xy, wh) in enumerate(
     [(1.0, 0.5, 0.1, 0.2), (0.5, 0.6, 0.05, 0.1), (0.25, 0.7, 0.033, 0.067)]
 ):
@@ -114,6 +120,17 @@ MASK_HEAD = {
 BOXES = {key: value for key, value in FASTER.items() if key != "mask"}
 MASK = BOXES | under("mask", MASK_HEAD) | {"assign.low_quality_iou": 0.5}
 CASCADE_MASK = {key: value for key, value in CASCADE.items() if key != "mask"} | under("mask", MASK_HEAD)
+
+SEMANTIC_HEAD = {
+    "num_convs": 4,
+    "residual": False,
+    "num_labels": 183,
+    "pool_side": 14,
+    "pool_samples": 0,
+    "aligned": True,
+    "weight": 0.2,
+}
+HTC = CASCADE_MASK | under("semantic", SEMANTIC_HEAD)
 
 
 def conv_giou(norm: str, class_agnostic: bool) -> dict[str, Any]:  # noqa: FBT001
@@ -165,6 +182,9 @@ FACTS = {
     | CONVNEXT
     | {"backbone.frozen_stages": 0}
     | conv_giou("sync_bn", class_agnostic=False),
+    "htc_r50": HTC,
+    "htc_without_semantic_r50": CASCADE_MASK | {"semantic": None},
+    "htc_x101_64x4d_dcn": HTC | {"backbone.name": "resnext101_64x4d", "backbone.deform": (2, 3, 4)},
     "torchvision_faster_rcnn_r50": FASTER | TORCHVISION,
     "torchvision_faster_rcnn_r50_v2": FASTER | TORCHVISION_V2,
     "torchvision_mask_rcnn_r50": MASK | TORCHVISION | TORCHVISION_MASK,
@@ -176,8 +196,10 @@ OWN = (
     "double_head_rcnn_r18_small",
     "mask_rcnn_r18_small",
     "cascade_mask_rcnn_r18_small",
+    "htc_r18_small",
+    "htc_without_semantic_r50_giou",
 )
-"""Made for CPUs and few images; nobody else has published them."""
+"""Made for CPUs and few images, or of parts published apart; nobody else has published them."""
 
 DEVIATIONS = {
     "torchvision.low_quality_iou": (0.3, "MMDetection's; torchvision's anchors claim a truth at any overlap"),
@@ -192,6 +214,14 @@ DEVIATIONS = {
     "frozen_stages": (
         0,
         "models start from random weights unless told otherwise; recipes that do not freeze a stage",
+    ),
+    "allowed_border": (
+        None,
+        "anchors that cross the border learn too, as in Faster R-CNN: a small image has few others",
+    ),
+    "num_labels": (
+        None,
+        "labels derived from the masks, the categories and the ground; the published ones are COCO's things and stuff",
     ),
     "double_head_rcnn_r50_dcn_gn.head.norm": (
         "gn",

@@ -18,7 +18,7 @@ with the options of `zoo.MODELS["cascade_rcnn_r50_dcn_gn"]`. Dims: B images, C c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -30,7 +30,7 @@ from scantling.models.assign import AssignConfig
 from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoiSamples, sample_rois
 from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import RoiPool
-from scantling.models.mask_heads import MaskHead, MaskHeadConfig, MaskOptions, soft_masks
+from scantling.models.mask_heads import MaskHead, MaskHeadConfig, MaskOptions, positive_boxes, soft_masks
 from scantling.models.two_stage import BoxHeadOptions, TwoStageConfig, TwoStageDetector, top_candidates
 from scantling.structures.instances import Instances
 from scantling.structures.masks import RoiMasks
@@ -148,50 +148,28 @@ class CascadeRCNN(TwoStageDetector):
             logits, deltas = head(self.pool(levels, [s.boxes for s in samples]))
             found = head.losses(logits, deltas, RoiSamples.cat(samples))
             if self.has_masks:
-                found |= self.mask_heads[number].losses(levels, samples, truths)
+                drawn = self.mask_heads[number](levels, positive_boxes(samples))
+                found |= self.mask_heads[number].losses(drawn, samples, truths)
             losses |= {f"stage{number}/{name}": stage.weight * value for name, value in found.items()}
             rois = refine_samples(head, samples, logits, deltas, [t.size_hw for t in truths])
         return losses
 
     def run_stages(self, encoded: Encoded) -> list[StageOutput]:
-        """Test-time pass through all stages; each stage reads the boxes the one before decoded.
-
-        Args:
-            encoded: Levels, proposals, sizes of the images.
-
-        Returns:
-            What each stage read and predicted.
-        """
-        rois = list(encoded.proposals)
-        counts = [len(r) for r in rois]
-        outputs: list[StageOutput] = []
-        for number, head in enumerate(self.heads):
-            if number:
-                before = outputs[-1]
-                parts = zip(rois, before.logits, before.deltas, encoded.sizes_hw, strict=True)
-                rois = [decode_best(self.heads[number - 1], *part) for part in parts]
-            logits, deltas = head(self.pool(encoded.levels, rois))
-            outputs.append(
-                StageOutput(rois=rois, logits=torch.split(logits, counts), deltas=torch.split(deltas, counts))
-            )
-        return outputs
+        """Test-time pass through all stages; see `run_stages`."""
+        return run_stages(self.heads, lambda rois: self.pool(encoded.levels, rois), encoded)
 
     def roi_candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:
         """Candidates of each image for its proposals."""
-        outputs, head = self.run_stages(encoded), self.heads[-1]
-        last = outputs[-1]
-        found = []
-        for image, size_hw in enumerate(encoded.sizes_hw):
-            mean_logits = torch.stack([o.logits[image].float() for o in outputs]).mean(dim=0)
-            boxes = head.decode(last.rois[image], last.deltas[image], size_hw)
-            found.append(top_candidates(boxes, head.class_loss.probabilities(mean_logits), size_hw, limits))
-        return found
+        return mean_candidates(self.heads[-1], self.run_stages(encoded), encoded.sizes_hw, limits)
 
     def masks(self, encoded: Encoded, instances: Sequence[Instances]) -> list[RoiMasks]:
         """Soft masks (N_i, 28, 28) for the given boxes of each image: the mean of all stages'."""
         if not self.has_masks:
             return super().masks(encoded, instances)
-        return soft_masks(self.mask_heads, encoded.levels, instances)
+        boxes = [found.boxes for found in instances]
+        return soft_masks(
+            self.mask_heads, (head(encoded.levels, boxes) for head in self.mask_heads), instances
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +185,56 @@ class StageOutput:
     rois: Sequence[Tensor]
     logits: Sequence[Tensor]
     deltas: Sequence[Tensor]
+
+
+def run_stages(
+    heads: Sequence[BoxHead], pool: Callable[[Sequence[Tensor]], Tensor], encoded: Encoded
+) -> list[StageOutput]:
+    """Test-time pass through all stages; each stage reads the boxes the one before decoded.
+
+    Args:
+        heads: The stages in order.
+        pool: RoIs [(R_i, 4)] of each image -> what a head reads, (R, C, S, S), images one after the other.
+        encoded: Proposals, sizes of the images.
+
+    Returns:
+        What each stage read and predicted.
+    """
+    rois = list(encoded.proposals)
+    counts = [len(r) for r in rois]
+    outputs: list[StageOutput] = []
+    for number, head in enumerate(heads):
+        if number:
+            before = outputs[-1]
+            parts = zip(rois, before.logits, before.deltas, encoded.sizes_hw, strict=True)
+            rois = [decode_best(heads[number - 1], *part) for part in parts]
+        logits, deltas = head(pool(rois))
+        outputs.append(
+            StageOutput(rois=rois, logits=torch.split(logits, counts), deltas=torch.split(deltas, counts))
+        )
+    return outputs
+
+
+def mean_candidates(
+    head: BoxHead,
+    outputs: Sequence[StageOutput],
+    sizes_hw: Sequence[tuple[int, int]],
+    limits: CandidateLimits,
+) -> list[Instances]:
+    """Candidates of each image: the last stage's boxes, scored by the mean of all stages' logits.
+
+    Args:
+        head: The last stage.
+        outputs: Of all stages.
+        sizes_hw: Size of each image.
+        limits: Which are handed on.
+    """
+    last, found = outputs[-1], []
+    for image, size_hw in enumerate(sizes_hw):
+        mean_logits = torch.stack([o.logits[image].float() for o in outputs]).mean(dim=0)
+        boxes = head.decode(last.rois[image], last.deltas[image], size_hw)
+        found.append(top_candidates(boxes, head.class_loss.probabilities(mean_logits), size_hw, limits))
+    return found
 
 
 def decode_best(

@@ -30,7 +30,7 @@ from scantling.models.assign import AssignConfig
 from scantling.models.box_heads import RoiSamples, Stds, decode_deltas, head_losses, sample_rois
 from scantling.models.class_losses import ClassLossKind, make_class_loss
 from scantling.models.contract import CandidateLimits, Encoded
-from scantling.models.layers import ConvBlock, NormKind, RoiPool, init_conv
+from scantling.models.layers import ConvBlock, NormKind, Residual, RoiPool, init_conv
 from scantling.models.losses import BoxLossConfig
 from scantling.models.two_stage import TwoStageConfig, TwoStageDetector, TwoStageOptions, top_candidates
 from scantling.structures.instances import Instances
@@ -212,24 +212,6 @@ class DoubleHead(nn.Module):
         init_conv(self.blocks)
         init_conv(self.logits, std=0.01)
         init_conv(self.deltas, std=0.001)
-
-
-class Residual(nn.Module):
-    """ReLU of a branch's output added to a shortcut's.
-
-    Args:
-        branch: Convolutions.
-        shortcut: The identity, or a convolution to the branch's width.
-    """
-
-    def __init__(self, branch: nn.Module, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.branch = branch
-        self.shortcut = shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(R, C, S, S) -> (R, C', S, S)."""
-        return torch.relu(self.branch(x) + self.shortcut(x))
 
 
 def widening_block(in_channels: int, out_channels: int, norm: NormKind) -> Residual:

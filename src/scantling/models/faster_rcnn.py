@@ -21,7 +21,7 @@ from scantling.models.assign import AssignConfig
 from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoiSamples, sample_rois
 from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import RoiPool
-from scantling.models.mask_heads import MaskHead, MaskHeadConfig, MaskOptions, soft_masks
+from scantling.models.mask_heads import MaskHead, MaskHeadConfig, MaskOptions, positive_boxes, soft_masks
 from scantling.models.two_stage import BoxHeadOptions, TwoStageConfig, TwoStageDetector, top_candidates
 from scantling.structures.instances import Instances
 from scantling.structures.masks import RoiMasks
@@ -90,7 +90,8 @@ class FasterRCNN(TwoStageDetector):
         found = self.head.losses(logits, deltas, RoiSamples.cat(samples))
         losses = {f"box_head/{name}": value for name, value in found.items()}
         if self.mask_head is not None:
-            drawn = self.mask_head.losses(encoded.levels, samples, truths)
+            logits = self.mask_head(encoded.levels, positive_boxes(samples))
+            drawn = self.mask_head.losses(logits, samples, truths)
             losses |= {f"mask_head/{name}": value for name, value in drawn.items()}
         return losses
 
@@ -109,4 +110,5 @@ class FasterRCNN(TwoStageDetector):
         """Soft masks (N_i, 28, 28) for the given boxes of each image."""
         if self.mask_head is None:
             return super().masks(encoded, instances)
-        return soft_masks([self.mask_head], encoded.levels, instances)
+        logits = self.mask_head(encoded.levels, [found.boxes for found in instances])
+        return soft_masks([self.mask_head], [logits], instances)

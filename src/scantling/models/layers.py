@@ -64,6 +64,27 @@ class ConvBlock(nn.Sequential):
         return conv
 
 
+class Residual(nn.Module):
+    """A branch's output added to a shortcut's.
+
+    Args:
+        branch: Convolutions.
+        shortcut: The identity, or a convolution to the branch's width.
+        relu: Whether a ReLU follows the sum.
+    """
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module, *, relu: bool = True) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, S, S) -> (R, C', S, S)."""
+        total: Tensor = self.branch(x) + self.shortcut(x)
+        return torch.relu(total) if self.relu else total
+
+
 def init_conv(module: nn.Module, std: float | None = None) -> None:
     """Initialise every convolution and linear layer inside `module`; biases become 0.
 

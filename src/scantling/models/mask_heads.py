@@ -2,6 +2,7 @@
 
     p2..p5, boxes ── RoiPool ──► (R, C, 14, 14) ── 4 x (3x3 conv, norm, ReLU) ── 2x2 deconv, ReLU ──► (R, C', 28, 28)
                                                 ── 1x1 conv ──► logits (R, K, 28, 28), or (R, 1, 28, 28) for all classes
+    flow:    a head of HTC adds 1x1 conv(features before the deconv of the stage before) to the pooled RoI
     targets: RoIAlign of the truth's mask with the RoI's box, on where it covers half a cell
     loss:    binary cross-entropy of the positives' own class
 
@@ -10,7 +11,7 @@ Dims: B images, C channels, R RoIs, P positives, K classes, M side of a mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import torch
@@ -95,13 +96,20 @@ class MaskHead(nn.Module):
         strides: Strides of the levels that are pooled, finest first.
         num_classes: Foreground classes K.
         config: Shape and loss.
+        informed: Whether the head also reads the features of the stage before (HTC).
 
     Attributes:
         side: M.
     """
 
     def __init__(
-        self, in_channels: int, strides: Sequence[int], num_classes: int, config: MaskHeadConfig
+        self,
+        in_channels: int,
+        strides: Sequence[int],
+        num_classes: int,
+        config: MaskHeadConfig,
+        *,
+        informed: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -114,6 +122,7 @@ class MaskHead(nn.Module):
         )
         self.upsample = nn.ConvTranspose2d(widths[-1], config.channels, 2, stride=2)
         self.logits = nn.Conv2d(config.channels, 1 if config.class_agnostic else num_classes, 1)
+        self.flow = ConvBlock(widths[-1], in_channels, 1, config.norm) if informed else None
         init_conv(self)
         # as the other predictors start: undecided. He's initialisation goes by the number of classes, and with few of
         # them the first masks would be certain and wrong.
@@ -121,8 +130,33 @@ class MaskHead(nn.Module):
 
     def forward(self, levels: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Levels and boxes [(R_i, 4)] of each image -> logits (R, K or 1, M, M), image after image."""
-        hidden = self.convs(self.pool(levels, boxes))  # (R, C', M / 2, M / 2)
-        logits: Tensor = self.logits(F.relu(self.upsample(hidden)))
+        return self.draw(self.features(self.pool(levels, boxes)))
+
+    def features(self, pooled: Tensor, earlier: Tensor | None = None) -> Tensor:
+        """What the head makes of pooled RoIs before it draws.
+
+        Args:
+            pooled: (R, C, M / 2, M / 2).
+            earlier: Features (R, C', M / 2, M / 2) of the stage before, for a head that reads them.
+
+        Returns:
+            (R, C', M / 2, M / 2).
+
+        Raises:
+            TypeError: A head that reads earlier features gets none, or one that does not gets some.
+        """
+        if (self.flow is None) != (earlier is None):
+            raise TypeError(
+                f"earlier features: {earlier is not None}, a head that reads them: {self.flow is not None}"
+            )
+        if self.flow is not None:
+            pooled = pooled + self.flow(earlier)
+        hidden: Tensor = self.convs(pooled)
+        return hidden
+
+    def draw(self, features: Tensor) -> Tensor:
+        """(R, C', M / 2, M / 2) -> logits (R, K or 1, M, M)."""
+        logits: Tensor = self.logits(F.relu(self.upsample(features)))
         return logits
 
     def own_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -132,29 +166,31 @@ class MaskHead(nn.Module):
         return logits[torch.arange(len(labels), device=labels.device), labels]
 
     def losses(
-        self, levels: Sequence[Tensor], samples: Sequence[RoiSamples], truths: Sequence[Instances]
+        self, logits: Tensor, samples: Sequence[RoiSamples], truths: Sequence[Instances]
     ) -> dict[str, Tensor]:
         """`mask`: the mean over all cells of all positives; 0 (with a gradient path) where there is none.
 
         Args:
-            levels: p2..p5, (B, C, H/s, W/s).
+            logits: (P, K or 1, M, M) of the positives among the samples; see `positive_boxes`.
             samples: RoIs of each image; background takes no part.
             truths: Ground truth of each image with its masks.
 
         Raises:
             TypeError: Objects without masks.
         """
-        positives = [(s.matched >= 0).nonzero().squeeze(1) for s in samples]
-        boxes = [s.boxes[rows] for s, rows in zip(samples, positives, strict=True)]
-        labels = torch.cat([s.labels[rows] for s, rows in zip(samples, positives, strict=True)])
-        matched = [s.matched[rows] for s, rows in zip(samples, positives, strict=True)]
-        targets = torch.cat(
-            [mask_targets(*part, self.side) for part in zip(truths, matched, boxes, strict=True)]
-        )
-        own = self.own_logits(self(levels, boxes), labels).float()  # (P, M, M)
+        labels = torch.cat([s.labels[s.matched >= 0] for s in samples])
+        matched = [s.matched[s.matched >= 0] for s in samples]
+        parts = zip(truths, matched, positive_boxes(samples), strict=True)
+        targets = torch.cat([mask_targets(*part, self.side) for part in parts])
+        own = self.own_logits(logits, labels).float()  # (P, M, M)
         on = (targets >= COVERED).to(own.dtype)
         total = F.binary_cross_entropy_with_logits(own, on, reduction="sum")
         return {"mask": self.config.weight * total / max(on.numel(), 1)}
+
+
+def positive_boxes(samples: Sequence[RoiSamples]) -> list[Tensor]:
+    """For each image the boxes (P_i, 4) that stand for an object: those a mask head learns from."""
+    return [s.boxes[s.matched >= 0] for s in samples]
 
 
 def mask_targets(truth: Instances, matched: Tensor, boxes: Tensor, side: int) -> Tensor:
@@ -180,20 +216,21 @@ def mask_targets(truth: Instances, matched: Tensor, boxes: Tensor, side: int) ->
 
 
 def soft_masks(
-    heads: Sequence[MaskHead], levels: Sequence[Tensor], instances: Sequence[Instances]
+    heads: Sequence[MaskHead], logits: Iterable[Tensor], instances: Sequence[Instances]
 ) -> list[RoiMasks]:
     """Masks for given boxes: the mean of the heads' probabilities.
 
     Args:
         heads: At least one; several are the stages of a cascade.
-        levels: p2..p5, (B, C, H/s, W/s).
+        logits: What each head has drawn, (R, K or 1, M, M), images one after the other.
         instances: Boxes and labels of each image; may be empty.
 
     Returns:
         For each image its masks, in the order of its boxes.
     """
-    boxes = [found.boxes for found in instances]
     labels = torch.cat([found.labels for found in instances])
-    drawn = [head.own_logits(head(levels, boxes), labels).float().sigmoid() for head in heads]
+    drawn = [
+        head.own_logits(part, labels).float().sigmoid() for head, part in zip(heads, logits, strict=True)
+    ]
     mean = torch.stack(drawn).mean(dim=0)  # (R, M, M)
-    return [RoiMasks(probabilities=part) for part in torch.split(mean, [len(b) for b in boxes])]
+    return [RoiMasks(probabilities=part) for part in torch.split(mean, [len(each) for each in instances])]

@@ -24,6 +24,7 @@ from scantling.models.cascade_rcnn import CascadeMaskRCNNOptions, CascadeRCNN, C
 from scantling.models.contract import Detector
 from scantling.models.double_head import DoubleHeadRCNN, DoubleHeadRCNNOptions
 from scantling.models.faster_rcnn import FasterRCNN, FasterRCNNOptions, MaskRCNNOptions
+from scantling.models.htc import HTC, HTCOptions
 from scantling.models.mask_heads import MaskOptions
 from scantling.models.weights.published import recommended
 from scantling.models.weights.sources import find_weights
@@ -68,6 +69,10 @@ def _double_head(options: DoubleHeadRCNNOptions, num_classes: int, pretrained: b
     return DoubleHeadRCNN(options.config(pretrained=pretrained), num_classes)
 
 
+def _hybrid_task_cascade(options: HTCOptions, num_classes: int, pretrained: bool) -> HTC:  # noqa: FBT001
+    return HTC(options.config(pretrained=pretrained), num_classes)
+
+
 def _faster(**numbers: Any) -> Preset:
     return Preset(options=FasterRCNNOptions(**numbers), build=_faster_rcnn)
 
@@ -86,6 +91,10 @@ def _cascade_mask(**numbers: Any) -> Preset:
 
 def _double(**numbers: Any) -> Preset:
     return Preset(options=DoubleHeadRCNNOptions(**numbers), build=_double_head)
+
+
+def _htc(**numbers: Any) -> Preset:
+    return Preset(options=HTCOptions(**numbers), build=_hybrid_task_cascade)
 
 
 # Backbones. ResNets keep BatchNorm's running statistics fixed (`bn_eval`) unless said otherwise.
@@ -165,6 +174,11 @@ MODELS: Mapping[str, Preset] = {
     "cascade_mask_rcnn_swin_t": _cascade_mask(**SWIN_T, **SYNC_GIOU),
     "cascade_mask_rcnn_convnext_t": _cascade_mask(**CONVNEXT_T, **SYNC_GIOU),
     "cascade_mask_rcnn_r18_small": _cascade_mask(**SMALL_MASK),
+    "htc_r50": _htc(),
+    "htc_without_semantic_r50": _htc(semantic=False),
+    "htc_without_semantic_r50_giou": _htc(semantic=False, **CONV_GIOU),  # the heads of HTC on CBNetV2
+    "htc_x101_64x4d_dcn": _htc(**X101, **DCN),
+    "htc_r18_small": _htc(**SMALL_MASK, semantic_convs=2),
     "torchvision_faster_rcnn_r50": _faster(**TORCHVISION),
     "torchvision_faster_rcnn_r50_v2": _faster(**TORCHVISION_V2),
     "torchvision_mask_rcnn_r50": _mask(**TORCHVISION),

@@ -18,6 +18,7 @@ from scantling.models.weights.mmdet import (
     norm_of,
     num_classes_of,
     read_mmdet_checkpoint,
+    semantic_labels_of,
 )
 from scantling.models.weights.torchvision_detectors import (
     class_names_of,
@@ -166,7 +167,7 @@ def import_detector(
         model = _as_in_torchvision(model, foreign, choice)
         found, ids = _torchvision_classes(foreign)
     else:
-        model = _as_trained(model, foreign)
+        model = _as_trained(model, foreign, choice)
         found = _class_names(foreign, model.numbers["class_loss"])
         ids = tuple(range(1, len(found) + 1))
     choice.check(found)
@@ -196,15 +197,18 @@ def import_detector(
     return summary
 
 
-def _as_trained(model: ModelConfig, foreign: ForeignCheckpoint) -> ModelConfig:
+def _as_trained(model: ModelConfig, foreign: ForeignCheckpoint, choice: HeadChoice) -> ModelConfig:
     """The model with what the file says of it, where the user did not: its weights mean nothing otherwise."""
-    told = {
+    told: dict[str, Any] = {
         "roi_samples": 0,  # MMDetection trains with RoIAlign's adaptive sampling
         "neck_norm": norm_of(foreign.weights, "neck."),
         "head_norm": norm_of(foreign.weights, "roi_head.bbox_head."),
         "mask_norm": norm_of(foreign.weights, "roi_head.mask_head."),
         "class_loss": class_loss_of(foreign.weights),
     }
+    labels = semantic_labels_of(foreign.weights)
+    if choice.head == "keep" and labels != num_classes_of(foreign.weights, told["class_loss"]) + 1:
+        told["semantic_labels"] = labels  # learned from labels of pixels, not from the categories
     known = model.known_keys(model.model_dump())
     return model.with_options(**{k: v for k, v in told.items() if k in known and k not in model.options})
 

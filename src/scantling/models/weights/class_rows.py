@@ -3,6 +3,7 @@
 their head: (K' + 1, C) classes, background last ── rows ──► our head: (K + 1, C)
 their boxes, one per class: (4 K', C) ────────────── rows ──► (4 K, C)
 their masks, one per class: (K', C, 1, 1) ────────── rows ──► (K, C, 1, 1)
+their labels of cells, ground first: (K' + 1, C, 1, 1) rows ► (K + 1, C, 1, 1); labels of other things start anew
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _PREDICTORS = (
     (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"head.deltas.\1", 4),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"mask_head.logits.\1", 1),
 )
+_SEMANTIC = (r"roi_head\.semantic_head\.conv_logits\.(\w+)", r"semantic_head.logits.\1")
 
 
 def rows_by_name(wanted: Sequence[str], found: Sequence[str]) -> tuple[int | None, ...]:
@@ -62,6 +64,13 @@ def with_rows(
             if is_classifier and any(row is not None for row in rows):
                 taken += range(num_found, num_found + len(initial) - len(rows))
             changed[key] = moved_rows(value, taken, initial, step)
+        semantic = re.fullmatch(_SEMANTIC[0], key)
+        if semantic is not None and (own := semantic.expand(_SEMANTIC[1])) in fresh:
+            known = rows if len(value) == num_found + 1 else [None] * len(rows)
+            ground = 0 if any(row is not None for row in known) else None
+            changed[key] = moved_rows(
+                value, [ground, *(None if r is None else r + 1 for r in known)], fresh[own], 1
+            )
     return changed
 
 

@@ -82,6 +82,15 @@ _MASK_HEAD = (
     (r"convs\.(\d+)\.(?:bn|gn)\.(\w+)", r"convs.\1.1.\2"),
     (r"upsample\.(\w+)", r"upsample.\1"),
     (r"conv_logits\.(\w+)", r"logits.\1"),
+    (r"conv_res\.conv\.(\w+)", r"flow.0.\1"),
+    (r"conv_res\.(?:bn|gn)\.(\w+)", r"flow.1.\1"),
+)
+_SEMANTIC_HEAD = (
+    (r"lateral_convs\.(\d+)\.conv\.(\w+)", r"laterals.\1.0.\2"),
+    (r"convs\.(\d+)\.conv\.(\w+)", r"convs.\1.0.\2"),
+    *((rf"convs\.(\d+)\.conv{i + 1}\.(\w+)", rf"convs.\1.branch.{i}.0.\2") for i in range(2)),
+    (r"conv_embedding\.conv\.(\w+)", r"embed.0.\1"),
+    (r"conv_logits\.(\w+)", r"logits.\1"),
 )
 _DOUBLE_HEAD = (
     *((rf"fc_branch\.{i}\.(\w+)", rf"fc_trunk.{2 * i + 1}.\1") for i in range(2)),
@@ -95,7 +104,8 @@ _DOUBLE_HEAD = (
 _STATISTICS = re.compile(r"(.*)\.running_(?:mean|var)")
 _CLASSIFIER = re.compile(r"roi_head\.bbox_head\.(?:0\.)?fc_cls\.weight")
 _SHARED_FC = r"shared_fcs\.(\d+)\.(\w+)"
-_ROI_HEAD = r"roi_head\.(bbox|mask)_head\.(?:(\d+)\.)?(.+)"
+_SEMANTIC_LOGITS = "roi_head.semantic_head.conv_logits.weight"
+_ROI_HEAD = r"roi_head\.(bbox|mask|semantic)_head\.(?:(\d+)\.)?(.+)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +180,12 @@ def num_classes_of(weights: Mapping[str, Tensor], class_loss: ClassLossKind) -> 
     )
 
 
+def semantic_labels_of(weights: Mapping[str, Tensor]) -> int | None:
+    """Labels that a checkpoint's semantic head tells apart; None where it has no such head."""
+    found = weights.get(_SEMANTIC_LOGITS)
+    return None if found is None else int(found.shape[0])
+
+
 def convert(weights: Mapping[str, Tensor], model: Detector, *, bgr: bool = False) -> Conversion:
     """Translate a checkpoint's keys for `model`; nothing is loaded.
 
@@ -223,6 +239,9 @@ def _translate(key: str, first_fc: int) -> str | None:
     if head is None:
         return _apply((*_BACKBONE, *_SWIN, *_CONVNEXT, *_NECK, *_RPN), key)
     kind, stage, rest = head.groups()
+    if kind == "semantic":
+        inner = _apply(_SEMANTIC_HEAD, rest)
+        return None if inner is None else f"semantic_head.{inner}"
     if kind == "mask":
         place = "mask_head" if stage is None else f"mask_stages.{stage}"
         inner = _apply(_MASK_HEAD, rest)
