@@ -248,12 +248,8 @@ class ModelConfig(BaseModel):
 
     @property
     def has_masks(self) -> bool:
-        """Whether the model draws masks, and learns them from masks.
-
-        Raises:
-            ConfigError: There is no such model.
-        """
-        return isinstance(_preset(self.name).options, MaskOptions)
+        """Whether the model draws masks, and learns them from masks; of an unknown model, which cannot be built, no."""
+        return self.name in MODELS and isinstance(MODELS[self.name].options, MaskOptions)
 
     def with_options(self, **options: Any) -> ModelConfig:
         """The same with these options changed.
@@ -288,15 +284,6 @@ class ModelConfig(BaseModel):
         else:
             checked = kind.model_validate(given)
         return own | {key: getattr(checked, key) for key in given}
-
-
-def has_masks(config: ModelConfig) -> bool:
-    """Whether a named model draws masks, and so learns from masks.
-
-    Raises:
-        ConfigError: There is no such model.
-    """
-    return isinstance(_preset(config.name).options, MaskOptions)
 
 
 def build_model(config: ModelConfig, num_classes: int, class_names: Sequence[str] = ()) -> Detector:

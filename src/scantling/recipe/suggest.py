@@ -23,7 +23,7 @@ from typing import Any
 
 from scantling.data.splits import DataConfig, read_run_data
 from scantling.errors import UsageError
-from scantling.models.zoo import MODELS, ModelConfig, has_masks
+from scantling.models.zoo import MODELS, ModelConfig
 from scantling.recipe.auto import Resolution, resolve
 from scantling.recipe.facts import DataFacts, measure
 from scantling.recipe.recipe import EvaluateConfig, MemberConfig, Recipe, parse_recipe
@@ -209,7 +209,7 @@ def _for_labels(model: Mapping[str, Any], facts: DataFacts) -> dict[str, Any]:
     """The model that a start brings along; without its mask heads where not every object has a mask."""
     config = ModelConfig.model_validate(dict(model))
     name = config.name.replace("cascade_mask_rcnn", "cascade_rcnn").replace("mask_rcnn", "faster_rcnn")
-    if not model or facts.has_masks or not has_masks(config) or name not in MODELS:
+    if not model or facts.has_masks or not config.has_masks or name not in MODELS:
         return dict(model)
     known = ModelConfig.known_keys({"name": name})
     return {key: value for key, value in model.items() if key in known} | {"name": name}
