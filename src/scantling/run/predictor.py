@@ -140,6 +140,10 @@ class RunDetectors:
                 found[unit.title] = Detections.cat([one.to_detections(p) for p, one in sorted(seen.items())])
                 self._note(detector.findings[known:])
         outcome = apply_steps(self.steps, found, self._as_dataset(records))
+        bare = 0 if outcome.masks is None else sum(mask is None for mask in outcome.masks)
+        if bare:
+            told = "%d of %d objects have no mask: images that hold one of them are written without masks"
+            log.warning(told, bare, len(outcome))
         for position in sorted(readable):
             record = records[position]
             yield record, Instances.from_detections(outcome[outcome.images == position], record.size_hw)
