@@ -73,6 +73,44 @@ def test_rows_follow_their_categories_in_boxes_and_masks(tmp_path):
         assert torch.equal(model[new][[1, 3]], before[new][[1, 3]])
 
 
+HTC = {"name": "htc_r18_small", "mask_channels": 16}
+
+
+def test_labels_of_cells_follow_their_categories_with_the_ground_first(tmp_path):
+    path = tmp_path / "best.safetensors"
+    source = saved(path, **HTC)
+    model, before, taken = started(path, ("Gear", "washer", "bolt", "x"), **HTC)
+    assert (taken.known, taken.left) == (("Gear", "bolt"), ())
+    assert taken.parts["semantic head"] == (18, 18)
+    new, old = "semantic_head.logits.weight", source["semantic_head.logits.weight"]
+    assert torch.equal(model[new][[0, 1, 3]], old[[0, 3, 1]])  # ground, gear, bolt
+    assert torch.equal(model[new][[2, 4]], before[new][[2, 4]])
+    model, before, _ = started(path, ("dog", "cat", "cow"), **HTC)
+    assert torch.equal(model[new], before[new])
+    assert torch.equal(model["semantic_head.embed.0.weight"], source["semantic_head.embed.0.weight"])
+
+
+@pytest.mark.parametrize(("names", "is_kept"), [(NAMES, True), (("nut", "bolt", "gear"), False)])
+def test_labels_of_other_things_are_kept_by_the_same_categories_alone(names, is_kept, tmp_path):
+    path = tmp_path / "best.safetensors"
+    source = saved(path, semantic_labels=9, **HTC)
+    model, before, _ = started(path, names, semantic_labels=9, **HTC)
+    expected = source if is_kept else before
+    assert torch.equal(model["semantic_head.logits.weight"], expected["semantic_head.logits.weight"])
+
+
+def test_a_cascade_starts_a_hybrid_task_cascade(tmp_path):
+    """All but what the masks tell each other, and the semantic branch."""
+    path = tmp_path / "best.safetensors"
+    source = saved(path)
+    model, before, taken = started(path, NAMES, **HTC)
+    assert all(torch.equal(model[key], value) for key, value in source.items())
+    assert taken.left == ()
+    assert {key for key in model if key not in source and torch.equal(model[key], before[key])} == {
+        key for key in model if ".flow." in key or key.startswith("semantic_head.")
+    }
+
+
 def test_without_a_common_category_the_classifier_starts_anew_and_shared_boxes_stay(tmp_path):
     path = tmp_path / "best.safetensors"
     source = saved(path)

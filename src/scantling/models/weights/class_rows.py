@@ -66,12 +66,24 @@ def with_rows(
             changed[key] = moved_rows(value, taken, initial, step)
         semantic = re.fullmatch(_SEMANTIC[0], key)
         if semantic is not None and (own := semantic.expand(_SEMANTIC[1])) in fresh:
-            known = rows if len(value) == num_found + 1 else [None] * len(rows)
-            ground = 0 if any(row is not None for row in known) else None
-            changed[key] = moved_rows(
-                value, [ground, *(None if r is None else r + 1 for r in known)], fresh[own], 1
-            )
+            changed[key] = moved_rows(value, label_rows(rows, num_found, len(value)), fresh[own], 1)
     return changed
+
+
+def label_rows(rows: Sequence[int | None], num_found: int, num_labels: int) -> tuple[int | None, ...]:
+    """For the ground and each new category the row of a semantic head's classifier.
+
+    Args:
+        rows: For each new category the old one it takes over.
+        num_found: Old categories.
+        num_labels: Rows that there are.
+
+    Returns:
+        None throughout where no category is taken over, or the rows are those of other things than the categories.
+    """
+    if num_labels != num_found + 1 or all(row is None for row in rows):
+        return (None,) * (len(rows) + 1)
+    return (0, *(None if row is None else row + 1 for row in rows))
 
 
 def moved_rows(value: Tensor, rows: Sequence[int | None], initial: Tensor, step: int) -> Tensor:

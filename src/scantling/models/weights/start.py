@@ -2,7 +2,8 @@
 
     our checkpoint, torchvision's, MMDetection's ── our keys ──► backbone, whole or refused
                                                                ► neck, RPN, heads: layer by layer, where shapes agree
-                                                               ► classifiers, boxes and masks per class: rows by name
+                                                               ► classifiers, boxes and masks per class, labels of
+                                                                 cells: rows by name
     any other file ── the backbone's weights, whole or refused
 
 What is not taken keeps its initial values.
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from scantling.errors import CheckpointError
 from scantling.models.contract import Detector
-from scantling.models.weights.class_rows import moved_rows, rows_by_name
+from scantling.models.weights.class_rows import label_rows, moved_rows, rows_by_name
 from scantling.models.weights.foreign import looks_like_pytorch
 from scantling.models.weights.mmdet import is_mmdet, mmdet_in_our_names, names_in
 from scantling.models.weights.opener import pytorch_tensors, read_pytorch, read_safetensors
@@ -40,8 +41,9 @@ PARTS = {
     "RPN": ("rpn.",),
     "box heads": ("head.", "stages."),
     "mask heads": ("mask_head.", "mask_stages."),
+    "semantic head": ("semantic_head.",),
 }
-_PREDICTOR = re.compile(r"(?:head|stages\.\d+|mask_head|mask_stages\.\d+)\.(logits|deltas)")
+_PREDICTOR = re.compile(r"(?:head|stages\.\d+|(?:mask|semantic)_head|mask_stages\.\d+)\.(logits|deltas)")
 _DERIVED = ("num_batches_tracked", "relative_position_index")
 _NO_START = {
     "refiner": "A refiner's backbone is no start for a detector.",
@@ -246,6 +248,12 @@ def _by_class(
     step = 1 if is_logits else 4
     if value.shape[1:] != initial.shape[1:]:
         return None
+    if key.startswith("semantic_head."):
+        if tuple(found) == tuple(wanted) and len(value) == len(initial):
+            return value
+        cells = label_rows(rows_by_name(wanted, found), len(found), len(value))
+        taken = len(initial) == len(cells) and cells[0] is not None
+        return moved_rows(value, cells, initial, step) if taken else None
     if not is_logits or is_mask:  # one for all categories: no rows to be found
         if len(value) == len(initial) == step:
             return value
