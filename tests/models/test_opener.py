@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import random
 import zipfile
@@ -15,6 +16,7 @@ import safetensors.torch
 import torch
 
 from scantling.errors import CheckpointError, ConfigError
+from scantling.models.weights.foreign import describe_foreign
 from scantling.models.weights.mmdet import read_mmdet_checkpoint
 from scantling.models.weights.opener import read_pytorch, read_weights
 from scantling.models.zoo import ModelConfig, build_model, check_initial_weights
@@ -221,3 +223,16 @@ def test_old_and_new_format_differ():
     torch.save(WEIGHTS, new)
     assert old.getvalue()[:1] == b"\x80"
     assert new.getvalue()[:2] == b"PK"
+
+
+@pytest.mark.parametrize("beginning", [b"\x80\x02", b"\x80\x04", b"BM", b"\x1f\x8b", b"%P", b"#!"])
+def test_the_length_of_a_header_is_no_mark_of_another_kind(tmp_path, beginning):
+    """The first bytes of a safetensors file are its header's length: one of 640 bytes begins as a pickle does."""
+    path = tmp_path / "weights.safetensors"
+    wanted = int.from_bytes(beginning, "little")
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}).encode()
+    padded = header + b" " * (wanted - len(header))
+    path.write_bytes(len(padded).to_bytes(8, "little") + padded + torch.arange(3.0).numpy().tobytes())
+    assert path.read_bytes()[:2] == beginning
+    assert describe_foreign(path) is None
+    assert read_weights(path)["weight"].tolist() == [0.0, 1.0, 2.0]

@@ -42,14 +42,19 @@ def _describe(head: bytes, path: Path) -> tuple[str, str | None] | None:
         return "the file is empty (0 bytes)", None
     if head.startswith(b"PK\x03\x04"):
         return _describe_zip(path)
+    if _opens_like_safetensors(head):
+        return None
     known = describe_content(head)
     if known:
         return f"it looks like {known}", _IMPORT_HINT if "pickle" in known else None
-    if head[8:9] == b"{":
-        return None
     if head[257:262] == b"ustar":
         return "it looks like a tar archive (an old PyTorch checkpoint, perhaps)", _IMPORT_HINT
     return f"it looks like {_describe_rest(head)}", None
+
+
+def _opens_like_safetensors(head: bytes) -> bool:
+    """Whether a length and a JSON object come first; the length alone may have the first bytes of any other kind."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER_BYTES
 
 
 def _describe_zip(path: Path) -> tuple[str, str | None]:
@@ -84,7 +89,7 @@ def looks_like_pytorch(path: Path) -> bool:
         looks, _ = _describe_zip(path)
         return "PyTorch" in looks or "damaged" in looks
     is_pickle = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    return (is_pickle and head[8:9] != b"{") or head[257:262] == b"ustar"
+    return (is_pickle and not _opens_like_safetensors(head)) or head[257:262] == b"ustar"
 
 
 def header_fault(path: Path) -> str | None:
