@@ -150,9 +150,15 @@ def test_masks_of_given_boxes(golden, features) -> None:
 
 def test_final_detections(golden, features) -> None:
     model = golden.model
+    told = (golden.facts.get("test_cfg") or golden.facts["model"]["test_cfg"])["rcnn"]
+    suppression = SuppressConfig(
+        iou_threshold=told["nms"]["iou_threshold"],
+        score_threshold=told["score_thr"],
+        max_per_image=told["max_per_img"],
+    )
     with torch.no_grad():
-        candidates = model.candidates(golden.encoded(features), SuppressConfig().limits(()))[0]
-    found = suppress_instances(candidates, SuppressConfig(), ())
+        candidates = model.candidates(golden.encoded(features), suppression.limits(()))[0]
+    found = suppress_instances(candidates, suppression, ())
     assert len(found) == len(golden.arrays["final_boxes"])
     torch.testing.assert_close(found.scores, golden.tensor("final_scores"), rtol=1e-3, atol=1e-4)
     expected_labels = golden.tensor("final_labels")
