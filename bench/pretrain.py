@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 
 from scantling.data.health.images import images_of_folder
 from scantling.pretrain.crop_store import CropStore, open_store
-from scantling.pretrain.crops import CropConfig, image_crops, stored_pixels
+from scantling.pretrain.crops import CropFileConfig, image_crops, stored_pixels
 from scantling.pretrain.moco import MoCo, MocoConfig
 from scantling.pretrain.views import BuildViews, ViewConfig, ViewTask
 
@@ -120,7 +120,7 @@ def main() -> None:
         generate(pictures, options.crops)
         plan = image_crops({"generated": images_of_folder(pictures).records})
         limit = stored_pixels(options.side, ViewConfig().min_scale)
-        store = open_store(Path(scratch) / "store", plan, CropConfig(), max_pixels=limit)
+        store = open_store(Path(scratch) / "store", plan, CropFileConfig(), max_pixels=limit)
         their_speed, our_speed = measured_input(store, options.side, options.rounds)
         step = measured_step(store, options.side, options.batch, options.rounds)
     sys.stdout.write(

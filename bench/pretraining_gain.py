@@ -32,7 +32,7 @@ from scantling.models.weights.opener import read_weights
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.pretrain.config import PretrainConfig
 from scantling.pretrain.crop_store import CropStore, open_store
-from scantling.pretrain.crops import CropConfig, stored_pixels
+from scantling.pretrain.crops import CropFileConfig, stored_pixels
 from scantling.pretrain.knn import KnnScore, KnnSplit, knn_score
 from scantling.pretrain.run import PretrainRun, pretrain
 from scantling.pretrain.source import plan_crops
@@ -97,7 +97,7 @@ def knn_rows(
 ) -> dict[str, list[KnnScore]]:
     """k-NN scores of random weights (with and without statistics) and of the pretrained ones, by seed."""
     plan = plan_crops(splits, PretrainConfig())
-    store = open_store(folder, plan, CropConfig(), max_pixels=stored_pixels(side, 0.2))
+    store = open_store(folder, plan, CropFileConfig(), max_pixels=stored_pixels(side, 0.2))
     rows: dict[str, list[KnnScore]] = {"random": [], "random, statistics measured": [], "own crops": []}
     for seed, file in enumerate(weights):
         rows["random"].append(crop_score(store, random_backbone(seed), side))

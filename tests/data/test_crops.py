@@ -18,7 +18,7 @@ from scantling.errors import DataError
 from scantling.pretrain.crop_store import DATA_NAME, INDEX_NAME, open_store
 from scantling.pretrain.crops import (
     NO_LABEL,
-    CropConfig,
+    CropFileConfig,
     cut,
     image_crops,
     object_crops,
@@ -57,7 +57,7 @@ def built(pictures) -> float:
 
 def opened(pictures, plan, config=None, max_pixels=LARGE, workers=0):
     return open_store(
-        pictures / "store", plan, config or CropConfig(), max_pixels=max_pixels, workers=workers
+        pictures / "store", plan, config or CropFileConfig(), max_pixels=max_pixels, workers=workers
     )
 
 
@@ -77,26 +77,26 @@ def test_a_crop_is_reduced_to_the_pixels_that_training_can_use():
 
 def test_every_object_of_sufficient_size_is_one_crop(dataset):
     """Of three objects one is a crowd, and one has a box of some 10 x 20."""
-    plan = object_crops({"train": dataset}, CropConfig(context=0.0, min_side=1))
+    plan = object_crops({"train": dataset}, CropFileConfig(context=0.0, min_side=1))
     windows = [window for image in plan.images for window in image.windows]
     crowds = sum(annotation.is_crowd for annotations in dataset.annotations for annotation in annotations)
     assert (len(plan), plan.left_out, crowds) == (2, 1, 1)
     assert len({window.crop_id for window in windows}) == 2
     assert plan.class_names == dataset.class_names
-    smaller = object_crops({"train": dataset}, CropConfig(min_side=15))
+    smaller = object_crops({"train": dataset}, CropFileConfig(min_side=15))
     assert (len(smaller), smaller.left_out) == (1, 2)
 
 
 def test_categories_of_several_splits_are_one_by_name(dataset):
     other = replace(dataset, categories=tuple(replace(c, id=50 - c.id) for c in dataset.categories))
-    plan = object_crops({"train": dataset, "val": other}, CropConfig(min_side=1))
+    plan = object_crops({"train": dataset, "val": other}, CropFileConfig(min_side=1))
     assert plan.class_names == dataset.class_names
     assert len({window.crop_id for image in plan.images for window in image.windows}) == len(plan)
 
 
 def test_the_store_gives_back_what_was_cut(pictures, dataset):
-    plan = object_crops({"train": dataset}, CropConfig(min_side=3))
-    store = opened(pictures, plan, CropConfig(min_side=3, quality=100))
+    plan = object_crops({"train": dataset}, CropFileConfig(min_side=3))
+    store = opened(pictures, plan, CropFileConfig(min_side=3, quality=100))
     flat = [(image, window) for image in plan.images for window in image.windows]
     assert len(store) == len(flat)
     for index, (image, window) in enumerate(flat):
@@ -107,7 +107,7 @@ def test_the_store_gives_back_what_was_cut(pictures, dataset):
 
 
 def test_a_store_is_kept_while_nothing_changed_and_is_the_same_with_workers(pictures, dataset):
-    plan = object_crops({"train": dataset}, CropConfig())
+    plan = object_crops({"train": dataset}, CropFileConfig())
     first = opened(pictures, plan)
     made = built(pictures)
     again = opened(pictures, plan)
@@ -119,7 +119,7 @@ def test_a_store_is_kept_while_nothing_changed_and_is_the_same_with_workers(pict
 
 @pytest.mark.parametrize("change", ["label", "image", "settings", "size"])
 def test_a_store_is_made_anew_when_something_changed(pictures, dataset, change):
-    plan, config, max_pixels = object_crops({"train": dataset}, CropConfig()), CropConfig(), LARGE
+    plan, config, max_pixels = object_crops({"train": dataset}, CropFileConfig()), CropFileConfig(), LARGE
     before = opened(pictures, plan).sha256
     made = built(pictures)
     if change == "label":
@@ -131,7 +131,7 @@ def test_a_store_is_made_anew_when_something_changed(pictures, dataset, change):
         Image.open(path).transpose(Image.Transpose.ROTATE_180).save(path)
         os.utime(path, ns=(1, 1))
     elif change == "settings":
-        config = CropConfig(quality=50)
+        config = CropFileConfig(quality=50)
     else:
         max_pixels = 64
     store = opened(pictures, plan, config, max_pixels)
@@ -141,7 +141,7 @@ def test_a_store_is_made_anew_when_something_changed(pictures, dataset, change):
 
 @pytest.mark.parametrize("fault", ["cut off", "one bit", "index", "gone", "version"])
 def test_a_damaged_store_is_made_anew(pictures, dataset, fault):
-    plan = object_crops({"train": dataset}, CropConfig())
+    plan = object_crops({"train": dataset}, CropFileConfig())
     whole = opened(pictures, plan).sha256
     data, index = (pictures / "store" / name for name in (DATA_NAME, INDEX_NAME))
     content = bytearray(data.read_bytes())
@@ -164,12 +164,12 @@ def test_a_damaged_store_is_made_anew(pictures, dataset, fault):
 def test_an_image_that_cannot_be_read_leaves_no_store(pictures, dataset):
     dataset.images[-1].path.write_bytes(b"no image")
     with pytest.raises(DataError, match="b.png|a.png"):
-        opened(pictures, object_crops({"train": dataset}, CropConfig()))
+        opened(pictures, object_crops({"train": dataset}, CropFileConfig()))
     assert not (pictures / "store" / INDEX_NAME).exists()
 
 
 def test_nothing_to_cut_out_is_said(pictures, dataset):
-    plan = object_crops({"train": dataset}, CropConfig(min_side=1000))
+    plan = object_crops({"train": dataset}, CropFileConfig(min_side=1000))
     with pytest.raises(DataError, match=f"{dataset.num_annotations} were left out"):
         opened(pictures, plan)
 
@@ -194,7 +194,7 @@ def test_parts_in_other_states_are_cut_out_when_asked_for(tmp_path):
     config = SynthConfig(size_hw=(96, 128), absent_rate=0.5)
     write_synth(tmp_path / "bikes", config, splits={"train": 2}, seed=0, layout="delftbikes")
     targets, everything = (
-        object_crops({"train": read_location(tmp_path / "bikes", **states)}, CropConfig(min_side=1))
+        object_crops({"train": read_location(tmp_path / "bikes", **states)}, CropFileConfig(min_side=1))
         for states in ({}, {"states": STATES})
     )
     assert len(everything) > len(targets) > 0

@@ -179,6 +179,7 @@ def test_members_without_masks_in_an_ensemble_leave_it_to_boxes(command, parts, 
     done = command("predict", parts / "annotations/val.json", "--run", run, "--out", again, "--quiet")
     assert done.exit_code == 0, done.output
     assert len(read(again)) == len(outcome(run))
+    assert "objects have no mask" in done.stderr
 
 
 def test_a_run_of_masks_may_be_judged_by_its_boxes(command, parts, tmp_path):

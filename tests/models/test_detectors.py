@@ -427,7 +427,7 @@ def test_an_image_is_detected_alike_alone_and_beside_a_larger_one() -> None:
         ("htc", 120),  # boxes and masks 1.0; 0.35 s a step
     ],
 )
-def test_two_images_are_learned_by_heart(variant: str, steps: int) -> None:
+def test_two_images_are_overfitted(variant: str, steps: int) -> None:
     model, batch = build(variant).train(), two_images()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.15)

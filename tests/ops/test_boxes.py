@@ -230,11 +230,11 @@ class TestCoordinates:
 
     def test_half_a_quarter_turn_gives_the_hull(self):
         c = math.sqrt(0.5)
-        turned = transform_boxes(
+        rotated = transform_boxes(
             torch.tensor([[-1.0, -1.0, 1.0, 1.0]]), np.array([[c, -c, 0.0], [c, c, 0.0]])
         )
         r = math.sqrt(2)
-        assert turned[0].tolist() == pytest.approx([-r, -r, r, r], abs=1e-6)
+        assert rotated[0].tolist() == pytest.approx([-r, -r, r, r], abs=1e-6)
 
 
 def test_no_boxes_give_empty_results_that_still_carry_gradients():

@@ -88,7 +88,7 @@ def overlaps(found: Instances, masks: dict[int, np.ndarray]) -> list[float]:
 
 WAYS = {
     "one size": {"scales": 120},
-    "mirrored too": {"scales": 120, "flip": True},
+    "flipped too": {"scales": 120, "flip": True},
     "three sizes": {"scales": (90, 120, 240), "long_side": None},
     "tiles": {"scales": 64, "tile": 64, "overlap": 0.3, "long_side": None},
     "tiles, all at once": {"scales": (64, 96), "tile": 64, "flip": True, "batch_size": 3, "long_side": None},
@@ -106,7 +106,7 @@ def test_masks_of_given_boxes_have_the_painted_shape(arrows, way):
     assert isinstance(found.masks, RoiMasks if "tile" not in WAYS[way] else ImageMasks)
 
 
-@pytest.mark.parametrize("way", ["one size", "mirrored too", "three sizes"])
+@pytest.mark.parametrize("way", ["one size", "flipped too", "three sizes"])
 @pytest.mark.parametrize("kept", [1 << 30, 0])
 def test_only_kept_boxes_get_masks_and_features_are_computed_once_if_they_fit(arrows, way, kept, monkeypatch):
     record, masks = arrows

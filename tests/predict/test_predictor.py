@@ -42,7 +42,7 @@ def assert_boxes(instances, expected, atol=0.15):
 @pytest.mark.parametrize(
     ("scales", "atol"), [(89, 0.01), (200, 0.05), ((97, 150, 231), 0.1), ((64, 120), 0.25)]
 )
-def test_boxes_come_back_in_original_pixels_from_every_scale_and_mirrored(paint, scales, atol, flip):
+def test_boxes_come_back_in_original_pixels_from_every_scale_and_flipped(paint, scales, atol, flip):
     """Bilinear samples of a reduced edge are up to a quarter of a pixel off; enlarged ones are nearly exact."""
     record = paint("a.png", (89, 131), BOXES)
     found, _ = predict([record], scales=scales, long_side=999, flip=flip)
@@ -77,7 +77,7 @@ def test_several_scales_find_what_one_alone_cannot(paint):
     assert_boxes(found["a.png"], objects, atol=0.3)
 
 
-def test_the_mirrored_view_finds_what_the_plain_one_cannot(paint):
+def test_the_flipped_view_finds_what_the_plain_one_cannot(paint):
     model = ColourDetector(lambda box, hw: box[2] < hw[1] / 2)
     objects = {0: (10, 10, 40, 40), 1: (150, 20, 190, 70)}
     record = paint("a.png", (100, 200), objects)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from scantling.models.suppression import SuppressConfig, suppress_instances
-from scantling.predict.tta import in_original_pixels, mirrored
+from scantling.predict.tta import flip_horizontally, in_original_pixels
 from scantling.structures.instances import Instances, RoiMasks
 from scantling.structures.sample import Batch, Frame, Sample
 
@@ -36,13 +36,13 @@ def detections(size_hw, boxes, scores, masks=None):
 def test_mirroring_leaves_padding_where_it_is_and_the_source_untouched():
     batch = Batch.collate([sample_of((40, 50), 1), sample_of((64, 30), 2)])
     before = batch.images.clone()
-    flipped = mirrored(batch)
+    flipped = flip_horizontally(batch)
     assert torch.equal(batch.images, before)
     for image, original, (height, width) in zip(flipped.images, before, batch.sizes_hw, strict=True):
         assert torch.equal(image[:, :height, :width], original[:, :height, :width].flip(-1))
         assert not image[:, height:].any()
         assert not image[:, :, width:].any()
-    again = mirrored(flipped)
+    again = flip_horizontally(flipped)
     assert torch.equal(again.images, before)
     for frame, original in zip(again.frames, batch.frames, strict=True):
         np.testing.assert_array_equal(frame.matrix, original.matrix)
@@ -72,9 +72,9 @@ def test_soft_masks_follow_their_box_through_the_mirror():
     left_half = torch.zeros(1, 4, 4)
     left_half[..., :2] = 1
     flip = Frame.identity((100, 200)).then(np.array([[-1.0, 0, 200], [0, 1.0, 0]]), (100, 200))
-    mirrored_view = detections((100, 200), [[60, 10, 100, 50]], [0.6], RoiMasks(probabilities=left_half))
+    flipped_view = detections((100, 200), [[60, 10, 100, 50]], [0.6], RoiMasks(probabilities=left_half))
     plain = detections((100, 200), [], [], RoiMasks(probabilities=torch.zeros(0, 4, 4)))
-    found = pooled([(Frame.identity((100, 200)), plain), (flip, mirrored_view)])
+    found = pooled([(Frame.identity((100, 200)), plain), (flip, flipped_view)])
     assert found.boxes.tolist() == [[100, 10, 140, 50]]
     torch.testing.assert_close(found.masks.probabilities, left_half.flip(-1))
 

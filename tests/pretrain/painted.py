@@ -14,7 +14,7 @@ import numpy as np
 
 from scantling.data.coco import read_coco
 from scantling.pretrain.crop_store import CropStore, open_store
-from scantling.pretrain.crops import CropConfig, CropPlan, object_crops
+from scantling.pretrain.crops import CropFileConfig, CropPlan, object_crops
 
 SIDE, PER_ROW, CELL = 32, 4, 40
 TINY = {
@@ -80,12 +80,12 @@ def write_painted(
     return root
 
 
-def painted_plan(root: Path, config: CropConfig | None = None) -> CropPlan:
+def painted_plan(root: Path, config: CropFileConfig | None = None) -> CropPlan:
     """Crops of what `write_painted` wrote."""
     dataset = read_coco(root / "annotations" / "train.json", root / "images")
-    return object_crops({"train": dataset}, config or CropConfig())
+    return object_crops({"train": dataset}, config or CropFileConfig())
 
 
 def painted_store(root: Path, folder: Path) -> CropStore:
     """The same, cut out."""
-    return open_store(folder, painted_plan(root), CropConfig(), max_pixels=SIDE * SIDE * 5)
+    return open_store(folder, painted_plan(root), CropFileConfig(), max_pixels=SIDE * SIDE * 5)

@@ -95,7 +95,7 @@ def test_the_delftbikes_detector_is_the_published_one():
 def test_the_coco_recipes_are_the_published_ones(name, proposals):
     (member,) = load_recipe(name).members.values()
     train, suppress = member.train, member.predict.suppress
-    numbers = member.detector.numbers
+    numbers = member.detector.hyperparameters
     names = ("frozen_stages", "roi_samples", "num_train_proposals")
     assert tuple(numbers[name] for name in names) == (1, 0, proposals)
     assert (train.epochs, train.milestones, train.gamma, train.warmup_steps) == (12, (8, 11), 0.1, 500)

@@ -52,7 +52,7 @@ def backbone(tmp_path_factory):
     return file
 
 
-def decided(name, init, optimizer="sgd", **changes):
+def resolved(name, init, optimizer="sgd", **changes):
     text = WRITTEN.replace("NAME", name).replace("INIT", str(init)).replace("OPTIMIZER", optimizer)
     facts = DataFacts(**{**FACTS, "device": "cpu", **changes})
     recipe, reasons = resolve(parse_recipe(text, file="r.yaml"), facts)
@@ -61,17 +61,17 @@ def decided(name, init, optimizer="sgd", **changes):
 
 
 def test_from_random_weights_all_is_trained_at_the_usual_rate():
-    assert decided("cascade_rcnn_r50", "random")[0] == (0, 0.005, 100)  # 0.02 * 4 / 16; 24 sqrt(7000 / 400)
-    assert decided("cascade_rcnn_r50", "random", "adamw")[0] == (0, 1e-3, 100)
-    assert decided("cascade_rcnn_r50", "random", "adamw", **GPU)[0] == (0, 1e-4, 100)
-    assert decided("cascade_rcnn_r50", "random", "adadelta")[0] == (0, 1.0, 100)
+    assert resolved("cascade_rcnn_r50", "random")[0] == (0, 0.005, 100)  # 0.02 * 4 / 16; 24 sqrt(7000 / 400)
+    assert resolved("cascade_rcnn_r50", "random", "adamw")[0] == (0, 1e-3, 100)
+    assert resolved("cascade_rcnn_r50", "random", "adamw", **GPU)[0] == (0, 1e-4, 100)
+    assert resolved("cascade_rcnn_r50", "random", "adadelta")[0] == (0, 1.0, 100)
 
 
 def test_from_a_backbone_stem_and_first_stage_stay(backbone):
-    found, reasons = decided("cascade_rcnn_r50", backbone)
+    found, reasons = resolved("cascade_rcnn_r50", backbone)
     assert found == (1, 0.005, 100)
     assert "frozen_stages = 1: training starts from a trained backbone" in reasons
-    assert decided("cascade_rcnn_r50", "pretrained")[0] == (
+    assert resolved("cascade_rcnn_r50", "pretrained")[0] == (
         1,
         0.005,
         100,
@@ -79,14 +79,14 @@ def test_from_a_backbone_stem_and_first_stage_stay(backbone):
 
 
 def test_from_a_detector_a_third_of_the_rate_and_half_the_length(trained):
-    found, reasons = decided("faster_rcnn_r18_small", trained)
+    found, reasons = resolved("faster_rcnn_r18_small", trained)
     assert found == (1, 0.00167, 50)
     assert "a third of it from a trained detector" in reasons
     assert "half of it from a trained detector" in reasons
-    assert decided("faster_rcnn_r18_small", trained, num_images=99)[0][0] == 2
-    assert decided("torchvision_mask_rcnn_r50_v2", "pretrained")[0] == (1, 0.00167, 50)  # COCO's
+    assert resolved("faster_rcnn_r18_small", trained, num_images=99)[0][0] == 2
+    assert resolved("torchvision_mask_rcnn_r50_v2", "pretrained")[0] == (1, 0.00167, 50)  # COCO's
     name = "torchvision_mask_rcnn_r50_v2, backbone: resnet34"  # which torchvision has no detector of
-    assert decided(name, "pretrained")[0] == (1, 0.005, 100)
+    assert resolved(name, "pretrained")[0] == (1, 0.005, 100)
 
 
 def test_a_run_brings_its_model_along(trained):
@@ -118,4 +118,4 @@ def test_what_cannot_be_started_from_is_told_before_any_data_is_read(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such file"):
         OpenRecipe.over("nowhere", overrides=[f"members.*.model.init={tmp_path / 'none.safetensors'}"])
     with pytest.raises(CheckpointError, match=r"members\.a: model\.init: .*there is no such file"):
-        decided("cascade_rcnn_r50", tmp_path / "none.pth")
+        resolved("cascade_rcnn_r50", tmp_path / "none.pth")

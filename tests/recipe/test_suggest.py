@@ -9,7 +9,7 @@ from scantling.models.zoo import MODELS
 from scantling.recipe.auto import auto_keys, resolve
 from scantling.recipe.facts import DataFacts
 from scantling.recipe.recipe import load_recipe, parse_recipe
-from scantling.recipe.suggest import CPU_MEGAPIXELS, MEMBER, OpenRecipe, settle, sided_names
+from scantling.recipe.suggest import CPU_MEGAPIXELS, MEMBER, OpenRecipe, resolve_auto, sided_names
 
 TOPICS = ("model: ", "image size: ", "schedule: ", "augmentation: ", "labels: ")
 GPU = {"device": "cuda", "memory_gib": 24.0, "bf16": True}
@@ -53,7 +53,7 @@ def test_the_model_goes_by_the_device_and_its_first_weights(overrides, changes, 
 
 @pytest.mark.parametrize("changes", [{}, GPU, {"device": "mps"}, {"num_images": 1}, {"num_images": 90_000}])
 def test_everything_is_decided_said_in_five_lines_and_reads_back(changes):
-    recipe, reasons = settle(OpenRecipe.over("data", seed=3), facts(**changes))
+    recipe, reasons = resolve_auto(OpenRecipe.over("data", seed=3), facts(**changes))
     assert list(auto_keys(recipe.to_dict()["members"], "members")) == []
     assert recipe.seed == 3
     assert [reason.startswith(topic) for reason, topic in zip(reasons, TOPICS, strict=True)] == [True] * 5
@@ -87,7 +87,7 @@ def test_names_that_a_mirror_image_makes_wrong(names, found):
     assert sided_names(names) == found
     member, reasons = chosen(class_counts=dict.fromkeys(names, 1))
     assert member.augment.flip == (0.0 if found else 0.5)
-    assert ("not mirrored" in reasons[3]) == bool(found)
+    assert ("not flipped" in reasons[3]) == bool(found)
 
 
 def test_augmentation_and_limits_follow_the_data():
@@ -101,9 +101,9 @@ def test_overrides_win_and_what_depends_on_them_follows():
     member, reasons = chosen(f"members.{MEMBER}.train.batch_size=8", f"members.{MEMBER}.train.epochs=3")
     assert (member.train.batch_size, member.train.epochs, member.train.repeats) == (8, 3, 2)
     assert "3 epochs of 200 images, each 2 times: 150 steps of 8" in reasons[2]
-    mirrored, reasons = chosen(f"members.{MEMBER}.augment.flip=0.0")
-    assert mirrored.augment.flip == 0.0
-    assert "not mirrored," in reasons[3]
+    flipped, reasons = chosen(f"members.{MEMBER}.augment.flip=0.0")
+    assert flipped.augment.flip == 0.0
+    assert "not flipped," in reasons[3]
 
 
 def test_what_is_hard_is_said():
@@ -127,4 +127,4 @@ def test_wrong_overrides_are_told_before_any_data_is_read():
 
 def test_a_written_recipe_is_resolved_as_ever():
     recipe = load_recipe("parts-cpu")
-    assert settle(recipe, facts()) == resolve(recipe, facts())
+    assert resolve_auto(recipe, facts()) == resolve(recipe, facts())

@@ -86,11 +86,11 @@ def test_the_mean_with_the_mirror_image_is_the_same_in_the_mirror_image(picture)
         back = there[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width, 0, width, 0]
         return refine_boxes(picture, boxes, labels, refiner, config), back
 
-    seen, mirrored = both(ONCE)
-    assert np.abs(seen - mirrored).max() > 1
-    mean, mean_mirrored = both(ApplyConfig(flip=True))
-    np.testing.assert_allclose(mean, mean_mirrored, atol=0.05)
-    np.testing.assert_allclose(mean, (seen + mirrored) / 2, atol=0.05)
+    seen, flipped = both(ONCE)
+    assert np.abs(seen - flipped).max() > 1
+    mean, mean_flipped = both(ApplyConfig(flip=True))
+    np.testing.assert_allclose(mean, mean_flipped, atol=0.05)
+    np.testing.assert_allclose(mean, (seen + flipped) / 2, atol=0.05)
 
 
 def test_boxes_are_clipped_and_one_outside_the_image_stays(picture):

@@ -11,7 +11,7 @@ import pytest
 from reference.faulty_labels import CLASS, DUPLICATE, LOOSE, MISSING, SPURIOUS, Faulty, detect, make_faulty
 from scantling.audit.association import associate
 from scantling.audit.file import suspects_json, table_text
-from scantling.audit.odds import precision_of, robust_z, share_at_most, surprise, with_odds
+from scantling.audit.likelihood import deviation_log_ratio, posterior, precision_of, robust_z, share_at_most
 from scantling.audit.reasons import size_groups
 from scantling.audit.suspects import AuditConfig, find_suspects, hash_of
 from scantling.data.coco import read_coco
@@ -286,11 +286,11 @@ def test_a_badly_placed_label_still_belongs_to_its_detection(faulty):
     assert associate(moved, detect(faulty.clean), iou_threshold=0.5, near_iou=0.4).found_by[0] == -1
 
 
-def test_odds_multiply():
+def test_likelihood_ratios_multiply():
     """Odds 1 to 9 times 9 are even."""
-    assert with_odds(0.1, np.log(np.array([9.0])))[0] == pytest.approx(0.5)
-    assert surprise(np.array([2.0]))[0] == pytest.approx(2 + 0.02)
-    assert surprise(np.array([np.nan, -3.0])).tolist() == [0, 0]
+    assert posterior(0.1, np.log(np.array([9.0])))[0] == pytest.approx(0.5)
+    assert deviation_log_ratio(np.array([2.0]))[0] == pytest.approx(2 + 0.02)
+    assert deviation_log_ratio(np.array([np.nan, -3.0])).tolist() == [0, 0]
 
 
 def test_a_deviation_is_measured_in_the_spread_of_its_group():

@@ -35,7 +35,7 @@ def suspects(faulty, tmp_path_factory) -> Path:
     return path
 
 
-def decided(suspects: Path, choose) -> Path:
+def decisions_file(suspects: Path, choose) -> Path:
     """decisions.json as the page writes it."""
     content = json.loads(suspects.read_text())
     records = [{"decision": choose(record), **record} for record in content["suspects"]]
@@ -52,13 +52,13 @@ def repaired(faulty, tmp_path, **options):
 
 
 def test_nothing_accepted_leaves_the_content_equal(faulty, suspects, tmp_path):
-    content, done = repaired(faulty, tmp_path, decisions=decided(suspects, lambda _: "reject"))
+    content, done = repaired(faulty, tmp_path, decisions=decisions_file(suspects, lambda _: "reject"))
     assert content == json.loads(faulty.dataset.file.read_text())
     assert (sum(done.done.values()), done.num_rejected) == (0, 5)
 
 
 def test_everything_accepted_restores_the_truth(faulty, suspects, tmp_path):
-    content, done = repaired(faulty, tmp_path, decisions=decided(suspects, lambda _: "accept"))
+    content, done = repaired(faulty, tmp_path, decisions=decisions_file(suspects, lambda _: "accept"))
     assert done.done == {"loose": 1, "missing": 1, "spurious": 1, "class": 1, "duplicate": 1}
     clean = {annotation["id"]: annotation for annotation in faulty.clean["annotations"]}
     given = {annotation["id"]: annotation for annotation in content["annotations"]}
@@ -139,7 +139,7 @@ def test_decisions_about_other_labels_are_refused(faulty, suspects, tmp_path):
 
 
 def test_two_repairs_of_one_label_are_refused(faulty, suspects, tmp_path):
-    content = json.loads(decided(suspects, lambda _: "accept").read_text())
+    content = json.loads(decisions_file(suspects, lambda _: "accept").read_text())
     loose = next(record for record in content["decisions"] if record["reason"] == "loose")
     content["decisions"].append({**loose, "reason": "spurious"})
     path = tmp_path / "both.json"
@@ -156,7 +156,7 @@ def test_two_repairs_of_one_label_are_refused(faulty, suspects, tmp_path):
     ],
 )
 def test_a_decision_is_made_once(faulty, suspects, tmp_path, reason, changes, told):
-    content = json.loads(decided(suspects, lambda _: "accept").read_text())
+    content = json.loads(decisions_file(suspects, lambda _: "accept").read_text())
     record = next(record for record in content["decisions"] if record["reason"] == reason)
     content["decisions"].append({**record, **changes})
     path = tmp_path / "twice.json"
@@ -197,7 +197,7 @@ def break_record(of, /, **changes):
     ],
 )
 def test_a_broken_file_is_refused_with_its_place(faulty, suspects, tmp_path, change, told):
-    content = json.loads(decided(suspects, lambda _: "accept").read_text())
+    content = json.loads(decisions_file(suspects, lambda _: "accept").read_text())
     change(content)
     path = tmp_path / "broken.json"
     path.write_text(json.dumps(content))
@@ -208,7 +208,7 @@ def test_a_broken_file_is_refused_with_its_place(faulty, suspects, tmp_path, cha
 
 
 def test_what_was_asked_for_must_be_clear(faulty, suspects, tmp_path):
-    decisions, out = decided(suspects, lambda _: "accept"), tmp_path / "out.json"
+    decisions, out = decisions_file(suspects, lambda _: "accept"), tmp_path / "out.json"
     for options in (
         {},
         {"suspects": suspects},
@@ -332,7 +332,7 @@ def test_a_split_file_and_another_format_are_repaired_as_well(faulty, tmp_path):
 
 
 def test_decisions_read_back_are_those_that_were_made(faulty, suspects):
-    path = decided(suspects, lambda record: "accept" if record["reason"] == "missing" else "reject")
+    path = decisions_file(suspects, lambda record: "accept" if record["reason"] == "missing" else "reject")
     decisions = read_decisions(path, faulty.dataset)
     accepted = [decision for decision in decisions if decision.accept]
     assert [(d.reason, d.annotation_id) for d in accepted] == [("missing", None)]

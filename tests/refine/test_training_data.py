@@ -14,7 +14,7 @@ from refine.conftest import SIZE_HW
 from scantling.data.coco import read_coco
 from scantling.data.images.open import open_image
 from scantling.data.samples.dataset import rng_for
-from scantling.data.samples.loader import Entry, LoaderConfig
+from scantling.data.samples.loader import EpochImage, LoaderConfig
 from scantling.errors import DataError
 from scantling.refine import training_data
 from scantling.refine.training_data import (
@@ -119,9 +119,9 @@ def test_crowds_and_tiny_boxes_are_left_out_and_counted(slabs):
 def test_one_random_box_of_each_image_or_all_of_them(slabs):
     one, all_boxes = maker(slabs), maker(slabs, replaced(PLAIN, all_boxes=True))
     assert (len(one.places), len(all_boxes.places)) == (6, 12)
-    drawn = {tuple(one.show(Entry(0, repeat), 0).target.round(6)) for repeat in range(8)}
+    drawn = {tuple(one.show(EpochImage(0, repeat), 0).target.round(6)) for repeat in range(8)}
     assert len(drawn) == 8  # margins are drawn anew
-    labels = {one.show(Entry(2, repeat), epoch).label for repeat in range(4) for epoch in range(4)}
+    labels = {one.show(EpochImage(2, repeat), epoch).label for repeat in range(4) for epoch in range(4)}
     assert labels == {int(label) for label in one.labelled.usable[2].labels}
     batches = list(CropLoader(all_boxes, LoaderConfig(batch_size=4)).epoch(0))
     shown = sorted(image for batch in batches for image in batch.image_ids)
@@ -187,7 +187,7 @@ def test_images_are_decoded_once_as_far_as_they_fit(slabs, monkeypatch):
 
 
 def test_the_crops_of_kept_pixels_are_those_of_a_fresh_start(slabs):
-    used, order = maker(slabs, CropConfig()), [Entry(p, 0) for p in range(6)]
+    used, order = maker(slabs, CropConfig()), [EpochImage(p, 0) for p in range(6)]
     for epoch in range(2):
         for entry in order:
             again, fresh = used.show(entry, epoch), maker(slabs, CropConfig()).show(entry, epoch)

@@ -57,7 +57,7 @@ def test_what_each_step_gave_and_the_curves_of_folds_are_read(run_dir, dataset, 
     fold.mkdir()
     (fold / "metrics.jsonl").write_text('{"step": 7, "loss": 2.0}\n', encoding="utf-8")
     run = read_run(run_dir)
-    one, both = run.ingredients
+    one, both = run.step_gains
     assert (one.base, one.difference, both.base) == (None, None, "one")
     assert both.difference == table.rows[1].difference.difference
     assert both.difference_interval == table.rows[1].difference.interval

@@ -19,7 +19,7 @@ from scantling.report.gallery import (
     sample_pictures,
     window_around,
 )
-from scantling.report.overlays import Window, outline
+from scantling.report.overlays import Excerpt, outline
 
 
 def test_what_is_accepted_is_shown_however_low_it_scores(dataset):
@@ -161,7 +161,9 @@ def test_jpegs_are_shrunk_never_enlarged():
 def test_the_outline_of_a_mask_is_relative_to_the_window():
     mask = np.zeros((50, 60), dtype=bool)
     mask[10:20, 30:41] = True
-    path = outline(rle_encode(mask), Window(left=25, top=5, width=30, height=30))
+    path = outline(rle_encode(mask), Excerpt(left=25, top=5, width=30, height=30))
     corners = {tuple(map(float, point.split())) for point in path.strip("MZ").split("L")}
     assert corners == {(5.5, 5.5), (5.5, 14.5), (15.5, 14.5), (15.5, 5.5)}
-    assert outline(rle_encode(np.zeros((5, 5), dtype=bool)), Window(left=0, top=0, width=5, height=5)) is None
+    assert (
+        outline(rle_encode(np.zeros((5, 5), dtype=bool)), Excerpt(left=0, top=0, width=5, height=5)) is None
+    )

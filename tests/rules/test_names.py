@@ -1,41 +1,26 @@
-"""One word for one thing: abbreviations and foreign names that must not come in."""
+"""One word for one thing: what `docs/glossary.md` bans must not come in, and one class has one name."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
-BANNED_WORDS = {
-    "img": "image",
-    "imgs": "images",
-    "bbox": "box (except in COCO's own keys, which are strings)",
-    "bboxes": "boxes",
-    "gt": "truth / targets",
-    "gts": "truths / targets",
-    "conf": "score",
-    "confs": "scores",
-    "thr": "score_threshold / iou_threshold",
-    "thrs": "thresholds",
-    "thresh": "threshold",
-    "cls": "class / labels / logits",
-    "reg": "deltas",
-    "priors": "anchors",
-    "segm": "masks (except in COCO's own keys, which are strings)",
-    "cfg": "config",
-    "nms_cfg": "suppression",
-    "num_cls": "num_classes",
-    "dets": "detections",
-    "preds": "predictions",
-    "anno": "annotation",
-    "anns": "annotations",
-    "utils": "a name that says what it does",
-    "helper": "a name that says what it does",
-    "helpers": "a name that says what it does",
-    "misc": "a name that says what it holds",
-}
+from rules.conftest import ROOT
+
+GLOSSARY = ROOT / "docs" / "glossary.md"
 ALLOWED = {"cls", "max_dets"}
 """`cls` alone is Python's own name in class methods; as a part of a longer name it is banned. `max_dets` is COCO's own
 parameter (maxDets), by which users know the option and the key of a recipe."""
+
+
+def banned_words(page: str) -> dict[str, str]:
+    """From the tables of the glossary: banned word -> what to say; words between backticks in the last column."""
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
+    return {word: said.strip() for said, *_, banned in rows for word in re.findall(r"`(\w+)`", banned)}
+
+
+BANNED_WORDS = banned_words(GLOSSARY.read_text(encoding="utf-8"))
 
 
 def identifiers(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -65,7 +50,8 @@ def banned_word(name: str) -> str | None:
     if name in ALLOWED:
         return None
     snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
-    return next((word for word in snake.strip("_").split("_") if word in BANNED_WORDS), None)
+    parts = f"_{snake.strip('_')}_"
+    return next((word for word in BANNED_WORDS if f"_{word}_" in parts), None)
 
 
 def test_names_are_the_projects_own(modules):
@@ -86,3 +72,36 @@ def test_the_rule_catches_what_it_should():
     assert not banned_word("cls")
     assert not banned_word("image_hw")
     assert banned_word("fc_cls") == "cls"
+    assert banned_word("find_near_twins") == "near_twins"
+    assert banned_word("LearnedByHeart") == "learned_by_heart"
+    assert not banned_word("heartbeat")
+
+
+def test_the_glossary_says_what_to_say_instead():
+    page = "| word | what it is | not |\n|---|---|---|\n| image | `pixels` | `img`, `imgs`; x |\n| box | xy | – |\n"
+    assert banned_words(page) == {"img": "image", "imgs": "image"}
+    assert BANNED_WORDS["mirrored"] == "flipped"
+    assert len(BANNED_WORDS) > 40
+
+
+def class_names(tree: ast.Module) -> set[str]:
+    """Every class of a module, nested ones too."""
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def given_twice(names_of: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    """Class name -> its modules, where there are several."""
+    homes: dict[str, list[str]] = {}
+    for module, names in names_of.items():
+        for name in names:
+            homes.setdefault(name, []).append(module)
+    return {name: found for name, found in homes.items() if len(found) > 1}
+
+
+def test_no_class_name_is_given_twice(modules):
+    assert given_twice({module.name: class_names(module.tree) for module in modules}) == {}
+
+
+def test_a_class_name_that_is_given_twice_is_caught():
+    one, other = ast.parse("class View: ...\nclass Shot: ..."), ast.parse("def f():\n    class View: ...")
+    assert given_twice({"a.py": class_names(one), "b.py": class_names(other)}) == {"View": ["a.py", "b.py"]}

@@ -19,7 +19,7 @@ from scantling.predict.whole_set import predict_dataset
 from scantling.recipe.facts import measure
 from scantling.recipe.recipe import parse_recipe
 from scantling.report.dataset_facts import describe_dataset
-from scantling.run.context import RunContext, Unit
+from scantling.run.context import RunContext, TrainingJob
 from scantling.run.pipeline import run_recipe
 from scantling.run.predictions import overlay_path
 from scantling.run.stage import hash_of
@@ -168,7 +168,7 @@ def test_facts_are_those_of_the_training_images(scenes):
 
 def test_training_depends_on_data_and_settings_but_not_on_prediction(scenes, tmp_path):
     def inputs(*changes: str) -> str:
-        return hash_of(train_stage(context_for(scenes, tmp_path, *changes), Unit("one")).inputs())
+        return hash_of(train_stage(context_for(scenes, tmp_path, *changes), TrainingJob("one")).inputs())
 
     base = inputs()
     same = [
@@ -192,7 +192,7 @@ def test_training_depends_on_data_and_settings_but_not_on_prediction(scenes, tmp
 def test_random_weights_depend_on_seed_and_member_only(scenes, tmp_path):
     def weights(name: str, *changes: str) -> torch.Tensor:
         torch.manual_seed(torch.randint(1000, ()).item())
-        model = initial_model(context_for(scenes, tmp_path, *changes), Unit(name))
+        model = initial_model(context_for(scenes, tmp_path, *changes), TrainingJob(name))
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     base = weights("one")
@@ -234,7 +234,7 @@ def test_results_come_in_the_order_of_the_images(scenes, tmp_path):
     config = member.predict.model_copy(
         update={"suppress": member.predict.suppress.model_copy(update={"score_threshold": 0})}
     )
-    model = initial_model(context, Unit("one"))
+    model = initial_model(context, TrainingJob("one"))
     results = predict_dataset(model, config, context.data.train, context.device)
     order = list(dict.fromkeys(result["image_id"] for result in results))
     assert order == [record.id for record in context.data.train.images]

@@ -18,7 +18,7 @@ BOXES = {0: (5, 5, 25, 25), 1: (30, 5, 50, 25), 2: (5, 30, 25, 50)}
 
 
 @pytest.fixture
-def finder():
+def predictor():
     """Finds red, green and blue; its own ids are 1, 2, 3."""
     predictor = Predictor(ColourDetector(), PredictConfig(scales=60), CLASS_NAMES)
     return LoadedDetector(predictor=predictor, categories=tuple(map(Category, (1, 2, 3), CLASS_NAMES)))
@@ -49,22 +49,22 @@ def ids_by_box(found):
     }
 
 
-def test_categories_are_matched_by_name(declare, finder, tmp_path):
+def test_categories_are_matched_by_name(declare, predictor, tmp_path):
     source = declare((1, "blue"), (2, "red"), (7, "green"), (8, "none of these"))
-    found = predict_source(source, finder, out=tmp_path / "found.json")
+    found = predict_source(source, predictor, out=tmp_path / "found.json")
     assert ids_by_box(found) == {"red": 2, "green": 7, "blue": 1}
     written = json.loads((tmp_path / "found.json").read_text())
     assert written == found.results
     assert {(result["image_id"], result["file_name"]) for result in written} == {(9, "a.png")}
 
 
-def test_one_missing_name_changes_no_other_id(declare, finder):
+def test_one_missing_name_changes_no_other_id(declare, predictor):
     """With the ids of the checkpoint for all, red would be written as 1, which here is blue."""
     source = declare((1, "blue"), (2, "red"))
     with pytest.raises(UsageError, match="green") as error:
-        predict_source(source, finder)
+        predict_source(source, predictor)
     assert "--skip-invalid" in (error.value.hint or "")
-    found = predict_source(source, finder, skip_invalid=True)
+    found = predict_source(source, predictor, skip_invalid=True)
     assert ids_by_box(found) == {"red": 2, "blue": 1}
     assert list(found.left_out) == ["green"]
     assert found.left_out["green"] == found.to_dict()["left_out"]["green"] >= 1
@@ -74,9 +74,9 @@ def test_one_missing_name_changes_no_other_id(declare, finder):
     )
 
 
-def test_without_a_data_set_the_detectors_own_ids_are_written(declare, finder, tmp_path):
+def test_without_a_data_set_the_detectors_own_ids_are_written(declare, predictor, tmp_path):
     declare()
-    found = predict_source(tmp_path / "a.png", finder)
+    found = predict_source(tmp_path / "a.png", predictor)
     assert ids_by_box(found) == {"red": 1, "green": 2, "blue": 3}
     assert {result["file_name"] for result in found.results} == {"a.png"}
 

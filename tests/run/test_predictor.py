@@ -30,7 +30,7 @@ class Seeing:
         self.unreadable = unreadable
         self.findings: list[Finding] = []
 
-    def find(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
+    def predict(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
         for record in records:
             if record.id in self.unreadable:
                 self.findings.append(unreadable(record.id))
@@ -58,6 +58,6 @@ def test_warnings_of_every_member_are_told_once():
         steps=steps_of(parse_recipe(RECIPE, file="r.yaml"), Path()),
         members={"one": [Seeing(0)], "two": [Seeing(0, 2)]},
     )
-    found = [record.id for record, _ in run.find(RECORDS)]
+    found = [record.id for record, _ in run.predict(RECORDS)]
     assert found == [1, 2]
     assert run.findings == [unreadable(0), unreadable(2)]

@@ -11,9 +11,9 @@ import pytest
 
 from scantling.data.coco import CocoDataset, to_results, write_results
 from scantling.errors import ConfigError, UsageError
-from scantling.predict.loaded import Finder
+from scantling.predict.loaded import ImagePredictor
 from scantling.recipe.recipe import Recipe, parse_recipe
-from scantling.run.context import PREDICTIONS, Unit
+from scantling.run.context import PREDICTIONS, TrainingJob
 from scantling.run.pipeline import prepared_run, stages_of
 from scantling.run.predictor import RunDetectors, load_run
 from scantling.run.results import own_results
@@ -78,9 +78,9 @@ def outcome_of(recipe: Recipe, folder: Path) -> tuple[list[dict], CocoDataset]:
     return read(folder / files.get(last, f"members/{last}/{PREDICTIONS}")), context.data.target
 
 
-def predicted(detectors: Finder, images: CocoDataset) -> list[dict]:
+def predicted(detectors: ImagePredictor, images: CocoDataset) -> list[dict]:
     """What prediction finds in the same images."""
-    found = {record.id: one for record, one in detectors.find(images.images)}
+    found = {record.id: one for record, one in detectors.predict(images.images)}
     return [
         result
         for record in images.images
@@ -176,7 +176,7 @@ def test_folds_speak_with_one_voice_and_other_tools_are_left_alone(tmp_path):
     text = BOTH.replace("evaluate", f"{theirs}evaluate")
     recipe = parse_recipe(text, file="r.yaml", overrides=["data.folds=2"])
     own, other = detections(0.8, 0.4), detections(0.6)
-    found = {Unit("two", 0).title: own, Unit("two", 1).title: other, "theirs": own}
+    found = {TrainingJob("two", 0).title: own, TrainingJob("two", 1).title: other, "theirs": own}
     voices = Folds(recipe).apply(found, Images())
     assert list(voices) == ["two", "theirs"]
     assert voices["theirs"] is own

@@ -100,9 +100,9 @@ class TestFrame:
     def test_box_frame_masks_cannot_be_turned_back(self):
         frame = Frame.identity(ORIGINAL).then(np.array([[0.0, -1, 40], [1, 0, 0]]), (60, 40))
         soft = RoiMasks(probabilities=torch.ones(1, 7, 7))
-        turned = Instances(size_hw=(60, 40), boxes=self.box, labels=torch.tensor([0]), masks=soft)
+        rotated = Instances(size_hw=(60, 40), boxes=self.box, labels=torch.tensor([0]), masks=soft)
         with pytest.raises(ValueError, match="cannot be turned back"):
-            frame.invert(turned)
+            frame.invert(rotated)
 
     def test_what_cannot_be_is_refused(self):
         with pytest.raises(ValueError, match=r"expected finite float64 \(2, 3\), found float64 \(3, 3\)"):
@@ -158,10 +158,10 @@ class TestBatch:
     def test_an_exact_multiple_is_not_padded(self):
         assert Batch.collate([sample((64, 32), 1)]).images.shape == (1, 3, 64, 32)
 
-    def test_mirrored_views_collate(self):
+    def test_flipped_views_collate(self):
         one = sample((4, 6), 1)
-        mirrored = one.replace(image=one.image[:, :, ::-1])
-        assert Batch.collate([mirrored], 2).images[0, :, 0, -1].tolist() == [10, 20, 30]
+        flipped = one.replace(image=one.image[:, :, ::-1])
+        assert Batch.collate([flipped], 2).images[0, :, 0, -1].tolist() == [10, 20, 30]
 
     def test_survives_a_worker_process_and_moves(self):
         batch = pickle.loads(pickle.dumps(Batch.collate([sample((4, 6), 1)])))

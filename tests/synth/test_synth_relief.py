@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scantling.synth.assembly import Stage
+from scantling.synth.assembly import Canvas
 from scantling.synth.kit import Kit
 from scantling.synth.relief import (
     CHANNELS,
@@ -118,7 +118,7 @@ def test_text_stands_on_its_base_line() -> None:
 def test_sprites_hanging_over_the_canvas_are_cut_off() -> None:
     kit = Kit((72, 96), 0)
     layers = np.zeros((CHANNELS, 40, 50), np.float32)
-    stage = Stage(kit, layers, *np.zeros((3, 40, 50), np.uint8))
+    stage = Canvas(kit, layers, *np.zeros((3, 40, 50), np.uint8))
     sprite = kit.occluder(0, 0)
     for place in ((-900.0, 120.0), (160.0, 900.0), (160.0, 120.0)):
         stage.visible[:] = 1

@@ -22,7 +22,7 @@ PLAIN = {"epochs": 1, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "clip_nor
 class Numbers:
     """A batch of plain numbers."""
 
-    is_spare = False
+    is_padding = False
 
     def __init__(self, *values: float) -> None:
         self.values = torch.tensor(values)

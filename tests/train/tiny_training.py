@@ -46,7 +46,7 @@ class TinyBatch:
     inputs: Tensor
     targets: Tensor
     image_ids: list[int | str]
-    is_spare: bool = False
+    is_padding: bool = False
 
     def to(self, device: torch.device) -> TinyBatch:
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))

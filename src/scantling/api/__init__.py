@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from scantling.evaluate.compare import Comparison
     from scantling.evaluate.inputs import IouType
     from scantling.predict.import_weights import ImportSummary
-    from scantling.predict.loaded import Finder
+    from scantling.predict.loaded import ImagePredictor
     from scantling.run.predictions import Predictions
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def predict(
     from scantling.run.predictions import predict_source
     from scantling.run.predictor import load_run
 
-    detector: Finder
+    detector: ImagePredictor
     if checkpoint is not None:
         detector = load_detector(Path(checkpoint), overrides, device=device)
     else:

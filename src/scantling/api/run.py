@@ -173,7 +173,7 @@ def ablate(
     overwrite: bool = False,
     jobs: int = 1,
 ) -> AblationSummary:
-    """Measure on a data set what each ingredient of a recipe gives; every model is trained once.
+    """Measure on a data set what each step of a recipe gives; every model is trained once.
 
     Args:
         data: Folder of the data set.

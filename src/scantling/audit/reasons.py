@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scantling.audit.association import NONE, Association, Flags, Floats, Rows
-from scantling.audit.odds import (
+from scantling.audit.likelihood import (
     BORROWED,
-    log_odds_of,
+    deviation_log_ratio,
+    logit,
+    posterior,
     precision_of,
     robust_z,
     share_at_most,
-    surprise,
-    with_odds,
 )
 from scantling.data.truths import Truths
 from scantling.ops.overlaps import paired_iou, pairwise_iou
@@ -171,13 +171,13 @@ def loose(evidence: Evidence) -> Floats:
     """
     z = disagreement(evidence, consensus(evidence))
     distance = np.fmin(z, disagreement(evidence, confident(evidence)) + _MARGIN)
-    return np.where(np.isnan(distance), -np.inf, surprise(distance))
+    return np.where(np.isnan(distance), -np.inf, deviation_log_ratio(distance))
 
 
 # ---------------------------------------------------------------- spurious, class, missing
 
 
-def silence(evidence: Evidence) -> Floats:
+def undetected_log_ratio(evidence: Evidence) -> Floats:
     """(N,) log ratio of the detector's silence about a label, where it sees other labels like it.
 
     A detection is there by its own mistake only. Divided by the share of labels of its category and size that the
@@ -198,9 +198,9 @@ def _of_objects(evidence: Evidence, values: Floats) -> Floats:
 
 def spurious(evidence: Evidence) -> Floats:
     """(N,) log ratio for a label of nothing: the detector is silent, and a refined box finds nothing to hold on to."""
-    log_ratio = silence(evidence)
+    log_ratio = undetected_log_ratio(evidence)
     if evidence.refined is not None:
-        log_ratio = log_ratio + _HAND_IN_HAND * surprise(disagreement(evidence, evidence.refined))
+        log_ratio = log_ratio + _HAND_IN_HAND * deviation_log_ratio(disagreement(evidence, evidence.refined))
     return log_ratio
 
 
@@ -211,7 +211,7 @@ def wrong_class(evidence: Evidence) -> Floats:
     label's own category so little. -inf where there is no such detection.
     """
     rival = evidence.association.rival
-    right = log_odds_of(np.clip(evidence.support(rival), 1e-3, None))
+    right = logit(np.clip(evidence.support(rival), 1e-3, None))
     own = share_at_most(
         _of_objects(evidence, evidence.support(evidence.association.found_by)), evidence.groups
     )
@@ -226,8 +226,8 @@ def missing(evidence: Evidence) -> Floats:
     out more, while a detector errs anywhere: the odds grow with the share of the image's confident detections that no
     label explains, compared with that of all images.
     """
-    precision = log_odds_of(np.clip(evidence.precision, 1e-3, None))
-    likely = with_odds(evidence.missing_rate, precision + neglect(evidence))
+    precision = logit(np.clip(evidence.precision, 1e-3, None))
+    likely = posterior(evidence.missing_rate, precision + neglect(evidence))
     return np.where(evidence.association.is_explained, 0.0, likely)
 
 

@@ -95,7 +95,7 @@ def repair_labels(
     decisions = list(decisions)
     chosen = accepted(decisions)
     content = _content_of(dataset)
-    work = _Work({d.annotation_id: d for d in chosen if d.annotation_id is not None}, masks)
+    work = _RepairWork({d.annotation_id: d for d in chosen if d.annotation_id is not None}, masks)
     annotations = [kept for record in content["annotations"] if (kept := work.apply(record)) is not None]
     added = [decision for decision in chosen if decision.reason == "missing"]
     annotations += _new_records(added, [_id_of(record) for record in content["annotations"]])
@@ -119,7 +119,7 @@ def _content_of(dataset: CocoDataset) -> dict[str, Any]:
     return dataset.to_coco()
 
 
-class _Work:
+class _RepairWork:
     """Applies decisions to records and counts."""
 
     def __init__(self, decisions: dict[AnnotationId, Decision], masks: MaskPolicy) -> None:

@@ -28,9 +28,9 @@ from scantling.audit.reasons import (
     duplicate,
     loose,
     missing,
-    silence,
     size_groups,
     spurious,
+    undetected_log_ratio,
     wrong_class,
 )
 from scantling.data.coco import CocoDataset, ImageId
@@ -42,7 +42,7 @@ from scantling.structures.detections import Detections
 
 Reason = Literal["loose", "missing", "spurious", "class", "duplicate"]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Box = tuple[float, float, float, float]
+BoxXyxy = tuple[float, float, float, float]
 
 REASONS: tuple[Reason, ...] = get_args(Reason)
 MEANINGS: Mapping[Reason, str] = {
@@ -107,8 +107,8 @@ class Suspect:
     image_id: ImageId
     annotation_id: AnnotationId | None
     category: str
-    box: Box | None
-    suggested_box: Box | None
+    box: BoxXyxy | None
+    suggested_box: BoxXyxy | None
     suggested_category: str | None
     suggested_label: int | None
     note: str
@@ -208,10 +208,10 @@ def _moved(refined: Floats, labels: Truths) -> Floats:
     return np.where(stayed[:, None], np.nan, refined)
 
 
-def fault_odds(evidence: Evidence, config: AuditConfig) -> dict[Reason, Floats]:
-    """For every reason but `missing` the odds (N,) against a right label; 0 for crowds.
+def fault_ratios(evidence: Evidence, config: AuditConfig) -> dict[Reason, Floats]:
+    """For every reason but `missing` the prior times likelihood ratio (N,) against a right label; 0 for crowds.
 
-    The reasons exclude each other, so a label is wrong with probability s / (1 + s), s the sum of its odds. A refined
+    The reasons exclude each other, so a label is wrong with probability s / (1 + s), s the sum of these. A refined
     box far from a label speaks for `loose`; where the detector's silence says that nothing is there, for `spurious`.
     """
     log_ratios: dict[Reason, Floats] = {
@@ -222,11 +222,11 @@ def fault_odds(evidence: Evidence, config: AuditConfig) -> dict[Reason, Floats]:
     }
     prior = config.fault_rate / (1 - config.fault_rate)
     counts = evidence.labels.is_object
-    odds = {reason: np.where(counts, prior * np.exp(ratio), 0.0) for reason, ratio in log_ratios.items()}
-    empty = silence(evidence) > 0
-    odds["spurious"] += np.where(empty, odds["loose"], 0.0)
-    odds["loose"][empty] = 0.0
-    return odds
+    ratios = {reason: np.where(counts, prior * np.exp(ratio), 0.0) for reason, ratio in log_ratios.items()}
+    empty = undetected_log_ratio(evidence) > 0
+    ratios["spurious"] += np.where(empty, ratios["loose"], 0.0)
+    ratios["loose"][empty] = 0.0
+    return ratios
 
 
 def hash_of(dataset: CocoDataset) -> str:
@@ -246,15 +246,15 @@ def hash_of(dataset: CocoDataset) -> str:
 # ---------------------------------------------------------------- the ranking
 
 
-def _order(suspect: Suspect) -> tuple[float, int, str, str, int, Box]:
+def _order(suspect: Suspect) -> tuple[float, int, str, str, int, BoxXyxy]:
     place, label = suspect.suggested_box or (0.0, 0.0, 0.0, 0.0), suspect.suggested_label or 0
     return (-suspect.score, suspect.image, suspect.reason, str(suspect.annotation_id), label, place)
 
 
 def _label_suspects(dataset: CocoDataset, evidence: Evidence, config: AuditConfig) -> list[Suspect]:
     """Every label that is likely enough wrong, with its likeliest reason."""
-    odds = fault_odds(evidence, config)
-    reasons, table = tuple(odds), np.stack(list(odds.values()))
+    ratios = fault_ratios(evidence, config)
+    reasons, table = tuple(ratios), np.stack(list(ratios.values()))
     best, total = table.argmax(axis=0), table.sum(axis=0)
     scores = total / (1 + total)
     boxes, twins = _inside(dataset, evidence.labels.images, consensus(evidence)), duplicate(evidence)[1]
@@ -282,7 +282,7 @@ def _label_suspects(dataset: CocoDataset, evidence: Evidence, config: AuditConfi
 
 def _suggestion(
     dataset: CocoDataset, evidence: Evidence, reason: Reason, place: tuple[int, Floats, Rows]
-) -> tuple[Box | None, int | None, str]:
+) -> tuple[BoxXyxy | None, int | None, str]:
     """Better box, better label and the evidence in words, for one label."""
     row, boxes, twins = place
     if reason == "loose":
@@ -342,6 +342,6 @@ def _inside(dataset: CocoDataset, images: Rows, boxes: Floats) -> Floats:
     return np.clip(boxes, 0, sizes_hw[images][:, [1, 0, 1, 0]])
 
 
-def _plain(box: Floats) -> Box:
+def _plain(box: Floats) -> BoxXyxy:
     x1, y1, x2, y2 = (round(float(edge), DECIMALS) for edge in box)
     return (x1, y1, x2, y2)

@@ -152,7 +152,7 @@ def ablate(
     jobs: JobsOption = 1,
     json: JsonOption = False,
 ) -> None:
-    """Measure what each ingredient of a recipe gives on a data set; every model is trained once."""
+    """Measure what each step of a recipe gives on a data set; every model is trained once."""
     from scantling import api
 
     options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict, folds=folds)

@@ -34,7 +34,7 @@ from scantling.evaluate.bootstrap import (
     mean_over_categories,
     resample,
 )
-from scantling.evaluate.outcomes import Outcomes
+from scantling.evaluate.outcomes import MatchedDetections
 
 _AP = METRICS.index("AP")
 _EQUAL = 1e-9  # AP that differs by less does not differ
@@ -111,7 +111,7 @@ class Selection:
         return own.setting if own is not None and own.kept else self.common
 
 
-def select(settings: Sequence[Outcomes], config: SelectionConfig) -> Selection:
+def select(settings: Sequence[MatchedDetections], config: SelectionConfig) -> Selection:
     """Choose among settings; see the module's head.
 
     Args:
@@ -119,7 +119,7 @@ def select(settings: Sequence[Outcomes], config: SelectionConfig) -> Selection:
             use. The same settings in another order may only change which of several equally good ones is taken.
         config: Folds and what is asked of a gain.
     """
-    trial = _Trial.of(settings, config)
+    trial = _Comparison.of(settings, config)
     counts = _count_truths(settings[0])
     mean = mean_over_categories(trial.averages.transpose(1, 0, 2))
     choice = _choose(mean, 0)
@@ -134,7 +134,7 @@ def select(settings: Sequence[Outcomes], config: SelectionConfig) -> Selection:
     )
 
 
-def average_precisions(outcomes: Outcomes, weights: NDArray[np.float32] | None = None) -> Floats:
+def average_precisions(outcomes: MatchedDetections, weights: NDArray[np.float32] | None = None) -> Floats:
     """(K, R) AP of each category, NaN where undefined.
 
     Args:
@@ -145,7 +145,7 @@ def average_precisions(outcomes: Outcomes, weights: NDArray[np.float32] | None =
     return resample(outcomes, ones if weights is None else weights).per_category[:, _AP]
 
 
-def stitch(settings: Sequence[Outcomes], which: Ints, fold_of: Ints) -> Outcomes:
+def stitch(settings: Sequence[MatchedDetections], which: Ints, fold_of: Ints) -> MatchedDetections:
     """Detections of each category and fold from the setting that serves it.
 
     Args:
@@ -163,7 +163,7 @@ def stitch(settings: Sequence[Outcomes], which: Ints, fold_of: Ints) -> Outcomes
     }
     order = np.lexsort((columns["images"], -columns["scores"], columns["labels"]))
     first = settings[0]
-    return Outcomes(
+    return MatchedDetections(
         num_images=first.num_images,
         num_classes=first.num_classes,
         truth_labels=first.truth_labels,
@@ -174,7 +174,7 @@ def stitch(settings: Sequence[Outcomes], which: Ints, fold_of: Ints) -> Outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Trial:
+class _Comparison:
     """What is common to all comparisons.
 
     Attributes:
@@ -184,13 +184,13 @@ class _Trial:
         weights: (I, 1 + R) all images, then the draws.
     """
 
-    settings: Sequence[Outcomes]
+    settings: Sequence[MatchedDetections]
     fold_of: Ints
     averages: Floats
     weights: NDArray[np.float32]
 
     @classmethod
-    def of(cls, settings: Sequence[Outcomes], config: SelectionConfig) -> _Trial:
+    def of(cls, settings: Sequence[MatchedDetections], config: SelectionConfig) -> _Comparison:
         num_images = settings[0].num_images
         places = np.random.default_rng(config.seed).permutation(num_images)
         fold_of = places % config.folds
@@ -205,16 +205,18 @@ class _Trial:
             weights=np.concatenate([ones, draws], axis=1),
         )
 
-    def stitched(self, which: Ints) -> Outcomes:
+    def stitched(self, which: Ints) -> MatchedDetections:
         """Detections of each fold from the settings (K, F), or (1, F) for all categories, chosen without it."""
         num_classes = self.averages.shape[1]
         return stitch(self.settings, np.broadcast_to(which, (num_classes, which.shape[1])), self.fold_of)
 
-    def resampled(self, outcomes: Outcomes) -> Resampled:
+    def resampled(self, outcomes: MatchedDetections) -> Resampled:
         return resample(outcomes, self.weights)
 
 
-def _by_category(trial: _Trial, common: int, counts: Ints, config: SelectionConfig) -> tuple[Verdict, ...]:
+def _by_category(
+    trial: _Comparison, common: int, counts: Ints, config: SelectionConfig
+) -> tuple[Verdict, ...]:
     """Each category's own best setting against the common one."""
     choice = _choose(trial.averages, common)
     pair = (trial.settings[common], trial.stitched(choice[:, 1:]))
@@ -272,7 +274,7 @@ def _verdict(
     )
 
 
-def _count_truths(outcomes: Outcomes) -> Ints:
+def _count_truths(outcomes: MatchedDetections) -> Ints:
     """(K,) truths to be found, of any size."""
     return np.bincount(
         outcomes.truth_labels[outcomes.truth_counts[:, 0]], minlength=outcomes.num_classes

@@ -24,7 +24,7 @@ from scantling.combine.tuned import Tuned, rows_of
 from scantling.data.coco.dataset import CocoDataset
 from scantling.errors import UsageError
 from scantling.evaluate.inputs import EvalInputs, IouType
-from scantling.evaluate.outcomes import Outcomes, PairedInputs
+from scantling.evaluate.outcomes import MatchedDetections, PairedInputs
 from scantling.models.suppression import DEFAULT, SuppressConfig, by_category, suppress_detections
 from scantling.ops.suppress_options import SuppressMethod
 from scantling.structures.detections import Detections
@@ -175,7 +175,7 @@ def _each(value: T | dict[str, T], field: str, names: Sequence[str]) -> list[T]:
     return found if isinstance(found, list) else [found] * len(names)
 
 
-def _by_label(outcomes: Mapping[Option, Outcomes], options: Sequence[Option]) -> Outcomes:
+def _by_label(outcomes: Mapping[Option, MatchedDetections], options: Sequence[Option]) -> MatchedDetections:
     """Detections of each category from the option that it has."""
     ways = list(dict.fromkeys(options))
     which = np.array([[ways.index(option)] for option in options])
@@ -229,7 +229,7 @@ def _compressed(options: Sequence[Option], common: Any, field: str, names: Seque
     return {DEFAULT: common, **own} if own else common
 
 
-def _mean_ap(outcomes: Outcomes) -> float | None:
+def _mean_ap(outcomes: MatchedDetections) -> float | None:
     """Mean over the categories that have truths."""
     values = average_precisions(outcomes)[:, 0]
     defined = values[~np.isnan(values)]
@@ -273,7 +273,7 @@ def tune_weights(
 
     truths = EvalInputs.over(Detections.empty(), dataset)
 
-    def fuse(table: Floats) -> Outcomes:
+    def fuse(table: Floats) -> MatchedDetections:
         settings = base.model_copy(update={"weights": _weights(table, table, list(members), names)})
         fused = ensemble_detections(members, settings, names)
         paired, rows = PairedInputs.of(truths.replace_detections(fused)), np.arange(len(fused))
@@ -292,8 +292,8 @@ def tune_weights(
 
 
 def _search_weights(
-    start: Floats, fuse: Callable[[Floats], Outcomes], config: TuneConfig
-) -> tuple[list[Floats], list[Outcomes]]:
+    start: Floats, fuse: Callable[[Floats], MatchedDetections], config: TuneConfig
+) -> tuple[list[Floats], list[MatchedDetections]]:
     """Every table (M, K) of weights that was tried, the given one first, and what came of it."""
     tables, outcomes = [start], [fuse(start)]
     averages = [_mean_ap(outcomes[0]) or 0.0]

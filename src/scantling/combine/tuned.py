@@ -253,7 +253,7 @@ def read_tuned(path: Path | str) -> TunedSettings:
         raise ConfigError("\n".join(_problems(file, document, error))) from error
 
 
-def _problems(file: str, document: strict_yaml.Document, error: ValidationError) -> list[str]:
+def _problems(file: str, document: strict_yaml.YamlDocument, error: ValidationError) -> list[str]:
     """One line about each wrong place: the innermost ones, where pydantic tells all alternatives of a union."""
     told: dict[strict_yaml.KeyPath, ErrorDetails] = {}
     for details in error.errors():

@@ -18,7 +18,7 @@ from scantling.data.findings import FindingLog, Policy, summarise, tell_warnings
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, read_location
 from scantling.data.health.images import look_before_training, usable_images
-from scantling.data.health.leaks import compare_all, report_scene_twins, scene_twins
+from scantling.data.health.leaks import compare_all, report_scene_duplicates, scene_duplicates
 from scantling.data.images.white import dataset_with_white, range_message, white_of
 from scantling.data.io import sha256_of
 from scantling.errors import DataError, Finding, Severity, UsageError
@@ -148,10 +148,10 @@ def _leaks(config: DataConfig, splits: Mapping[str, CocoDataset]) -> dict[str, t
         for dataset in kept.values()
     )
     found = compare_all(kept, pixels=pixels, strict=config.strict)
-    pairs = [pair for pair in scene_twins(kept) if pair.leaks] if pixels else []
+    pairs = [pair for pair in scene_duplicates(kept) if pair.leaks] if pixels else []
     for name, dataset in kept.items():
         log_of_split = FindingLog(str(dataset.file), Policy(strict=config.strict))
-        report_scene_twins([pair for pair in pairs if pair.splits[1] == name], log_of_split)
+        report_scene_duplicates([pair for pair in pairs if pair.splits[1] == name], log_of_split)
         found[name] += log_of_split.findings
     return found
 

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from scantling.errors import ScantlingError, TrainingError
 
 Task = TypeVar("Task")
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 Packed = tuple[bytes, list[Tensor]]
 
 _SHARED_FROM_ELEMENTS = 1 << 16
@@ -59,7 +59,7 @@ _CAUSES = (
 )
 
 
-class TaskStream(Generic[Task, Result]):
+class TaskStream(Generic[Task, Answer]):
     """A function applied to tasks, in their order, some tasks ahead of the consumer.
 
     The processes live from the first `run` to `close` (or the end of a `with`), so that only the first of many runs
@@ -70,7 +70,7 @@ class TaskStream(Generic[Task, Result]):
         workers: Number of processes; 0 does the work in this process, when the result is asked for.
     """
 
-    def __init__(self, function: Callable[[Task], Result], workers: int) -> None:
+    def __init__(self, function: Callable[[Task], Answer], workers: int) -> None:
         self._function = function
         self._workers = workers
         self._tasks: _TaskList[Task] = _TaskList()
@@ -82,7 +82,7 @@ class TaskStream(Generic[Task, Result]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Result]:
+    def run(self, tasks: Sequence[Task]) -> Iterator[Answer]:
         """Results of the tasks, in order.
 
         Raises:
@@ -98,14 +98,14 @@ class TaskStream(Generic[Task, Result]):
         """End the processes; a later `run` starts new ones."""
         self._loader = None
 
-    def _run_ahead(self, tasks: Sequence[Task]) -> Iterator[Result]:
+    def _run_ahead(self, tasks: Sequence[Task]) -> Iterator[Answer]:
         self._tasks.items = tasks
         if self._loader is None:
             self._loader = self._start()
         try:
             with worker_failures():
                 for packed in self._loader:
-                    yield _opened(cast("Result | _Fault", _unpack(packed)))
+                    yield _opened(cast("Answer | _Fault", _unpack(packed)))
         except Exception as error:
             _forget_frames(error)
             self.close()
@@ -194,7 +194,7 @@ class _Mapped(Dataset[Packed]):
             return _pack(_Fault(error))
 
 
-def _opened(result: Result | _Fault) -> Result:
+def _opened(result: Answer | _Fault) -> Answer:
     if isinstance(result, _Fault):
         raise result.error
     return result

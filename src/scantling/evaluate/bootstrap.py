@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from scantling.evaluate.backends import IOU_THRESHOLDS
-from scantling.evaluate.outcomes import Outcomes
+from scantling.evaluate.outcomes import MatchedDetections
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 """Averages that are resampled; AR is that of all sizes at the largest detection limit, COCO's AR100."""
@@ -84,7 +84,7 @@ def weights_with_all(num_images: int, resamples: int, seed: int = 0) -> NDArray[
     return np.concatenate([measured, draw_weights(num_images, resamples, seed)], axis=1)
 
 
-def resample(outcomes: Outcomes, weights: NDArray[np.float32]) -> Resampled:
+def resample(outcomes: MatchedDetections, weights: NDArray[np.float32]) -> Resampled:
     """AP of weighted images, for every column of weights.
 
     Args:
@@ -130,7 +130,7 @@ def centre(measured: float | None, values: Floats) -> Floats | None:
 # ---------------------------------------------------------------- one block of resamples
 
 
-def _resample_block(outcomes: Outcomes, weights: NDArray[np.float32]) -> Floats:
+def _resample_block(outcomes: MatchedDetections, weights: NDArray[np.float32]) -> Floats:
     """(K, M, R) metrics of every category."""
     values = np.full((outcomes.num_classes, len(METRICS), weights.shape[1]), np.nan)
     num_truths = _weighted_truths(outcomes, weights)
@@ -155,7 +155,7 @@ def _metrics(average: Floats, area: int) -> Mapping[str, Floats]:
     return {"AP": whole, "AP50": average[0], "AP75": average[5]} if area == 0 else {METRICS[2 + area]: whole}
 
 
-def _weighted_truths(outcomes: Outcomes, weights: NDArray[np.float32]) -> Floats:
+def _weighted_truths(outcomes: MatchedDetections, weights: NDArray[np.float32]) -> Floats:
     """(K, A, R) number of truths of each category and size."""
     num_areas = outcomes.truth_counts.shape[1]
     truth, area = np.nonzero(outcomes.truth_counts)
@@ -188,7 +188,7 @@ class _Ranking:
     false_since: sparse.csr_array
 
 
-def _ranking(outcomes: Outcomes, rows: slice, area: int) -> _Ranking:
+def _ranking(outcomes: MatchedDetections, rows: slice, area: int) -> _Ranking:
     images = outcomes.images[rows]
     is_hit = outcomes.is_hit[rows, area].T
     is_false = outcomes.is_counted[rows, area].T & ~is_hit

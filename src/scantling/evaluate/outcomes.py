@@ -23,7 +23,7 @@ AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Outcomes:
+class MatchedDetections:
     """Matched detections, and the truths to be found.
 
     Attributes:
@@ -51,7 +51,7 @@ class Outcomes:
     truth_counts: Flags
 
 
-def match_outcomes(inputs: EvalInputs, *, max_detections: int = 100) -> Outcomes:
+def match_outcomes(inputs: EvalInputs, *, max_detections: int = 100) -> MatchedDetections:
     """Match every detection at all ten IoU thresholds and four area ranges.
 
     Args:
@@ -94,7 +94,7 @@ class PairedInputs:
         )
         return cls(inputs=inputs, areas=inputs.areas, truths=truths, pairs=by_preference(pairs))
 
-    def outcomes(self, rows: Ints, scores: Floats, *, max_detections: int = 100) -> Outcomes:
+    def outcomes(self, rows: Ints, scores: Floats, *, max_detections: int = 100) -> MatchedDetections:
         """Match a selection at all ten IoU thresholds, of objects of any size (A = 1).
 
         Args:
@@ -105,7 +105,7 @@ class PairedInputs:
         order = best_first(self.inputs.keys[rows], scores, max_detections)
         return self.matched(rows[order], scores[order], AREA_RANGES[:1])
 
-    def matched(self, rows: Ints, scores: Floats, area_ranges: Floats) -> Outcomes:
+    def matched(self, rows: Ints, scores: Floats, area_ranges: Floats) -> MatchedDetections:
         """Match some candidates with these scores.
 
         Args:
@@ -124,7 +124,7 @@ class PairedInputs:
         on_ignored[row, area, threshold] = truth_ignored[chosen[row, area, threshold], area]
         is_ignored = on_ignored | (~is_matched & _outside(self.areas[rows], area_ranges)[:, :, None])
         ranking = np.lexsort((images, -scores, labels))
-        return Outcomes(
+        return MatchedDetections(
             num_images=self.inputs.num_images,
             num_classes=self.inputs.num_classes,
             labels=labels[ranking],

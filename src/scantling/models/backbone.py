@@ -26,7 +26,7 @@ from scantling.models.weights.published import published_network
 from scantling.models.weights.torchvision_keys import timm_names
 
 STRIDES = (4, 8, 16, 32)
-Stage = Annotated[int, Field(ge=1, le=4)]
+BackboneStage = Annotated[int, Field(ge=1, le=4)]
 BackboneNorm = Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"]
 
 
@@ -50,7 +50,7 @@ class BackboneConfig(BaseModel):
     name: str = "resnet50"
     norm: BackboneNorm = "default"
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
-    deform: tuple[Stage, ...] = ()
+    deform: tuple[BackboneStage, ...] = ()
     deform_version: Literal[1, 2] = 1
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
     pretrained: bool = False

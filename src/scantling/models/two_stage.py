@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scantling.models.anchors import AnchorConfig
 from scantling.models.assign import SampleConfig
-from scantling.models.backbone import Backbone, BackboneConfig, BackboneNorm, Stage
+from scantling.models.backbone import Backbone, BackboneConfig, BackboneNorm, BackboneStage
 from scantling.models.box_heads import BoxHeadConfig
 from scantling.models.class_losses import ClassLossKind
 from scantling.models.contract import CandidateLimits, Detector, Encoded
@@ -205,7 +205,7 @@ class TwoStageOptions(BaseModel):
     neck_norm: NormKind | None = None
     head_norm: NormKind | None = None
     frozen_stages: Annotated[int, Field(ge=0, le=4)] | Literal["auto"] = 0
-    deform: tuple[Stage, ...] = ()
+    deform: tuple[BackboneStage, ...] = ()
     deform_version: Literal[1, 2] = 1
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
     fpn_channels: Count = 256

@@ -73,28 +73,28 @@ def _hybrid_task_cascade(options: HTCOptions, num_classes: int, pretrained: bool
     return HTC(options.config(pretrained=pretrained), num_classes)
 
 
-def _faster(**numbers: Any) -> Preset:
-    return Preset(options=FasterRCNNOptions(**numbers), build=_faster_rcnn)
+def _faster(**hyperparameters: Any) -> Preset:
+    return Preset(options=FasterRCNNOptions(**hyperparameters), build=_faster_rcnn)
 
 
-def _mask(**numbers: Any) -> Preset:
-    return Preset(options=MaskRCNNOptions(**numbers), build=_faster_rcnn)
+def _mask(**hyperparameters: Any) -> Preset:
+    return Preset(options=MaskRCNNOptions(**hyperparameters), build=_faster_rcnn)
 
 
-def _cascade(**numbers: Any) -> Preset:
-    return Preset(options=CascadeRCNNOptions(**numbers), build=_cascade_rcnn)
+def _cascade(**hyperparameters: Any) -> Preset:
+    return Preset(options=CascadeRCNNOptions(**hyperparameters), build=_cascade_rcnn)
 
 
-def _cascade_mask(**numbers: Any) -> Preset:
-    return Preset(options=CascadeMaskRCNNOptions(**numbers), build=_cascade_rcnn)
+def _cascade_mask(**hyperparameters: Any) -> Preset:
+    return Preset(options=CascadeMaskRCNNOptions(**hyperparameters), build=_cascade_rcnn)
 
 
-def _double(**numbers: Any) -> Preset:
-    return Preset(options=DoubleHeadRCNNOptions(**numbers), build=_double_head)
+def _double(**hyperparameters: Any) -> Preset:
+    return Preset(options=DoubleHeadRCNNOptions(**hyperparameters), build=_double_head)
 
 
-def _htc(**numbers: Any) -> Preset:
-    return Preset(options=HTCOptions(**numbers), build=_hybrid_task_cascade)
+def _htc(**hyperparameters: Any) -> Preset:
+    return Preset(options=HTCOptions(**hyperparameters), build=_hybrid_task_cascade)
 
 
 # Backbones. ResNets keep BatchNorm's running statistics fixed (`bn_eval`) unless said otherwise.
@@ -205,7 +205,7 @@ class ModelConfig(BaseModel):
     @property
     def is_published_detector(self) -> bool:
         """Whether the weights recommended for the model are a whole detector's, not its backbone's alone."""
-        return recommended(self.name, self.numbers["backbone"]).is_detector
+        return recommended(self.name, self.hyperparameters["backbone"]).is_detector
 
     def weights_file(self) -> Path | None:
         """The local file that weights come from, fetched if it has to be; None for random ones and timm's.
@@ -214,7 +214,7 @@ class ModelConfig(BaseModel):
             CheckpointError: There is no such file, or it cannot be fetched.
         """
         if self.init == "pretrained" and self.is_published_detector:
-            return recommended(self.name, self.numbers["backbone"]).fetch()
+            return recommended(self.name, self.hyperparameters["backbone"]).fetch()
         if self.init in NO_FILE:
             return None
         with _told():
@@ -238,7 +238,7 @@ class ModelConfig(BaseModel):
         return dict(self.model_extra or {})
 
     @property
-    def numbers(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         """Every option with its value: the named model's, or what is different.
 
         Raises:
@@ -248,12 +248,8 @@ class ModelConfig(BaseModel):
 
     @property
     def has_masks(self) -> bool:
-        """Whether the model draws masks, and learns them from masks.
-
-        Raises:
-            ConfigError: There is no such model.
-        """
-        return isinstance(_preset(self.name).options, MaskOptions)
+        """Whether the model draws masks, and learns them from masks; of an unknown model, which cannot be built, no."""
+        return self.name in MODELS and isinstance(MODELS[self.name].options, MaskOptions)
 
     def with_options(self, **options: Any) -> ModelConfig:
         """The same with these options changed.
@@ -288,15 +284,6 @@ class ModelConfig(BaseModel):
         else:
             checked = kind.model_validate(given)
         return own | {key: getattr(checked, key) for key in given}
-
-
-def has_masks(config: ModelConfig) -> bool:
-    """Whether a named model draws masks, and so learns from masks.
-
-    Raises:
-        ConfigError: There is no such model.
-    """
-    return isinstance(_preset(config.name).options, MaskOptions)
 
 
 def build_model(config: ModelConfig, num_classes: int, class_names: Sequence[str] = ()) -> Detector:
@@ -350,7 +337,7 @@ def check_initial_weights(config: ModelConfig, num_classes: int) -> None:
     with torch.device("meta"):  # shapes only: nothing is allocated or initialised
         model = build_model(config.model_copy(update={"init": "random"}), num_classes)
     if config.init == "pretrained":
-        published = recommended(config.name, config.numbers["backbone"])
+        published = recommended(config.name, config.hyperparameters["backbone"])
         log.info("%s", published.to_text())
         published.fetch()
     start = config.start()

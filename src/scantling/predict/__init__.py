@@ -1,5 +1,5 @@
 """Images -> Instances in original pixels.
 
 `sources.py` says which images, `predictor.py` runs a detector over them, `tta.py` joins what it sees at several sizes
-and mirrored.
+and flipped.
 """

@@ -168,7 +168,7 @@ def import_detector(
         found, ids = _torchvision_classes(foreign)
     else:
         model = _as_trained(model, foreign, choice)
-        found = _class_names(foreign, model.numbers["class_loss"])
+        found = _class_names(foreign, model.hyperparameters["class_loss"])
         ids = tuple(range(1, len(found) + 1))
     choice.check(found)
     names, rows = choice.classes or found, choice.rows(found)

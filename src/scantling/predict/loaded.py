@@ -29,7 +29,7 @@ _VERB_OF = {
 }
 
 
-class Finder(Protocol):
+class ImagePredictor(Protocol):
     """What finds objects in images: one detector, or all that a run has."""
 
     @property
@@ -44,7 +44,7 @@ class Finder(Protocol):
     def findings(self) -> Sequence[Finding]:
         """Warnings about images left out so far."""
 
-    def find(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
+    def predict(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
         """Detections of each readable image in original pixels; those that cannot be read become findings.
 
         Raises:
@@ -71,8 +71,8 @@ class LoadedDetector:
         """Warnings about images left out so far."""
         return self.predictor.findings
 
-    def find(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
-        """Detections of each readable image; see `Finder`."""
+    def predict(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
+        """Detections of each readable image; see `ImagePredictor`."""
         return self.predictor.predict_records(records, skip_invalid=True)
 
 

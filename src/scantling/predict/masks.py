@@ -18,14 +18,14 @@ from torch import Tensor
 
 from scantling.data.samples.geometry import View, render
 from scantling.ops.boxes import clip_boxes
-from scantling.predict.tiles import TileGrid, Window
+from scantling.predict.tiles import TileGrid, TileWindow
 from scantling.predict.views import Views
 from scantling.structures.instances import Instances
 from scantling.structures.masks import ImageMasks, RoiMasks
 from scantling.structures.sample import Batch, Frame, Sample
 
 ViewsOf = Callable[[Sequence[Batch]], Views]
-"""Batches that show the same images at several sizes -> all their views, mirrored ones too."""
+"""Batches that show the same images at several sizes -> all their views, flipped ones too."""
 
 
 def mean_masks(views: Views, found: Sequence[Instances]) -> list[Instances]:
@@ -124,7 +124,7 @@ def tiles_of(grid: TileGrid, boxes: Tensor) -> Tensor:
     return torch.where(holds.any(dim=0), best, meets)
 
 
-def _within(found: Instances, window: Window) -> Instances:
+def _within(found: Instances, window: TileWindow) -> Instances:
     """Instances with their boxes cut off at a window; everything in original pixels."""
     x1, y1, x2, y2 = window
     shift = found.boxes.new_tensor([x1, y1, x1, y1])
@@ -133,7 +133,7 @@ def _within(found: Instances, window: Window) -> Instances:
 
 def tiles_at_all_sizes(
     sample: Sample,
-    windows: Sequence[Window],
+    windows: Sequence[TileWindow],
     sizes_for: Callable[[tuple[int, int]], Sequence[tuple[int, int]]],
 ) -> list[Batch]:
     """A batch for each size, in which every window of the image is one picture."""

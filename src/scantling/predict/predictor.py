@@ -26,8 +26,8 @@ from scantling.errors import ConfigError, DataError, Finding, Severity
 from scantling.models.contract import CandidateLimits, Detector
 from scantling.models.suppression import SuppressConfig, suppress_instances
 from scantling.predict.masks import mean_masks, tile_masks, tiles_at_all_sizes
-from scantling.predict.tiles import TileGrid, Window, merge, sort_out
-from scantling.predict.tta import in_original_pixels, mirrored
+from scantling.predict.tiles import TileGrid, TileWindow, merge, sort_out
+from scantling.predict.tta import flip_horizontally, in_original_pixels
 from scantling.predict.views import KEPT_BYTES, Load, Loaded, Network, Views, read_sample
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Sample
@@ -43,7 +43,7 @@ class PredictConfig(BaseModel):
             the results are pooled. `auto` is resolved from the training sizes.
         long_side: The long side is never longer than this. null: never longer than the scale itself, so that images
             fit into a square of that length.
-        flip: Predict the mirrored image too.
+        flip: Predict the flipped image too.
         batch_size: Images predicted together.
         workers: Processes that read and resize; 0 does it in the predicting process.
         precision: Number format of the forward pass. bf16 and fp16 are for GPUs; most processors only imitate them.
@@ -228,7 +228,7 @@ class Predictor:
         """All views of the images that every batch shows at another size."""
         placed = [batch.to(self.device) for batch in batches]
         if self.config.flip:
-            placed = [view for batch in placed for view in (batch, mirrored(batch))]
+            placed = [view for batch in placed for view in (batch, flip_horizontally(batch))]
         budget = KEPT_BYTES.get(self.device.type, 0) if self.model.has_masks else 0
         return Views(network=self._network, batches=placed, budget=budget)
 
@@ -314,7 +314,7 @@ class Predictor:
             (overview,) = self._candidates_in(sample, [(0, 0, *sample.size_hw[::-1])])
         return merge(grid, tiles, overview)
 
-    def _candidates_in(self, sample: Sample, windows: Sequence[Window]) -> list[Instances]:
+    def _candidates_in(self, sample: Sample, windows: Sequence[TileWindow]) -> list[Instances]:
         """Candidates in each window of an image, at all scales together, in original pixels and main memory."""
         views = self._views_of(tiles_at_all_sizes(sample, windows, self.config.sizes_for))
         return [Instances.cat(in_original_pixels(seen)) for seen in views.candidates(self._limits)]

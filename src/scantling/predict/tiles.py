@@ -31,8 +31,8 @@ from scantling.ops.boxes import box_area, pairwise_intersection, pairwise_iou
 from scantling.ops.nms import batched_nms
 from scantling.structures.instances import Instances
 
-Window = tuple[int, int, int, int]
-Interval = tuple[int, int]
+TileWindow = tuple[int, int, int, int]
+Span = tuple[int, int]
 
 AGREEMENT = 0.5  # overlap from which two boxes are taken for the same thing
 CONTAINED = 0.7  # share of a piece that lies in what explains it
@@ -55,8 +55,8 @@ class TileGrid:
     """
 
     size_hw: tuple[int, int]
-    columns: tuple[Interval, ...]
-    rows: tuple[Interval, ...]
+    columns: tuple[Span, ...]
+    rows: tuple[Span, ...]
 
     @classmethod
     def over(cls, size_hw: tuple[int, int], tile: int, overlap: float) -> TileGrid:
@@ -74,7 +74,7 @@ class TileGrid:
         return len(self.columns) * len(self.rows)
 
     @property
-    def windows(self) -> list[Window]:
+    def windows(self) -> list[TileWindow]:
         """(x1, y1, x2, y2) of each tile, row by row."""
         return [(x1, y1, x2, y2) for y1, y2 in self.rows for x1, x2 in self.columns]
 
@@ -111,7 +111,7 @@ class TileGrid:
         return _without_borders(self.columns), _without_borders(self.rows)
 
 
-def _intervals(length: int, tile: int, overlap: float) -> tuple[Interval, ...]:
+def _intervals(length: int, tile: int, overlap: float) -> tuple[Span, ...]:
     if tile >= length:
         return ((0, length),)
     step = max(1, math.floor(tile * (1 - overlap)))
@@ -120,16 +120,16 @@ def _intervals(length: int, tile: int, overlap: float) -> tuple[Interval, ...]:
     return tuple((start, start + tile) for start in starts)
 
 
-def _shared(intervals: Sequence[Interval]) -> float:
+def _shared(intervals: Sequence[Span]) -> float:
     ends = zip(intervals, intervals[1:], strict=False)
     return min((float(before[1] - after[0]) for before, after in ends), default=math.inf)
 
 
-def _meet(a: Interval, b: Interval) -> bool:
+def _meet(a: Span, b: Span) -> bool:
     return max(a[0], b[0]) < min(a[1], b[1])
 
 
-def _without_borders(intervals: Sequence[Interval]) -> Tensor:
+def _without_borders(intervals: Sequence[Span]) -> Tensor:
     edges = torch.tensor(intervals, dtype=torch.float32)
     touch = max(TOUCH_PIXELS, TOUCH_SHARE * (intervals[0][1] - intervals[0][0]))
     edges[1:, 0] += touch

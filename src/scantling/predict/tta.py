@@ -11,7 +11,7 @@ from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch, Frame
 
 
-def mirrored(batch: Batch) -> Batch:
+def flip_horizontally(batch: Batch) -> Batch:
     """The images of a batch with left and right exchanged; padding stays at the right and bottom.
 
     Args:

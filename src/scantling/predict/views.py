@@ -1,6 +1,6 @@
 """The views in which a few images are predicted, and what a detector has computed of each.
 
-records ── Load ──► Loaded: a Batch for each test size ── Views (sizes, mirrored ones) ── encode ──► Encoded
+records ── Load ──► Loaded: a Batch for each test size ── Views (sizes, flipped ones) ── encode ──► Encoded
 once, where it fits into memory
 """
 

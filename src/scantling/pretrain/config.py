@@ -26,10 +26,10 @@ from pydantic import Field
 
 from scantling.data.formats.delftbikes import TARGETS, State
 from scantling.errors import ConfigError
-from scantling.pretrain.crops import CropConfig
+from scantling.pretrain.crops import CropFileConfig
 from scantling.pretrain.moco import Auto, MocoConfig
 from scantling.pretrain.views import PUBLISHED_SIDE, ViewConfig
-from scantling.settings.auto import Choice, decided
+from scantling.settings.auto import Choice, resolved
 from scantling.train.config import Count, Fraction, TrainConfig
 
 PUBLISHED_CROPS, PUBLISHED_EPOCHS, MAX_EPOCHS = 133_245, 200, 800
@@ -85,7 +85,7 @@ class PretrainConfig(MocoConfig):
     states: tuple[State, ...] = TARGETS
     skip_invalid: bool = False
     strict: bool = False
-    crops: CropConfig = CropConfig()
+    crops: CropFileConfig = CropFileConfig()
     augment: ViewConfig = ViewConfig()
     side: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] | Auto = "auto"
     epochs: Count | Auto = "auto"
@@ -117,14 +117,14 @@ class PretrainConfig(MocoConfig):
             precision=self.precision,
             clip_norm=None,
             optimizer="adamw" if self.optimizer == "adamw" else "sgd",
-            lr=decided(self.lr),
+            lr=resolved(self.lr),
             momentum=0.9,
             weight_decay=self.weight_decay,
             norm_decay=True,
             schedule="cosine",
             warmup_steps=self.warmup_steps,
             monitor="queue_accuracy",
-            validate_every=int(decided(self.knn_every)),
+            validate_every=int(resolved(self.knn_every)),
             checkpoint_every=self.checkpoint_every,
             log_every=self.log_every,
         )
@@ -149,14 +149,14 @@ class CropFacts:
     processes: int = 1
 
 
-class Settled(NamedTuple):
+class ResolvedPretraining(NamedTuple):
     """Settings without `auto`, and a sentence for every choice made."""
 
     config: PretrainConfig
     reasons: tuple[str, ...]
 
 
-def settle(config: PretrainConfig, facts: CropFacts) -> Settled:
+def resolve_auto(config: PretrainConfig, facts: CropFacts) -> ResolvedPretraining:
     """Replace every `auto` by a value; `source` is decided where the data are read.
 
     Args:
@@ -172,7 +172,7 @@ def settle(config: PretrainConfig, facts: CropFacts) -> Settled:
             choice = rule(config, facts)
             reasons.append(f"pretrain.{key} = {choice.value}: {choice.reason}")
             config = PretrainConfig.model_validate({**config.model_dump(), key: choice.value})
-    in_step = int(decided(config.batch_size)) * facts.processes
+    in_step = int(resolved(config.batch_size)) * facts.processes
     if config.total_batch is not None and in_step != config.total_batch:
         raise ConfigError(
             f"total_batch is {config.total_batch}, but {facts.processes} processes of batch_size "
@@ -183,12 +183,12 @@ def settle(config: PretrainConfig, facts: CropFacts) -> Settled:
         reasons.append(
             f"pretrain: a step is {in_step} crops of {facts.processes} processes; lr is {config.lr}"
         )
-    if decided(config.queue) > facts.num_crops:
+    if resolved(config.queue) > facts.num_crops:
         raise ConfigError(
             f"queue is {config.queue}, but there are only {facts.num_crops} crops",
             hint="Leave it at auto, or give at most half of the crops.",
         )
-    return Settled(config, tuple(reasons))
+    return ResolvedPretraining(config, tuple(reasons))
 
 
 def _side(config: PretrainConfig, facts: CropFacts) -> Choice:  # noqa: ARG001 - a rule's signature
@@ -217,7 +217,7 @@ def _epochs(config: PretrainConfig, facts: CropFacts) -> Choice:  # noqa: ARG001
 
 
 def _queue(config: PretrainConfig, facts: CropFacts) -> Choice:
-    batch = int(decided(config.batch_size)) * facts.processes
+    batch = int(resolved(config.batch_size)) * facts.processes
     length = min(PUBLISHED_QUEUE, facts.num_crops // 2)
     length = max(batch, length // batch * batch)
     return Choice(min(length, facts.num_crops), f"whole batches, at most half of the {facts.num_crops} crops")
@@ -234,20 +234,20 @@ def _optimizer(config: PretrainConfig, facts: CropFacts) -> Choice:
 def _lr(config: PretrainConfig, facts: CropFacts) -> Choice:
     if config.optimizer == "adamw":
         return Choice(ADAMW_LR, "for AdamW")
-    batch = int(decided(config.batch_size)) * facts.processes
+    batch = int(resolved(config.batch_size)) * facts.processes
     rate = float(f"{PUBLISHED_LR * batch / PUBLISHED_BATCH:.4g}")
     return Choice(rate, f"{PUBLISHED_LR} per {PUBLISHED_BATCH} crops")
 
 
 def _momentum(config: PretrainConfig, facts: CropFacts) -> Choice:
-    batch = int(decided(config.batch_size)) * facts.processes
-    steps = int(decided(config.epochs)) * (facts.num_crops // batch)
+    batch = int(resolved(config.batch_size)) * facts.processes
+    steps = int(resolved(config.epochs)) * (facts.num_crops // batch)
     memory = min(LONGEST_MEMORY, max(10, steps // MEMORIES_PER_TRAINING))
     return Choice(round(1 - 1 / memory, 4), f"the key encoder remembers {memory} of {steps} steps")
 
 
 def _knn_every(config: PretrainConfig, facts: CropFacts) -> Choice:  # noqa: ARG001 - a rule's signature
-    return Choice(max(1, int(decided(config.epochs)) // 10), "ten times in all")
+    return Choice(max(1, int(resolved(config.epochs)) // 10), "ten times in all")
 
 
 def _workers(config: PretrainConfig, facts: CropFacts) -> Choice:  # noqa: ARG001 - a rule's signature

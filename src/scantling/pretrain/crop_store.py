@@ -26,7 +26,7 @@ from scantling.data.images.open import open_image
 from scantling.data.io import replacing, sha256_of, write_json
 from scantling.data.workers import TaskStream
 from scantling.errors import DataError
-from scantling.pretrain.crops import CropConfig, CropPlan, CutImage, Pixels, cut
+from scantling.pretrain.crops import CropFileConfig, CropPlan, CutImage, Pixels, cut
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class CropStore:
 
 
 def open_store(
-    folder: Path, plan: CropPlan, config: CropConfig, *, max_pixels: int, workers: int = 0
+    folder: Path, plan: CropPlan, config: CropFileConfig, *, max_pixels: int, workers: int = 0
 ) -> CropStore:
     """The store of a plan: the one in the folder if it is whole and made from the same, else a new one.
 

@@ -27,7 +27,7 @@ from scantling.data.coco.records import clipped_xyxy
 from scantling.data.samples.dataset import rng_for
 
 Pixels = NDArray[np.uint8]
-Box = tuple[int, int, int, int]
+PixelBox = tuple[int, int, int, int]
 
 NO_LABEL = -1
 """Label of a crop without a category."""
@@ -35,7 +35,7 @@ _RANDOM_AREA = (0.1, 0.5)
 _RANDOM_ASPECT = (0.75, 4 / 3)
 
 
-class CropConfig(BaseModel):
+class CropFileConfig(BaseModel):
     """Which objects are cut out, and with how much around them.
 
     Attributes:
@@ -52,7 +52,7 @@ class CropConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class CropWindow:
     """One crop of an image.
 
     Attributes:
@@ -63,7 +63,7 @@ class Window:
 
     crop_id: str
     label: int
-    box: Box
+    box: PixelBox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class CutImage:
     name: str
     path: Path
     size_hw: tuple[int, int]
-    windows: tuple[Window, ...]
+    windows: tuple[CropWindow, ...]
     white: int | None = None
 
 
@@ -102,7 +102,7 @@ class CropPlan:
     def __len__(self) -> int:
         return sum(len(image.windows) for image in self.images)
 
-    def fingerprint(self, config: CropConfig, max_pixels: int) -> str:
+    def fingerprint(self, config: CropFileConfig, max_pixels: int) -> str:
         """SHA-256 of all that decides the crops' pixels: windows, settings, and each file's length and time."""
         digest = hashlib.sha256(json.dumps([config.model_dump(), max_pixels, self.class_names]).encode())
         for image in self.images:
@@ -113,7 +113,7 @@ class CropPlan:
         return digest.hexdigest()
 
 
-def object_crops(splits: Mapping[str, CocoDataset], config: CropConfig) -> CropPlan:
+def object_crops(splits: Mapping[str, CocoDataset], config: CropFileConfig) -> CropPlan:
     """One crop per labelled object.
 
     Args:
@@ -162,7 +162,7 @@ def stored_pixels(side: int, min_scale: float) -> int:
     return math.ceil(side * side / min_scale)
 
 
-def padded_box(box: Sequence[float], context: float, size_hw: tuple[int, int]) -> Box:
+def padded_box(box: Sequence[float], context: float, size_hw: tuple[int, int]) -> PixelBox:
     """A box with its margin, in whole pixels and inside the image.
 
     Args:
@@ -184,7 +184,7 @@ def padded_box(box: Sequence[float], context: float, size_hw: tuple[int, int]) -
     )
 
 
-def cut(pixels: Pixels, box: Box, max_pixels: int) -> Pixels:
+def cut(pixels: Pixels, box: PixelBox, max_pixels: int) -> Pixels:
     """A window of an image, reduced to at most `max_pixels` with its aspect kept; never enlarged.
 
     Args:
@@ -204,12 +204,12 @@ def cut(pixels: Pixels, box: Box, max_pixels: int) -> Pixels:
 
 
 def _object_windows(
-    split: str, dataset: CocoDataset, index: int, config: CropConfig, class_names: Sequence[str]
-) -> tuple[Window, ...]:
+    split: str, dataset: CocoDataset, index: int, config: CropFileConfig, class_names: Sequence[str]
+) -> tuple[CropWindow, ...]:
     annotations, size_hw = dataset.annotations[index], dataset.images[index].size_hw
     boxes = clipped_xyxy([annotation.box_xywh for annotation in annotations], size_hw)
     return tuple(
-        Window(
+        CropWindow(
             crop_id=json.dumps([split, annotation.id]),
             label=class_names.index(dataset.class_names[annotation.label]),
             box=padded_box(box, config.context, size_hw),
@@ -219,16 +219,16 @@ def _object_windows(
     )
 
 
-def _image_windows(split: str, record: ImageRecord, count: int, seed: int) -> tuple[Window, ...]:
+def _image_windows(split: str, record: ImageRecord, count: int, seed: int) -> tuple[CropWindow, ...]:
     height, width = record.size_hw
     boxes = [_random_box(seed, record.id, number, record.size_hw) for number in range(count)]
     return tuple(
-        Window(crop_id=json.dumps([split, "image", record.id, number]), label=NO_LABEL, box=box)
+        CropWindow(crop_id=json.dumps([split, "image", record.id, number]), label=NO_LABEL, box=box)
         for number, box in enumerate(boxes or [(0, 0, width, height)])
     )
 
 
-def _random_box(seed: int, image_id: ImageId, number: int, size_hw: tuple[int, int]) -> Box:
+def _random_box(seed: int, image_id: ImageId, number: int, size_hw: tuple[int, int]) -> PixelBox:
     share, aspect, left, top = rng_for(seed, 0, image_id, f"part {number}").random(4)
     height, width = size_hw
     area = height * width * (_RANDOM_AREA[0] + share * (_RANDOM_AREA[1] - _RANDOM_AREA[0]))
@@ -239,7 +239,7 @@ def _random_box(seed: int, image_id: ImageId, number: int, size_hw: tuple[int, i
     return x, y, x + across, y + down
 
 
-def _cut_image(record: ImageRecord, windows: tuple[Window, ...]) -> CutImage:
+def _cut_image(record: ImageRecord, windows: tuple[CropWindow, ...]) -> CutImage:
     return CutImage(
         name=record.file_name, path=record.path, size_hw=record.size_hw, windows=windows, white=record.white
     )

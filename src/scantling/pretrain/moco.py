@@ -40,9 +40,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scantling.errors import ConfigError
-from scantling.models.backbone import Backbone, BackboneConfig, Stage
+from scantling.models.backbone import Backbone, BackboneConfig, BackboneStage
 from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD
-from scantling.pretrain.views import CropBatch
+from scantling.pretrain.views import ViewPairBatch
 
 Auto = Literal["auto"]
 _NOBODY = -1
@@ -72,7 +72,7 @@ class MocoConfig(BaseModel):
 
     backbone: str = "resnet50"
     norm: Literal["default", "bn", "bn_eval", "frozen_bn", "sync_bn", "gn"] = "gn"
-    deform: tuple[Stage, ...] = ()
+    deform: tuple[BackboneStage, ...] = ()
     deform_version: Literal[1, 2] = 1
     head: Literal["bn", "plain"] = "bn"
     embedding: Annotated[int, Field(ge=1, le=4096)] = 128
@@ -161,11 +161,11 @@ class MoCo(nn.Module):
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, batch: CropBatch) -> dict[str, Tensor]:
+    def forward(self, batch: ViewPairBatch) -> dict[str, Tensor]:
         """The same as `losses`."""
         return self.losses(batch)
 
-    def losses(self, batch: CropBatch) -> dict[str, Tensor]:
+    def losses(self, batch: ViewPairBatch) -> dict[str, Tensor]:
         """InfoNCE of a batch; afterwards its keys are in the queue."""
         queries = self._queries(self.normalise(batch.queries))
         with torch.no_grad():

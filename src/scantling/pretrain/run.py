@@ -1,8 +1,8 @@
 """A pretraining from its crops to a backbone that `init: FILE` loads.
 
-CropPlan ─► settle `auto` ─► crop store ─► k-NN of the untrained network ─► fit ─► backbone.safetensors
+CropPlan ─► resolve `auto` ─► crop store ─► k-NN of the untrained network ─► fit ─► backbone.safetensors
 
-OUT/pretrain.yaml         every setting, `auto` decided
+OUT/pretrain.yaml         every setting, `auto` resolved
 OUT/crops/                the crops, decoded once
 OUT/train/                state of training, history (metrics.jsonl, metrics.csv)
 OUT/metrics.json          k-NN accuracy before and after, queue accuracy, InfoNCE
@@ -31,15 +31,15 @@ from torch import nn
 from scantling.data.io import atomic_write, read_json, write_json
 from scantling.errors import ConfigError, DataError
 from scantling.models.backbone import Backbone
-from scantling.pretrain.config import CropFacts, PretrainConfig, settle
+from scantling.pretrain.config import CropFacts, PretrainConfig, resolve_auto
 from scantling.pretrain.crop_store import DATA_NAME, INDEX_NAME, CropStore, open_store
 from scantling.pretrain.crops import CropPlan, stored_pixels
 from scantling.pretrain.knn import KnnScore, KnnSplit, held_out_mask, is_held_out, knn_score, knn_split
 from scantling.pretrain.moco import MoCo
 from scantling.pretrain.summary import BACKBONE, METRICS, PretrainSummary
-from scantling.pretrain.views import BuildViews, CropLoader
+from scantling.pretrain.views import BuildViews, ViewPairLoader
 from scantling.settings import yaml as strict_yaml
-from scantling.settings.auto import decided
+from scantling.settings.auto import resolved
 from scantling.train.checkpoint import CheckpointMeta, save_checkpoint
 from scantling.train.devices import ALONE, Processes, join_processes, require_precision, resolve_device
 from scantling.train.history import CSV_NAME, JSONL_NAME
@@ -82,7 +82,7 @@ class PretrainRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
+class _Pretraining:
     """A pretraining whose settings are decided."""
 
     config: PretrainConfig
@@ -104,7 +104,7 @@ class _Work:
 
     @property
     def side(self) -> int:
-        return int(decided(self.config.side))
+        return int(resolved(self.config.side))
 
 
 def pretrain(
@@ -131,8 +131,8 @@ def pretrain(
     processes = join_processes(device)
     with torch.device("meta"):  # refuses what cannot be built; nothing is allocated
         Backbone(config.backbone_config())
-    config, reasons = settle(config, measure_crops(plan, config, run.seed, device, processes))
-    work = _Work(config=config, out=out, run=run, device=device, processes=processes)
+    config, reasons = resolve_auto(config, measure_crops(plan, config, run.seed, device, processes))
+    work = _Pretraining(config=config, out=out, run=run, device=device, processes=processes)
     begun = processes.on_main(lambda: (out / SETTINGS).is_file() and not run.overwrite)
     claim = claim_folder(out, resume=begun, overwrite=run.overwrite, known=FILES)
     with claim if processes.is_main else nullcontext():
@@ -182,7 +182,7 @@ def measure_crops(
     )
 
 
-def _begin(work: _Work, reasons: tuple[str, ...], *, begun: bool) -> None:
+def _begin(work: _Pretraining, reasons: tuple[str, ...], *, begun: bool) -> None:
     """Record the settings, or find that they are the recorded ones.
 
     Raises:
@@ -208,7 +208,7 @@ def _begin(work: _Work, reasons: tuple[str, ...], *, begun: bool) -> None:
     atomic_write(path, strict_yaml.dump(work.settings))
 
 
-def _open(work: _Work, plan: CropPlan) -> CropStore:
+def _open(work: _Pretraining, plan: CropPlan) -> CropStore:
     """The crop store, made by the main process."""
     config = work.config
     opened = partial(
@@ -217,14 +217,14 @@ def _open(work: _Work, plan: CropPlan) -> CropStore:
         plan,
         config.crops,
         max_pixels=stored_pixels(work.side, config.augment.min_scale),
-        workers=int(decided(config.workers)),
+        workers=int(resolved(config.workers)),
     )
     store = work.processes.on_main(opened)
     log.info("%d crops, %.1f MB, of %d images", len(store), store.ends[-1] / 1e6, len(plan.images))
     return store
 
 
-def _train(work: _Work, store: CropStore, *, left_out: int) -> dict[str, Any]:
+def _train(work: _Pretraining, store: CropStore, *, left_out: int) -> dict[str, Any]:
     """Train, export the backbone, and say what came out."""
     config, processes = work.config, work.processes
     model = initial_moco(config, work.run.seed).to(work.device)
@@ -245,7 +245,7 @@ def _train(work: _Work, store: CropStore, *, left_out: int) -> dict[str, Any]:
     }
 
 
-def _fit(work: _Work, store: CropStore, split: KnnSplit | None, model: MoCo) -> FitResult:
+def _fit(work: _Pretraining, store: CropStore, split: KnnSplit | None, model: MoCo) -> FitResult:
     config, run, out = work.config, work.run, work.out / TRAIN
     begun = work.processes.from_main(resumable(out))
     log.info("pretraining%s", " goes on" if begun else "")
@@ -274,7 +274,7 @@ def _fit(work: _Work, store: CropStore, split: KnnSplit | None, model: MoCo) -> 
 
 def crop_loader(
     store: CropStore, config: PretrainConfig, *, seed: int, processes: Processes = ALONE
-) -> CropLoader:
+) -> ViewPairLoader:
     """The batches of a pretraining.
 
     Args:
@@ -283,22 +283,22 @@ def crop_loader(
         seed: Of order and views.
         processes: Those that train together.
     """
-    build = BuildViews(store=store, side=int(decided(config.side)), config=config.augment, seed=seed)
+    build = BuildViews(store=store, side=int(resolved(config.side)), config=config.augment, seed=seed)
     crops = np.arange(len(store), dtype=np.int64)
     if not config.learn_held_out:
         crops = crops[~held_out_mask(store, config.held_out, seed)]
-    return CropLoader(
+    return ViewPairLoader(
         build,
         crops,
-        int(decided(config.batch_size)),
-        workers=int(decided(config.workers)),
+        int(resolved(config.batch_size)),
+        workers=int(resolved(config.workers)),
         rank=processes.rank,
         world=processes.world,
     )
 
 
 def _validate(
-    work: _Work, store: CropStore, split: KnnSplit | None, model: nn.Module
+    work: _Pretraining, store: CropStore, split: KnnSplit | None, model: nn.Module
 ) -> dict[str, float | None]:
     moco = cast("MoCo", model)
     score = work.processes.on_main(partial(_score, work, store, split, moco))
@@ -310,7 +310,7 @@ def _validate(
 
 
 @torch.no_grad()
-def _score(work: _Work, store: CropStore, split: KnnSplit | None, model: MoCo) -> KnnScore | None:
+def _score(work: _Pretraining, store: CropStore, split: KnnSplit | None, model: MoCo) -> KnnScore | None:
     if split is None:
         return None
     model.eval()
@@ -325,7 +325,7 @@ def _score(work: _Work, store: CropStore, split: KnnSplit | None, model: MoCo) -
 
 
 def _untrained_score(
-    work: _Work, store: CropStore, split: KnnSplit | None, model: MoCo
+    work: _Pretraining, store: CropStore, split: KnnSplit | None, model: MoCo
 ) -> dict[str, float] | None:
     """The score of random weights, measured once for a folder."""
     path = work.out / UNTRAINED
@@ -347,7 +347,7 @@ def _final_values(result: FitResult) -> dict[str, Any]:
     }
 
 
-def _export(work: _Work, store: CropStore, model: MoCo, final: Mapping[str, Any]) -> None:
+def _export(work: _Pretraining, store: CropStore, model: MoCo, final: Mapping[str, Any]) -> None:
     """Write the backbone as a checkpoint of its own."""
     meta = CheckpointMeta(
         kind="backbone",
@@ -355,7 +355,7 @@ def _export(work: _Work, store: CropStore, model: MoCo, final: Mapping[str, Any]
         recipe_hash=work.settings_sha256,
         data_hash=store.sha256,
         step=final["step"],
-        epoch=int(decided(work.config.epochs)),
+        epoch=int(resolved(work.config.epochs)),
         metrics={"queue_accuracy": final["queue_accuracy"]},
     )
     tensors = {f"model.{name}": tensor for name, tensor in model.backbone_tensors().items()}

@@ -75,7 +75,7 @@ class ViewConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CropBatch:
+class ViewPairBatch:
     """Two views of each of some crops.
 
     Attributes:
@@ -83,14 +83,14 @@ class CropBatch:
         keys: (B, S, S, 3) uint8 RGB, other views of the same crops.
         crops: (B,) int64 positions in the store.
         image_ids: Ids of the crops, for messages.
-        is_spare: Always False, since every process gets as many crops; the training loop asks every kind of batch.
+        is_padding: Always False, since every process gets as many crops; the training loop asks every kind of batch.
     """
 
     queries: Tensor
     keys: Tensor
     crops: Tensor
     image_ids: tuple[str, ...]
-    is_spare: bool = False
+    is_padding: bool = False
 
     def to(self, device: torch.device) -> Self:
         """The batch with its tensors on `device`."""
@@ -172,14 +172,14 @@ class BuildViews:
     config: ViewConfig
     seed: int
 
-    def __call__(self, task: ViewTask) -> CropBatch:
+    def __call__(self, task: ViewTask) -> ViewPairBatch:
         """The two views of each of a task's crops."""
         shape = (len(task.crops), self.side, self.side, 3)
         queries, keys = np.empty(shape, dtype=np.uint8), np.empty(shape, dtype=np.uint8)
         for place, index in enumerate(task.crops):
             crop = self.store.read(index)
             queries[place], keys[place] = (self.view(crop, index, task.epoch, which) for which in (0, 1))
-        return CropBatch(
+        return ViewPairBatch(
             queries=torch.from_numpy(queries),
             keys=torch.from_numpy(keys),
             crops=torch.tensor(task.crops),
@@ -192,7 +192,7 @@ class BuildViews:
         return make_view(crop, self.side, self.config, rng)
 
 
-class CropLoader(PlannedBatches[ViewTask, CropBatch]):
+class ViewPairLoader(PlannedBatches[ViewTask, ViewPairBatch]):
     """Batches of two views, epoch by epoch; the last crops of an epoch that fill no batch are left out.
 
     Args:

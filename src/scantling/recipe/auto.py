@@ -29,7 +29,7 @@ from scantling.errors import CheckpointError
 from scantling.recipe.facts import DataFacts
 from scantling.recipe.recipe import MemberConfig, Recipe
 from scantling.recipe.starting import Starting, starting_from
-from scantling.settings.auto import Choice, decided
+from scantling.settings.auto import Choice, resolved
 
 PUBLISHED_IMAGES, PUBLISHED_EPOCHS = 7000, 24
 MIN_EPOCHS, MAX_EPOCHS = 12, 150
@@ -115,12 +115,12 @@ def _step_size(member: MemberConfig, processes: int) -> str:
         ConfigError: The processes together cannot make steps of `total_batch` images.
     """
     train = member.train
-    batches, size = train.batches_per_step(processes), decided(train.batch_size)
+    batches, size = train.batches_per_step(processes), resolved(train.batch_size)
     where = "on one process" if processes == 1 else f"on each of {processes} processes"
     shown = f"a step is {size * batches * processes} images: {batches} batches of {size} {where}"
     if train.total_batch is not None:
         return f"{shown}, as total_batch says"
-    return f"{shown}; lr {decided(train.lr):g} stays as it is, give total_batch if it is meant for another number"
+    return f"{shown}; lr {resolved(train.lr):g} stays as it is, give total_batch if it is meant for another number"
 
 
 def _short_side(member: MemberConfig, facts: DataFacts) -> Choice:
@@ -164,7 +164,7 @@ def _batch_size(member: MemberConfig, facts: DataFacts) -> Choice:
 
 def _repeats(member: MemberConfig, facts: DataFacts) -> Choice:
     batches = member.train.batches_per_step(facts.processes)
-    images_per_step = decided(member.train.batch_size) * batches * facts.processes
+    images_per_step = resolved(member.train.batch_size) * batches * facts.processes
     repeats = max(1, math.ceil(MIN_STEPS_PER_EPOCH * images_per_step / facts.num_images))
     tiles = math.prod(
         math.ceil(side / shown) for side, shown in zip(facts.median_hw, _shown_hw(member, facts), strict=True)
@@ -183,7 +183,7 @@ def _epochs(member: MemberConfig, facts: DataFacts) -> Choice:
     if _start(member).kind == "detector":
         passes *= FINE_TUNING_LENGTH
         reason += "; half of it from a trained detector"
-    epochs = max(1, round(passes / decided(member.train.repeats)))
+    epochs = max(1, round(passes / resolved(member.train.repeats)))
     return Choice(epochs, f"{passes:.0f} passes over {facts.num_images} images ({reason})")
 
 
@@ -194,7 +194,7 @@ def _start(member: MemberConfig) -> Starting:
 def _lr(member: MemberConfig, facts: DataFacts) -> Choice:
     train, start = member.train, _start(member)
     if train.optimizer == "sgd":
-        size = train.total_batch or decided(train.batch_size) * train.accumulate * facts.processes
+        size = train.total_batch or resolved(train.batch_size) * train.accumulate * facts.processes
         rate, reason = SGD_LR_PER_IMAGE * size, f"0.02 for 16 images, here {size}"
     elif train.optimizer == "adamw":
         rate, reason = ADAMW_LR[facts.device], "what AdamW takes for models of that size"

@@ -31,7 +31,7 @@ from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.tune import TuneConfig
 from scantling.data.samples.transforms import AugmentConfig
 from scantling.data.splits import DataConfig
-from scantling.models.zoo import ModelConfig, has_masks
+from scantling.models.zoo import ModelConfig
 from scantling.predict.predictor import PredictConfig
 from scantling.pretrain.config import PretrainConfig
 from scantling.recipe.shipped import find_recipe, read_recipe
@@ -75,7 +75,7 @@ class MemberConfig(Section):
     @property
     def draws_masks(self) -> bool:
         """Whether it is a detector of masks, trained here."""
-        return self.model is not None and has_masks(self.model)
+        return self.model is not None and self.model.has_masks
 
     @property
     def detector(self) -> ModelConfig:

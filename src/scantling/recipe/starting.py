@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from scantling.errors import CheckpointError
 from scantling.models.weights.start import read_start
 from scantling.models.zoo import INIT_PRETRAIN, ModelConfig
 
@@ -52,7 +53,10 @@ def starting_from(model: ModelConfig) -> Starting:
     if file is None or not file.is_file():
         model.start()  # tells what is wrong with it
         return Starting("random", {})
-    return _of_file(file.absolute(), file.stat().st_mtime_ns)
+    try:
+        return _of_file(file.absolute(), file.stat().st_mtime_ns)
+    except CheckpointError as error:
+        raise CheckpointError(f"model.init: {error.message}", hint=error.hint) from error
 
 
 @lru_cache(maxsize=16)

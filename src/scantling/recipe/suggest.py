@@ -23,13 +23,13 @@ from typing import Any
 
 from scantling.data.splits import DataConfig, read_run_data
 from scantling.errors import UsageError
-from scantling.models.zoo import MODELS, ModelConfig, has_masks
+from scantling.models.zoo import MODELS, ModelConfig
 from scantling.recipe.auto import Resolution, resolve
 from scantling.recipe.facts import DataFacts, measure
 from scantling.recipe.recipe import EvaluateConfig, MemberConfig, Recipe, parse_recipe
 from scantling.recipe.starting import Starting, starting_from
 from scantling.settings import yaml as strict_yaml
-from scantling.settings.auto import decided
+from scantling.settings.auto import resolved
 from scantling.train.devices import resolve_device
 
 MEMBER = "detector"
@@ -129,7 +129,7 @@ class OpenRecipe:
         return recipe.on(data=self.root, seed=self.seed)
 
 
-def settle(recipe: Recipe | OpenRecipe, facts: DataFacts) -> Resolution:
+def resolve_auto(recipe: Recipe | OpenRecipe, facts: DataFacts) -> Resolution:
     """A recipe without `auto`, whether it was written or is to be chosen; see `resolve`."""
     return recipe.choose(facts) if isinstance(recipe, OpenRecipe) else resolve(recipe, facts)
 
@@ -209,7 +209,7 @@ def _for_labels(model: Mapping[str, Any], facts: DataFacts) -> dict[str, Any]:
     """The model that a start brings along; without its mask heads where not every object has a mask."""
     config = ModelConfig.model_validate(dict(model))
     name = config.name.replace("cascade_mask_rcnn", "cascade_rcnn").replace("mask_rcnn", "faster_rcnn")
-    if not model or facts.has_masks or not has_masks(config) or name not in MODELS:
+    if not model or facts.has_masks or not config.has_masks or name not in MODELS:
         return dict(model)
     known = ModelConfig.known_keys({"name": name})
     return {key: value for key, value in model.items() if key in known} | {"name": name}
@@ -222,7 +222,7 @@ def affordable_epochs(member: MemberConfig, facts: DataFacts) -> int:
         member: Without `auto`.
         facts: About the training data and the machine.
     """
-    wanted = decided(member.train.epochs)
+    wanted = resolved(member.train.epochs)
     if facts.device != "cpu":
         return wanted
     return max(1, min(wanted, int(CPU_MEGAPIXELS / epoch_megapixels(member, facts))))
@@ -238,11 +238,11 @@ def epoch_megapixels(member: MemberConfig, facts: DataFacts) -> float:
     sides = member.augment.short_sides
     short, aspect = sides[len(sides) // 2], max(facts.median_hw) / min(facts.median_hw)
     long = min(short * aspect, member.augment.long_side or short)
-    return short * long / 1e6 * facts.num_images * decided(member.train.repeats)
+    return short * long / 1e6 * facts.num_images * resolved(member.train.repeats)
 
 
 def sided_names(names: Iterable[str]) -> list[str]:
-    """Names of categories that a mirrored image would make wrong: sides, or letters and digits."""
+    """Names of categories that a flipped image would make wrong: sides, or letters and digits."""
     known = list(names)
     sided = [name for name in known if _SIDES & set(re.split(r"[\W\d_]+", name.lower()))]
     characters = [name for name in known if len(name.strip()) == 1]
@@ -273,7 +273,7 @@ def _model_line(member: MemberConfig, facts: DataFacts) -> str:
         starting_from(member.detector),
     )
     if start.kind != "random":
-        frozen, rate = member.detector.numbers["frozen_stages"], decided(member.train.lr)
+        frozen, rate = member.detector.hyperparameters["frozen_stages"], resolved(member.train.lr)
         held = (
             f"stem and {frozen} stage{'s' * (frozen > 1)} stay as they are"
             if frozen
@@ -304,7 +304,7 @@ def _size_line(member: MemberConfig, facts: DataFacts) -> str:
 
 def _schedule_line(member: MemberConfig, facts: DataFacts) -> str:
     train = member.train
-    repeats, batch, epochs = decided(train.repeats), decided(train.batch_size), decided(train.epochs)
+    repeats, batch, epochs = resolved(train.repeats), resolved(train.batch_size), resolved(train.epochs)
     per_step = batch * train.batches_per_step(facts.processes) * facts.processes
     steps = epochs * math.ceil(facts.num_images * repeats / per_step)
     shown = f"{epochs} epochs of {facts.num_images} images, each {repeats} times: {steps} steps of {per_step}"
@@ -318,9 +318,9 @@ def _augmentation_line(member: MemberConfig, facts: DataFacts) -> str:
     augment, sided = member.augment, sided_names(facts.class_counts)
     colours = f"brightness and contrast up to {augment.brightness:.0%} ({facts.num_images} images)"
     if augment.flip:
-        return f"mirrored left to right, sizes as above, {colours}"
+        return f"flipped left to right, sizes as above, {colours}"
     why = f" ({', '.join(sided[:2])} would be wrong)" if sided else ""
-    return f"not mirrored{why}, sizes as above, {colours}"
+    return f"not flipped{why}, sizes as above, {colours}"
 
 
 def _labels_line(facts: DataFacts) -> str:

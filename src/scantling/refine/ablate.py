@@ -1,4 +1,4 @@
-"""What a refiner's ingredients are worth on a data set, and how much it minds being told wrong things.
+"""What a refiner's parts are worth on a data set, and how much it minds being told wrong things.
 
     for every seed: mixture none (the paper's naive refiner), class, centre, both ─► IoU of jittered boxes  (section 5)
                     the same at other sides of the crop                                                     (figure 9)

@@ -322,7 +322,7 @@ def _predict(batch: CropBatch, refiner: Refiner, config: ApplyConfig) -> Tensor:
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         found = refiner.predict(batch)
         if config.flip:
-            found = (found + flip_boxes(refiner.predict(batch.mirrored()), 1)) / 2
+            found = (found + flip_boxes(refiner.predict(batch.flipped()), 1)) / 2
     return found
 
 

@@ -115,7 +115,7 @@ class CropBatch:
         centres: (B, 2) float32, centre of the box to be refined, in crop coordinates.
         targets: (B, 4) float32 xyxy of the true box in crop coordinates; None where it is not known.
         image_ids: For each crop the id of its image.
-        is_spare: The crops are repeated so that a training process is not idle; they do not count.
+        is_padding: The crops are repeated so that a training process is not idle; they do not count.
     """
 
     crops: Tensor
@@ -123,7 +123,7 @@ class CropBatch:
     centres: Tensor
     targets: Tensor | None = None
     image_ids: Sequence[int | float | str] = ()
-    is_spare: bool = False
+    is_padding: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.crops)
@@ -137,7 +137,7 @@ class CropBatch:
     def __len__(self) -> int:
         return len(self.crops)
 
-    def mirrored(self) -> Self:
+    def flipped(self) -> Self:
         """The same objects with left and right exchanged, without targets."""
         centres = torch.stack([1 - self.centres[:, 0], self.centres[:, 1]], dim=1)
         return replace(self, crops=self.crops.flip(-1), centres=centres, targets=None)

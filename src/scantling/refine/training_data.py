@@ -27,7 +27,7 @@ from scantling.data.coco import CocoDataset, ImageId, ImageRecord
 from scantling.data.images.open import open_image
 from scantling.data.samples.dataset import rng_for
 from scantling.data.samples.geometry import Pixels
-from scantling.data.samples.loader import Entry, LoaderConfig, PlannedBatches, epoch_order, shard
+from scantling.data.samples.loader import EpochImage, LoaderConfig, PlannedBatches, epoch_order, shard
 from scantling.data.truths import Truths, truths_of
 from scantling.data.workers import TaskStream
 from scantling.errors import DataError
@@ -122,7 +122,7 @@ class LabelledBoxes:
         return len(self.coco)
 
 
-class Shown(NamedTuple):
+class CropSample(NamedTuple):
     """One crop of training.
 
     Attributes:
@@ -144,8 +144,8 @@ class CropStep(NamedTuple):
     """What a worker needs to know to build one batch: epoch (from 0), entries, and whether they only fill up."""
 
     epoch: int
-    entries: tuple[Entry, ...]
-    is_spare: bool = False
+    entries: tuple[EpochImage, ...]
+    is_padding: bool = False
 
 
 class DecodedImages:
@@ -219,9 +219,9 @@ class CropMaker:
             DataError: An image cannot be read.
         """
         shown = [self.show(entry, step.epoch) for entry in step.entries]
-        return collate(shown, is_spare=step.is_spare)
+        return collate(shown, is_padding=step.is_padding)
 
-    def show(self, entry: Entry, epoch: int) -> Shown:
+    def show(self, entry: EpochImage, epoch: int) -> CropSample:
         """One crop; equal arguments give equal pixels."""
         image, box = self.places[entry.position]
         record, usable = self.labelled.coco.images[image], self.labelled.usable[image]
@@ -230,7 +230,7 @@ class CropMaker:
         drawn = int(rng.integers(len(usable.boxes)))
         chosen = drawn if box is None else box
         shown = show_box(self.decoded[image], usable.boxes[chosen], self.config, self.side, rng)
-        return Shown(shown[0], int(usable.labels[chosen]), shown[1], shown[2], record.id)
+        return CropSample(shown[0], int(usable.labels[chosen]), shown[1], shown[2], record.id)
 
 
 def show_box(
@@ -308,7 +308,7 @@ def _table(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
     return levels.astype(np.uint8)
 
 
-def collate(shown: Sequence[Shown], *, is_spare: bool = False) -> CropBatch:
+def collate(shown: Sequence[CropSample], *, is_padding: bool = False) -> CropBatch:
     """Crops side by side, in channels-last memory."""
     pixels = torch.from_numpy(np.stack([one.pixels for one in shown]))
     return CropBatch(
@@ -317,7 +317,7 @@ def collate(shown: Sequence[Shown], *, is_spare: bool = False) -> CropBatch:
         centres=torch.from_numpy(np.stack([one.centre for one in shown]).astype(np.float32)),
         targets=torch.from_numpy(np.stack([one.target for one in shown]).astype(np.float32)),
         image_ids=[one.image_id for one in shown],
-        is_spare=is_spare,
+        is_padding=is_padding,
     )
 
 
@@ -359,7 +359,7 @@ class CropLoader(PlannedBatches[CropStep, CropBatch]):
             CropStep(
                 epoch,
                 tuple(shard(batch, order, rank=config.rank, world=config.world)),
-                is_spare=config.rank >= len(batch),
+                is_padding=config.rank >= len(batch),
             )
             for batch in batches
         ]

@@ -51,7 +51,7 @@ class Tag:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class LabelledView:
     """A picture as it is labelled, or as it would be."""
 
     marks: tuple[Mark, ...]
@@ -83,8 +83,8 @@ class Card:
     jpeg: bytes | None
     size_wh: tuple[int, int]
     font_size: float
-    before: View
-    after: View
+    before: LabelledView
+    after: LabelledView
 
 
 def write_audit_page(out: Path, audit: Audit, camera: Camera, limits: PageLimits | None = None) -> int:
@@ -160,7 +160,7 @@ def _card(number: int, suspect: Suspect, shot: Shot, jpeg: bytes | None, camera:
     )
 
 
-def _view(marks: Sequence[Mark], size_wh: tuple[int, int], font_size: float) -> View:
+def _view(marks: Sequence[Mark], size_wh: tuple[int, int], font_size: float) -> LabelledView:
     """Marks with captions laid out so that they keep out of each other's way; further labels have none."""
     named = [mark for mark in reversed(marks) if mark.role != "other"]
     boxes = [corners(mark.box_xywh) for mark in named]
@@ -170,4 +170,4 @@ def _view(marks: Sequence[Mark], size_wh: tuple[int, int], font_size: float) -> 
         Tag(text=mark.caption, role=mark.role, at=(round(place[0], 1), round(place[3] - font_size * 0.3, 1)))
         for mark, place in zip(named, places, strict=True)
     ]
-    return View(marks=tuple(marks), tags=tuple(tags))
+    return LabelledView(marks=tuple(marks), tags=tuple(tags))

@@ -20,13 +20,13 @@ from scantling.evaluate.inputs import IouType, Result
 from scantling.refine.gate import RefineGate
 from scantling.report.content import (
     AuditFacts,
-    History,
-    Ingredient,
+    MemberCurves,
     RefinementFacts,
     RemovalFacts,
     RemovedPair,
     ReportContent,
     StageResult,
+    StepGain,
 )
 from scantling.report.dataset_facts import describe_dataset
 from scantling.report.gallery import GalleryLimits, error_galleries, sample_pictures
@@ -47,7 +47,7 @@ class RunFacts:
             last is what the report is about.
         last: Results of the last stage.
         histories: Learning curves by member, or by member and fold; of the pretraining, of the refiner.
-        ingredients: What each step gave.
+        step_gains: What each step gave.
         tuned: What tuning chose, as text.
         removals: What the elimination removed, if there was one.
         refinement: What refining did, if there was any.
@@ -61,8 +61,8 @@ class RunFacts:
 
     stages: Mapping[str, Sequence[Evaluation]] = field(default_factory=dict)
     last: Sequence[Result] = ()
-    histories: tuple[History, ...] = ()
-    ingredients: tuple[Ingredient, ...] = ()
+    histories: tuple[MemberCurves, ...] = ()
+    step_gains: tuple[StepGain, ...] = ()
     tuned: Mapping[str, str] = field(default_factory=dict)
     removals: RemovalFacts | None = None
     refinement: RefinementFacts | None = None
@@ -88,7 +88,7 @@ def read_run(run_dir: Path, *, commands: Sequence[str] = ()) -> RunFacts:
     recipe, environment, reasons = run_dir / "recipe.yaml", run_dir / "env.json", run_dir / REASONS
     return RunFacts(
         histories=tuple(_all_histories(run_dir, members)),
-        ingredients=read_ingredients(run_dir / "evaluate" / "ingredients.json"),
+        step_gains=read_step_gains(run_dir / "evaluate" / "ingredients.json"),
         tuned={path.stem: path.read_text("utf-8") for path in sorted((run_dir / "tune").glob("*.txt"))},
         removals=read_removals(run_dir / "eliminate" / "removed.json"),
         refinement=read_refinement(run_dir / "refine"),
@@ -132,7 +132,7 @@ def build_content(
         created=created.strftime("%d %B %Y, %H:%M") if created else "",
         split=split,
         stages=stages,
-        ingredients=run.ingredients,
+        step_gains=run.step_gains,
         points=breakdown.points if stages else (),
         scores=describe_scores(stages[-1].evaluations[-1], breakdown) if stages else None,
         tuned=run.tuned,
@@ -208,7 +208,7 @@ def read_audit(folder: Path) -> AuditFacts | None:
         return AuditFacts(num_labels=int(found["data"]["num_labels"]), counts=counts, page=page)
 
 
-def _all_histories(run_dir: Path, members: Sequence[Path]) -> list[History]:
+def _all_histories(run_dir: Path, members: Sequence[Path]) -> list[MemberCurves]:
     """Learning curves of everything that was trained, in the order of the run."""
     trained = {
         "pretraining": run_dir / "pretrain" / "moco" / "train",
@@ -222,7 +222,7 @@ def _all_histories(run_dir: Path, members: Sequence[Path]) -> list[History]:
     return [*others["pretraining"], *own, *others["refiner"]]
 
 
-def _histories(folder: Path) -> list[History]:
+def _histories(folder: Path) -> list[MemberCurves]:
     """Learning curves of a member, one for each fold; a member whose predictions come from a file has none."""
     folds = sorted(path for path in folder.glob("fold-*") if path.is_dir())
     if not folds:
@@ -230,7 +230,7 @@ def _histories(folder: Path) -> list[History]:
     return [read_history(fold / HISTORY, f"{folder.name}, {fold.name}") for fold in folds]
 
 
-def read_ingredients(path: Path) -> tuple[Ingredient, ...]:
+def read_step_gains(path: Path) -> tuple[StepGain, ...]:
     """The rows that `evaluate.variants` wrote as JSON; none where the file is missing.
 
     Raises:
@@ -239,12 +239,12 @@ def read_ingredients(path: Path) -> tuple[Ingredient, ...]:
     if not path.is_file():
         return ()
     table = cast("dict[str, Any]", read_json(path))
-    return tuple(_ingredient(row) for row in table["rows"])
+    return tuple(_step_gain(row) for row in table["rows"])
 
 
-def _ingredient(row: Mapping[str, Any]) -> Ingredient:
+def _step_gain(row: Mapping[str, Any]) -> StepGain:
     difference = row["difference"] or {}
-    return Ingredient(
+    return StepGain(
         name=row["name"],
         metrics=row["metrics"],
         interval=_pair(row["interval"]),

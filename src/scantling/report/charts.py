@@ -13,7 +13,7 @@ MAX_POINTS = 240
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
+class PlotArea:
     """Outer size and plot area of a chart, in SVG user units."""
 
     width: float = 560.0
@@ -48,7 +48,7 @@ class LineChart:
 
     title: str
     x_label: str
-    frame: Frame
+    frame: PlotArea
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...]
@@ -71,7 +71,7 @@ class Bar:
 class BarChart:
     """Bars over two axes, with marked places on the x axis and, as an SVG path, a line from corner to corner."""
 
-    frame: Frame
+    frame: PlotArea
     bars: tuple[Bar, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -106,7 +106,7 @@ def line_chart(
         return None
     x_end = x_max if x_max is not None else max(x for s in thinned for x, _ in s.points)
     ys = [y for s in thinned for _, y in s.points]
-    frame = Frame()
+    frame = PlotArea()
     y_values = nice_ticks(min(0.0, *ys), y_max if y_max is not None else max(ys), 5)
     x_scale = _Scale(0.0, x_end, frame.left, frame.right)
     y_scale = _Scale(y_values[0], y_values[-1], frame.bottom, frame.top)
@@ -129,7 +129,7 @@ def size_chart(histogram: SizeHistogram) -> BarChart | None:
     """
     if not sum(histogram.counts):
         return None
-    frame = Frame(height=240.0, bottom=200.0)
+    frame = PlotArea(height=240.0, bottom=200.0)
     logs = [math.log2(edge) for edge in histogram.edges]
     x_scale = _Scale(logs[0], logs[-1], frame.left, frame.right)
     y_values = nice_ticks(0, max(histogram.counts), 4)
@@ -168,7 +168,7 @@ def reliability_chart(calibration: Calibration) -> BarChart | None:
     """
     if not calibration.num_predictions:
         return None
-    frame = Frame()
+    frame = PlotArea()
     x_scale = _Scale(0.0, 1.0, frame.left, frame.right)
     y_scale = _Scale(0.0, 1.0, frame.bottom, frame.top)
     ticks = nice_ticks(0.0, 1.0, 5)

@@ -27,7 +27,7 @@ class StageResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ingredient:
+class StepGain:
     """What one step of a run gave.
 
     Attributes:
@@ -56,7 +56,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class History:
+class MemberCurves:
     """How one member learned: its losses and its validation metrics over the steps."""
 
     name: str
@@ -248,7 +248,7 @@ class ReportContent:
         created: When, as it shall be read.
         split: Split the numbers are about (`val`).
         stages: In the order of the run; the last one is the headline. None: a report on a data set only.
-        ingredients: What each step of the run gave, boxes only.
+        step_gains: What each step of the run gave, boxes only.
         points: Operating point of each category for the last stage.
         scores: What the last stage's scores are worth.
         tuned: What tuning chose and why, as text, by what was tuned: a member, or the ensemble.
@@ -268,14 +268,14 @@ class ReportContent:
     created: str = ""
     split: str = "val"
     stages: tuple[StageResult, ...] = ()
-    ingredients: tuple[Ingredient, ...] = ()
+    step_gains: tuple[StepGain, ...] = ()
     points: tuple[OperatingPoint, ...] = ()
     scores: ScoreFacts | None = None
     tuned: Mapping[str, str] = field(default_factory=dict)
     removals: RemovalFacts | None = None
     refinement: RefinementFacts | None = None
     audit: AuditFacts | None = None
-    histories: tuple[History, ...] = ()
+    histories: tuple[MemberCurves, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     dataset: DatasetFacts | None = None
     reasons: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from scantling.evaluate.breakdown import Breakdown, ErrorCase, ImageSummary, bre
 from scantling.evaluate.matching import ErrorKind
 from scantling.report.content import Gallery, GalleryItem, Picture
 from scantling.report.draw import Rectangle
-from scantling.report.overlays import Scene, Window, overlays_in, score_text
+from scantling.report.overlays import Excerpt, ImageOverlays, overlays_in, score_text
 
 _JPEG_QUALITY = 82
 _ASPECT = 4 / 3
@@ -99,8 +99,8 @@ class _Camera:
     def size_hw(self, image: int) -> tuple[int, int]:
         return self.dataset.images[image].size_hw
 
-    def scene(self, image: int, truth: int | None = None, prediction: int | None = None) -> Scene:
-        return Scene(
+    def scene(self, image: int, truth: int | None = None, prediction: int | None = None) -> ImageOverlays:
+        return ImageOverlays(
             match=self.breakdown.matches[image],
             accepted=self.breakdown.accepted(image),
             class_names=self.names(),
@@ -108,7 +108,7 @@ class _Camera:
             subject_prediction=prediction,
         )
 
-    def shoot(self, image: int, window: Window, scene: Scene, side: int) -> Picture:
+    def shoot(self, image: int, window: Excerpt, scene: ImageOverlays, side: int) -> Picture:
         font_size = round(window.width / (26 if side == self.limits.case_side else 44), 1)
         return Picture(
             jpeg=self._encode(image, window, side),
@@ -117,7 +117,7 @@ class _Camera:
             overlays=overlays_in(window, scene, font_size),
         )
 
-    def _encode(self, image: int, window: Window, side: int) -> bytes | None:
+    def _encode(self, image: int, window: Excerpt, side: int) -> bytes | None:
         record = self.dataset.images[image]
         try:
             pixels = _open(str(record.path), record.size_hw, record.white)
@@ -142,7 +142,7 @@ def encode_jpeg(pixels: NDArray[np.uint8], side: int) -> bytes:
     return bytes(encoded)
 
 
-def window_around(box: Rectangle, size_hw: tuple[int, int]) -> Window:
+def window_around(box: Rectangle, size_hw: tuple[int, int]) -> Excerpt:
     """A 4:3 part of the image around a box, with as much again of its surroundings, inside the image.
 
     Args:
@@ -154,7 +154,7 @@ def window_around(box: Rectangle, size_hw: tuple[int, int]) -> Window:
     sides = (min(round(width), size_hw[1]), min(round(width / _ASPECT), size_hw[0]))
     left = min(max(round((x1 + x2 - sides[0]) / 2), 0), size_hw[1] - sides[0])
     top = min(max(round((y1 + y2 - sides[1]) / 2), 0), size_hw[0] - sides[1])
-    return Window(left=left, top=top, width=sides[0], height=sides[1])
+    return Excerpt(left=left, top=top, width=sides[0], height=sides[1])
 
 
 # ---------------------------------------------------------------- errors
@@ -258,7 +258,7 @@ def _image_gallery(camera: _Camera) -> Gallery:
 
 def _image_item(camera: _Camera, summary: ImageSummary) -> GalleryItem:
     record = camera.dataset.images[summary.image]
-    whole = Window(left=0, top=0, width=record.size_hw[1], height=record.size_hw[0])
+    whole = Excerpt(left=0, top=0, width=record.size_hw[1], height=record.size_hw[0])
     scene = camera.scene(summary.image)
     return GalleryItem(
         picture=camera.shoot(summary.image, whole, scene, camera.limits.image_side),
@@ -270,7 +270,7 @@ def _image_item(camera: _Camera, summary: ImageSummary) -> GalleryItem:
 
 def _sample_item(camera: _Camera, image: int) -> GalleryItem:
     record = camera.dataset.images[image]
-    whole = Window(left=0, top=0, width=record.size_hw[1], height=record.size_hw[0])
+    whole = Excerpt(left=0, top=0, width=record.size_hw[1], height=record.size_hw[0])
     picture = camera.shoot(image, whole, camera.scene(image), camera.limits.case_side)
     labels = camera.breakdown.matches[image].truths.labels
     counts = [(name, int((labels == label).sum())) for label, name in enumerate(camera.names())]

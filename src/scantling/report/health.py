@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from scantling.data.coco import CocoDataset, ImageRecord
 from scantling.data.finding_codes import CODES
-from scantling.data.health.boxes import PERCENTILES, Suspect
+from scantling.data.health.boxes import PERCENTILES, SuspectBox
 from scantling.data.health.check import DataHealth
-from scantling.data.health.leaks import SceneTwins
+from scantling.data.health.leaks import SceneDuplicates
 from scantling.data.images.open import open_image
 from scantling.data.io import atomic_write
 from scantling.errors import DataError
@@ -34,7 +34,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shot:
+class FindingShot:
     """A picture with what is odd about it."""
 
     jpeg: bytes
@@ -49,7 +49,7 @@ class Board:
     code: str
     meaning: str
     total: int
-    shots: tuple[Shot, ...]
+    shots: tuple[FindingShot, ...]
 
 
 def write_health_page(out: Path, health: DataHealth) -> Path:
@@ -80,7 +80,7 @@ def write_health_page(out: Path, health: DataHealth) -> Path:
 def boards(health: DataHealth) -> list[Board]:
     """Pictures of the oddest boxes of each kind, and of images that show the same scene."""
     made = [_board(code, members) for code, members in _by_code(health.suspects)]
-    leaks = [pair for pair in health.twins if pair.leaks]
+    leaks = [pair for pair in health.duplicates if pair.leaks]
     if leaks:
         shots = tuple(shot for pair in leaks[:PER_KIND] if (shot := _pair_shot(pair)) is not None)
         code = "split-near-pixels"
@@ -88,18 +88,18 @@ def boards(health: DataHealth) -> list[Board]:
     return made
 
 
-def _by_code(suspects: tuple[Suspect, ...]) -> Iterator[tuple[str, list[Suspect]]]:
+def _by_code(suspects: tuple[SuspectBox, ...]) -> Iterator[tuple[str, list[SuspectBox]]]:
     for code in dict.fromkeys(suspect.code for suspect in suspects):
         members = [suspect for suspect in suspects if suspect.code == code]
         yield code, sorted(members, key=lambda suspect: -suspect.oddness)
 
 
-def _board(code: str, members: list[Suspect]) -> Board:
+def _board(code: str, members: list[SuspectBox]) -> Board:
     shots = tuple(shot for suspect in members[:PER_KIND] if (shot := _suspect_shot(suspect)) is not None)
     return Board(code=code, meaning=CODES[code].meaning, total=len(members), shots=shots)
 
 
-def _suspect_shot(suspect: Suspect) -> Shot | None:
+def _suspect_shot(suspect: SuspectBox) -> FindingShot | None:
     pixels = _open(suspect.image)
     if pixels is None:
         return None
@@ -112,19 +112,19 @@ def _suspect_shot(suspect: Suspect) -> Shot | None:
     ).instances(0)
     style = DrawStyle(line_width=2, show_labels=False)
     drawn = draw(pixels, lone, [""] * (suspect.annotation.label + 1), style)
-    return Shot(
+    return FindingShot(
         jpeg=_encoded(_around(drawn, suspect.annotation.box_xywh)),
         title=f"{suspect.split}: {suspect.image.file_name}",
         note=f"object {suspect.annotation.id}: {suspect.note}",
     )
 
 
-def _pair_shot(pair: SceneTwins) -> Shot | None:
+def _pair_shot(pair: SceneDuplicates) -> FindingShot | None:
     pictures = [_open(record) for record in pair.images]
     shown = [_fitted(pixels) for pixels in pictures if pixels is not None]
     if len(shown) < 2:
         return None
-    return Shot(
+    return FindingShot(
         jpeg=_encoded(_side_by_side(shown)),
         title=" = ".join(f"{s}: {i.file_name}" for s, i in zip(pair.splits, pair.images, strict=True)),
         note=f"likeness {pair.peak:.2f}",

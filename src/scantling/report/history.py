@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scantling.report.content import History, Series
+from scantling.report.content import MemberCurves, Series
 
 _VALIDATION = "val/"
 _SHOWN_METRICS = ("AP", "AP50", "AP75", "iou", "iou_before", "knn_accuracy", "queue_accuracy")
 
 
-def read_history(path: Path, name: str) -> History:
+def read_history(path: Path, name: str) -> MemberCurves:
     """Learning curves of one member; a missing file and damaged lines (a cut-off last one) give no points.
 
     Args:
@@ -26,7 +26,7 @@ def read_history(path: Path, name: str) -> History:
     return history_from_records(name, _parse(lines))
 
 
-def history_from_records(name: str, records: Iterable[Mapping[str, Any]]) -> History:
+def history_from_records(name: str, records: Iterable[Mapping[str, Any]]) -> MemberCurves:
     """Learning curves out of logged records.
 
     Args:
@@ -41,7 +41,7 @@ def history_from_records(name: str, records: Iterable[Mapping[str, Any]]) -> His
                 values[key][float(record["step"])] = float(value)
     losses = sorted((key for key in values if not key.startswith(_VALIDATION)), key=lambda key: key != "loss")
     metrics = [key for key in values if key.startswith(_VALIDATION)]
-    return History(
+    return MemberCurves(
         name=name,
         losses=tuple(_series(_loss_name(key), values[key]) for key in losses),
         metrics=tuple(_series(key.removeprefix(_VALIDATION), values[key]) for key in sorted(metrics)),

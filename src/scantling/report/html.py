@@ -17,7 +17,7 @@ from markupsafe import Markup
 from scantling.data.io import atomic_write
 from scantling.report.charts import LineChart, line_chart, reliability_chart, size_chart
 from scantling.report.confusion_table import confusion_table
-from scantling.report.content import History, ReportContent, ScoreFacts
+from scantling.report.content import MemberCurves, ReportContent, ScoreFacts
 from scantling.report.palette import colour_of, hex_of
 from scantling.report.summary import error_counts, headline_evaluation, headlines, sentences
 
@@ -67,7 +67,7 @@ def render(content: ReportContent) -> str:
     )
 
 
-def _history_charts(history: History) -> list[LineChart]:
+def _history_charts(history: MemberCurves) -> list[LineChart]:
     x_max = max((s.points[-1][0] for s in (*history.losses, *history.metrics) if s.points), default=0.0)
     charts = [
         line_chart("Training loss", history.losses, x_max=x_max),
@@ -87,7 +87,7 @@ def _score_charts(scores: ScoreFacts) -> list[LineChart]:
     return [chart for chart in charts if chart]
 
 
-def _reaches_half(history: History) -> bool:
+def _reaches_half(history: MemberCurves) -> bool:
     """Whether metrics fill enough of 0..1 to be shown on the whole of it."""
     return any(y > 0.5 for series in history.metrics for _, y in series.points)
 

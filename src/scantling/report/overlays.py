@@ -26,7 +26,7 @@ _OUTLINE_TOLERANCE = 0.7  # pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class Excerpt:
     """A part of an image: left, top, width and height in its pixels."""
 
     left: int
@@ -36,7 +36,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scene:
+class ImageOverlays:
     """One image's outcome and how to speak about it.
 
     Attributes:
@@ -54,7 +54,7 @@ class Scene:
     subject_prediction: int | None = None
 
 
-def overlays_in(window: Window, scene: Scene, font_size: float) -> tuple[Overlay, ...]:
+def overlays_in(window: Excerpt, scene: ImageOverlays, font_size: float) -> tuple[Overlay, ...]:
     """Everything of the scene that the window shows, the picture's subjects on top, captions laid out.
 
     Args:
@@ -79,7 +79,7 @@ def score_text(score: float) -> str:
     return "<0.01" if 0 < score < 0.005 else f"{score:.2f}"
 
 
-def _truths(window: Window, scene: Scene) -> list[Overlay]:
+def _truths(window: Excerpt, scene: ImageOverlays) -> list[Overlay]:
     truths, found_by = scene.match.truths, scene.match.prediction_of
     overlays = []
     for index in _visible(truths, window):
@@ -96,7 +96,7 @@ def _truths(window: Window, scene: Scene) -> list[Overlay]:
     return overlays
 
 
-def _predictions(window: Window, scene: Scene) -> list[Overlay]:
+def _predictions(window: Excerpt, scene: ImageOverlays) -> list[Overlay]:
     predictions, overlays = scene.match.predictions, []
     shown = scene.accepted | (predictions.scores >= LOWEST_SCORE)
     visible = [index for index in _visible(predictions, window) if shown[index]]
@@ -117,7 +117,7 @@ def _predictions(window: Window, scene: Scene) -> list[Overlay]:
     return overlays
 
 
-def _visible(shapes: Truths | Detections, window: Window) -> list[int]:
+def _visible(shapes: Truths | Detections, window: Excerpt) -> list[int]:
     """Positions of the shapes whose boxes reach into the window."""
     x1, y1, x2, y2 = shapes.boxes.T
     right, bottom = window.left + window.width, window.top + window.height
@@ -125,7 +125,7 @@ def _visible(shapes: Truths | Detections, window: Window) -> list[int]:
     return [int(index) for index in np.flatnonzero(inside)]
 
 
-def _geometry(shapes: Truths | Detections, index: int, window: Window) -> Mapping[str, Any]:
+def _geometry(shapes: Truths | Detections, index: int, window: Excerpt) -> Mapping[str, Any]:
     x, y, width, height = from_corners(shapes.boxes[index].tolist())
     box_xywh = (round(x - window.left, 1), round(y - window.top, 1), round(width, 1), round(height, 1))
     mask = None if shapes.masks is None else shapes.masks[index]
@@ -136,7 +136,7 @@ def _geometry(shapes: Truths | Detections, index: int, window: Window) -> Mappin
     }
 
 
-def outline(mask: RLE, window: Window) -> str | None:
+def outline(mask: RLE, window: Excerpt) -> str | None:
     """SVG path around a compressed RLE, relative to the window; None for an empty mask."""
     patch, (x, y) = rle_to_patch(mask)
     contours, _ = cv2.findContours(patch, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

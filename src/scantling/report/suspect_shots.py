@@ -17,7 +17,7 @@ from scantling.errors import DataError
 from scantling.ops.overlaps import from_corners
 from scantling.report.draw import Rectangle
 from scantling.report.gallery import window_around
-from scantling.report.overlays import Window, score_text
+from scantling.report.overlays import Excerpt, score_text
 from scantling.structures.detections import Detections
 
 MAX_DETECTIONS, MAX_OTHERS = 12, 40
@@ -54,7 +54,7 @@ class Shot:
         after: As it would be after the repair.
     """
 
-    window: Window
+    window: Excerpt
     pixels: Pixels | None
     before: tuple[Mark, ...]
     after: tuple[Mark, ...]
@@ -92,7 +92,7 @@ class Camera:
             after=(*self._detected(suspect, window), *others, *_suggestion(suspect, window)),
         )
 
-    def _pixels(self, image: int, window: Window) -> Pixels | None:
+    def _pixels(self, image: int, window: Excerpt) -> Pixels | None:
         record = self.dataset.images[image]
         try:
             pixels = _open(str(record.path), record.size_hw, record.white)
@@ -100,7 +100,7 @@ class Camera:
             return None
         return pixels[window.top : window.top + window.height, window.left : window.left + window.width]
 
-    def _others(self, suspect: Suspect, window: Window) -> Iterator[Mark]:
+    def _others(self, suspect: Suspect, window: Excerpt) -> Iterator[Mark]:
         """Further labels that the window shows."""
         rows = np.flatnonzero(self.labels.images == suspect.image)
         rows = rows[np.argsort(_distances(self.labels.boxes[rows], window), kind="stable")]
@@ -110,7 +110,7 @@ class Camera:
             name = self.dataset.class_names[self.labels.labels[row]]
             yield Mark(role="other", box_xywh=_relative(self.labels.boxes[row], window), caption=name)
 
-    def _detected(self, suspect: Suspect, window: Window) -> Iterator[Mark]:
+    def _detected(self, suspect: Suspect, window: Excerpt) -> Iterator[Mark]:
         """The best detections that the window shows."""
         found = self.detections
         rows = np.flatnonzero((found.images == suspect.image) & (found.scores >= _LEAST_SCORE))
@@ -134,12 +134,12 @@ def _hull(suspect: Suspect) -> Rectangle:
     return (x1, y1, x2, y2)
 
 
-def _label(suspect: Suspect, window: Window) -> Iterator[Mark]:
+def _label(suspect: Suspect, window: Excerpt) -> Iterator[Mark]:
     if suspect.box is not None:
         yield Mark(role="label", box_xywh=_relative(suspect.box, window), caption=suspect.category)
 
 
-def _suggestion(suspect: Suspect, window: Window) -> Iterator[Mark]:
+def _suggestion(suspect: Suspect, window: Excerpt) -> Iterator[Mark]:
     """The label as it would be; nothing where it is to go."""
     box = suspect.suggested_box or suspect.box
     if suspect.reason not in REMOVES and box is not None:
@@ -148,19 +148,19 @@ def _suggestion(suspect: Suspect, window: Window) -> Iterator[Mark]:
 
 
 def _relative(
-    box: Sequence[float] | NDArray[np.float64], window: Window
+    box: Sequence[float] | NDArray[np.float64], window: Excerpt
 ) -> tuple[float, float, float, float]:
     x, y, width, height = from_corners([float(edge) for edge in box])
     return (round(x - window.left, 1), round(y - window.top, 1), round(width, 1), round(height, 1))
 
 
-def _distances(boxes: NDArray[np.float64], window: Window) -> NDArray[np.float64]:
+def _distances(boxes: NDArray[np.float64], window: Excerpt) -> NDArray[np.float64]:
     """(N,) how far the middle of each box is from that of the window."""
     middle = np.array([window.left + window.width / 2, window.top + window.height / 2])
     return np.asarray(np.hypot(*((boxes[:, :2] + boxes[:, 2:]) / 2 - middle).T), dtype=np.float64)
 
 
-def _reaches_into(box: NDArray[np.float64], window: Window) -> bool:
+def _reaches_into(box: NDArray[np.float64], window: Excerpt) -> bool:
     x1, y1, x2, y2 = box
     right, bottom = window.left + window.width, window.top + window.height
     return bool(x2 > window.left and x1 < right and y2 > window.top and y1 < bottom)

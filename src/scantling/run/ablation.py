@@ -1,4 +1,4 @@
-"""Which ingredient helps on this data: a recipe's run, and every ingredient taken out or exchanged alone.
+"""Which step helps on this data: a recipe's run, and every step taken out or exchanged alone.
 
     recipe ─► the same run with a member more for every other initialisation ─► candidates of all members
        ─► suppressed, fused and cleaned in many ways ─► one table, every difference with a paired interval
@@ -71,7 +71,7 @@ def ablate_recipe(
     overwrite: bool = False,
     jobs: int = 1,
 ) -> AblationSummary:
-    """Run a recipe with everything switched on, and measure what each ingredient gives.
+    """Run a recipe with everything switched on, and measure what each step gives.
 
     Args:
         recipe: With `data.root`. Its first member is the one that is taken apart; what it does not combine is
@@ -247,7 +247,7 @@ def _step_after_step(
 
 
 def _step_by_step(context: RunContext, name: str) -> Iterator[Variant]:
-    """Everything off, then one ingredient more in every row; each row is compared with the one before."""
+    """Everything off, then one step more in every row; each row is compared with the one before."""
     plain = methods(context.member(name).predict.suppress)["NMS"]
     views, members = num_views(context.member(name)), member_sources(context, context.data.evaluated)
     middle, rows = [views // 2], dict[str, Detections]()

@@ -40,7 +40,7 @@ class Fold(NamedTuple):
     positions: NDArray[np.int64]
 
 
-class Unit(NamedTuple):
+class TrainingJob(NamedTuple):
     """What is trained once: a member, or a member on one fold."""
 
     member: str
@@ -122,18 +122,22 @@ class RunContext:
         path, root = path.absolute(), self.root.absolute()
         return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
-    def units_of(self, name: str) -> list[Unit]:
+    def units_of(self, name: str) -> list[TrainingJob]:
         """What has to be trained for a member; nothing for a file of another tool."""
         if self.member(name).model is None:
             return []
-        return [Unit(name, fold) for fold in range(len(self.folds))] if self.folds else [Unit(name)]
+        return (
+            [TrainingJob(name, fold) for fold in range(len(self.folds))]
+            if self.folds
+            else [TrainingJob(name)]
+        )
 
-    def units(self) -> Iterator[Unit]:
+    def units(self) -> Iterator[TrainingJob]:
         """What has to be trained, member by member."""
         for name in self.recipe.members:
             yield from self.units_of(name)
 
-    def splits_of(self, unit: Unit) -> dict[str, CocoDataset]:
+    def splits_of(self, unit: TrainingJob) -> dict[str, CocoDataset]:
         """What a unit predicts: the evaluated split, what its member is tuned on, and what refining is judged on."""
         wanted = {self.data.evaluated: self.data.target}
         if unit.fold is not None:
@@ -143,7 +147,7 @@ class RunContext:
             wanted["val"] = self.data.val
         return wanted
 
-    def train_and_held_out(self, unit: Unit) -> tuple[CocoDataset, CocoDataset]:
+    def train_and_held_out(self, unit: TrainingJob) -> tuple[CocoDataset, CocoDataset]:
         """The images a unit learns from, and those that pick its best weights."""
         if unit.fold is None:
             return self.data.train, self.data.val

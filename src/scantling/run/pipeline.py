@@ -26,7 +26,7 @@ from scantling.data.splits import RunData, describe_run_data, log_run_data, read
 from scantling.recipe.auto import Resolution
 from scantling.recipe.facts import measure
 from scantling.recipe.recipe import Recipe
-from scantling.recipe.suggest import OpenRecipe, settle
+from scantling.recipe.suggest import OpenRecipe, resolve_auto
 from scantling.report.build import REASONS
 from scantling.run.context import RunContext
 from scantling.run.engines.local import check_jobs, do_side_by_side
@@ -52,14 +52,14 @@ from scantling.run.stages.combining import (
 )
 from scantling.run.stages.detecting import detect_stage, import_stage, masks_stage, tune_stage
 from scantling.run.stages.evaluation import KIND, STEPS, TABLE, evaluate_stage, report_stage
-from scantling.run.stages.pretraining import pretrain_stage, settle_pretraining
+from scantling.run.stages.pretraining import pretrain_stage, resolve_pretraining
 from scantling.run.stages.refining import (
     audit_stage,
     check_refining,
     gate_stage,
     refine_stage,
     refiner_stage,
-    settle_refining,
+    resolve_refining,
 )
 from scantling.run.stages.training import check_detectors, predict_stage, train_stage
 from scantling.run.steps import Eliminate, Ensemble, Refine, Step, run_steps
@@ -251,9 +251,9 @@ def _prepare(
     """The checked data, and the recipe without `auto`: what one process finds out for all."""
     check_run_folder(out)
     data = read_run_data(recipe.data, recipe.evaluate.split, with_masks=recipe.draws_masks)
-    settled = settle(recipe, measure(data.train, device, processes))
-    settled = settle_pretraining(settled, data, device, processes)
-    return data, settle_refining(settled, data, device, processes)
+    resolved = resolve_auto(recipe, measure(data.train, device, processes))
+    resolved = resolve_pretraining(resolved, data, device, processes)
+    return data, resolve_refining(resolved, data, device, processes)
 
 
 def summarise(out: Path) -> RunSummary:

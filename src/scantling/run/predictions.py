@@ -27,7 +27,7 @@ from scantling.data.images.white import with_white
 from scantling.data.io import replacing
 from scantling.errors import Finding, UsageError
 from scantling.evaluate.inputs import Result
-from scantling.predict.loaded import Finder
+from scantling.predict.loaded import ImagePredictor
 from scantling.predict.sources import open_source
 from scantling.report.draw import draw
 from scantling.structures.instances import Instances
@@ -75,7 +75,7 @@ class Predictions:
 
 def predict_source(
     source: Path,
-    finder: Finder,
+    predictor: ImagePredictor,
     *,
     out: Path | None = None,
     overlays: Path | None = None,
@@ -86,7 +86,7 @@ def predict_source(
     Args:
         source: An image, a folder, a COCO file, or a split of a data set in any format (`FOLDER:SPLIT`), whose own
             category ids are then written.
-        finder: A detector (`load_detector`), or a run's (`run.predictor.load_run`).
+        predictor: A detector (`load_detector`), or a run's (`run.predictor.load_run`).
         out: COCO results file to write.
         overlays: Folder for copies of the images with what scores at least 0.3 drawn on them.
         skip_invalid: Leave out and count faulty records, and what is found of a category that the data set does not
@@ -97,19 +97,20 @@ def predict_source(
         UsageError: `overlays` would overwrite the images that are looked at, or the data set lacks a category.
     """
     records, findings, own = open_source(source, skip_invalid=skip_invalid)
-    records = with_white(records, finder.white)
+    records = with_white(records, predictor.white)
     if overlays is not None:
         _refuse_overwriting(overlays, records)
     log.info("%s: %d images", source, len(records))
-    ids = _ids_for(source, own, finder.categories, skip_unknown=skip_invalid)
-    names = [category.name for category in finder.categories]
+    ids = _ids_for(source, own, predictor.categories, skip_unknown=skip_invalid)
+    names = [category.name for category in predictor.categories]
     categories = [
-        replace(category, id=ids.get(label, category.id)) for label, category in enumerate(finder.categories)
+        replace(category, id=ids.get(label, category.id))
+        for label, category in enumerate(predictor.categories)
     ]
     known = torch.tensor([label in ids for label in range(len(names))], dtype=torch.bool)
     results: dict[ImageId, Sequence[Result]] = {}
     left_out: Counter[str] = Counter()
-    for record, everything in finder.find(records):
+    for record, everything in predictor.predict(records):
         instances = everything[known[everything.labels]]
         left_out.update(names[label] for label in everything.labels[~known[everything.labels]].tolist())
         results[record.id] = to_results(record.id, instances, categories)
@@ -117,7 +118,7 @@ def predict_source(
             _write_overlay(overlay_path(overlays, record), record, instances, names)
     listed = [result for record in records for result in results.get(record.id, ())]
     found = with_file_names(listed, records)
-    findings = (*findings, *finder.findings)
+    findings = (*findings, *predictor.findings)
     for finding in findings:
         log.warning("%s", str(finding).removeprefix("warning "))
     if out is not None:
@@ -140,10 +141,10 @@ def _ids_for(
     *,
     skip_unknown: bool,
 ) -> dict[int, int]:
-    """The category id that is written for each of the finder's labels.
+    """The category id that is written for each of the predictor's labels.
 
     That is the data set's own of the same name, the second for the second where several have one name; without a data
-    set the finder's.
+    set the predictor's.
 
     Raises:
         UsageError: The data set lacks a category, and that is to be refused.

@@ -18,9 +18,9 @@ from scantling.combine.tuned import read_tuned
 from scantling.data.coco import Category, CocoDataset, ImageRecord
 from scantling.data.io import read_json
 from scantling.errors import Finding, UsageError
-from scantling.predict.loaded import Finder, LoadedDetector, load_detector
+from scantling.predict.loaded import ImagePredictor, LoadedDetector, load_detector
 from scantling.recipe.recipe import Recipe, load_recipe
-from scantling.run.context import Unit
+from scantling.run.context import TrainingJob
 from scantling.run.folder import METRICS, RECIPE
 from scantling.run.steps import Step, apply_steps, combined_members, run_steps, steps_of, tuned_file
 from scantling.structures.detections import Detections
@@ -29,7 +29,7 @@ from scantling.structures.instances import Instances
 log = logging.getLogger(__name__)
 
 
-def load_run(root: Path, overrides: Iterable[str] = (), *, device: str = "auto") -> Finder:
+def load_run(root: Path, overrides: Iterable[str] = (), *, device: str = "auto") -> ImagePredictor:
     """Everything that a finished run predicts with.
 
     Args:
@@ -80,13 +80,13 @@ def _as_loaded(recipe: Recipe, members: Mapping[str, Sequence[LoadedDetector]]) 
     return recipe.model_copy(update={"members": {**recipe.members, **changed}})
 
 
-def _units(recipe: Recipe, name: str) -> list[Unit]:
+def _units(recipe: Recipe, name: str) -> list[TrainingJob]:
     folds = recipe.data.folds
-    return [Unit(name)] if folds is None else [Unit(name, fold) for fold in range(folds)]
+    return [TrainingJob(name)] if folds is None else [TrainingJob(name, fold) for fold in range(folds)]
 
 
 def _detector(
-    root: Path, recipe: Recipe, unit: Unit, overrides: Sequence[str], device: str
+    root: Path, recipe: Recipe, unit: TrainingJob, overrides: Sequence[str], device: str
 ) -> LoadedDetector:
     """A unit with the run's suppression; what the user asks for wins over it."""
     suppress = recipe.members[unit.member].predict.suppress
@@ -98,7 +98,7 @@ def _detector(
 
 @dataclass(slots=True, kw_only=True)
 class RunDetectors:
-    """All detectors of a run; see `Finder`.
+    """All detectors of a run; see `ImagePredictor`.
 
     Attributes:
         root: The run folder.
@@ -119,11 +119,13 @@ class RunDetectors:
 
     @property
     def white(self) -> int | None:
-        """What they learned with; see `Finder`."""
+        """What they learned with; see `ImagePredictor`."""
         return next(iter(self.members.values()))[0].white
 
-    def find(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
-        """Detections of each readable image; see `Finder`. Every detector looks at all images before the first comes.
+    def predict(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
+        """Detections of each readable image; see `ImagePredictor`.
+
+        Every detector looks at all images before the first comes.
 
         Args:
             records: Images to read.
@@ -132,14 +134,18 @@ class RunDetectors:
         readable, found = set[int](), dict[str, Detections]()
         for name, detectors in self.members.items():
             for number, detector in enumerate(detectors):
-                unit = Unit(name, None if len(detectors) == 1 else number)
+                unit = TrainingJob(name, None if len(detectors) == 1 else number)
                 log.info("%s", unit.title)
                 known = len(detector.findings)
-                seen = {place[id(record)]: instances for record, instances in detector.find(records)}
+                seen = {place[id(record)]: instances for record, instances in detector.predict(records)}
                 readable |= seen.keys()
                 found[unit.title] = Detections.cat([one.to_detections(p) for p, one in sorted(seen.items())])
                 self._note(detector.findings[known:])
         outcome = apply_steps(self.steps, found, self._as_dataset(records))
+        bare = 0 if outcome.masks is None else sum(mask is None for mask in outcome.masks)
+        if bare:
+            told = "%d of %d objects have no mask: images that hold one of them are written without masks"
+            log.warning(told, bare, len(outcome))
         for position in sorted(readable):
             record = records[position]
             yield record, Instances.from_detections(outcome[outcome.images == position], record.size_hw)

@@ -24,7 +24,7 @@ from scantling.data.io import read_json, sha256_of
 from scantling.recipe.recipe import Recipe, RefineSection
 from scantling.refine.apply import load_refiner, refine_results
 from scantling.refine.gate import RefineGate
-from scantling.run.context import PREDICTIONS, Unit
+from scantling.run.context import PREDICTIONS, TrainingJob
 from scantling.settings.draft import Draft
 from scantling.structures.detections import Detections
 from scantling.train.keeper import BEST_NAME
@@ -175,7 +175,9 @@ class Folds:
 
     def apply(self, found: Sources, images: CocoDataset) -> Sources:
         """Detections by member; those of another tool, which has no folds, as they are."""
-        units = [(name, Unit(name, fold).title) for name in self.recipe.members for fold in self._numbers]
+        units = [
+            (name, TrainingJob(name, fold).title) for name in self.recipe.members for fold in self._numbers
+        ]
         together = {title: part for title, part in found.items() if title in self.recipe.members}
         for name in dict.fromkeys(member for member, title in units if title in found):
             parts = [found[title] for member, title in units if member == name and title in found]

@@ -14,12 +14,12 @@ class Choice(NamedTuple):
     reason: str
 
 
-def decided(value: Number | str) -> Number:
-    """A number that a rule has decided.
+def resolved(value: Number | str) -> Number:
+    """The number that a rule has put for `auto`.
 
     Raises:
         TypeError: It is still `auto`.
     """
     if isinstance(value, str):
-        raise TypeError(f"{value!r} was to be decided before")
+        raise TypeError(f"{value!r} was to be resolved before")
     return value

@@ -44,7 +44,7 @@ _WORDS: Mapping[str, bool | float | None] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class YamlDocument:
     """The values of a YAML text and where each of them was written.
 
     Attributes:
@@ -58,7 +58,7 @@ class Document:
     texts: dict[KeyPath, str] = field(default_factory=dict)
 
 
-def parse(text: str, *, file: str, number_keys: bool = False) -> Document:
+def parse(text: str, *, file: str, number_keys: bool = False) -> YamlDocument:
     """Read one YAML document.
 
     Args:
@@ -72,7 +72,7 @@ def parse(text: str, *, file: str, number_keys: bool = False) -> Document:
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(f"{file}: longer than {MAX_CHARACTERS:,} characters; not a configuration file")
     try:
-        return _Builder(file, yaml.parse(text, Loader=yaml.SafeLoader), number_keys).document()
+        return _ValueBuilder(file, yaml.parse(text, Loader=yaml.SafeLoader), number_keys).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown place"
@@ -116,7 +116,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 @dataclass
-class _Builder:
+class _ValueBuilder:
     """Builds values from PyYAML's flat stream of events (so that hostile nesting never recurses)."""
 
     file: str
@@ -127,7 +127,7 @@ class _Builder:
     anchors: dict[str, tuple[Any, int]] = field(default_factory=dict)
     count: int = 0
 
-    def document(self) -> Document:
+    def document(self) -> YamlDocument:
         value: Any = None
         seen = False
         for event in self.events:
@@ -136,7 +136,7 @@ class _Builder:
                     raise self.error(event, "a second document ('---'); one file holds one configuration")
                 seen = True
                 value = self.build(next(self.events), ())
-        return Document(value, self.lines, self.texts)
+        return YamlDocument(value, self.lines, self.texts)
 
     def build(self, event: yaml.Event, path: KeyPath) -> Any:
         if len(path) > MAX_DEPTH:

@@ -99,8 +99,8 @@ class Frame:
             raise ValueError(
                 f"Frame.invert: box-frame masks cannot be turned back, matrix {self.matrix.tolist()}"
             )
-        mirrored = [axis for axis, scale in ((2, self.matrix[0, 0]), (1, self.matrix[1, 1])) if scale < 0]
-        return RoiMasks(probabilities=masks.probabilities.flip(mirrored)) if mirrored else masks
+        flipped_axes = [axis for axis, scale in ((2, self.matrix[0, 0]), (1, self.matrix[1, 1])) if scale < 0]
+        return RoiMasks(probabilities=masks.probabilities.flip(flipped_axes)) if flipped_axes else masks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -159,7 +159,7 @@ class Batch:
         instances: Ground truth of each of the B images, in the frame of its pixels here.
         frames: For each of the B images, where it lies in its original.
         image_ids: Ids of the B images in the data set.
-        is_spare: Whether the images are only repeated so that a training process is not idle; then they do not count.
+        is_padding: Whether the images are only repeated so that a training process is not idle; then they do not count.
         left_out: Names of images that could not be read so far and were replaced by others, each with the reason.
     """
 
@@ -168,7 +168,7 @@ class Batch:
     instances: list[Instances]
     frames: list[Frame]
     image_ids: list[int | float | str]
-    is_spare: bool = False
+    is_padding: bool = False
     left_out: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:

@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from scantling.synth.defects import DRAW_DEFECT, Mark, apply
+from scantling.synth.defects import DRAW_DEFECT, DefectPatch, apply
 from scantling.synth.kit import DIRTS, HOUSINGS, OCCLUDER_VARIANTS, Kit
 from scantling.synth.layout import BODY_WH, DEFECTS, FRAME_WH, SLOTS, Slot, centred
 from scantling.synth.occluders import OCCLUDERS
 from scantling.synth.relief import CHANNELS, Array, Sprite
 
 Ids = NDArray[np.uint8]
-Window = tuple[slice, slice]
+Slices = tuple[slice, slice]
 DEFECT_ODDS = (0.5, 0.15, 0.35)  # scratch, pit, stain
 MAX_OCCLUDERS, MAX_DEFECTS = 8, 60
 
@@ -32,7 +32,7 @@ class Fit(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Stage:
+class Canvas:
     """A scene on the canvas, before the camera.
 
     Attributes:
@@ -69,7 +69,7 @@ class Stage:
         self.visible[here][sprite.solid[inner]] = 0
         self.marks[here][sprite.solid[inner]] = 0
 
-    def scar(self, category: str, at: tuple[float, float], mark: Mark) -> None:
+    def scar(self, category: str, at: tuple[float, float], mark: DefectPatch) -> None:
         """Draw a surface defect about a place of the drawing."""
         rows, columns = mark.coverage.shape
         here, inner = self._window(at, (-(columns // 2), -(rows // 2)), (rows, columns))
@@ -80,7 +80,7 @@ class Stage:
 
     def _window(
         self, at: tuple[float, float], corner_xy: tuple[int, int], patch_hw: tuple[int, ...]
-    ) -> tuple[Window, Window]:
+    ) -> tuple[Slices, Slices]:
         """Canvas pixels under a patch whose origin lies at a place of the drawing, and the patch's part of them.
 
         Args:
@@ -115,17 +115,17 @@ def fit_slots(rng: np.random.Generator, absent_rate: float, damaged_rate: float)
     return fits
 
 
-def assemble(kit: Kit, fits: list[Fit], rng: np.random.Generator) -> Stage:
+def assemble(kit: Kit, fits: list[Fit], rng: np.random.Generator) -> Canvas:
     """A housing, in one of its colours or between, with its parts."""
     layers = kit.housing(int(rng.integers(HOUSINGS))).copy()
     layers[:3] *= rng.uniform(0.9, 1.12, (3, 1, 1)).astype(np.float32)
-    stage = Stage(kit, layers, *np.zeros((3, *layers.shape[1:]), np.uint8))
+    stage = Canvas(kit, layers, *np.zeros((3, *layers.shape[1:]), np.uint8))
     for number, fit in enumerate(fits, start=1):
         stage.mount(number, fit)
     return stage
 
 
-def soil(stage: Stage, rng: np.random.Generator) -> None:
+def soil(stage: Canvas, rng: np.random.Generator) -> None:
     """Let parts and housing alike have been handled with oily hands."""
     dirt = stage.kit.dirt(int(rng.integers(DIRTS)))[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))]
     dirt = dirt[: stage.places.shape[0], : stage.places.shape[1]]
@@ -133,7 +133,7 @@ def soil(stage: Stage, rng: np.random.Generator) -> None:
     stage.layers[:3] *= 1 + strength * (dirt - 1)
 
 
-def add_defects(stage: Stage, rng: np.random.Generator, mean_count: float) -> None:
+def add_defects(stage: Canvas, rng: np.random.Generator, mean_count: float) -> None:
     """Scratch, pit and stain the housing and whatever is mounted; pits come in groups."""
     for _ in range(int(rng.poisson(mean_count))):
         category = DEFECTS[int(rng.choice(len(DEFECTS), p=DEFECT_ODDS))]
@@ -148,7 +148,7 @@ def add_defects(stage: Stage, rng: np.random.Generator, mean_count: float) -> No
             at = at[0] + float(rng.uniform(-14, 14)), at[1] + float(rng.uniform(-14, 14))
 
 
-def cover_parts(stage: Stage, rng: np.random.Generator, mean_count: float) -> None:
+def cover_parts(stage: Canvas, rng: np.random.Generator, mean_count: float) -> None:
     """Lay cables, tools and rags so that each hides at least some of a randomly chosen slot."""
     for _ in range(min(int(rng.poisson(mean_count)), MAX_OCCLUDERS)):
         slot = SLOTS[int(rng.integers(len(SLOTS)))]
@@ -161,8 +161,8 @@ def cover_parts(stage: Stage, rng: np.random.Generator, mean_count: float) -> No
         stage.cover((slot.at[0] + float(shift[0]) - right, slot.at[1] + float(shift[1]) - down), sprite)
 
 
-class View(NamedTuple):
-    """A stage as the camera sees it, in picture pixels; see `Stage` for the meaning of the id maps."""
+class CameraView(NamedTuple):
+    """A stage as the camera sees it, in picture pixels; see `Canvas` for the meaning of the id maps."""
 
     layers: Array
     places: Ids
@@ -170,7 +170,7 @@ class View(NamedTuple):
     marks: Ids
 
 
-def look_at(stage: Stage, rng: np.random.Generator) -> View:
+def look_at(stage: Canvas, rng: np.random.Generator) -> CameraView:
     """See the stage through a camera of random pose."""
     rows, columns = stage.kit.size_hw
     inverse = np.linalg.inv(_camera(rng, stage))
@@ -184,10 +184,12 @@ def look_at(stage: Stage, rng: np.random.Generator) -> View:
         layers[half] = np.moveaxis(seen, -1, 0)
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     maps = (stage.places, stage.visible, stage.marks)
-    return View(layers, *(cv2.warpPerspective(ids, inverse, (columns, rows), flags=flags) for ids in maps))
+    return CameraView(
+        layers, *(cv2.warpPerspective(ids, inverse, (columns, rows), flags=flags) for ids in maps)
+    )
 
 
-def _camera(rng: np.random.Generator, stage: Stage) -> NDArray[np.float64]:
+def _camera(rng: np.random.Generator, stage: Canvas) -> NDArray[np.float64]:
     """3x3 map from canvas to picture pixels: turn, zoom, shift and a slight tilt."""
     rows, columns = stage.kit.size_hw
     canvas_rows, canvas_columns = stage.places.shape

@@ -18,7 +18,7 @@ STAINS = (  # albedo, gloss, how opaque inside and at the shore
 )
 
 
-class Mark(NamedTuple):
+class DefectPatch(NamedTuple):
     """One defect on a square patch of the canvas; arrays have the patch's shape.
 
     Attributes:
@@ -44,7 +44,7 @@ def _grid(half: float, scale: float) -> tuple[Array, Array]:
     return axis[None, :], axis[:, None]
 
 
-def scratch(rng: np.random.Generator, scale: float) -> Mark:
+def scratch(rng: np.random.Generator, scale: float) -> DefectPatch:
     """A slightly bent line, down to the metal, tapering off."""
     half = float(rng.uniform(6, 30))
     x, y = _grid(half, scale)
@@ -54,12 +54,12 @@ def scratch(rng: np.random.Generator, scale: float) -> Mark:
     taper = np.clip(1.15 - (along / half) ** 2, 0, 1) * (np.abs(along) < half)
     width = np.float32(rng.uniform(0.55, 0.95)) * taper
     coverage = np.clip(0.5 + (width - np.abs(across)) * scale, 0, 1) * (taper > 0.1)
-    return Mark(
+    return DefectPatch(
         coverage.astype(np.float32), coverage > 0.4, None, 0.8, 0.6, -0.5 * coverage.astype(np.float32)
     )
 
 
-def pit(rng: np.random.Generator, scale: float) -> Mark:
+def pit(rng: np.random.Generator, scale: float) -> DefectPatch:
     """A corroded crater with a raised rim."""
     radius = float(rng.uniform(2.2, 5.0))
     x, y = _grid(radius * 1.9, scale)
@@ -69,12 +69,12 @@ def pit(rng: np.random.Generator, scale: float) -> Mark:
     away = away + 0.16 * fractal(rng, away.shape, radius * scale, 3)
     coverage = np.clip(0.5 + (1 - away) * radius * scale * 0.6, 0, 1)
     depth = -1.6 * np.clip(1 - away**2, 0, 1) + 0.45 * np.exp(-(((away - 1.15) / 0.22) ** 2))
-    return Mark(
+    return DefectPatch(
         coverage.astype(np.float32), coverage > 0.5, (0.055, 0.032, 0.02), 0.1, 0.12, depth.astype(np.float32)
     )
 
 
-def stain(rng: np.random.Generator, scale: float) -> Mark:
+def stain(rng: np.random.Generator, scale: float) -> DefectPatch:
     """Oil, dried coolant or rusty water with a ragged shore."""
     radius = float(rng.uniform(6, 15))
     x, y = _grid(radius * 1.7, scale)
@@ -86,19 +86,19 @@ def stain(rng: np.random.Generator, scale: float) -> Mark:
     color, gloss, body, edge = STAINS[int(rng.integers(len(STAINS)))]
     patchy = 1 + 0.25 * fractal(rng, away.shape, radius * scale * 0.5, 3)
     coverage = inside * np.clip(rng.uniform(0.85, 1.15) * body * patchy + edge * shore, 0, 0.95)
-    return Mark(
+    return DefectPatch(
         coverage.astype(np.float32), inside > 0.5, color, 0.0, gloss, 0.12 * inside.astype(np.float32)
     )
 
 
-DRAW_DEFECT: dict[str, Callable[[np.random.Generator, float], Mark]] = {
+DRAW_DEFECT: dict[str, Callable[[np.random.Generator, float], DefectPatch]] = {
     "scratch": scratch,
     "pit": pit,
     "stain": stain,
 }
 
 
-def apply(mark: Mark, layers: Array, scale: float) -> None:
+def apply(mark: DefectPatch, layers: Array, scale: float) -> None:
     """Change `layers` (CHANNELS, h, w), a view of the canvas under the patch, in place."""
     bright = float(layers[:3].mean()) >= 0.3
     rgb = mark.rgb or ((0.12, 0.11, 0.10) if bright else (0.6, 0.59, 0.57))

@@ -55,7 +55,7 @@ class Job:
         """An empty relief at the slot's orientation, give or take `slack` radians."""
         angle = self.turn + float(self.rng.uniform(-slack, slack))
         reach = np.hypot(*size_wh) if slack > 1 else 0.0
-        extent = _turned(size_wh, angle, float(reach))
+        extent = _rotated_extent(size_wh, angle, float(reach))
         return Relief.blank(extent, self.scale, angle=angle, seat=self.seat)
 
     def pick(self, *choices: Material) -> Material:
@@ -66,7 +66,7 @@ class Job:
         return material._replace(rgb=(red * gain, green * gain, blue * gain))
 
 
-def _turned(size_wh: tuple[float, float], angle: float, reach: float) -> tuple[float, float]:
+def _rotated_extent(size_wh: tuple[float, float], angle: float, reach: float) -> tuple[float, float]:
     """Extent of a box of `size_wh` turned by `angle`, plus a margin for anti-aliasing; at most `reach`."""
     cos, sin = abs(np.cos(angle)), abs(np.sin(angle))
     width, height = size_wh[0] * cos + size_wh[1] * sin, size_wh[0] * sin + size_wh[1] * cos

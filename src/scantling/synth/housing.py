@@ -191,18 +191,18 @@ def _machined_faces(relief: Relief, rng: np.random.Generator, variant: int) -> N
     case.lay(case.cover(chamber), floor, CHAMBER + 0.05 * fractal(rng, case.shape, 1.4 * case.scale, 2))
     boss = _patch(relief, (197, 104), (66, 66))
     face = np.minimum(disc(boss.x, boss.y, 28.5), _lobes(boss, (197, 104), EARS, 8.0))
-    turned = 0.025 * rings(rng, disc(boss.x, boss.y, 0), 0.5)
-    boss.lay(boss.cover(face), paint, MACHINED - 1.4 + bevel(face, 1.2, 1.4) + 0.4 * turned)
+    lathe_marks = 0.025 * rings(rng, disc(boss.x, boss.y, 0), 0.5)
+    boss.lay(boss.cover(face), paint, MACHINED - 1.4 + bevel(face, 1.2, 1.4) + 0.4 * lathe_marks)
     rim = np.abs(disc(boss.x, boss.y, 22.6)) - 1.6
     boss.paint(boss.cover(rim), ALUMINIUM)
     for at, radius in PADS:
         pad = _patch(relief, at, (2 * radius, 2 * radius))
         away = disc(pad.x, pad.y, radius)
-        turned = 0.025 * rings(rng, away + radius, 0.45)
+        lathe_marks = 0.025 * rings(rng, away + radius, 0.45)
         pad.lay(
             pad.cover(away),
             paint if radius > 23.6 else ALUMINIUM,
-            MACHINED - 1.2 + bevel(away, 1, 1.2) + turned,
+            MACHINED - 1.2 + bevel(away, 1, 1.2) + lathe_marks,
         )
     panel = _patch(relief, (266, 148), (56, 14))
     away = box(panel.x, panel.y, (56, 14), 2)
@@ -270,8 +270,8 @@ def _lamp_hole(relief: Relief, _rng: np.random.Generator, slot: Slot) -> None:
 
 def _bore(relief: Relief, rng: np.random.Generator, slot: Slot) -> None:
     radius = disc(relief.x, relief.y, 0)
-    turned = 0.05 * rings(rng, radius, 0.5)
-    relief.lay(relief.cover(radius - slot.size), Material((0.36, 0.35, 0.34), 1.0, 0.45), -1.5 + turned)
+    lathe_marks = 0.05 * rings(rng, radius, 0.5)
+    relief.lay(relief.cover(radius - slot.size), Material((0.36, 0.35, 0.34), 1.0, 0.45), -1.5 + lathe_marks)
     relief.lay(relief.cover(radius - 0.62 * slot.size), HOLE, -4)
 
 

@@ -142,7 +142,7 @@ def _iou(a: Sequence[int], b: Sequence[int]) -> float:
 # ---------------------------------------------------------------------------------------------------------------
 
 
-class Entry(NamedTuple):
+class DelftPart(NamedTuple):
     """A part in DelftBikes' annotation: whole extent, whatever covers it, also when absent."""
 
     state: State
@@ -154,16 +154,16 @@ class EntryCorruption(NamedTuple):
 
     kind: Kind
     name: str
-    entry: Entry
+    entry: DelftPart
 
 
-def true_entries(scene: Scene) -> dict[str, Entry]:
+def true_entries(scene: Scene) -> dict[str, DelftPart]:
     """The exact entries of all parts, by part name."""
-    return {part.name: Entry(part.state or "intact", part.full_box) for part in scene.parts}
+    return {part.name: DelftPart(part.state or "intact", part.full_box) for part in scene.parts}
 
 
 def corrupt_entries(
-    truth: Mapping[str, Entry], noise: LabelNoise, size_hw: tuple[int, int], rng: np.random.Generator
+    truth: Mapping[str, DelftPart], noise: LabelNoise, size_hw: tuple[int, int], rng: np.random.Generator
 ) -> list[EntryCorruption]:
     """Decide which entries are wrong and how.
 
@@ -190,7 +190,9 @@ def corrupt_entries(
     return errors
 
 
-def _jitter_entry(entry: Entry, scale: float, size_hw: tuple[int, int], rng: np.random.Generator) -> Entry:
+def _jitter_entry(
+    entry: DelftPart, scale: float, size_hw: tuple[int, int], rng: np.random.Generator
+) -> DelftPart:
     x1, y1, x2, y2 = (int(edge) for edge in entry.box)
     whole = Label("", np.ones((y2 - y1, x2 - x1), np.bool_), (x1, y1), None)
     left, top, right, bottom = map(float, corners(_jitter(whole, scale, size_hw, rng).xywh))

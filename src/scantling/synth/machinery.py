@@ -53,11 +53,13 @@ def bearing(job: Job) -> Relief:
         _balls(job, relief)
     else:
         _shield(job, relief, radius)
-    turned = 0.02 * rings(job.rng, radius, 0.35)
-    relief.lay(relief.cover(outer), steel, 3.2 + bevel(outer, 0.6, 0.6) + turned)
-    relief.lay(relief.cover(inner), steel, 3.2 + bevel(inner, 0.6, 0.6) + turned)
+    lathe_marks = 0.02 * rings(job.rng, radius, 0.35)
+    relief.lay(relief.cover(outer), steel, 3.2 + bevel(outer, 0.6, 0.6) + lathe_marks)
+    relief.lay(relief.cover(inner), steel, 3.2 + bevel(inner, 0.6, 0.6) + lathe_marks)
     shaft = radius - 0.34 * size
-    relief.lay(relief.cover(shaft), job.pick(STEEL, BLACK_OXIDE), 2.6 + bevel(shaft, 1.0, 0.8) + 1.5 * turned)
+    relief.lay(
+        relief.cover(shaft), job.pick(STEEL, BLACK_OXIDE), 2.6 + bevel(shaft, 1.0, 0.8) + 1.5 * lathe_marks
+    )
     relief.paint(relief.cover(radius - 0.09 * size) * 0.9, HOLE)
     speckle(job.rng, relief, 0.08)
     if job.damaged:

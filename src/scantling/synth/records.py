@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from scantling.ops.rle import patch_to_rle
-from scantling.synth.labels import Corruption, Entry, EntryCorruption, Label
+from scantling.synth.labels import Corruption, DelftPart, EntryCorruption, Label
 from scantling.synth.layout import CATEGORY_IDS, DEFECTS
 from scantling.synth.scene import SynthConfig
 
 Json = dict[str, object]
 
 
-class Picture(NamedTuple):
+class SceneRecord(NamedTuple):
     """What is known about one written picture.
 
     Attributes:
@@ -29,12 +29,12 @@ class Picture(NamedTuple):
     file_name: str
     labels: list[Label]
     label_errors: list[Corruption]
-    entries: dict[str, Entry]
+    entries: dict[str, DelftPart]
     entry_errors: list[EntryCorruption]
 
 
 def coco_documents(
-    split: str, pictures: Sequence[Picture], config: SynthConfig, seed: int, *, noisy: bool
+    split: str, pictures: Sequence[SceneRecord], config: SynthConfig, seed: int, *, noisy: bool
 ) -> dict[str, object]:
     """Documents by file name: the annotations as given and, for a noisy split, the truth and the list of errors.
 
@@ -101,7 +101,7 @@ def _annotation(number: int, image_id: int, label: Label, size_hw: tuple[int, in
     return annotation if label.state is None else {**annotation, "state": label.state}
 
 
-def _images(pictures: Sequence[Picture], size_hw: tuple[int, int]) -> list[Json]:
+def _images(pictures: Sequence[SceneRecord], size_hw: tuple[int, int]) -> list[Json]:
     height, width = size_hw
     return [
         {"id": picture.number + 1, "file_name": picture.file_name, "width": width, "height": height}
@@ -124,7 +124,7 @@ def _info(config: SynthConfig, seed: int) -> Json:
     }
 
 
-def delftbikes_documents(split: str, pictures: Sequence[Picture], *, noisy: bool) -> dict[str, object]:
+def delftbikes_documents(split: str, pictures: Sequence[SceneRecord], *, noisy: bool) -> dict[str, object]:
     """Documents by file name, in the manner of `coco_documents`: entries by file name and part name."""
     truth = {picture.file_name: _parts(picture.entries) for picture in pictures}
     if not noisy:
@@ -141,7 +141,7 @@ def delftbikes_documents(split: str, pictures: Sequence[Picture], *, noisy: bool
     }
 
 
-def _entry_errors(picture: Picture) -> Iterator[Json]:
+def _entry_errors(picture: SceneRecord) -> Iterator[Json]:
     for error in picture.entry_errors:
         yield {
             "file_name": picture.file_name,
@@ -152,11 +152,11 @@ def _entry_errors(picture: Picture) -> Iterator[Json]:
         }
 
 
-def _parts(entries: dict[str, Entry]) -> Json:
+def _parts(entries: dict[str, DelftPart]) -> Json:
     return {"parts": {name: _entry(entry) for name, entry in entries.items()}}
 
 
-def _entry(entry: Entry) -> Json:
+def _entry(entry: DelftPart) -> Json:
     x1, y1, x2, y2 = (int(edge) for edge in entry.box)
     return {
         "object_state": entry.state,

@@ -13,8 +13,8 @@ from scipy import ndimage
 
 from scantling.data.samples.dataset import rng_for
 from scantling.synth.assembly import (
+    CameraView,
     Fit,
-    View,
     add_defects,
     assemble,
     cover_parts,
@@ -171,7 +171,7 @@ def generate_scene(config: SynthConfig, index: int, seed: int) -> Scene:
     return Scene(image, parts, defects, (*(part for part in parts if _shows(part, config)), *defects))
 
 
-def _photograph(view: View, kit: Kit, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _photograph(view: CameraView, kit: Kit, rng: np.random.Generator) -> NDArray[np.uint8]:
     light = shade(view.layers, random_lighting(rng), kit.pixels_per_unit)
     return develop(light, kit.noise, rng)
 
@@ -196,7 +196,7 @@ def _extents(ids: NDArray[np.uint8], count: int) -> list[_Extent]:
     return [_Extent(box, area) for box, area in zip(boxes, areas[1 : count + 1], strict=True)]
 
 
-def _read_parts(view: View, fits: list[Fit]) -> tuple[Part, ...]:
+def _read_parts(view: CameraView, fits: list[Fit]) -> tuple[Part, ...]:
     shown, whole = _extents(view.visible, len(SLOTS)), _extents(view.places, len(SLOTS))
     parts = []
     for number, (fit, seen, place) in enumerate(zip(fits, shown, whole, strict=True), start=1):
@@ -218,7 +218,7 @@ def _state(fit: Fit, share: float) -> State:
     return "damaged" if fit.damaged else "intact"
 
 
-def _read_defects(view: View, categories: list[str], kit: Kit) -> tuple[Part, ...]:
+def _read_defects(view: CameraView, categories: list[str], kit: Kit) -> tuple[Part, ...]:
     smallest = max(4.0, 5 * kit.pixels_per_unit**2)
     defects = []
     for number, (category, extent) in enumerate(

@@ -33,7 +33,7 @@ from scantling.data.workers import TaskStream
 from scantling.errors import UsageError
 from scantling.synth.labels import corrupt, corrupt_entries, true_entries, true_labels
 from scantling.synth.layout import CATEGORY_IDS
-from scantling.synth.records import Picture, coco_documents, delftbikes_documents
+from scantling.synth.records import SceneRecord, coco_documents, delftbikes_documents
 from scantling.synth.scene import LabelNoise, Part, Scene, SynthConfig, generate_scene
 from scantling.synth.sheet import contact_sheet
 
@@ -144,20 +144,20 @@ def _split_number(split: str) -> int:
     return len(KNOWN_SPLITS) + int.from_bytes(blake2b(split.encode(), digest_size=3).digest(), "little")
 
 
-def _make(config: SynthConfig, seed: int, task: _Task) -> tuple[Picture, bytes]:
+def _make(config: SynthConfig, seed: int, task: _Task) -> tuple[SceneRecord, bytes]:
     """Generate one picture; return what is known about it and its file's content."""
     scene = generate_scene(config, task.number, seed)
     content = _encode(scene.image, config)
     labels, entries = true_labels(scene), true_entries(scene)
     if not task.noisy:
-        return Picture(task.number, task.file_name, labels, [], entries, []), content
+        return SceneRecord(task.number, task.file_name, labels, [], entries, []), content
     rng, entry_rng = (rng_for(seed, 0, task.number, f"synth {kind} errors") for kind in ("label", "entry"))
     errors = corrupt(labels, config.noise, config.size_hw, rng)
     entry_errors = corrupt_entries(entries, config.noise, config.size_hw, entry_rng)
-    return Picture(task.number, task.file_name, labels, errors, entries, entry_errors), content
+    return SceneRecord(task.number, task.file_name, labels, errors, entries, entry_errors), content
 
 
-def _write_images(folder: Path, made: Iterable[tuple[Picture, bytes]]) -> list[Picture]:
+def _write_images(folder: Path, made: Iterable[tuple[SceneRecord, bytes]]) -> list[SceneRecord]:
     """Write pictures as they come; threads wait for the disk while the next ones are made."""
     pictures = []
     writing: deque[Future[None]] = deque()

@@ -23,7 +23,7 @@ from scantling.train.rundir import explained_writes
 JSONL_NAME = "metrics.jsonl"
 CSV_NAME = "metrics.csv"
 
-Entry: TypeAlias = dict[str, float | int | None]
+Logged: TypeAlias = dict[str, float | int | None]
 
 
 class Meter:
@@ -89,7 +89,7 @@ class History:
             stream.write(line + "\n")
         self.lines += 1
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[Logged]:
         """Read all entries back."""
         return read_history(self._path)
 
@@ -111,7 +111,7 @@ class History:
                 os.fsync(stream.fileno())
 
 
-def read_history(path: Path) -> list[Entry]:
+def read_history(path: Path) -> list[Logged]:
     """Read `metrics.jsonl`; a last line that a crash tore is left out, a missing file is an empty history."""
     if not path.exists():
         return []

@@ -34,7 +34,7 @@ from scantling.train.checkpoint import CheckpointMeta
 from scantling.train.config import TrainConfig
 from scantling.train.devices import Processes, join_processes, require_precision, resolve_device
 from scantling.train.ema import MovingAverage
-from scantling.train.history import CSV_NAME, JSONL_NAME, Entry, History, Meter
+from scantling.train.history import CSV_NAME, JSONL_NAME, History, Logged, Meter
 from scantling.train.keeper import BEST_NAME, LAST_NAME, PREVIOUS_NAME, Keeper, require_resumable, resumable
 from scantling.train.optim import build_optimizer, build_schedule
 from scantling.train.progress import make_reporter
@@ -102,7 +102,7 @@ class FitResult:
 
     best: Path
     last: Path
-    history: list[Entry]
+    history: list[Logged]
     metrics: dict[str, float | None]
     epochs: int
 

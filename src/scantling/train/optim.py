@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import SGD, Adadelta, AdamW, Optimizer
 
 from scantling.errors import ConfigError
-from scantling.settings.auto import decided
+from scantling.settings.auto import resolved
 from scantling.train.config import TrainConfig
 
 _NORM_NAME = re.compile(r"norm(act)?([123]d)?$", re.IGNORECASE)
@@ -43,11 +43,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     groups = parameter_groups(model, config)
     match config.optimizer:
         case "sgd":
-            return SGD(groups, lr=decided(config.lr), momentum=config.momentum)
+            return SGD(groups, lr=resolved(config.lr), momentum=config.momentum)
         case "adamw":
-            return AdamW(groups, lr=decided(config.lr), betas=config.betas)
+            return AdamW(groups, lr=resolved(config.lr), betas=config.betas)
         case "adadelta":
-            return Adadelta(groups, lr=decided(config.lr), rho=config.rho)
+            return Adadelta(groups, lr=resolved(config.lr), rho=config.rho)
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ class Schedule:
 
     def apply(self, optimizer: Optimizer, step: int) -> float:
         """Set every group's learning rate for the next update and return the rate of an unscaled group."""
-        rate = decided(self._config.lr) * self.scale(step)
+        rate = resolved(self._config.lr) * self.scale(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         return rate

@@ -35,7 +35,7 @@ class TrainBatch(Protocol):
         """Ids of the images, for messages about this batch."""
 
     @property
-    def is_spare(self) -> bool:
+    def is_padding(self) -> bool:
         """Whether it is there only so that no process is idle; it does not count then."""
 
     def to(self, device: torch.device) -> Self:
@@ -96,7 +96,7 @@ class Stepper:
         Raises:
             TrainingError: A loss or, in fp32 and bf16, a gradient is not finite; the weights are untouched.
         """
-        counts = [0 if batch.is_spare else len(batch.image_ids) for batch in batches]
+        counts = [0 if batch.is_padding else len(batch.image_ids) for batch in batches]
         weights = self._processes.shares(counts, self._device)
         records = []
         for index, batch in enumerate(batches):

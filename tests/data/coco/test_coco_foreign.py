@@ -1,4 +1,4 @@
-"""COCO files as other tools write them: CVAT's turned boxes, empty masks, phone pictures, the official folder."""
+"""COCO files as other tools write them: CVAT's rotated boxes, empty masks, phone pictures, the official folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def codes(dataset):
     return {finding.code for finding in dataset.findings}
 
 
-def turned_extent(x, y, width, height, degrees):
+def rotated_extent(x, y, width, height, degrees):
     """The upright box around the four corners, each turned about the centre."""
     angle, centre = math.radians(degrees), np.array([x + width / 2, y + height / 2])
     corners = np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]]) - centre
@@ -35,18 +35,18 @@ def turned_extent(x, y, width, height, degrees):
 
 @pytest.mark.parametrize("degrees", [0.1, 45, 60, 90, 135, 270, 320.5, -30])
 def test_the_box_around_a_turned_box_is_that_of_its_corners(degrees):
-    assert upright_box((60, 90, 140, 20), degrees) == pytest.approx(turned_extent(60, 90, 140, 20, degrees))
+    assert upright_box((60, 90, 140, 20), degrees) == pytest.approx(rotated_extent(60, 90, 140, 20, degrees))
 
 
-def test_turned_boxes_of_cvat_are_read_as_what_is_seen_and_told(content, write):
-    turned, still, half = content["annotations"]
-    turned |= {
+def test_rotated_boxes_of_cvat_are_read_as_what_is_seen_and_told(content, write):
+    rotated, still, half = content["annotations"]
+    rotated |= {
         "bbox": [60, 20, 20, 40],
         "segmentation": [],
         "attributes": {"rotation": 90.0, "occluded": False},
     }
     half |= {"segmentation": [], "attributes": {"rotation": 180.0}}
-    content["annotations"] = [turned, still, half]
+    content["annotations"] = [rotated, still, half]
     dataset = read_coco(write(content))
     by_id = {a.id: a for many in dataset.annotations for a in many}
     assert by_id[31].box_xywh == pytest.approx((50, 30, 40, 20))

@@ -11,7 +11,7 @@ from scantling.errors import DataError
 
 POSE = (0.5, 0.5, 0.2, 0.4, 0.45, 0.4, 2, 0.55, 0.65, 1, 0.5, 0.5, 0, 0.42, 0.35, 2)
 POSE_2D = (0.5, 0.5, 0.2, 0.4, 0.45, 0.4, 0.55, 0.65, 0.42, 0.35)
-TURNED = (0.5, 0.2, 0.6, 0.4, 0.5, 0.6, 0.4, 0.4)
+ROTATED = (0.5, 0.2, 0.6, 0.4, 0.5, 0.6, 0.4, 0.4)
 UPRIGHT = (0.4, 0.3, 0.6, 0.3, 0.6, 0.7, 0.4, 0.7)
 TRIANGLE = (0.4, 0.3, 0.6, 0.3, 0.5, 0.7)
 
@@ -76,8 +76,8 @@ def test_a_row_of_another_length_than_the_settings_is_refused(tmp_path):
     assert read_location(root, ReadOptions(skip_invalid=True)).num_annotations == 2
 
 
-def test_turned_boxes_are_told_from_polygons_by_the_settings(tmp_path):
-    rows = [row(*TURNED), row(*UPRIGHT)]
+def test_rotated_boxes_are_told_from_polygons_by_the_settings(tmp_path):
+    rows = [row(*ROTATED), row(*UPRIGHT)]
     (found, *_) = refused(data_set(tmp_path, rows))
     assert found.code == "yolo-reading"
     assert "task: obb" in found.message
@@ -92,8 +92,8 @@ def test_turned_boxes_are_told_from_polygons_by_the_settings(tmp_path):
 def test_corners_that_can_only_be_one_thing_need_no_settings(tmp_path):
     """Upright rectangles are the same either way; rows of several lengths, in whatever split, are polygons."""
     assert len(boxes(read_location(data_set(tmp_path / "upright", [row(*UPRIGHT)] * 2)))) == 2
-    assert len(boxes(read_location(data_set(tmp_path / "mixed", [row(*TURNED), row(*TRIANGLE)])))) == 2
-    root = data_set(tmp_path / "splits", [row(*TURNED)])
+    assert len(boxes(read_location(data_set(tmp_path / "mixed", [row(*ROTATED), row(*TRIANGLE)])))) == 2
+    root = data_set(tmp_path / "splits", [row(*ROTATED)])
     data_set(root / "more", [row(*TRIANGLE)])
     (root / "data.yaml").write_text("train: more/images/train\nval: images/train\nnames: [nut]\n")
     assert len(boxes(read_location(f"{root}:val"))) == 1

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from scantling.data.health.boxes import NEAR_TWICE_IOU, near_twins
+from scantling.data.health.boxes import NEAR_TWICE_IOU, near_duplicates
 
 
 def by_all_pairs(boxes, images, labels):
@@ -45,7 +45,7 @@ def test_twins_are_those_of_all_pairs(seed, images):
     order = np.argsort(places, kind="stable")
     boxes, places, labels = boxes[order], places[order], labels[order]
     expected = by_all_pairs(boxes, places, labels)
-    found = {second: iou for _, second, iou in near_twins(boxes, places, labels)}
+    found = {second: iou for _, second, iou in near_duplicates(boxes, places, labels)}
     assert len(expected) > 5
     assert found == pytest.approx({second: iou for second, (_, iou) in expected.items()})
 
@@ -53,8 +53,8 @@ def test_twins_are_those_of_all_pairs(seed, images):
 def test_the_best_earlier_box_is_named():
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 11], [0, 0, 10, 10.5]], dtype=float)
     zeros = np.zeros(3, dtype=np.int64)
-    assert [twin[:2] for twin in near_twins(boxes, zeros, zeros)] == [(0, 1), (1, 2)]
-    assert list(near_twins(boxes[:0], zeros[:0], zeros[:0])) == []
+    assert [duplicate[:2] for duplicate in near_duplicates(boxes, zeros, zeros)] == [(0, 1), (1, 2)]
+    assert list(near_duplicates(boxes[:0], zeros[:0], zeros[:0])) == []
 
 
 @pytest.mark.parametrize("kind", ["spread", "heap"])
@@ -65,7 +65,7 @@ def test_memory_does_not_grow_with_the_pairs(kind):
     boxes = np.concatenate([corner, corner + 50 + rng.uniform(0, 1, (count, 2))], axis=1)
     zeros = np.zeros(count, dtype=np.int64)
     tracemalloc.start()
-    found = list(near_twins(boxes, zeros, zeros))
+    found = list(near_duplicates(boxes, zeros, zeros))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(found) > least

@@ -13,7 +13,7 @@ from scantling.data.coco import read_coco
 from scantling.data.formats.locations import Location, read_location
 from scantling.data.health import near_duplicates
 from scantling.data.health.check import check_data
-from scantling.data.health.near_duplicates import find_twins
+from scantling.data.health.near_duplicates import find_near_duplicates
 from scantling.data.splitting import SplitPlan, deal, group_images, split_data
 from scantling.errors import Severity, UsageError
 
@@ -32,8 +32,8 @@ def scene(seed):
 def test_shifted_and_brightened_scenes_are_twins_and_others_are_not():
     pictures = [scene(seed) for seed in range(12)]
     pictures += [np.roll(pictures[3], (3, 5), (0, 1)), pictures[7] * 0.5 + 40, None]
-    assert {(t.first, t.second) for t in find_twins(pictures)} == {(3, 12), (7, 13)}
-    assert find_twins([None, pictures[0]]) == []
+    assert {(t.first, t.second) for t in find_near_duplicates(pictures)} == {(3, 12), (7, 13)}
+    assert find_near_duplicates([None, pictures[0]]) == []
 
 
 def board(seed, traces):
@@ -51,15 +51,15 @@ def board(seed, traces):
 def test_nearly_blank_pictures_of_different_boards_are_not_accused(traces, monkeypatch):
     """Of 120 such boards the peak alone accuses a hundred pairs or more: one mark, moved, is the other."""
     boards = [board(1000 * traces + number, traces) for number in range(120)]
-    assert find_twins(boards) == []
+    assert find_near_duplicates(boards) == []
     monkeypatch.setattr(near_duplicates, "_agree", lambda *_: True)
-    assert len(find_twins(boards)) > 100
+    assert len(find_near_duplicates(boards)) > 100
 
 
 def test_boards_with_much_on_them_are_found_shifted_and_blurred():
     boards = [board(number, 30) for number in range(30)]
     boards += [np.roll(boards[3], (3, 5), (0, 1)), cv2.GaussianBlur(boards[7], (3, 3), 0.6)]
-    assert {(t.first, t.second) for t in find_twins(boards)} == {(3, 30), (7, 31)}
+    assert {(t.first, t.second) for t in find_near_duplicates(boards)} == {(3, 30), (7, 31)}
 
 
 def test_nothing_to_learn_from_is_an_error_in_the_training_split_alone(made):
@@ -79,7 +79,7 @@ def test_nothing_to_learn_from_is_an_error_in_the_training_split_alone(made):
 def test_the_known_leaks_of_a_real_set_are_found(real_data):
     health = check_data(str(real_data / "bccd"))
     number = lambda record: int(record.file_name[-9:-4])  # noqa: E731
-    found = {frozenset(map(number, pair.images)) for pair in health.twins if pair.leaks}
+    found = {frozenset(map(number, pair.images)) for pair in health.duplicates if pair.leaks}
     assert found >= {frozenset(pair) for pair in KNOWN_PAIRS}
     assert len(found) == 12
     assert sum(suspect.code == "box-near-twice" for suspect in health.suspects) == 8

@@ -16,7 +16,7 @@ from scantling.data.coco import CocoDataset, read_coco
 from scantling.data.io import write_json
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import (
-    Entry,
+    EpochImage,
     LoaderConfig,
     TrainLoader,
     aspect_order,
@@ -103,7 +103,7 @@ def test_permutations_are_uniform():
     drop_last=st.booleans(),
 )
 def test_batches_hold_everything_once_and_one_group_while_full(wide, size, drop_last):
-    entries = [Entry(position, 0) for position in range(len(wide))]
+    entries = [EpochImage(position, 0) for position in range(len(wide))]
     batches = batched(entries, size, groups=wide, drop_last=drop_last)
     number = len(wide) // size if drop_last else -(-len(wide) // size)
     assert len(batches) == number
@@ -119,9 +119,9 @@ def test_batches_hold_everything_once_and_one_group_while_full(wide, size, drop_
 
 @given(length=st.integers(1, 20), world=st.integers(1, 6))
 def test_shards_are_even_disjoint_and_never_empty(length, world):
-    batch = [Entry(position, 0) for position in range(length)]
-    spare = [Entry(100 + position, 0) for position in range(2)]
-    parts = [shard(batch, spare, rank=rank, world=world) for rank in range(world)]
+    batch = [EpochImage(position, 0) for position in range(length)]
+    padding = [EpochImage(100 + position, 0) for position in range(2)]
+    parts = [shard(batch, padding, rank=rank, world=world) for rank in range(world)]
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
     assert min(sizes) >= 1

@@ -59,9 +59,9 @@ def test_hand_derived_values():
 
 def test_hue_keeps_brightness_and_grey_and_comes_round_after_one_turn(pixels):
     soft = (96 + pixels / 4).astype(np.uint8)  # no clipping
-    turned = change_colours(soft, ColourChange(hue=0.2))
-    np.testing.assert_allclose(turned @ LUMA, soft @ LUMA, atol=1.5)
-    assert np.abs(turned.astype(int) - soft).max() > 20
+    rotated = change_colours(soft, ColourChange(hue=0.2))
+    np.testing.assert_allclose(rotated @ LUMA, soft @ LUMA, atol=1.5)
+    assert np.abs(rotated.astype(int) - soft).max() > 20
     assert np.abs(change_colours(flat((90, 90, 90)), ColourChange(hue=0.3)).astype(int) - 90).max() <= 1
     full = change_colours(soft, ColourChange(hue=1.0))
     assert np.abs(full.astype(int) - soft).max() <= 1

@@ -20,10 +20,10 @@ from scantling.data.samples.transforms import (
     HorizontalFlip,
     PadTo,
     RandomCrop,
+    RandomRotate90,
     RandomTile,
     ResizeShortSide,
     SideRange,
-    Turn,
     VerticalFlip,
     build_transforms,
     fit_size,
@@ -86,7 +86,7 @@ TRANSFORMS: dict[str, Geometric] = {
     "square": ResizeShortSide(short_side=(90,)),
     "horizontal": HorizontalFlip(probability=1.0),
     "vertical": VerticalFlip(probability=1.0),
-    "turn": Turn(probability=1.0),
+    "turn": RandomRotate90(probability=1.0),
     "crop": RandomCrop(size_hw=(60, 80)),
     "tile": RandomTile(side=70),
     "pad": PadTo(size_hw=(220, 230)),
@@ -141,19 +141,19 @@ def test_flips_and_turns_are_exact():
     for view, pixels, box in (
         (View.of(sample).flipped(horizontally=True), hwc[:, ::-1], [30, 4, 45, 11]),
         (View.of(sample).flipped(horizontally=False), hwc[::-1], [5, 19, 20, 26]),
-        (View.of(sample).turned(1), np.rot90(hwc, -1), [19, 5, 26, 20]),
-        (View.of(sample).turned(2), np.rot90(hwc, 2), [30, 19, 45, 26]),
-        (View.of(sample).turned(3), np.rot90(hwc, 1), [4, 30, 11, 45]),
+        (View.of(sample).rotated(1), np.rot90(hwc, -1), [19, 5, 26, 20]),
+        (View.of(sample).rotated(2), np.rot90(hwc, 2), [30, 19, 45, 26]),
+        (View.of(sample).rotated(3), np.rot90(hwc, 1), [4, 30, 11, 45]),
     ):
         after = render(sample, view)
         np.testing.assert_array_equal(after.hwc, pixels)
         assert after.instances.boxes.tolist() == [box]
-    assert View.of(sample).turned(4) == View.of(sample)
+    assert View.of(sample).rotated(4) == View.of(sample)
 
 
 def test_a_run_of_exact_steps_gives_the_same_pixels_merged_or_one_by_one():
     steps = (
-        Turn(probability=1.0),
+        RandomRotate90(probability=1.0),
         HorizontalFlip(),
         RandomCrop(size_hw=(40, 31), attempts=1),
         VerticalFlip(),
@@ -420,7 +420,7 @@ def test_build_transforms_leaves_out_what_is_off():
         "RandomCrop",
         "HorizontalFlip",
         "VerticalFlip",
-        "Turn",
+        "RandomRotate90",
         "Photometric",
         "PadTo",
     ]

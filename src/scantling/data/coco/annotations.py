@@ -95,7 +95,7 @@ def parse_annotations(raw: list[object], tables: Tables) -> dict[ImageId, list[A
     if tables.num_rotated:
         message = (
             f"{tables.num_rotated} boxes have a rotation (attributes.rotation, as CVAT writes it); the upright"
-            " boxes around the turned ones are used"
+            " boxes around the rotated ones are used"
         )
         tables.log.add("box-rotated", message, path="annotations")
     unfit = [annotation.id for _, annotation in parsed if not fits_int64(annotation.id)]
@@ -210,7 +210,7 @@ def _parse_annotation(
 
 
 def _set_upright(record: Raw, tables: Tables) -> Raw:
-    """The record of a turned box with the upright box around it, and without its rotation, which is then spent."""
+    """The record of a rotated box with the upright box around it, and without its rotation, which is then spent."""
     attributes = record.get("attributes")
     if not isinstance(attributes, dict) or "rotation" not in attributes:
         return record

@@ -50,7 +50,7 @@ def read_xml(path: Path) -> Element:
     data, file = read_bytes(path), str(path)
     if len(data) > MAX_BYTES:
         refuse("xml-syntax", file, f"{len(data)} bytes are more than any annotation file has")
-    builder = _Builder(file)
+    builder = _ElementBuilder(file)
     try:
         builder.parser.Parse(data, True)
     except expat.ExpatError as error:
@@ -63,7 +63,7 @@ def read_xml(path: Path) -> Element:
     return builder.root
 
 
-class _Builder:
+class _ElementBuilder:
     """Builds elements from the parser's events."""
 
     def __init__(self, file: str) -> None:

@@ -60,7 +60,7 @@ def settings_text(splits: Sequence[str], class_names: Sequence[str], *, polygons
     Args:
         splits: Folders in `images`.
         class_names: Names in label order.
-        polygons: Rows with four corners are masks, not turned boxes.
+        polygons: Rows with four corners are masks, not rotated boxes.
     """
     keys = {split: _key_of(split, splits) for split in splits}
     paths = [f"{json.dumps(keys[split], ensure_ascii=False)}: images/{split}" for split in splits]

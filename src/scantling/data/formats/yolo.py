@@ -21,8 +21,8 @@ from scantling.data.formats.document import (
     numbered,
     stored_categories,
 )
-from scantling.data.formats.yolo_labels import Pairs, labels_folder, pair_labels
-from scantling.data.formats.yolo_rows import BOX, Reading, parse_row, reading_of, rows_of
+from scantling.data.formats.yolo_labels import LabelFiles, labels_folder, pair_labels
+from scantling.data.formats.yolo_rows import BOX, RowReading, parse_row, reading_of, rows_of
 from scantling.data.formats.yolo_settings import YoloFolder, text_of
 from scantling.data.images.open import pictures_below
 from scantling.data.spelling import likeness
@@ -74,7 +74,7 @@ def label_path(image: Path, base: Path) -> Path:
 class _Objects:
     """Adds the rows of label files to a document, and counts those of which something is not read."""
 
-    def __init__(self, document: Document, ids: list[object], reading: Reading) -> None:
+    def __init__(self, document: Document, ids: list[object], reading: RowReading) -> None:
         self.document = document
         self.ids = ids
         self.reading = reading
@@ -91,14 +91,14 @@ class _Objects:
                 place, value = f"line {number}", " ".join(words)[:80]
                 log.add(code, message, path=place, value=value, hint=hint[0] if hint else None)
                 continue
-            self.shortened += len(words) > BOX and (self.reading.length is not None or self.reading.turned)
+            self.shortened += len(words) > BOX and (self.reading.length is not None or self.reading.rotated)
             self.document.enter("annotations", record, Place(str(file), f"line {number}"))
 
     def remark(self) -> None:
         """Say what was left out of the rows."""
         log = self.document.log_for(self.document.file)
-        if self.shortened and self.reading.turned:
-            message = f"{self.shortened} turned boxes are read as the upright boxes around them"
+        if self.shortened and self.reading.rotated:
+            message = f"{self.shortened} rotated boxes are read as the upright boxes around them"
             log.add("box-rotated", message, kind=Kind.NOTE)
         elif self.shortened:
             log.add("yolo-keypoints", f"{self.shortened} rows have key points; their boxes are read")
@@ -113,14 +113,14 @@ class _Objects:
             self.document.log_for(self.document.file).add("annotations-dropped", message)
 
 
-def _in_turn(pairs: Pairs, first: Iterable[Path]) -> list[Path]:
+def _in_turn(pairs: LabelFiles, first: Iterable[Path]) -> list[Path]:
     """The label files of the data set, those of the images that are being read first."""
     return list(
         dict.fromkeys([*(pairs.labels[i] for i in first if i in pairs.labels), *pairs.labels.values()])
     )
 
 
-def _remark_on_pairs(pairs: Pairs, images: list[Path], document: Document) -> None:
+def _remark_on_pairs(pairs: LabelFiles, images: list[Path], document: Document) -> None:
     """Name what has no counterpart, and what was found under another name."""
     log, mine = document.log_for(document.file), set(images)
     respelled = [f"{pairs.labels[i]} for {i.name}" for i in pairs.respelled if i in mine]

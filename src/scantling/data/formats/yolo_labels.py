@@ -23,7 +23,7 @@ _BOX = 5
 
 
 @dataclass(kw_only=True)
-class Pairs:
+class LabelFiles:
     """Images and label files of a data set.
 
     Attributes:
@@ -39,7 +39,7 @@ class Pairs:
     shared: dict[Path, list[Path]] = field(default_factory=dict)
 
 
-def pair_labels(images: Iterable[Path], sources: Iterable[Path], bases: Sequence[Path]) -> Pairs:
+def pair_labels(images: Iterable[Path], sources: Iterable[Path], bases: Sequence[Path]) -> LabelFiles:
     """Find the label file of every image.
 
     Args:
@@ -47,13 +47,13 @@ def pair_labels(images: Iterable[Path], sources: Iterable[Path], bases: Sequence
         sources: Folders of images, whose label folders are looked through for files that belong to no image.
         bases: The data set's folders; `images` above them means nothing.
     """
-    images, shelf, pairs = list(dict.fromkeys(images)), _Shelf(), Pairs()
+    images, shelf, pairs = list(dict.fromkeys(images)), _TextFiles(), LabelFiles()
     wanted: list[tuple[Path, tuple[Path, ...]]] = []
     for image in images:
-        mirrored = labels_folder(image.parent, bases)
-        places = (mirrored,) if mirrored == image.parent else (mirrored, image.parent)
+        own_folder = labels_folder(image.parent, bases)
+        places = (own_folder,) if own_folder == image.parent else (own_folder, image.parent)
         found = (file for place in places if (file := shelf.exact(place, image.stem)))
-        label = next((file for file in found if _counts(file, mirrored)), None)
+        label = next((file for file in found if _counts(file, own_folder)), None)
         if label is None:
             wanted.append((image, places))
         else:
@@ -122,7 +122,7 @@ def _last_images(folder: Path, bases: Sequence[Path]) -> int | None:
     return found[-1] if found and -found[-1] <= len(folder.parts) else None
 
 
-def _respell(wanted: list[tuple[Path, tuple[Path, ...]]], shelf: _Shelf, pairs: Pairs) -> None:
+def _respell(wanted: list[tuple[Path, tuple[Path, ...]]], shelf: _TextFiles, pairs: LabelFiles) -> None:
     """Give images without a label the one file that is theirs in another spelling, if nobody else has it."""
     taken = set(pairs.labels.values())
     claims: dict[Path, list[Path]] = {}
@@ -137,9 +137,9 @@ def _respell(wanted: list[tuple[Path, tuple[Path, ...]]], shelf: _Shelf, pairs: 
             pairs.respelled.append(images[0])
 
 
-def _counts(file: Path, mirrored: Path) -> bool:
+def _counts(file: Path, own_folder: Path) -> bool:
     """A file beside the image, where a folder of labels was expected, must look like one."""
-    return file.parent == mirrored or looks_like_labels(file)
+    return file.parent == own_folder or looks_like_labels(file)
 
 
 def _listed(folder: Path) -> list[str]:
@@ -149,7 +149,7 @@ def _listed(folder: Path) -> list[str]:
         return []
 
 
-class _Shelf:
+class _TextFiles:
     """The text files of each folder by the name of their image, listed once."""
 
     def __init__(self) -> None:

@@ -3,9 +3,9 @@
 class x_centre y_centre width height                    a box
 class x1 y1 x2 y2 x3 y3 ...                             a polygon; its box is the one around it
 class x_centre y_centre width height k1x k1y [k1v] ...  a box with key points (`kpt_shape`), which are not read
-class x1 y1 x2 y2 x3 y3 x4 y4                           a turned box (`task: obb`): the upright box around it
+class x1 y1 x2 y2 x3 y3 x4 y4                           a rotated box (`task: obb`): the upright box around it
 
-Key points and turned boxes can look like polygons. The settings say what rows are; where they are silent and all rows
+Key points and rotated boxes can look like polygons. The settings say what rows are; where they are silent and all rows
 of the data set fit more than one reading, nothing is guessed.
 """
 
@@ -22,7 +22,7 @@ from scantling.data.formats.document import Raw
 from scantling.data.formats.yolo_settings import YoloFolder
 from scantling.data.io import read_bytes
 
-BOX, TURNED = 5, 9
+BOX, ROTATED = 5, 9
 """Numbers of a row that is a box, and of one that has four corners."""
 
 _SLACK = 0.01  # beyond 0..1, as a part of the image: what Ultralytics takes and clips
@@ -32,19 +32,19 @@ _UPRIGHT = 1e-4  # difference of coordinates, as a part of the image
 _VISIBILITY = (0.0, 1.0, 2.0)
 
 
-class Reading(NamedTuple):
+class RowReading(NamedTuple):
     """How rows are read.
 
     Attributes:
         length: Numbers of a row with key points; None if there are no key points, 0 if their number is not known.
-        turned: Whether four corners are a turned box.
+        rotated: Whether four corners are a rotated box.
     """
 
     length: int | None = None
-    turned: bool = False
+    rotated: bool = False
 
 
-def reading_of(folder: YoloFolder, files: Iterable[Path]) -> Reading:
+def reading_of(folder: YoloFolder, files: Iterable[Path]) -> RowReading:
     """What the rows of a data set are.
 
     Args:
@@ -56,16 +56,16 @@ def reading_of(folder: YoloFolder, files: Iterable[Path]) -> Reading:
     """
     if folder.kpt_shape is not None:
         points, values = folder.kpt_shape
-        return Reading(length=BOX + points * values)
+        return RowReading(length=BOX + points * values)
     if folder.task is not None:
-        return Reading(length=0 if folder.task == "pose" else None, turned=folder.task == "obb")
+        return RowReading(length=0 if folder.task == "pose" else None, rotated=folder.task == "obb")
     rows = _rows_of_one_length(files)
     if not rows:
-        return Reading()
+        return RowReading()
     length = len(rows[0])
     readings = [f"polygons of {(length - 1) // 2} corners (`task: segment`)"]
-    if length == TURNED and any(not _is_upright(row) for row in rows):
-        readings.append("turned boxes (`task: obb`)")
+    if length == ROTATED and any(not _is_upright(row) for row in rows):
+        readings.append("rotated boxes (`task: obb`)")
     for values in (2, 3):
         if (length - BOX) % values == 0 and _fit_key_points(rows, values):
             points = (length - BOX) // values
@@ -75,7 +75,7 @@ def reading_of(folder: YoloFolder, files: Iterable[Path]) -> Reading:
         where = folder.file if folder.file.suffix in (".yaml", ".yml") else folder.root / "data.yaml"
         hint = f"Write what they are into {where}: the words in brackets."
         refuse("yolo-reading", str(folder.file), message, hint=hint)
-    return Reading()
+    return RowReading()
 
 
 def rows_of(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -87,7 +87,7 @@ def rows_of(file: Path) -> Iterator[tuple[int, list[str]]]:
     )
 
 
-def parse_row(words: list[str], image: Raw, ids: list[object], reading: Reading) -> Raw:
+def parse_row(words: list[str], image: Raw, ids: list[object], reading: RowReading) -> Raw:
     """One object.
 
     Raises:
@@ -110,7 +110,7 @@ def parse_row(words: list[str], image: Raw, ids: list[object], reading: Reading)
     xs, ys = [v * width for v in coordinates[0::2]], [v * height for v in coordinates[1::2]]
     bounds = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
     corners = [edge for corner in zip(xs, ys, strict=True) for edge in corner]
-    return record | {"bbox": bounds} | ({} if reading.turned else {"segmentation": [corners]})
+    return record | {"bbox": bounds} | ({} if reading.rotated else {"segmentation": [corners]})
 
 
 def numbers_of(words: list[str]) -> list[float]:
@@ -128,20 +128,20 @@ def numbers_of(words: list[str]) -> list[float]:
     return values
 
 
-def _sound_length(count: int, reading: Reading) -> bool:
+def _sound_length(count: int, reading: RowReading) -> bool:
     if count == BOX:
         return True
     if reading.length is not None:
         return count == reading.length or (reading.length == 0 and count > BOX)
-    return count == TURNED if reading.turned else count >= 7 and count % 2 == 1
+    return count == ROTATED if reading.rotated else count >= 7 and count % 2 == 1
 
 
-def _explain_length(values: list[float], reading: Reading) -> str:
+def _explain_length(values: list[float], reading: RowReading) -> str:
     count = len(values)
     if reading.length is not None:
         return f"{count} numbers; `kpt_shape` makes it {reading.length}, and {BOX} without key points"
-    if reading.turned:
-        return f"{count} numbers; a turned box has {TURNED}"
+    if reading.rotated:
+        return f"{count} numbers; a rotated box has {ROTATED}"
     message = f"{count} numbers; a box has {BOX}, a polygon 7, 9, 11, ..."
     if count == BOX + 1:
         return f"{message}; {count} are a box and its score: predictions, not labels"

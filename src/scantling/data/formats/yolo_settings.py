@@ -22,7 +22,7 @@ from scantling.data.formats.yolo_labels import looks_like_labels
 from scantling.data.images.open import is_picture, pictures_below
 from scantling.data.io import read_bytes
 from scantling.errors import ConfigError
-from scantling.settings.yaml import Document, parse
+from scantling.settings.yaml import YamlDocument, parse
 
 SPLITS = ("train", "val", "valid", "test")
 SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -149,7 +149,7 @@ def text_of(file: Path, what: str) -> str:
         return refuse("text-encoding", str(file), message, path=f"line {line}")
 
 
-def _parse(file: Path) -> Document:
+def _parse(file: Path) -> YamlDocument:
     try:
         return parse(text_of(file, "the file"), file=str(file), number_keys=True)
     except ConfigError as error:
@@ -163,7 +163,7 @@ def _has_names(file: Path) -> bool:
     return any(line.startswith(("names", "'names'", '"names"')) for line in lines)
 
 
-def _names(document: Document, file: Path) -> tuple[str, ...]:
+def _names(document: YamlDocument, file: Path) -> tuple[str, ...]:
     """Names in the order of the class numbers, as they are written."""
     value = document.value["names"]
     keys: list[str | int] = []

@@ -24,14 +24,14 @@ THIN_RATIO = 20.0
 NEAR_TWICE_IOU = 0.8
 
 _PAIRS = 1 << 20  # compared at once
-_MOST = 1024  # boxes that one is compared with: in a heap of so many, one twin of each is told anyway
+_MOST = 1024  # boxes that one is compared with: in a heap of so many, one duplicate of each is told anyway
 _ROUNDING = 1e-3  # pixels
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Suspect:
+class SuspectBox:
     """A box worth a look.
 
     Attributes:
@@ -51,14 +51,14 @@ class Suspect:
     oddness: float
 
 
-def suspects(split: str, dataset: CocoDataset) -> list[Suspect]:
+def suspects(split: str, dataset: CocoDataset) -> list[SuspectBox]:
     """Every suspicious box of a split, the oddest of each kind first; crowds are left out."""
     truths = truths_of(dataset)
     objects = truths[truths.is_object]
     records = [annotation for many in dataset.annotations for annotation in many if annotation.is_object]
     images = [dataset.images[image] for image in objects.images]
     found = [
-        Suspect(
+        SuspectBox(
             code=code,
             split=split,
             image=images[index],
@@ -84,11 +84,11 @@ def _oddities(objects: Truths, images: Sequence[ImageRecord]) -> Iterator[tuple[
             yield "box-thin", index, f"{long / short:.0f} times as long as wide", long / short
         if share >= HUGE_SHARE:
             yield "box-huge", index, f"{share:.0%} of the image", share
-    for first, second, iou in near_twins(objects.boxes, objects.images, objects.labels):
+    for first, second, iou in near_duplicates(objects.boxes, objects.images, objects.labels):
         yield "box-near-twice", second, f"IoU {iou:.2f} with object {objects.ids[first]}", iou
 
 
-def near_twins(
+def near_duplicates(
     boxes: NDArray[np.float64], images: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> Iterator[tuple[int, int, float]]:
     """Every box that almost coincides with an earlier one of its class and image: that one, the box, their IoU.
@@ -105,7 +105,7 @@ def near_twins(
     groups = np.unique(np.stack([images, labels]), axis=1, return_inverse=True)[1].reshape(-1)
     sweeps = [_sweep(boxes[:, axis], boxes[:, axis + 2], groups) for axis in (0, 1)]
     order, reach = min(sweeps, key=lambda sweep: int(sweep[1].sum()))
-    best_iou, best_twin = np.zeros(len(boxes)), np.zeros(len(boxes), dtype=np.int64)
+    best_iou, best_duplicate = np.zeros(len(boxes)), np.zeros(len(boxes), dtype=np.int64)
     for rows in np.split(np.arange(len(order)), np.flatnonzero(np.diff(np.cumsum(reach) // _PAIRS)) + 1):
         here = np.repeat(rows, reach[rows])
         ahead = here + 1 + np.arange(len(here)) - np.repeat(np.cumsum(reach[rows]) - reach[rows], reach[rows])
@@ -113,11 +113,11 @@ def near_twins(
         first, second = boxes[pair[0]], boxes[pair[1]]
         ious = np.where((first == second).all(axis=1), 0.0, paired_iou(first, second))
         better = (ious >= NEAR_TWICE_IOU) & (ious > best_iou[pair[1]])
-        (twins, here), ious = pair[:, better], ious[better]
+        (duplicates, here), ious = pair[:, better], ious[better]
         by_iou = np.argsort(ious, kind="stable")  # the last assignment to a position counts: the best
-        best_iou[here[by_iou]], best_twin[here[by_iou]] = ious[by_iou], twins[by_iou]
+        best_iou[here[by_iou]], best_duplicate[here[by_iou]] = ious[by_iou], duplicates[by_iou]
     for second in np.flatnonzero(best_iou).tolist():
-        yield int(best_twin[second]), second, float(best_iou[second])
+        yield int(best_duplicate[second]), second, float(best_iou[second])
 
 
 def _sweep(

@@ -19,9 +19,14 @@ from scantling.data.coco.records import told_apart
 from scantling.data.findings import FindingLog, Policy, name_some, summarise
 from scantling.data.formats.layouts import announce, detect_format
 from scantling.data.formats.locations import Location, parse_location, read_location, split_name
-from scantling.data.health.boxes import PERCENTILES, Suspect, size_percentiles, suspects
+from scantling.data.health.boxes import PERCENTILES, SuspectBox, size_percentiles, suspects
 from scantling.data.health.images import check_images
-from scantling.data.health.leaks import SceneTwins, compare_all, report_scene_twins, scene_twins
+from scantling.data.health.leaks import (
+    SceneDuplicates,
+    compare_all,
+    report_scene_duplicates,
+    scene_duplicates,
+)
 from scantling.data.images.open import pictures_below
 from scantling.data.images.white import dataset_with_white, range_message, white_of
 from scantling.data.limits import COCO_LIMIT, over_limit
@@ -44,14 +49,14 @@ class DataHealth:
         splits: What could be read, by name.
         findings: Errors first.
         suspects: Boxes worth a look, the oddest of each kind first.
-        twins: Images of the same scene, the most alike first.
+        duplicates: Images of the same scene, the most alike first.
     """
 
     title: str
     splits: Mapping[str, CocoDataset]
     findings: tuple[Finding, ...]
-    suspects: tuple[Suspect, ...]
-    twins: tuple[SceneTwins, ...]
+    suspects: tuple[SuspectBox, ...]
+    duplicates: tuple[SceneDuplicates, ...]
 
     @property
     def failed(self) -> bool:
@@ -74,7 +79,7 @@ class DataHealth:
             "findings": [_plain(finding) for finding in self.findings],
             "same_scene": [
                 {"splits": list(t.splits), "files": [i.file_name for i in t.images], "peak": round(t.peak, 3)}
-                for t in self.twins
+                for t in self.duplicates
             ],
         }
 
@@ -136,12 +141,16 @@ def check_data(location: Location | str, *, pixels: bool = True, strict: bool = 
         _report_unlisted(splits, log)
     for compared in compare_all(splits, pixels=pixels, strict=strict).values():
         findings += compared
-    twins = scene_twins(splits) if pixels else []
-    report_scene_twins(twins, log)
+    duplicates = scene_duplicates(splits) if pixels else []
+    report_scene_duplicates(duplicates, log)
     order = list(Severity)
     findings = sorted([*findings, *log.findings], key=lambda finding: order.index(finding.severity))
     return DataHealth(
-        title=title, splits=splits, findings=tuple(findings), suspects=tuple(odd), twins=tuple(twins)
+        title=title,
+        splits=splits,
+        findings=tuple(findings),
+        suspects=tuple(odd),
+        duplicates=tuple(duplicates),
     )
 
 
@@ -176,9 +185,9 @@ def _read(read: Reader, *, strict: bool, learned: bool) -> tuple[CocoDataset | N
     return dataset, list(dataset.findings)
 
 
-def _report_suspects(odd: list[Suspect], log: FindingLog) -> None:
+def _report_suspects(odd: list[SuspectBox], log: FindingLog) -> None:
     """One finding for each kind and split, with examples."""
-    groups: dict[tuple[str, str], list[Suspect]] = {}
+    groups: dict[tuple[str, str], list[SuspectBox]] = {}
     for suspect in odd:
         groups.setdefault((suspect.code, suspect.split), []).append(suspect)
     for (code, split), members in groups.items():

@@ -31,7 +31,7 @@ from scantling.errors import DataError, Finding, Severity
 _KEPT = "image-orientation-kept"  # told once for all images
 
 
-class Problem(NamedTuple):
+class FileFault(NamedTuple):
     """What is wrong with one image file: the fields of a finding that the file alone decides."""
 
     code: str
@@ -102,7 +102,7 @@ def check_images(
         log.add(nowhere.code, nowhere.message, hint=nowhere.hint)
         return log.findings
 
-    def look(record: ImageRecord) -> tuple[Problem, ...]:
+    def look(record: ImageRecord) -> tuple[FileFault, ...]:
         missing = folders.explain_missing(record)
         return (missing,) if missing else problems_of(record.path, record.size_hw, closely)
 
@@ -207,7 +207,7 @@ def _recorded(path: Path, folder: Path, log: FindingLog, look: Look) -> ImageRec
     return ImageRecord(id=name, file_name=name, path=path, size_hw=image_header(path).upright_hw)
 
 
-def problems_of(path: Path, size_hw: tuple[int, int] | None, look: Look) -> tuple[Problem, ...]:
+def problems_of(path: Path, size_hw: tuple[int, int] | None, look: Look) -> tuple[FileFault, ...]:
     """What is wrong with one image file; a file that has not changed is decoded once in a process.
 
     Args:
@@ -225,11 +225,11 @@ def problems_of(path: Path, size_hw: tuple[int, int] | None, look: Look) -> tupl
 @lru_cache(maxsize=200_000)
 def _problems_of(
     path: Path, size_hw: tuple[int, int] | None, look: Look, _state: tuple[int, int, int]
-) -> tuple[Problem, ...]:
+) -> tuple[FileFault, ...]:
     return _look_at(path, size_hw, look)
 
 
-def _look_at(path: Path, size_hw: tuple[int, int] | None, look: Look) -> tuple[Problem, ...]:
+def _look_at(path: Path, size_hw: tuple[int, int] | None, look: Look) -> tuple[FileFault, ...]:
     try:
         data = read_image(path) if look.decode else b""
         header = parse_header(data, str(path)) if look.decode else image_header(path)
@@ -237,48 +237,48 @@ def _look_at(path: Path, size_hw: tuple[int, int] | None, look: Look) -> tuple[P
         if look.decode:
             decode_image(data, header, str(path))
     except DataError as error:
-        return tuple(Problem(finding.code, finding.message, finding.hint) for finding in error.findings)
+        return tuple(FileFault(finding.code, finding.message, finding.hint) for finding in error.findings)
     remarks = _remarks(data if look.leftovers else b"", header, has_record=size_hw is not None)
-    return (*remarks, Problem(_KEPT, "")) if rotation != header.orientation else tuple(remarks)
+    return (*remarks, FileFault(_KEPT, "")) if rotation != header.orientation else tuple(remarks)
 
 
-def _explain_nowhere(dataset: CocoDataset, folders: _Folders) -> Problem | None:
+def _explain_nowhere(dataset: CocoDataset, folders: _Folders) -> FileFault | None:
     """One problem for the whole data set where none of its images is there; None where at least one is."""
     root, images = dataset.image_root, dataset.images
     if images and not root.is_dir():
         hint = "Give the folder that `file_name` is relative to."
-        return Problem("file-missing", f"there is no image folder {root}", hint)
+        return FileFault("file-missing", f"there is no image folder {root}", hint)
     if len(images) < 2 or any(folders.have(record) for record in images):  # noqa: PLR2004 - one is told by itself
         return None
     first = images[0]
     message = f"none of the {len(images)} images is in {root}, beginning with {first.file_name}"
     named, folder = folders.explain_missing(first), folders.elsewhere(first)
     if named is not None and named.hint:
-        return Problem("file-missing", message, named.hint)
+        return FileFault("file-missing", message, named.hint)
     if folder is not None:
-        return Problem(
+        return FileFault(
             "file-missing", message, f"{folder} has it: rename it to images, or set data.images to it."
         )
-    return Problem(
+    return FileFault(
         "file-missing", message, "Put them there, or give the folder that `file_name` is relative to."
     )
 
 
-def _remarks(data: bytes, header: ImageHeader, *, has_record: bool) -> list[Problem]:
+def _remarks(data: bytes, header: ImageHeader, *, has_record: bool) -> list[FileFault]:
     """Warnings about an image that can be used."""
     remarks = []
     height, width = header.size_hw
     if header.frames > 1:
-        remarks.append(Problem("image-animated", f"a {header.format} of several frames; the first is used"))
+        remarks.append(FileFault("image-animated", f"a {header.format} of several frames; the first is used"))
     if height * width > LARGE_PIXELS:
-        remarks.append(Problem("image-large", f"{width} x {height} pixels"))
+        remarks.append(FileFault("image-large", f"{width} x {height} pixels"))
     if header.ambiguous and has_record:
         message = (
             f"EXIF orientation {header.orientation}, which {width} x {height} cannot confirm, is applied"
         )
-        remarks.append(Problem("image-orientation", message))
+        remarks.append(FileFault("image-orientation", message))
     if data and header.format == "JPEG" and jpeg_leftover(data, header):
-        remarks.append(Problem("image-surplus", "the picture is complete before its pixel data end"))
+        remarks.append(FileFault("image-surplus", "the picture is complete before its pixel data end"))
     return remarks
 
 
@@ -297,13 +297,13 @@ class _Folders:
         """Whether the file is there under exactly this name."""
         return record.path.name in self._listed(record.path.parent)
 
-    def explain_missing(self, record: ImageRecord) -> Problem | None:
+    def explain_missing(self, record: ImageRecord) -> FileFault | None:
         """None if the file is there under exactly this name."""
         if self.have(record):
             return None
         meant = self._similar(record)
         hint = other_spelling(record.file_name, meant) if meant else None
-        return Problem("image-missing", f"there is no file {record.path}", hint)
+        return FileFault("image-missing", f"there is no file {record.path}", hint)
 
     def elsewhere(self, record: ImageRecord) -> Path | None:
         """A folder inside the image folder under which the file is there."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.records import ImageRecord
 from scantling.data.findings import CODES, FindingLog, Kind, Policy, name_some
-from scantling.data.health.near_duplicates import find_twins, thumbnails
+from scantling.data.health.near_duplicates import find_near_duplicates, thumbnails
 from scantling.data.images.copies import groups_of_copies
 from scantling.errors import Finding
 
@@ -16,8 +16,8 @@ _EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SceneTwins:
-    """Two images that show the same scene; `peak` is 1 for copies (see `near_twins`)."""
+class SceneDuplicates:
+    """Two images that show the same scene; `peak` is 1 for copies (see `near_duplicates`)."""
 
     splits: tuple[str, str]
     images: tuple[ImageRecord, ImageRecord]
@@ -71,24 +71,24 @@ def compare_all(
     return found
 
 
-def scene_twins(splits: Mapping[str, CocoDataset]) -> list[SceneTwins]:
+def scene_duplicates(splits: Mapping[str, CocoDataset]) -> list[SceneDuplicates]:
     """All pairs of images that show the same scene, the most alike first; every image is decoded."""
     images = [(name, record) for name, dataset in splits.items() for record in dataset.images]
-    found = find_twins(thumbnails([record for _, record in images]))
+    found = find_near_duplicates(thumbnails([record for _, record in images]))
     return [
-        SceneTwins(
-            splits=(images[twins.first][0], images[twins.second][0]),
-            images=(images[twins.first][1], images[twins.second][1]),
-            peak=twins.peak,
+        SceneDuplicates(
+            splits=(images[duplicates.first][0], images[duplicates.second][0]),
+            images=(images[duplicates.first][1], images[duplicates.second][1]),
+            peak=duplicates.peak,
         )
-        for twins in found
+        for duplicates in found
     ]
 
 
-def report_scene_twins(twins: list[SceneTwins], log: FindingLog) -> None:
+def report_scene_duplicates(duplicates: list[SceneDuplicates], log: FindingLog) -> None:
     """One finding for each pair of splits, and one for pairs within splits."""
-    groups: dict[tuple[str, str], list[SceneTwins]] = {}
-    for pair in twins:
+    groups: dict[tuple[str, str], list[SceneDuplicates]] = {}
+    for pair in duplicates:
         groups.setdefault(pair.splits, []).append(pair)
     for (first, second), pairs in groups.items():
         examples = [f"{p.images[0].file_name} = {p.images[1].file_name} ({p.peak:.2f})" for p in pairs]
@@ -125,9 +125,11 @@ def _report_copies(train: CocoDataset, other: CocoDataset, code: str, log: Findi
     reported = {finding.id for finding in log.findings if finding.code == "split-same-file"}
     records, first = [*train.images, *other.images], len(train.images)
     groups = groups_of_copies(records, pixels=code == "split-same-pixels")
-    twins = {position: group[0] for group in groups for position in group if group[0] < first <= position}
-    for position in sorted(twins):
-        record, twin = records[position], records[twins[position]]
+    duplicates = {
+        position: group[0] for group in groups for position in group if group[0] < first <= position
+    }
+    for position in sorted(duplicates):
+        record, duplicate = records[position], records[duplicates[position]]
         if record.id not in reported:
-            message = f"{record.file_name} is also in {train.file} as {twin.file_name}"
+            message = f"{record.file_name} is also in {train.file} as {duplicate.file_name}"
             log.add(code, message, path="images", id=record.id)

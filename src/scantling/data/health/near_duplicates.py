@@ -1,7 +1,7 @@
 """Pictures of the same scene: copies stored anew, brightened, scaled, or shifted by part of a frame.
 
 A perceptual hash in two steps. The amplitudes of a thumbnail's Fourier transform do not change when the picture
-shifts, so they find each picture's likeliest twins by one matrix product; the phases then decide: the peak of the
+shifts, so they find each picture's likeliest duplicates by one matrix product; the phases then decide: the peak of the
 phase correlation of two pictures is 1 for copies and near 0 for unrelated ones, wherever the one lies in the other.
 Before two pictures are accused their pixels are compared where the peak says that they lie upon each other.
 The usual 64-bit hash of DCT signs misses shifted pictures (on microscope photos shifted by a tenth of the frame: all).
@@ -31,7 +31,7 @@ SAME_SCENE = 0.32
 """Peak of two pictures of one scene; unrelated ones stay below 0.25, views of one fixed set-up around 0.3."""
 
 _BAND = 12  # lowest frequencies that are compared first
-_CANDIDATES = 40  # likeliest twins of each picture that are looked at
+_CANDIDATES = 40  # likeliest duplicates of each picture that are looked at
 _ROWS = 512
 _PAIRS = 2048
 _MIN_CONTRAST = 2.0  # grey levels; flat pictures have no phase
@@ -44,7 +44,7 @@ _THREADS = 4
 Thumbnail = NDArray[np.float32]
 
 
-class Twins(NamedTuple):
+class NearDuplicatePair(NamedTuple):
     """Positions of two pictures of the same scene, and the peak of their phase correlation."""
 
     first: int
@@ -58,7 +58,9 @@ def thumbnails(records: Sequence[ImageRecord]) -> list[Thumbnail | None]:
         return list(pool.map(_thumbnail, records))
 
 
-def find_twins(pictures: Sequence[Thumbnail | None], *, threshold: float = SAME_SCENE) -> list[Twins]:
+def find_near_duplicates(
+    pictures: Sequence[Thumbnail | None], *, threshold: float = SAME_SCENE
+) -> list[NearDuplicatePair]:
     """All pairs of pictures of the same scene, the most alike first.
 
     Args:
@@ -80,8 +82,8 @@ def find_twins(pictures: Sequence[Thumbnail | None], *, threshold: float = SAME_
         one, other = pictures[first], pictures[second]
         shift = _shift_between(*spectra[pairs[k]])
         if one is not None and other is not None and _agree(one, other, shift):
-            found.append(Twins(first, second, float(peaks[k])))
-    return sorted(found, key=lambda twins: (-twins.peak, twins.first, twins.second))
+            found.append(NearDuplicatePair(first, second, float(peaks[k])))
+    return sorted(found, key=lambda duplicates: (-duplicates.peak, duplicates.first, duplicates.second))
 
 
 def _thumbnail(record: ImageRecord) -> Thumbnail | None:

@@ -150,12 +150,12 @@ def rotate(pixels: Pixels, orientation: int) -> Pixels:
     """Apply an EXIF orientation (1..8) to an image (H, W, 3); 5 to 8 swap height and width."""
     if orientation == 1:
         return pixels
-    turned = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    rotated = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
     if orientation in (2, 3, 6, 7):
-        turned = turned[:, ::-1]
+        rotated = rotated[:, ::-1]
     if orientation in (3, 4, 7, 8):
-        turned = turned[::-1]
-    return np.ascontiguousarray(turned)
+        rotated = rotated[::-1]
+    return np.ascontiguousarray(rotated)
 
 
 def read_image(path: Path | str, *, limit: int = -1) -> bytes:

@@ -1,6 +1,6 @@
 """Geometric augmentation: what is decided (`View`) and what is then done to the pixels once (`render`).
 
-    Sample ── View.of ──► View ── resized ── mirrored ── cropped ── … ──► View ── render ──► Sample
+    Sample ── View.of ──► View ── resized ── flipped ── cropped ── … ──► View ── render ──► Sample
               whole image       each step only rewrites a dozen numbers         one pass over the pixels
 
 A crop that follows a resize is cut from the source image first, on whole source pixels, so the resize touches only
@@ -24,30 +24,30 @@ from scantling.structures.sample import Sample
 
 Pixels = NDArray[np.uint8]
 Matrix = NDArray[np.float64]
-Window = tuple[int, int, int, int]
+PixelWindow = tuple[int, int, int, int]
 
 _FLIP_CODES = {(True, False): 1, (False, True): 0, (True, True): -1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """A window of a source image, resized, turned and mirrored, perhaps with a margin; no pixels yet.
+    """A window of a source image, resized, rotated and flipped, perhaps with a margin; no pixels yet.
 
     Attributes:
         window: Whole source pixels shown, (x1, y1, x2, y2).
         size_hw: Size at which the window is shown, after turning, without the margin.
         transposed: x and y are swapped after resizing.
-        mirrored: Whether (x, y) are then reversed.
+        flipped_xy: Whether (x, y) are then reversed.
         margin_hw: Rows added at the bottom and columns at the right. Nothing can follow a margin.
         min_visibility: Share of its area an instance must keep to stay.
         ignored_below: An instance that keeps a smaller share of its area becomes a region to ignore (a crowd).
         instances: Those of the source, in its frame, for transforms that decide by them.
     """
 
-    window: Window
+    window: PixelWindow
     size_hw: tuple[int, int]
     transposed: bool = False
-    mirrored: tuple[bool, bool] = (False, False)
+    flipped_xy: tuple[bool, bool] = (False, False)
     margin_hw: tuple[int, int] = (0, 0)
     min_visibility: float = 0.0
     ignored_below: float = 0.0
@@ -80,7 +80,7 @@ class View:
         if self.transposed:
             rows = rows[::-1].copy()
         for axis, extent in enumerate((width, height)):
-            if self.mirrored[axis]:
+            if self.flipped_xy[axis]:
                 rows[axis] = np.array([0.0, 0.0, extent]) - rows[axis]
         return rows
 
@@ -90,11 +90,11 @@ class View:
 
     def flipped(self, *, horizontally: bool) -> View:
         """Mirrored left-right, or top-bottom."""
-        mirror_x, mirror_y = self.mirrored
-        return replace(self, mirrored=(not mirror_x, mirror_y) if horizontally else (mirror_x, not mirror_y))
+        flip_x, flip_y = self.flipped_xy
+        return replace(self, flipped_xy=(not flip_x, flip_y) if horizontally else (flip_x, not flip_y))
 
-    def turned(self, quarters: int) -> View:
-        """Turned clockwise by so many right angles."""
+    def rotated(self, quarters: int) -> View:
+        """Rotated clockwise by so many right angles."""
         view = self
         for _ in range(quarters % 4):
             view = view._swapped().flipped(horizontally=True)
@@ -130,9 +130,9 @@ class View:
         return replace(self, margin_hw=margin)
 
     def _swapped(self) -> View:
-        mirror_x, mirror_y = self.mirrored
-        turned_hw = (self.size_hw[1], self.size_hw[0])
-        return replace(self, transposed=not self.transposed, mirrored=(mirror_y, mirror_x), size_hw=turned_hw)
+        flip_x, flip_y = self.flipped_xy
+        rotated_hw = (self.size_hw[1], self.size_hw[0])
+        return replace(self, transposed=not self.transposed, flipped_xy=(flip_y, flip_x), size_hw=rotated_hw)
 
 
 def _whole_pixels(edges: NDArray[np.float64], low: int, high: int) -> tuple[int, int]:
@@ -188,7 +188,7 @@ def resize_pixels(pixels: Pixels, size_hw: tuple[int, int]) -> Pixels:
 def _oriented(pixels: Pixels, view: View) -> Pixels:
     if view.transposed:
         pixels = cv2.transpose(pixels)
-    return cv2.flip(pixels, _FLIP_CODES[view.mirrored]) if any(view.mirrored) else pixels
+    return cv2.flip(pixels, _FLIP_CODES[view.flipped_xy]) if any(view.flipped_xy) else pixels
 
 
 def move_instances(instances: Instances, view: View) -> Instances:

@@ -65,28 +65,28 @@ class LoaderConfig(BaseModel):
         return self
 
 
-class Entry(NamedTuple):
+class EpochImage(NamedTuple):
     """One image in an epoch: its position in the data set and the number of the pass."""
 
     position: int
     repeat: int
 
 
-class Step(NamedTuple):
+class BatchPlan(NamedTuple):
     """What a worker needs to know to build one batch.
 
     Attributes:
         epoch: Counted from 0.
         entries: Its images.
-        is_spare: They are another process's, repeated so that this one is not idle.
+        is_padding: They are another process's, repeated so that this one is not idle.
     """
 
     epoch: int
-    entries: tuple[Entry, ...]
-    is_spare: bool = False
+    entries: tuple[EpochImage, ...]
+    is_padding: bool = False
 
 
-def epoch_order(image_ids: Sequence[ImageId], *, seed: int, epoch: int, repeats: int = 1) -> list[Entry]:
+def epoch_order(image_ids: Sequence[ImageId], *, seed: int, epoch: int, repeats: int = 1) -> list[EpochImage]:
     """The order of an epoch: one permutation per pass, the same for any order of the records.
 
     Args:
@@ -95,16 +95,18 @@ def epoch_order(image_ids: Sequence[ImageId], *, seed: int, epoch: int, repeats:
         epoch: Counted from 0.
         repeats: Number of passes, one after another.
     """
-    order: list[Entry] = []
+    order: list[EpochImage] = []
     for repeat in range(repeats):
         keys = [draw_key(seed, epoch, image_id, f"order {repeat}") for image_id in image_ids]
-        order.extend(Entry(position, repeat) for position in sorted(range(len(keys)), key=keys.__getitem__))
+        order.extend(
+            EpochImage(position, repeat) for position in sorted(range(len(keys)), key=keys.__getitem__)
+        )
     return order
 
 
 def batched(
-    entries: Sequence[Entry], size: int, *, groups: Sequence[bool], drop_last: bool
-) -> list[list[Entry]]:
+    entries: Sequence[EpochImage], size: int, *, groups: Sequence[bool], drop_last: bool
+) -> list[list[EpochImage]]:
     """Cut entries into batches whose members belong to one group.
 
     Args:
@@ -117,8 +119,8 @@ def batched(
         Batches in the order in which they fill up. What is left of all groups at the end goes together, so the
         number of batches is the same as without groups.
     """
-    open_batches: dict[bool, list[Entry]] = {}
-    full: list[list[Entry]] = []
+    open_batches: dict[bool, list[EpochImage]] = {}
+    full: list[list[EpochImage]] = []
     for entry in entries:
         batch = open_batches.setdefault(groups[entry.position], [])
         batch.append(entry)
@@ -129,18 +131,20 @@ def batched(
     return full + [end for end in ends if len(end) == size or not drop_last]
 
 
-def shard(batch: Sequence[Entry], spare: Sequence[Entry], *, rank: int, world: int) -> list[Entry]:
+def shard(
+    batch: Sequence[EpochImage], padding: Sequence[EpochImage], *, rank: int, world: int
+) -> list[EpochImage]:
     """One process's part of a global batch.
 
     Args:
         batch: At least one entry; parts differ in length by one at most, the first processes get the longer ones.
-        spare: Entries that fill up a batch shorter than the number of processes, so that none is idle.
+        padding: Entries that fill up a batch shorter than the number of processes, so that none is idle.
         rank: Number of the process.
         world: Number of processes.
     """
     filled = list(batch)
     while len(filled) < world:
-        filled.extend(spare[: world - len(filled)])
+        filled.extend(padding[: world - len(filled)])
     length, longer = divmod(len(filled), world)
     start = rank * length + min(rank, longer)
     return filled[start : start + length + (rank < longer)]
@@ -153,10 +157,10 @@ class _BuildBatch:
     dataset: DetectionDataset
     size_divisor: int
 
-    def __call__(self, step: Step) -> Batch:
+    def __call__(self, step: BatchPlan) -> Batch:
         samples = [self.dataset.get(entry.position, step.epoch, entry.repeat) for entry in step.entries]
         batch = Batch.collate(samples, size_divisor=self.size_divisor)
-        return replace(batch, is_spare=step.is_spare, left_out=tuple(self.dataset.left_out.items()))
+        return replace(batch, is_padding=step.is_padding, left_out=tuple(self.dataset.left_out.items()))
 
 
 class PlannedBatches(ABC, Generic[Plan, Made]):
@@ -191,7 +195,7 @@ class PlannedBatches(ABC, Generic[Plan, Made]):
         self._stream.close()
 
 
-class TrainLoader(PlannedBatches[Step, Batch]):
+class TrainLoader(PlannedBatches[BatchPlan, Batch]):
     """Augmented batches, epoch by epoch.
 
     Args:
@@ -223,16 +227,16 @@ class TrainLoader(PlannedBatches[Step, Batch]):
         full, rest = divmod(len(self._ids) * self.config.repeats, self._global_size)
         return full + (rest > 0 and not self.config.drop_last)
 
-    def plan(self, epoch: int) -> list[Step]:
+    def plan(self, epoch: int) -> list[BatchPlan]:
         """The batches of this process in an epoch, as entries."""
         config = self.config
         order = epoch_order(self._ids, seed=self.dataset.seed, epoch=epoch, repeats=config.repeats)
         batches = batched(order, self._global_size, groups=self._groups, drop_last=config.drop_last)
         return [
-            Step(
+            BatchPlan(
                 epoch,
                 tuple(shard(batch, order, rank=config.rank, world=config.world)),
-                is_spare=config.rank >= len(batch),
+                is_padding=config.rank >= len(batch),
             )
             for batch in batches
         ]

@@ -229,15 +229,15 @@ class VerticalFlip(Geometric):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn(Geometric):
-    """Turned by one, two or three right angles with equal chances, with a probability."""
+class RandomRotate90(Geometric):
+    """Rotated by one, two or three right angles with equal chances, with a probability."""
 
     probability: float = 0.5
 
     def place(self, view: View, rng: np.random.Generator, /) -> View:
         """See `Geometric`."""
         chance, quarters = rng.random(), int(rng.integers(1, 4))
-        return view.turned(quarters) if chance < self.probability else view
+        return view.rotated(quarters) if chance < self.probability else view
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,7 +345,7 @@ def build_transforms(config: AugmentConfig) -> Compose:
     if config.vertical_flip:
         steps.append(VerticalFlip(probability=config.vertical_flip))
     if config.turn:
-        steps.append(Turn(probability=config.turn))
+        steps.append(RandomRotate90(probability=config.turn))
     steps.extend(_colour_steps(config))
     if config.crop is not None and config.crop_pad:
         steps.append(PadTo(size_hw=size_hw))

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 import torch
 
 from scantling.errors import Interrupted, TrainingError, UsageError
-from scantling.run.engines.worker import Done, Failed, Line, LogEntry, Message, WorkerOrder, work
+from scantling.run.engines.worker import Done, Failed, LogEntry, LogLine, Message, WorkerOrder, work
 from scantling.run.plan import makers_of
 from scantling.run.stage import Stage
 from scantling.train.signals import SignalGuard, StopRequested
@@ -215,7 +215,7 @@ class _Crew:
         if isinstance(message, LogEntry):
             told = f"{worker.title}: {message.text}" if worker.title else message.text
             logging.getLogger(message.logger).log(message.level, "%s", told)
-        elif isinstance(message, Line):
+        elif isinstance(message, LogLine):
             line = f"{worker.title}: {message.text}"
             self._context.console.print(line, highlight=False, markup=False, soft_wrap=True)
         return message

@@ -32,7 +32,7 @@ class Done(NamedTuple):
     """The stage is done."""
 
 
-class Line(NamedTuple):
+class LogLine(NamedTuple):
     """A line of progress."""
 
     text: str
@@ -67,7 +67,7 @@ class Failed:
         raise Interrupted(self.signum, self.text)
 
 
-Message: TypeAlias = Done | Line | LogEntry | Failed
+Message: TypeAlias = Done | LogLine | LogEntry | Failed
 
 
 class WorkerOrder(NamedTuple):
@@ -198,5 +198,5 @@ class _Lines(io.TextIOBase):
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            self._channel.send(Line(line.rstrip()))
+            self._channel.send(LogLine(line.rstrip()))
         return len(text)

@@ -26,7 +26,7 @@ from scantling.data.io import atomic_write, sha256_of
 from scantling.models.suppression import SuppressConfig, suppress_detections
 from scantling.predict.candidates import Candidates, find_masks
 from scantling.recipe.recipe import MemberConfig
-from scantling.run.context import HELD_OUT, RunContext, Unit
+from scantling.run.context import HELD_OUT, RunContext, TrainingJob
 from scantling.run.results import own_results
 from scantling.run.stage import Resources, Stage, hashes_of
 from scantling.run.stages.training import load_trained
@@ -77,7 +77,7 @@ def detect_stage(context: RunContext, name: str) -> Stage:
     )
 
 
-def masks_stage(context: RunContext, unit: Unit) -> Stage:
+def masks_stage(context: RunContext, unit: TrainingJob) -> Stage:
     """Masks of all that some suppression of the run's tables keeps: the network's second pass, over kept boxes only."""
     splits = context.splits_of(unit)
     files = [unit.weights, *(unit.candidates(split) for split in splits)]
@@ -190,7 +190,7 @@ def read_member(context: RunContext, name: str, split: str) -> Detections:
     return detections_of(results, dataset)
 
 
-def load_candidates(context: RunContext, unit: Unit, split: str) -> Candidates:
+def load_candidates(context: RunContext, unit: TrainingJob, split: str) -> Candidates:
     """Candidates of a unit; those of a held-out fold at their places in the training split."""
     found = Candidates.load(context.root / unit.candidates(split))
     return (
@@ -207,7 +207,7 @@ def num_views(member: MemberConfig) -> int:
 
 
 def _suppressed(
-    context: RunContext, unit: Unit, config: SuppressConfig, split: str, views: Sequence[int] | None
+    context: RunContext, unit: TrainingJob, config: SuppressConfig, split: str, views: Sequence[int] | None
 ) -> Detections:
     candidates = load_candidates(context, unit, split)
     rows, scores = _kept(candidates, Way("", config, views), context.data.train.class_names)
@@ -229,7 +229,7 @@ def _kept(
 
 
 def _with_masks(
-    context: RunContext, unit: Unit, split: str, rows: NDArray[np.int64], found: Detections
+    context: RunContext, unit: TrainingJob, split: str, rows: NDArray[np.int64], found: Detections
 ) -> Detections:
     """Detections with their masks: from the file where they are, else drawn now, as for an ablation's settings."""
     saved = load_detections(context.root / unit.masks(split))
@@ -252,7 +252,7 @@ def _with_masks(
 
 
 def _drawn(
-    context: RunContext, unit: Unit, split: str, rows: NDArray[np.int64], processes: Processes
+    context: RunContext, unit: TrainingJob, split: str, rows: NDArray[np.int64], processes: Processes
 ) -> Detections:
     """Masks of some rows of a unit's candidates; of several processes complete on the main one."""
     member, dataset = context.member(unit.member), context.splits_of(unit)[split]
@@ -261,7 +261,7 @@ def _drawn(
     return find_masks(model, member.predict, dataset, candidates[rows], context.device, processes)
 
 
-def _draw(context: RunContext, unit: Unit) -> None:
+def _draw(context: RunContext, unit: TrainingJob) -> None:
     class_names = context.data.train.class_names
     for split in context.splits_of(unit):
         candidates = Candidates.load(context.root / unit.candidates(split))

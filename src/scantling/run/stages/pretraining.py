@@ -13,7 +13,7 @@ from scantling.data.splits import RunData
 from scantling.errors import ConfigError
 from scantling.models.backbone import BackboneConfig
 from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model
-from scantling.pretrain.config import PretrainConfig, settle
+from scantling.pretrain.config import PretrainConfig, resolve_auto
 from scantling.pretrain.run import FILES, PretrainRun, measure_crops, pretrain
 from scantling.pretrain.source import plan_crops
 from scantling.pretrain.summary import BACKBONE
@@ -76,7 +76,7 @@ def pretrain_stage(context: RunContext) -> Stage:
     )
 
 
-def settle_pretraining(
+def resolve_pretraining(
     found: Resolution, data: RunData, device: torch.device, processes: Processes
 ) -> Resolution:
     """Decide what `auto` means in a recipe's `pretrain`: the members' backbone, and numbers that fit its crops.
@@ -107,9 +107,9 @@ def settle_pretraining(
         raise ConfigError("pretrain: no member starts from it", hint=hint)
     config = _with_backbone(recipe, users)
     plan = plan_crops({name: data.splits[name] for name in ("train", "val")}, config, seed=recipe.seed)
-    decided = settle(config, measure_crops(plan, config, recipe.seed, device, processes))
-    changed = recipe.model_copy(update={"pretrain": decided.config})
-    return Resolution(changed, (*found.reasons, *decided.reasons))
+    resolved = resolve_auto(config, measure_crops(plan, config, recipe.seed, device, processes))
+    changed = recipe.model_copy(update={"pretrain": resolved.config})
+    return Resolution(changed, (*found.reasons, *resolved.reasons))
 
 
 def _with_backbone(recipe: Recipe, users: list[str]) -> PretrainConfig:

@@ -81,7 +81,7 @@ def check_refining(context: RunContext) -> None:
         )
 
 
-def settle_refining(
+def resolve_refining(
     found: Resolution, data: RunData, device: torch.device, processes: Processes
 ) -> Resolution:
     """Decide what `auto` means in a recipe's `refine`.
@@ -95,8 +95,8 @@ def settle_refining(
     config = found.recipe.refine
     if config is None:
         return found
-    decided = resolve_training(config, LabelledBoxes(data.train, config.model.min_side), device, processes)
-    return Resolution(found.recipe.model_copy(update={"refine": decided}), found.reasons)
+    resolved = resolve_training(config, LabelledBoxes(data.train, config.model.min_side), device, processes)
+    return Resolution(found.recipe.model_copy(update={"refine": resolved}), found.reasons)
 
 
 def refiner_stage(context: RunContext) -> Stage:

@@ -24,10 +24,10 @@ from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model, check_
 from scantling.predict.candidates import find_candidates
 from scantling.predict.whole_set import predict_dataset
 from scantling.recipe.recipe import MemberConfig
-from scantling.run.context import RunContext, Unit, seed_of
+from scantling.run.context import RunContext, TrainingJob, seed_of
 from scantling.run.stage import Inputs, Resources, Stage, hash_of
 from scantling.run.stages.pretraining import initial_weights
-from scantling.settings.auto import decided
+from scantling.settings.auto import resolved
 from scantling.train.checkpoint import CheckpointMeta, load_checkpoint, load_weights, weights_in
 from scantling.train.devices import require_precision
 from scantling.train.history import CSV_NAME, JSONL_NAME
@@ -67,7 +67,7 @@ def _check_member(context: RunContext, name: str) -> None:
     check_initial_weights(member.detector, len(class_names))
 
 
-def train_stage(context: RunContext, unit: Unit) -> Stage:
+def train_stage(context: RunContext, unit: TrainingJob) -> Stage:
     """Train a unit; its settings of prediction are no inputs, so changing them keeps the weights."""
     weights = initial_weights(context, unit.member).path
     return Stage(
@@ -83,7 +83,7 @@ def train_stage(context: RunContext, unit: Unit) -> Stage:
     )
 
 
-def _learned_from(context: RunContext, unit: Unit) -> Inputs:
+def _learned_from(context: RunContext, unit: TrainingJob) -> Inputs:
     member, data = context.member(unit.member), context.data
     inputs: dict[str, Any] = {
         "seed": context.recipe.seed,
@@ -99,7 +99,7 @@ def _learned_from(context: RunContext, unit: Unit) -> Inputs:
     return inputs
 
 
-def predict_stage(context: RunContext, unit: Unit) -> Stage:
+def predict_stage(context: RunContext, unit: TrainingJob) -> Stage:
     """See with a unit's best weights what is in the images; suppression is no input beyond what it never sees."""
     predict, splits = context.member(unit.member).predict, context.splits_of(unit)
     settings = predict.model_dump(mode="json", exclude={"workers", "suppress"})
@@ -119,7 +119,7 @@ def predict_stage(context: RunContext, unit: Unit) -> Stage:
     )
 
 
-def initial_model(context: RunContext, unit: Unit) -> nn.Module:
+def initial_model(context: RunContext, unit: TrainingJob) -> nn.Module:
     """A unit before training; its random weights depend on the seed and the unit's name only."""
     member = context.member(unit.member)
     name = unit.member if unit.fold is None else f"{unit.member} fold {unit.fold}"
@@ -138,7 +138,7 @@ def _from_random(member: MemberConfig) -> ModelConfig:
     return member.detector.model_copy(update={"init": "random"})
 
 
-def _train(context: RunContext, unit: Unit) -> None:
+def _train(context: RunContext, unit: TrainingJob) -> None:
     member, data, out = context.member(unit.member), context.data, context.root / unit.folder
     train, held_out = context.train_and_held_out(unit)
     begun = context.processes.from_main(resumable(out))
@@ -175,9 +175,9 @@ def _train(context: RunContext, unit: Unit) -> None:
 def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> TrainLoader:
     transforms = build_transforms(member.augment)
     config = LoaderConfig(
-        batch_size=decided(member.train.batch_size),
-        repeats=decided(member.train.repeats),
-        workers=decided(member.train.workers),
+        batch_size=resolved(member.train.batch_size),
+        repeats=resolved(member.train.repeats),
+        workers=resolved(member.train.workers),
         rank=context.processes.rank,
         world=context.processes.world,
     )
@@ -211,7 +211,7 @@ def _validate(
     return context.processes.on_main(judge)
 
 
-def _predict(context: RunContext, unit: Unit) -> None:
+def _predict(context: RunContext, unit: TrainingJob) -> None:
     member = context.member(unit.member)
     model = load_trained(context.root / unit.weights, member, len(context.data.target.class_names))
     for split, dataset in context.splits_of(unit).items():

@@ -23,17 +23,17 @@ BORROWED_SPREAD = 50.0
 MAX_PRECISION = 0.99
 _NORMAL_SPREAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 _MAX_RATE = 0.2
-_MAX_SURPRISE, _TIE_BREAK = 6.0, 0.01
+_MAX_LOG_RATIO, _TIE_BREAK = 6.0, 0.01
 _SURE_QUANTILE = 0.75
 
 
-def with_odds(rate: float | Floats, log_ratio: Floats) -> Floats:
+def posterior(rate: float | Floats, log_ratio: Floats) -> Floats:
     """(N,) probability after evidence: the odds of `rate` times exp(`log_ratio`)."""
-    log_odds = np.log(rate) - np.log1p(-np.asarray(rate)) + log_ratio
-    return np.asarray(1 / (1 + np.exp(-np.clip(log_odds, -50, 50))), dtype=np.float64)
+    posterior_logit = np.log(rate) - np.log1p(-np.asarray(rate)) + log_ratio
+    return np.asarray(1 / (1 + np.exp(-np.clip(posterior_logit, -50, 50))), dtype=np.float64)
 
 
-def log_odds_of(probabilities: Floats) -> Floats:
+def logit(probabilities: Floats) -> Floats:
     """(N,) log of p / (1 - p), for p strictly between 0 and 1."""
     return np.asarray(np.log(probabilities) - np.log1p(-probabilities), dtype=np.float64)
 
@@ -66,14 +66,14 @@ def robust_z(values: Floats, groups: Rows, min_spread: float) -> Floats:
     return result
 
 
-def surprise(z: Floats) -> Floats:
+def deviation_log_ratio(z: Floats) -> Floats:
     """(N,) log of how much likelier a deviation is of a wrong label than of a right one.
 
     Right labels deviate normally, wrong ones by anything; so z^2 / 2, 0 for what is usual or less, and no more than
     6, since right labels have stragglers too. NaN, where nothing is known, gives 0.
     """
     usual = np.clip(np.nan_to_num(z), 0, None)
-    return np.minimum(usual**2 / 2, _MAX_SURPRISE) + _TIE_BREAK * usual
+    return np.minimum(usual**2 / 2, _MAX_LOG_RATIO) + _TIE_BREAK * usual
 
 
 def share_at_most(values: Floats, groups: Rows) -> Floats:
