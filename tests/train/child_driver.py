@@ -33,12 +33,14 @@ from scantling.train.loop import fit, resumable
 
 SHORT = CONFIG.model_copy(update={"epochs": 1, "checkpoint_every": 1, "log_every": 1})
 BATCHES = 2
+WRITER = "write_container"
+MOST_OPERATIONS = 500
 OPERATIONS: tuple[tuple[Any, str], ...] = (
     (Path, "open"),
     (Path, "replace"),
     (Path, "hardlink_to"),
     (os, "truncate"),
-    (checkpoint, "_write_safetensors"),
+    (checkpoint, WRITER),
 )
 
 
@@ -81,7 +83,7 @@ def die_at(number: int) -> None:
             nonlocal count
             count += 1
             if count == number:
-                if original.__name__ == "_write_safetensors":
+                if original.__name__ == WRITER:
                     arguments[0].write(b"half a header")
                     arguments[0].flush()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -98,9 +100,7 @@ def at_every_operation(root: Path) -> dict[str, Any]:
     finish(in_child(lambda: train(root / "whole", config=SHORT, data=TinyData(BATCHES))))
     whole = outcome(root / "whole")
     wrong = []
-    number = 0
-    while True:
-        number += 1
+    for number in range(1, MOST_OPERATIONS):
         out = root / f"killed-{number}"
 
         def doomed_run(number: int = number, out: Path = out) -> None:
@@ -113,6 +113,7 @@ def at_every_operation(root: Path) -> dict[str, Any]:
         leftovers = [path.name for path in out.iterdir() if path.name.startswith(".")]
         if code or leftovers or outcome(out) != whole:
             wrong.append([number, code, leftovers])
+    raise RuntimeError(f"no run got through in {MOST_OPERATIONS} attempts")
 
 
 def slowly(_number: int, batch: TinyBatch) -> TinyBatch:
