@@ -420,7 +420,7 @@ def test_an_image_is_detected_alike_alone_and_beside_a_larger_one() -> None:
         ("cascade", STEPS),
         ("cascade conv_fc giou", STEPS),
         # boxes from means over a RoI's cells take longer: 0.76 after 120, 1.0 after 240
-        ("double head", 2 * STEPS),
+        ("double head", 240),
         ("mask", STEPS),
         ("cascade mask", 120),
         ("htc", 120),  # boxes and masks 1.0; 0.35 s a step

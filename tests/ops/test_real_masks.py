@@ -9,14 +9,17 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from scantling.ops.masks import (
-    pairwise_mask_iou,
     polygons_to_rle,
     rle_area,
     rle_decode,
     rle_encode,
     rle_to_box,
 )
+from scantling.ops.overlaps import find_pairs
+from scantling.structures.detections import object_column
 from scantling.structures.masks import ImageMasks
+
+ZERO = np.zeros(1, dtype=np.int64)
 
 
 @pytest.mark.parametrize("name", ["magnetic_tile", "fruits_nuts"])
@@ -39,5 +42,6 @@ def test_masks_of_real_data(real_data, name):
         assert rle_area(ours) == coco_mask.area(theirs)
         x, y, width, height = coco_mask.toBbox(theirs)
         assert rle_to_box(ours) == (x, y, x + width, y + height)
-        assert pairwise_mask_iou([ours], [theirs]).item() == 1.0
+        pair = find_pairs(ZERO, object_column([ours]), ZERO, object_column([theirs]))
+        assert pair.iou.tolist() == [1.0]
         assert ImageMasks.from_rles([ours]).areas().item() == np.count_nonzero(coco_mask.decode(theirs))
