@@ -47,6 +47,8 @@ def _describe(head: bytes, path: Path) -> tuple[str, str | None] | None:
     known = describe_content(head)
     if known:
         return f"it looks like {known}", _IMPORT_HINT if "pickle" in known else None
+    if head[8:9] == b"{":  # of an impossible length, which `header_fault` tells
+        return None
     if head[257:262] == b"ustar":
         return "it looks like a tar archive (an old PyTorch checkpoint, perhaps)", _IMPORT_HINT
     return f"it looks like {_describe_rest(head)}", None
