@@ -23,6 +23,7 @@ from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.coco import CocoDataset, read_results, write_results
 from scantling.data.detections import detections_of, load_detections, results_of, save_detections
 from scantling.data.io import atomic_write, sha256_of
+from scantling.models.contract import Detector
 from scantling.models.suppression import SuppressConfig, suppress_detections
 from scantling.predict.candidates import Candidates, find_masks
 from scantling.recipe.recipe import MemberConfig
@@ -233,42 +234,43 @@ def _with_masks(
 ) -> Detections:
     """Detections with their masks: from the file where they are, else drawn now, as for an ablation's settings."""
     saved = load_detections(context.root / unit.masks(split))
-    known = saved.extra["rows"].astype(np.int64)
-    masks, place = saved.detections, np.searchsorted(known, rows)
-    missing = (
-        (place >= len(known)) | (known[np.minimum(place, len(known) - 1)] != rows)
-        if len(known)
-        else rows >= 0
-    )
-    if missing.any():
-        more = _drawn(context, unit, split, rows[missing], ALONE)
-        known = np.concatenate([known, rows[missing]])
-        masks = Detections.cat([masks, more])
-        order = np.argsort(known, kind="stable")
-        known, masks = known[order], masks[order]
-        place = np.searchsorted(known, rows)
-    own = masks[place]
+    masks, known = saved.detections, saved.extra["rows"].astype(np.int64)
+    if len(new := np.setdiff1d(rows, known)):
+        masks = Detections.cat([masks, _drawn(context, unit, _trained(context, unit), split, new, ALONE)])
+        known = np.concatenate([known, new])
+    order = np.argsort(known)
+    own = masks[order[np.searchsorted(known, rows, sorter=order)]]
     return found.replace(masks=own.masks, soft_masks=own.soft_masks)
 
 
+def _trained(context: RunContext, unit: TrainingJob) -> Detector:
+    num_classes = len(context.data.target.class_names)
+    return load_trained(context.root / unit.weights, context.member(unit.member), num_classes)
+
+
 def _drawn(
-    context: RunContext, unit: TrainingJob, split: str, rows: NDArray[np.int64], processes: Processes
+    context: RunContext,
+    unit: TrainingJob,
+    model: Detector,
+    split: str,
+    rows: NDArray[np.int64],
+    processes: Processes,
 ) -> Detections:
     """Masks of some rows of a unit's candidates; of several processes complete on the main one."""
-    member, dataset = context.member(unit.member), context.splits_of(unit)[split]
-    model = load_trained(context.root / unit.weights, member, len(context.data.target.class_names))
+    dataset = context.splits_of(unit)[split]
     candidates = Candidates.load(context.root / unit.candidates(split)).detections
-    return find_masks(model, member.predict, dataset, candidates[rows], context.device, processes)
+    predict = context.member(unit.member).predict
+    return find_masks(model, predict, dataset, candidates[rows], context.device, processes)
 
 
 def _draw(context: RunContext, unit: TrainingJob) -> None:
-    class_names = context.data.train.class_names
+    class_names, model = context.data.train.class_names, _trained(context, unit)
     for split in context.splits_of(unit):
         candidates = Candidates.load(context.root / unit.candidates(split))
         kept = [_kept(candidates, way, class_names)[0] for way in ways_of(context, unit.member)]
         rows = np.unique(np.concatenate(kept))
         log.info("%s: drawing %d masks of %s", unit.title, len(rows), split)
-        found = _drawn(context, unit, split, rows, context.processes)
+        found = _drawn(context, unit, model, split, rows, context.processes)
         context.processes.on_main(
             partial(save_detections, found, context.root / unit.masks(split), rows=rows)
         )
