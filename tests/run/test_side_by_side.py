@@ -112,7 +112,7 @@ def test_what_failed_is_told_by_whatever_can_travel():
         failed = pickle.loads(pickle.dumps(_failure(error)))
         assert isinstance(failed, Failed)
         with pytest.raises(BaseException) as caught:  # noqa: PT011 - the type is what is tested
-            failed.reraise()
+            raise failed.as_error()
         return caught.value
 
     assert isinstance(through(ZeroDivisionError("by nothing")), ZeroDivisionError)

@@ -121,6 +121,14 @@ class RunFolder:
         stage.note_end(self.path, self._begun.pop(stage.title))
         self._set_stage(stage, "done")
 
+    def fail(self, stage: Stage, error: Exception) -> None:  # noqa: ARG002 - whichever it is
+        """End the run: what comes next needs what the stage would have left.
+
+        Raises:
+            Exception: The error.
+        """
+        raise error
+
     def _set_stage(self, stage: Stage, state: str) -> None:
         self.stages[stage.title] = state
         self.write_status("running")
