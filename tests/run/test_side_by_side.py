@@ -21,7 +21,7 @@ from scantling.errors import DataError, Interrupted, TrainingError, UsageError
 from scantling.recipe.recipe import parse_recipe
 from scantling.run.engines.local import check_jobs
 from scantling.run.engines.worker import Failed, _failure
-from scantling.run.pipeline import _devices, run_recipe
+from scantling.run.pipeline import available_for, run_recipe
 from scantling.synth.synth import SynthConfig, write_synth
 from scantling.train.devices import Processes
 
@@ -128,9 +128,9 @@ def test_each_of_several_gpus_is_used_unless_one_was_asked_for(monkeypatch):
     names = ["cuda:0", "cuda:1", "cpu"]
     monkeypatch.setattr("scantling.run.pipeline.available_devices", lambda: names)
     gpu, cpu = torch.device("cuda:0"), torch.device("cpu")
-    assert _devices("auto", gpu) == (gpu, torch.device("cuda:1"))
-    assert _devices("cuda:0", gpu) == (gpu,)
-    assert _devices("auto", cpu) == (cpu,)
+    assert available_for("auto", gpu) == (gpu, torch.device("cuda:1"))
+    assert available_for("cuda:0", gpu) == (gpu,)
+    assert available_for("auto", cpu) == (cpu,)
 
 
 def test_processes_that_do_each_stage_together_are_not_shared_out(tmp_path):
