@@ -19,7 +19,7 @@ import torch
 from run import side_by_side_stages as stages
 from scantling.errors import DataError, Interrupted, TrainingError, UsageError
 from scantling.recipe.recipe import parse_recipe
-from scantling.run.engines.local import check_jobs
+from scantling.run.engines.local import check_jobs, do_side_by_side
 from scantling.run.engines.worker import Failed, _failure
 from scantling.run.pipeline import available_for, run_recipe
 from scantling.synth.synth import SynthConfig, write_synth
@@ -68,6 +68,19 @@ def test_a_failure_arrives_whole_and_lets_the_others_save_their_state(tmp_path, 
     status = json.loads((root / "status.json").read_text())
     assert (status["state"], status["stages"]) == ("failed", {"a": "failed", "b": "failed"})
     assert not (root / "c").exists()
+
+
+def test_where_failures_are_noted_the_others_are_done(tmp_path):
+    notes = stages.Notes()
+    do_side_by_side(stages.context_at(tmp_path), notes, stages.build_unrelated, 2)
+    assert notes.begun == ["a", "b", "c", "d"]
+    assert sorted(notes.done) == ["a", "d"]
+    broken, killed = notes.failed["b"], notes.failed["c"]
+    assert isinstance(broken, DataError)
+    assert broken.findings == (stages.FINDING,)
+    assert isinstance(killed, TrainingError)
+    assert "c: its process ended by signal 9" in str(killed)
+    assert {name for name in "abcd" if (tmp_path / name / "out.txt").is_file()} == {"a", "d"}
 
 
 def test_a_signal_to_the_main_process_ends_all_with_their_state_saved(tmp_path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from scantling.settings.paths import require_folder
 
 if TYPE_CHECKING:
-    from scantling.run.suite import SuitePlan, SuiteSummary
+    from scantling.run.suite_summary import SuitePlan, SuiteSummary
 
 
 def suite(

@@ -13,7 +13,7 @@ from scantling.cli.shell import DeviceOption, JsonOption, SeedOption, SkipOption
 from scantling.errors import ScantlingError
 
 if TYPE_CHECKING:
-    from scantling.run.suite import SuiteSummary
+    from scantling.run.suite_summary import SuiteSummary
 
 
 @verb

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -31,22 +30,22 @@ from scantling.errors import (
     did_you_mean,
     is_out_of_memory,
 )
-from scantling.evaluate.over_sets import SetResult, SetsTable, mean_iou_table, table_over_sets
+from scantling.evaluate.over_sets import SetResult
 from scantling.recipe.recipe import Recipe
 from scantling.recipe.suite import Suite
 from scantling.report.suite_page import SetLink, SuiteContent, write_suite_page
 from scantling.run.context import Workplace
 from scantling.run.engines.local import do_here, do_side_by_side
-from scantling.run.folder import LOG, METRICS, RECIPE, REPORT, RunFolder, open_run, write_environment
+from scantling.run.folder import METRICS, RECIPE, REPORT, RunFolder, open_run, write_environment
 from scantling.run.pipeline import available_for, do_stages, plan_recipe, prepared_run
 from scantling.run.plan import Plan
 from scantling.run.stage import Resources, Stage
 from scantling.run.stages.suite import SUBMITTED, set_result, stages_in_suite
+from scantling.run.suite_summary import PAGE, SuitePlan, SuiteSummary, log_of
 from scantling.train.devices import join_processes, resolve_device
 
-TEXT, JSON, PAGE = "suite.md", "suite.json", "suite.html"
+TEXT, JSON = "suite.md", "suite.json"
 _REASON_LENGTH = 300
-_NOTE = "Half-sum is (mAP + mAR) / 2; the 95 % intervals come from drawing the images of each data set anew."
 
 log = logging.getLogger(__name__)
 
@@ -64,101 +63,6 @@ class SuiteContext(Workplace):
     recipes: Mapping[str, Recipe]
     overwrite: bool = False
     jobs: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuiteSummary:
-    """What a suite reached.
-
-    Attributes:
-        out: Its folder.
-        results: Of every data set, failed ones too.
-        bugs: Names of the sets whose failure is nobody's mistake but scantling's.
-    """
-
-    out: Path
-    results: tuple[SetResult, ...]
-    bugs: tuple[str, ...] = ()
-
-    @property
-    def failures(self) -> dict[str, str]:
-        """Why a data set has no numbers, by its name."""
-        return {each.name: each.failure for each in self.results if each.failure is not None}
-
-    @property
-    def tables(self) -> dict[str, SetsTable]:
-        """By what they show; empty ones are left out."""
-        tables = {
-            "Score maps of the segmenters": mean_iou_table(self.results),
-            "Members": table_over_sets(self.results, "members"),
-            "Step after step": table_over_sets(self.results, "steps"),
-        }
-        return {title: table for title, table in tables.items() if table.rows}
-
-    def to_text(self) -> str:
-        """For people: the tables, what they are of, what failed, and where all of it is."""
-        parts = [f"**{title}**\n\n{table.to_text()}" for title, table in self.tables.items()]
-        parts.append("\n".join([self.measured_on(), _NOTE, *self._told_failures()]))
-        return "\n\n".join(parts)
-
-    def measured_on(self) -> str:
-        """A sentence on which images the numbers are of."""
-        words = {"segm": "masks", "bbox": "boxes"}
-        sets = [
-            f"{each.name} ({each.num_images} {each.split} images, {words[each.iou_type]})"
-            for each in self.results
-            if each.failure is None
-        ]
-        return f"Measured on {', '.join(sets) or 'no data set'}."
-
-    def _told_failures(self) -> list[str]:
-        lines = [
-            f"{name} failed: {reason} (see {log_of(self.out, name)})"
-            for name, reason in self.failures.items()
-        ]
-        count = len(self.failures)
-        return [*lines, f"{count} of {len(self.results)} data sets failed."] if count else []
-
-    def to_dict(self) -> dict[str, Any]:
-        """For programs."""
-        return {
-            "out": str(self.out),
-            "report": str(self.out / PAGE),
-            "sets": {
-                each.name: {
-                    "failure": each.failure,
-                    "log": str(log_of(self.out, each.name)),
-                    "iou_type": each.iou_type,
-                    "split": each.split,
-                    "num_images": each.num_images,
-                }
-                for each in self.results
-            },
-            "tables": {title: table.to_dict() for title, table in self.tables.items()},
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuitePlan:
-    """What a suite would do.
-
-    Attributes:
-        plans: Of the run of each data set, by its name; for one that cannot be done, why.
-    """
-
-    plans: Mapping[str, Plan | str]
-
-    def to_text(self) -> str:
-        """The plan of every data set under its name."""
-        told = {name: plan if isinstance(plan, str) else plan.to_text() for name, plan in self.plans.items()}
-        return "\n\n".join(f"{name}\n{text}" for name, text in told.items())
-
-    def to_dict(self) -> dict[str, Any]:
-        """For programs."""
-        return {
-            name: {"failure": plan} if isinstance(plan, str) else plan.to_dict()
-            for name, plan in self.plans.items()
-        }
 
 
 def run_suite(
@@ -256,19 +160,17 @@ def recipes_of(suite: Suite, data: Path, sets: Sequence[str], seed: int | None) 
         UsageError: There is no data set, or none of a name that is asked for.
         ConfigError: What the suite says about a set does not fit the recipe.
     """
+    if is_data_set(data):
+        hint = f"It is a data set itself: `scantling run RECIPE --data {data}`."
+        raise UsageError(f"{data}: a suite needs a folder of data sets", hint=hint)
     there = find_data_sets(data)
+    if not there:
+        hint = "Give the folder whose sub-folders are data sets."
+        raise UsageError(f"{data}: no data sets in there", hint=hint)
     if unknown := [name for name in sets if name not in there]:
         near = did_you_mean(unknown[0], there)
         raise UsageError(
-            f"{data}: there is no data set {unknown[0]!r}{near}",
-            hint=f"There are {', '.join(there) or 'none'}.",
-        )
-    if not there:
-        alone = (
-            f"It is a data set itself: `scantling run RECIPE --data {data}`." if is_data_set(data) else None
-        )
-        raise UsageError(
-            f"{data}: no data sets in there", hint=alone or "Give the folder whose sub-folders are data sets."
+            f"{data}: there is no data set {unknown[0]!r}{near}", hint=f"There are {', '.join(there)}."
         )
     for name in suite.overrides.keys() - there.keys():
         log.warning("sets.%s: there is no such data set in %s%s", name, data, did_you_mean(name, there))
@@ -375,12 +277,6 @@ def _in_a_line(error: Exception, told: str) -> str:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         told = f"{findings[0]}{more}"
     return " ".join(told.split("\n")[0].split())[:_REASON_LENGTH]
-
-
-def log_of(out: Path, name: str) -> Path:
-    """Where it is told what happened to a set: in its own log, or in that of the suite if it was never begun."""
-    own = out / name / LOG
-    return own if own.is_file() else out / LOG
 
 
 def _write(summary: SuiteSummary, suite: Suite) -> None:
