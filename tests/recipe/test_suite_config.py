@@ -50,6 +50,15 @@ def test_members_of_all_recipes_run_together(folder):
     assert suite.name == "suite"
 
 
+def test_members_can_be_called_otherwise(folder):
+    suite = load_suite(
+        written(folder, "recipes: {htc: a.yaml, r50: a.yaml}\n"), ["members.r50.train.epochs=3"]
+    )
+    assert list(suite.recipe.members) == ["htc", "r50"]
+    assert suite.recipe.members["htc"] == load_recipe(folder / "a.yaml").members["a"]
+    assert suite.recipe.members["r50"].train.epochs == 3
+
+
 def test_what_is_different_on_a_set_is_there_alone(folder):
     text = "recipes: [a.yaml]\nsets: {Cable: [members.a.train.epochs=5, seed=2]}\n"
     suite = load_suite(written(folder, text))
@@ -66,6 +75,7 @@ def test_what_is_different_on_a_set_is_there_alone(folder):
     [
         ("recipes: [a.yaml, a.yaml2]\n", "no recipe is called 'a.yaml2'"),
         ("recipes: [a.yaml, again.yaml]\n", "again.yaml and one before it both have a member a"),
+        ("recipes: {one: parts-cpu}\n", "cannot be called 'one', it has 2 members"),
         ("recipes: []\n", "recipes"),
         ("recipes: [a.yaml]\nset: {}\n", "unknown key; did you mean 'sets'"),
         ("recipes: [a.yaml, b.yaml, other.yaml, third.yaml]\n", "say different things of `seed`"),

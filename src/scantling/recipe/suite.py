@@ -1,7 +1,7 @@
 """Suites: what is done on every data set of a folder, as one YAML file.
 
     about:    one line for `recipes list`
-    recipes:  [NAME, FILE.yaml]        whose members run together on each data set
+    recipes:  [NAME, FILE.yaml]        whose members run together on each data set; {MEMBER: NAME} calls them otherwise
     combine:  {...}  evaluate: {...}   as in a recipe; else those of the recipes
     sets:     {SET: [KEY.PATH=VALUE]}  what is different on one data set
 
@@ -19,7 +19,15 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from scantling.errors import ConfigError
-from scantling.recipe.recipe import CombineConfig, EvaluateConfig, Recipe, load_recipe, parse_recipe
+from scantling.recipe.recipe import (
+    CombineConfig,
+    EvaluateConfig,
+    MemberConfig,
+    MemberName,
+    Recipe,
+    load_recipe,
+    parse_recipe,
+)
 from scantling.recipe.shipped import find_recipe_or_suite, read_recipe
 from scantling.settings import yaml as strict_yaml
 from scantling.settings.draft import Draft
@@ -35,14 +43,17 @@ class SuiteConfig(Section):
     Attributes:
         about: One line.
         recipes: Shipped names, or files relative to that of the suite. Their members run together; what else they say
-            must agree, or be said here.
+            must agree, or be said here. As a mapping: what the only member of each is called here.
         combine: How the members are combined; null takes it from the recipes.
         evaluate: What is measured, and on which split; null takes it from the recipes.
         sets: `KEY.PATH=VALUE` texts that replace values of the recipe on a data set, by the name of its folder.
     """
 
     about: str = ""
-    recipes: Annotated[tuple[str, ...], Field(min_length=1)]
+    recipes: (
+        Annotated[tuple[str, ...], Field(min_length=1)]
+        | Annotated[dict[MemberName, str], Field(min_length=1)]
+    )
     combine: CombineConfig | None = None
     evaluate: EvaluateConfig | None = None
     sets: dict[str, tuple[str, ...]] = {}
@@ -113,19 +124,36 @@ def _together(config: SuiteConfig, path: Path) -> Recipe:
     Raises:
         ConfigError: A name is given twice, or a section is said differently by two recipes.
     """
-    recipes = {name: load_recipe(_beside(name, path)) for name in config.recipes}
+    given = config.recipes
+    names = list(given.values()) if isinstance(given, dict) else list(given)
+    recipes = {name: load_recipe(_beside(name, path)) for name in names}
     members: dict[str, Any] = {}
-    for name, recipe in recipes.items():
-        if twice := sorted(members.keys() & recipe.members.keys()):
+    for called, name in given.items() if isinstance(given, dict) else ((None, name) for name in given):
+        own = _called(called, recipes[name].members, f"{path}: recipes: {name}")
+        if twice := sorted(members.keys() & own.keys()):
             raise ConfigError(
                 f"{path}: recipes: {name} and one before it both have a member {', '.join(twice)}",
-                hint="Give a member another name in a recipe of your own (`scantling recipes show`).",
+                hint=f"Write `recipes` as a mapping: {{A: {names[0]}, B: {name}}} calls their members A and B.",
             )
-        members |= recipe.members
+        members |= own
     said = {key: value for key in ("combine", "evaluate") if (value := getattr(config, key)) is not None}
     for key in Recipe.model_fields.keys() - _OWN - said.keys():
         said[key] = _agreed(key, recipes, path)
     return Recipe(about=config.about, members=members, **said)
+
+
+def _called(name: str | None, members: Mapping[str, MemberConfig], place: str) -> dict[str, MemberConfig]:
+    """A recipe's members as the suite calls them.
+
+    Raises:
+        ConfigError: There are several for one name.
+    """
+    if name is None:
+        return dict(members)
+    if len(members) > 1:
+        hint = "Write `recipes` as a list, or name recipes of one member each."
+        raise ConfigError(f"{place}: cannot be called {name!r}, it has {len(members)} members", hint=hint)
+    return dict.fromkeys([name], next(iter(members.values())))
 
 
 def _agreed(key: str, recipes: Mapping[str, Recipe], path: Path) -> object:

@@ -35,6 +35,8 @@ from scantling.run.steps import ENSEMBLE, Step, apply_steps, run_steps
 SUITE, SUBMISSION = "suite", "submission"
 ROWS, DRAWS = f"{SUITE}/rows.json", f"{SUITE}/draws.npz"
 SUBMITTED = f"{SUBMISSION}/predictions.json"
+_SEMANTIC, _MEAN_IOU = "semantic", "semantic/mIoU"
+"""Keys of `metrics.json`: by segmenter what its score maps reach."""
 
 
 def stages_in_suite(context: RunContext) -> tuple[Stage, ...]:
@@ -107,7 +109,7 @@ def _results(context: RunContext) -> Iterator[tuple[Part, str, Predictions]]:
 def _mean_iou(context: RunContext) -> dict[str, float | None]:
     """Mean IoU of each segmenter's score maps on the evaluated split, where the run has segmenters."""
     metrics = cast("dict[str, Any]", read_json(context.root / METRICS))
-    return {name: one["mIoU"] for name, one in metrics.get("segmenters", {}).items()}
+    return {name: one[_MEAN_IOU] for name, one in metrics.get(_SEMANTIC, {}).items()}
 
 
 class Combination(NamedTuple):
