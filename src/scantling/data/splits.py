@@ -219,6 +219,7 @@ def _reader(config: DataConfig, name: str, layout: Layout | None, task: Task) ->
         skip_invalid=skip,
         strict=strict,
         require_instances=name == "train",
+        require_labels=name in ("train", "val"),  # others may be there to be predicted alone
         count_difficult=config.count_difficult,
     )
 
