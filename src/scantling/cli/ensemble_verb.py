@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from scantling.cli.shell import ImageIdsOption, JsonOption, SkipOption, show, verb
-from scantling.settings.paths import ResultsFile, given
+from scantling.settings.paths import ResultsFile
 
 
 @verb
@@ -54,10 +54,11 @@ def ensemble(
     ]
     summary = api.ensemble(
         [ResultsFile.member(file, image_ids) for file in files],
-        given(data, skip_invalid=skip_invalid),
+        data,
         out,
         weights=weights,
         tuned=tuned,
         overrides=[*(overrides or ()), *chosen],
+        skip_invalid=skip_invalid,
     )
     show(summary.to_text(), summary.to_dict(), as_json=json)
