@@ -95,14 +95,14 @@ def test_a_run_of_segmenters_alone_says_what_it_cannot_do(alone):
 
 def test_the_number_is_that_of_the_maps_it_keeps(alone, parts):
     val = read_coco(parts / "annotations/val.json", task="segmentation")
-    maps = read_score_maps(alone / "members/seg/score-maps-val.safetensors", val)
+    maps = read_score_maps(alone / "members/seg/maps-val.safetensors", val)
     assert evaluate_score_maps(maps, val).metrics == read(alone / "metrics.json")["semantic"]["seg"]
     assert maps[0].planes.shape[1:] == (48, 60)  # the largest view
 
 
 def test_prediction_with_the_run_makes_the_same_maps(alone, command, parts, tmp_path):
     labels, val = parts / "annotations/val.json", read_coco(parts / "annotations/val.json")
-    kept = read_score_maps(alone / "members/seg/score-maps-val.safetensors", val)
+    kept = read_score_maps(alone / "members/seg/maps-val.safetensors", val)
     for option in (("--run", alone), ("--checkpoint", alone / "members/seg/best.safetensors")):
         out = tmp_path / option[0]
         done = command("predict", labels, *option, "--maps", out)
@@ -152,19 +152,18 @@ def test_folds_beside_a_detector(run_with, parts, command, tmp_path):
     assert "seg, IoU of pixels" in done.stdout
     train, val = (read_coco(parts / f"annotations/{split}.json") for split in ("train", "val"))
     # out of fold: each training image has the map of the one segmenter that has not learned from it
-    held = read_score_maps(run / "members/seg/score-maps-held-out.safetensors", train)
+    held = read_score_maps(run / "members/seg/maps-held-out.safetensors", train)
     for number, positions in enumerate(deal_folds(train, 2, 0)):
         own = load_score_maps(
-            run / f"members/seg/fold-{number}/score-maps-held-out.safetensors",
+            run / f"members/seg/fold-{number}/maps-held-out.safetensors",
             train.subset(train.images[position].id for position in sorted(positions)),
         )
         for one, position in zip(own, sorted(positions), strict=True):
             assert np.array_equal(one.planes, held[position].planes)
     parts_of = [
-        read_score_maps(run / f"members/seg/fold-{number}/score-maps-val.safetensors", val)
-        for number in range(2)
+        read_score_maps(run / f"members/seg/fold-{number}/maps-val.safetensors", val) for number in range(2)
     ]
-    joined = read_score_maps(run / "members/seg/score-maps-val.safetensors", val)
+    joined = read_score_maps(run / "members/seg/maps-val.safetensors", val)
     for position in range(3):
         both = np.stack([each[position].planes for each in parts_of]).astype(float)
         assert np.abs(both.mean(axis=0) - joined[position].planes).max() <= 0.5

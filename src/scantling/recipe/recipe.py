@@ -97,8 +97,8 @@ class MemberConfig(Section):
         return self.model is not None and self.model.has_masks
 
     @property
-    def is_semantic(self) -> bool:
-        """Whether it says of pixels, and not of objects, what they are: a segmenter, or any tool's maps."""
+    def gives_maps(self) -> bool:
+        """Whether it says of pixels what they are, and detects nothing: a segmenter, or any tool's maps."""
         return self.segmenter is not None or self.maps is not None
 
     @property
@@ -255,12 +255,12 @@ class Recipe(Section):
     @property
     def detecting_members(self) -> tuple[str, ...]:
         """Members that find objects, whoever trained them."""
-        return tuple(name for name, member in self.members.items() if not member.is_semantic)
+        return tuple(name for name, member in self.members.items() if not member.gives_maps)
 
     @property
-    def semantic_members(self) -> tuple[str, ...]:
-        """Members that have score maps instead: segmenters, and any tool's maps."""
-        return tuple(name for name, member in self.members.items() if member.is_semantic)
+    def map_members(self) -> tuple[str, ...]:
+        """Members that give score maps instead of detections: segmenters, and any tool's maps."""
+        return tuple(name for name, member in self.members.items() if member.gives_maps)
 
     @property
     def combining(self) -> CombineConfig:

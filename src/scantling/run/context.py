@@ -67,7 +67,7 @@ class TrainingJob(NamedTuple):
 
     def score_maps(self, split: str) -> str:
         """File of a segmenter's score maps of a split, relative to the run folder."""
-        return f"{self.folder}/score-maps-{split.replace('/', '-')}.safetensors"
+        return f"{self.folder}/maps-{split.replace('/', '-')}.safetensors"
 
     def candidates(self, split: str) -> str:
         """File of what it sees in a split, relative to the run folder."""
@@ -168,7 +168,7 @@ class RunContext:
         """The truth that thresholds and weights are chosen on: the training split with folds, else `val`."""
         return self.data.train if self.folds else self.data.val
 
-    def score_maps_file(self, name: str, split: str) -> str:
+    def maps_file(self, name: str, split: str) -> str:
         """File of a semantic member's score maps of a split, relative to the run folder."""
         return TrainingJob(name).score_maps(split)
 

@@ -239,10 +239,10 @@ def stages_of(context: RunContext) -> tuple[Stage, ...]:
     if recipe.pretrain is not None:
         stages.append(pretrain_stage(context))
     for unit in context.units():
-        look = score_maps_stage if context.member(unit.member).is_semantic else predict_stage
+        look = score_maps_stage if context.member(unit.member).gives_maps else predict_stage
         stages += [train_stage(context, unit), look(context, unit)]
     for name in recipe.members:
-        if context.member(name).is_semantic:
+        if context.member(name).gives_maps:
             stages += semantic_stages(context, name)
             continue
         if name in recipe.foreign_members:

@@ -52,9 +52,9 @@ def evaluate_stage(context: RunContext) -> Stage:
     """Official numbers of every result; those of the last one become the run's."""
     recipe, split = context.recipe, context.data.evaluated
     files = result_files(recipe)
-    units = [unit for unit in context.units() if not context.member(unit.member).is_semantic]
+    units = [unit for unit in context.units() if not context.member(unit.member).gives_maps]
     candidates = [unit.candidates(split) for unit in units]  # for the table of what each step gave
-    maps = {name: context.score_maps_file(name, split) for name in recipe.semantic_members}
+    maps = {name: context.maps_file(name, split) for name in recipe.map_members}
     outputs = [METRICS, *([SEMANTIC] if maps else [])]
     if files:
         outputs += [TABLE, STEPS, STEPS_JSON, *(f for name in files for f in files_of(SAVED, name))]
@@ -201,7 +201,7 @@ def _evaluate(context: RunContext) -> None:
     recipe, data = context.recipe, context.data
     maps = evaluated_maps(context.root, recipe, data)
     semantic = {SEMANTIC_KEY: {name: one.metrics for name, one in maps.items()}} if maps else {}
-    if recipe.semantic_members:
+    if recipe.map_members:
         told = [f"{name}, IoU of pixels\n{one.to_text()}" for name, one in maps.items()]
         atomic_write(context.root / SEMANTIC, "\n\n".join(told) + "\n")
     if recipe.detecting_members:

@@ -1,6 +1,6 @@
 """Semantic members: one score map per image out of several folds, any tool's maps taken over, and how good they are.
 
-    members/NAME/fold-N/score-maps-*.safetensors ── mean over the folds ──► members/NAME/score-maps-*.safetensors
+    members/NAME/fold-N/maps-*.safetensors ── mean over the folds ──► members/NAME/maps-*.safetensors
     any tool's folder of maps ── checked ──────────────────────────────────┘            │
                                                   mean IoU, and each category's, of the evaluated split ──► metrics.json
 
@@ -29,7 +29,7 @@ from scantling.structures.score_maps import ScoreMap, ScoreMaps
 
 log = logging.getLogger(__name__)
 
-SCORE_MAPS = "score-maps"
+SCORE_MAPS = "maps"
 """Stage that leaves a semantic member's files."""
 
 
@@ -56,10 +56,10 @@ def check_semantic(context: RunContext) -> None:
                 hint="Add a member with `model` or `predictions`, or leave these sections out.",
             )
     for name in recipe.combining.members or ():
-        if name in recipe.semantic_members:
+        if name in recipe.map_members:
             hint = "Its maps can be fused into the masks of those that find objects."
             raise ConfigError(f"combine.members: {name} has score maps, and no objects", hint=hint)
-    for name in recipe.semantic_members:
+    for name in recipe.map_members:
         given = given_maps(context, name)
         if context.member(name).maps is None:
             continue
@@ -87,7 +87,7 @@ def semantic_maps_of(context: RunContext, name: str, split: str) -> ScoreMaps:
         name: The member.
         split: One that it has maps of; `HELD_OUT` for those of the training images.
     """
-    return load_score_maps(context.root / context.score_maps_file(name, split), dataset_of(context, split))
+    return load_score_maps(context.root / context.maps_file(name, split), dataset_of(context, split))
 
 
 def evaluated_maps(root: Path, recipe: Recipe, data: RunData) -> dict[str, SemanticEvaluation]:
@@ -98,13 +98,13 @@ def evaluated_maps(root: Path, recipe: Recipe, data: RunData) -> dict[str, Seman
         recipe: Of the run.
         data: Its splits.
     """
-    if not recipe.semantic_members:
+    if not recipe.map_members:
         return {}
     if any(each.segmentation is None for each in chain(*data.target.annotations)):
         log.warning("%s has objects without masks, so score maps cannot be measured on it", data.evaluated)
         return {}
     found = {}
-    for name in recipe.semantic_members:
+    for name in recipe.map_members:
         path = root / TrainingJob(name).score_maps(data.evaluated)
         found[name] = evaluate_score_maps(load_score_maps(path, data.target), data.target)
     return found
@@ -133,7 +133,7 @@ def _import_stage(context: RunContext, name: str) -> Stage:
             "map_values": member.map_values,
         },
         needs=tuple(files.values()),
-        outputs=tuple(context.score_maps_file(name, split) for split in folders),
+        outputs=tuple(context.maps_file(name, split) for split in folders),
         action=partial(_import, context, name),
     )
 
@@ -147,7 +147,7 @@ def _join_stage(context: RunContext, name: str) -> Stage:
         name=SCORE_MAPS,
         inputs=lambda: {"files": hashes_of(context.root, {file: file for file in files})},
         needs=tuple(files),
-        outputs=tuple(context.score_maps_file(name, split) for split in splits),
+        outputs=tuple(context.maps_file(name, split) for split in splits),
         action=partial(_join, context, name, splits),
     )
 
@@ -161,12 +161,12 @@ def _import(context: RunContext, name: str) -> None:
             values=member.map_values or "auto",
             skip_invalid=context.recipe.data.skip_invalid,
         )
-        save_score_maps(maps, context.root / context.score_maps_file(name, split))
+        save_score_maps(maps, context.root / context.maps_file(name, split))
 
 
 def _join(context: RunContext, name: str, splits: list[str]) -> None:
     for split in splits:
-        save_score_maps(_joined(context, name, split), context.root / context.score_maps_file(name, split))
+        save_score_maps(_joined(context, name, split), context.root / context.maps_file(name, split))
 
 
 def _joined(context: RunContext, name: str, split: str) -> Iterator[ScoreMap | None]:

@@ -101,7 +101,7 @@ def _learned_from(context: RunContext, unit: TrainingJob) -> Inputs:
         "seed": context.recipe.seed,
         "classes": list(data.train.class_names),
         "data": {split: data.hashes[split] for split in ("train", "val")},
-        "segmenter" if member.is_semantic else "model": member.network.model_dump(mode="json"),
+        "segmenter" if member.gives_maps else "model": member.network.model_dump(mode="json"),
         "augment": member.augment.model_dump(mode="json"),
         "train": member.train.result_settings(),
         "initial_weights": initial_weights(context, unit.member).sha256,
@@ -160,7 +160,7 @@ def _train(context: RunContext, unit: TrainingJob) -> None:
     network = member.network
     saved = network if network.init != INIT_PRETRAIN else network.model_copy(update={"init": "random"})
     meta = CheckpointMeta(
-        kind=SEGMENTER if member.is_semantic else DETECTOR,
+        kind=SEGMENTER if member.gives_maps else DETECTOR,
         class_names=data.train.class_names,
         category_ids=data.train.category_ids,
         model=saved.model_dump(mode="json"),
@@ -201,7 +201,7 @@ def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> Tr
         train,
         transforms,
         seed=context.recipe.seed,
-        masks=member.draws_masks or member.is_semantic,
+        masks=member.draws_masks or member.gives_maps,
         skip_invalid=context.recipe.data.skip_invalid,
     )
     return TrainLoader(dataset, config)
