@@ -4,7 +4,8 @@
     seed:     0
     data:     {root: DIR, train: train, val: val}
     pretrain: {epochs: auto}                     backbones learn from the objects' crops first
-    members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE}}
+    members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE},
+               SEGM: {segmenter: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER_SEGM: {maps: FOLDER}}
     combine:  {tune: {...}, ensemble: {...}, eliminate: {...}}
     refine:   {model: {...}, train: {...}, gate: {...}}      sharpen the boxes that come out
     audit:    {}                                             rank the training labels by how likely they are wrong
@@ -31,6 +32,8 @@ from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.tune import TuneConfig
 from scantling.data.samples.transforms import AugmentConfig
 from scantling.data.splits import DataConfig
+from scantling.models.segmenters import SegmenterConfig
+from scantling.models.suppression import SuppressConfig
 from scantling.models.zoo import ModelConfig
 from scantling.predict.predictor import PredictConfig
 from scantling.pretrain.config import PretrainConfig
@@ -47,29 +50,45 @@ MemberName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63
 
 
 class MemberConfig(Section):
-    """One detector: what it is, how it is trained, how it predicts; or what another tool has predicted.
+    """A detector or a segmenter: what it is, how it is trained, how it looks at images; or what another tool has found.
 
     Attributes:
-        model: What is trained here; null for a member of `predictions`.
+        model: The detector that is trained here.
+        segmenter: The segmenter that is trained here, in the place of a detector.
         augment: What its training images go through.
         train: How it is trained.
-        predict: How it looks at images.
+        predict: How it looks at images; a segmenter has no use for `suppress`.
         predictions: COCO results file of any tool for the evaluated split, or a mapping from split to file.
         image_ids: What numbers as `image_id` in these files are: `id` of the data set, the number that the `file` is
             called by, or null to find out.
+        maps: Folder of any tool's maps of pixels (a PNG or NPY for each image) or a file of score maps, for the
+            evaluated split, or a mapping from split to folder.
+        map_values: What the numbers in these maps are: `scores`, `foreground`, `ids`, `positions`, or null to find
+            out; see `data.map_files`.
     """
 
     model: ModelConfig | None = None
+    segmenter: SegmenterConfig | None = None
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     predictions: str | dict[str, str] | None = None
     image_ids: Literal["id", "file"] | None = None
+    maps: str | dict[str, str] | None = None
+    map_values: Literal["scores", "foreground", "ids", "positions"] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.model is None) == (self.predictions is None):
-            raise ValueError("give either `model` (trained here) or `predictions` (a file of any tool)")
+        sources = (self.model, self.segmenter, self.predictions, self.maps)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError(
+                "give one of `model` (a detector trained here), `segmenter` (one trained here), `predictions` (a file "
+                "of any tool) and `maps` (a folder of any tool)"
+            )
+        if self.map_values is not None and self.maps is None:
+            raise ValueError("`map_values` says what the numbers in `maps` are, and there are none")
+        if self.segmenter is not None and self.predict.suppress != SuppressConfig():
+            raise ValueError("`predict.suppress` is for boxes; a segmenter has none")
         return self
 
     @property
@@ -78,15 +97,37 @@ class MemberConfig(Section):
         return self.model is not None and self.model.has_masks
 
     @property
+    def gives_maps(self) -> bool:
+        """Whether it says of pixels what they are, and detects nothing: a segmenter, or any tool's maps."""
+        return self.segmenter is not None or self.maps is not None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is trained here."""
+        return self.model is not None or self.segmenter is not None
+
+    @property
     def detector(self) -> ModelConfig:
+        """The detector that is trained here.
+
+        Raises:
+            TypeError: The member is something else.
+        """
+        if self.model is None:
+            raise TypeError("this member is no detector that is trained here")
+        return self.model
+
+    @property
+    def network(self) -> ModelConfig | SegmenterConfig:
         """What is trained here.
 
         Raises:
-            TypeError: The member is a file of another tool.
+            TypeError: The member is a file or folder of another tool.
         """
-        if self.model is None:
-            raise TypeError("this member's predictions come from a file")
-        return self.model
+        network = self.model or self.segmenter
+        if network is None:
+            raise TypeError("this member was made by another tool")
+        return network
 
 
 class TuneSection(TuneConfig):
@@ -105,7 +146,7 @@ class CombineConfig(Section):
     """How the members' detections become better ones.
 
     Attributes:
-        members: Those that are combined; null for all.
+        members: Those that are combined; null for all that find objects.
         tune: Choose suppression per member and category, and the weights of the ensemble, on `val` (or, with folds,
             on out-of-fold predictions); null takes them as the recipe gives them.
         ensemble: Fuse the members' boxes; null does not.
@@ -199,13 +240,28 @@ class Recipe(Section):
 
     @property
     def draws_masks(self) -> bool:
-        """Whether a member learns masks, so that every annotation needs one."""
+        """Whether a detector draws masks."""
         return any(member.draws_masks for member in self.members.values())
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether a member learns from masks: a detector that draws them, or a segmenter."""
+        return self.draws_masks or any(member.segmenter is not None for member in self.members.values())
 
     @property
     def foreign_members(self) -> tuple[str, ...]:
         """Members whose predictions come from another tool."""
-        return tuple(name for name, member in self.members.items() if member.model is None)
+        return tuple(name for name, member in self.members.items() if member.predictions is not None)
+
+    @property
+    def detecting_members(self) -> tuple[str, ...]:
+        """Members that find objects, whoever trained them."""
+        return tuple(name for name, member in self.members.items() if not member.gives_maps)
+
+    @property
+    def map_members(self) -> tuple[str, ...]:
+        """Members that give score maps instead of detections: segmenters, and any tool's maps."""
+        return tuple(name for name, member in self.members.items() if member.gives_maps)
 
     @property
     def combining(self) -> CombineConfig:
@@ -230,7 +286,7 @@ class Recipe(Section):
     @property
     def tunes_weights(self) -> bool:
         """Whether the weights of the ensemble are; those of a single member mean nothing."""
-        combining, several = self.combining, len(self.combining.members or self.members) > 1
+        combining, several = self.combining, len(self.combining.members or self.detecting_members) > 1
         fuses = combining.ensemble is not None and several
         return combining.tune is not None and combining.tune.weights and fuses
 

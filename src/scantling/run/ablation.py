@@ -103,16 +103,16 @@ def with_variants(recipe: Recipe, init: Path | None = None) -> Recipe:
     """
     name, member = next(iter(recipe.members.items()))
     if member.model is None:
-        raise UsageError(f"members.{name} is a file of predictions; the first member must be trained here")
+        raise UsageError(f"members.{name} is no detector that is trained here, as the first member must be")
     members = dict(recipe.members)
     if member.model.init != "random":
         members[f"{name}-{FROM_RANDOM}"] = _starting_from(member, "random")
     if init is not None:
         members[f"{name}-{FROM_FILE}"] = _starting_from(member, str(init.absolute()))
     given = recipe.combining
-    several = len(given.members or recipe.members) > 1
+    several = len(given.members or recipe.detecting_members) > 1
     combine = CombineConfig(
-        members=given.members or tuple(recipe.members),
+        members=given.members or recipe.detecting_members,
         tune=given.tune or TuneSection(),
         ensemble=given.ensemble or (EnsembleConfig() if several else None),
         eliminate=given.eliminate or EliminateConfig(),

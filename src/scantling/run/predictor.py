@@ -60,6 +60,9 @@ def _members(root: Path, recipe: Recipe) -> list[str]:
     """
     if run_steps(recipe, root):
         wanted = combined_members(recipe)
+    elif not recipe.detecting_members:
+        hint = "Score pixels instead: --maps FOLDER."
+        raise UsageError(f"{root}: no member of this run finds objects", hint=hint)
     else:
         wanted = [cast("dict[str, Any]", read_json(root / METRICS))["member"]]
     foreign = [name for name in wanted if name in recipe.foreign_members]

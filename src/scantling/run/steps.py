@@ -112,7 +112,7 @@ def apply_steps(steps: Sequence[Step], found: Sources, images: CocoDataset) -> D
 
 def combined_members(recipe: Recipe) -> list[str]:
     """Members whose detections the steps start from."""
-    return list(recipe.combining.members or recipe.members)
+    return list(recipe.combining.members or recipe.detecting_members)
 
 
 def step_file(step: Step) -> str:
@@ -183,7 +183,7 @@ class Folds:
             parts = [found[title] for member, title in units if member == name and title in found]
             limit = self.recipe.members[name].predict.suppress.max_per_image
             together[name] = one_voice(parts, images.class_names, limit)
-        return {name: together[name] for name in self.recipe.members if name in together}
+        return {name: together[name] for name in self.recipe.detecting_members if name in together}
 
     @property
     def _numbers(self) -> range:
