@@ -47,7 +47,7 @@ def test_shipped_recipes_load_resolve_and_read_back_equal(name):
     recipe = resolve(load_recipe(name), facts()).recipe
     assert parse_recipe(recipe.to_yaml(), file="again") == recipe
     assert recipe.about.endswith(".")
-    assert all(member.detector.name in MODELS for member in recipe.members.values())
+    assert all(recipe.members[name].detector.name in MODELS for name in recipe.detecting_members)
 
 
 def test_the_whole_delftbikes_recipe_is_the_published_one():

@@ -57,7 +57,7 @@ class SetResult:
 
     Attributes:
         name: Of the data set.
-        iou_type: What it is judged by: `bbox` or `segm`; empty where it failed.
+        iou_type: What it is judged by: `bbox` or `segm`; empty where it failed or no member finds objects.
         split: What was evaluated.
         num_images: In it.
         rows: Members, then step after step; none where it failed.

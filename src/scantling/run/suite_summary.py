@@ -52,7 +52,7 @@ class SuiteSummary:
 
     def measured_on(self) -> str:
         """A sentence on which images the numbers are of."""
-        words = {"segm": "masks", "bbox": "boxes"}
+        words = {"segm": "masks", "bbox": "boxes", "": "pixels"}
         sets = [
             f"{each.name} ({each.num_images} {each.split} images, {words[each.iou_type]})"
             for each in self.results

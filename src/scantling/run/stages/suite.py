@@ -41,7 +41,7 @@ _SEMANTIC, _MEAN_IOU = "semantic", "semantic/mIoU"
 
 def stages_in_suite(context: RunContext) -> tuple[Stage, ...]:
     """Those of the run, and what the suite adds."""
-    source = submission_source(context)
+    source = submission_source(context) if context.recipe.detecting_members else None
     own = [_rows_stage(context), *([] if source is None else [_submission_stage(context, source)])]
     return (*stages_of(context), *own)
 
@@ -78,7 +78,12 @@ def _write_rows(context: RunContext) -> None:
         recall.append(found["AR"])
     with replacing(context.root / DRAWS) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, AP=np.array(precision), AR=np.array(recall))
-    content = {"iou_type": kind, "split": context.data.evaluated, "num_images": len(target), "rows": rows}
+    content: dict[str, Any] = {
+        "iou_type": kind if rows else "",
+        "split": context.data.evaluated,
+        "num_images": len(target),
+        "rows": rows,
+    }
     content["mean_iou"] = _mean_iou(context)
     write_json(context.root / ROWS, content, indent=2)
 
