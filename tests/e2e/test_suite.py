@@ -21,7 +21,7 @@ MEMBER = f"""
     model: {MODEL}
     augment: {{short_side: 48, long_side: 64}}
     train: {{epochs: 1, batch_size: 4, workers: 0, warmup_steps: 2, log_every: 1, lr: 0.05}}
-    predict: {{scales: 48, long_side: 72, suppress: {{score_threshold: 0.0, max_per_image: 12}}}}
+    predict: {{scales: 48, long_side: 72, suppress: {{score_threshold: 0.0, max_per_image: 6}}}}
 """
 SEGMENTER = """
     segmenter: {name: fpn_r18_small, backbone: test_resnet, channels: 16}
