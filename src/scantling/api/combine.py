@@ -45,11 +45,12 @@ def ensemble(
     data: GivenData,
     out: str | Path,
     *,
+    masks: bool = False,
     weights: str | None = None,
     tuned: str | Path | None = None,
     overrides: Iterable[str] = (),
 ) -> EnsembleSummary:
-    """Fuse the boxes of several detectors.
+    """Fuse the boxes, or the masks, of several detectors.
 
     Args:
         files: COCO results files of any tools, of the same images; `NAME=FILE` or a `ResultsFile` says what a member is
@@ -57,6 +58,8 @@ def ensemble(
         data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
             `Lenient` leaves faulty records out.
         out: COCO results file to write.
+        masks: Match predictions by their masks: `nms` (where no method is set), `soft_linear` and `soft_gaussian` then
+            go by the overlap of masks; `mask_vote` makes one mask of those that match.
         weights: `NAME=2,OTHER=0.5`, or `2,1` in the order of the files. A file that was given no name has its own
             without ending or, where these are alike, that of the folder that differs. What is not named keeps its
             weight.
@@ -80,6 +83,7 @@ def ensemble(
 
     named = named_files(members)
     config = _ensemble_config(named, weights, Path(tuned) if tuned else None, overrides)
+    config = config.matching_masks() if masks else config
     return ensemble_files(
         named,
         read_given(data),
@@ -108,7 +112,7 @@ def tune(
             `Lenient` leaves faulty records out.
         out: YAML file to write, which `suppress`, `predict` and `ensemble` take.
         what: `suppress`, `weights`, or `auto`: by the number of files.
-        iou_type: Whether AP of boxes or of masks decides about suppression; weights are tuned by boxes.
+        iou_type: Whether AP of boxes or of masks decides; where `ensemble.method` is one of masks, masks do.
         max_dets: Predictions counted per image and category, as in `evaluate`.
         overrides: `KEY=VALUE` texts: how to search, such as `search.folds=10`, and the settings in use, such as
             `suppress.min_score=1e-5` or `ensemble.method=nms`.

@@ -11,7 +11,7 @@ falling weighted score, ties by box (x1, y1, x2, y2) and then by member. K: cate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,6 +27,7 @@ from scantling.combine.fusion import (
 from scantling.combine.mask_ensemble import (
     MASK_METHODS,
     MASK_PORTION,
+    MaskMethod,
     suppress_pooled_masks,
     vote_pooled_masks,
     with_masks,
@@ -125,6 +126,27 @@ class EnsembleConfig(BaseModel):
     def by_masks(self) -> bool:
         """Whether instances are matched by their masks."""
         return self.method in MASK_METHODS
+
+    def matching_masks(self) -> Self:
+        """The settings by overlap of masks instead of boxes: `mask_nms` where no method is set.
+
+        Raises:
+            ConfigError: The method makes means of boxes, which is nothing that masks could have.
+        """
+        by_masks: dict[str, MaskMethod] = {
+            "nms": "mask_nms",
+            "soft_linear": "mask_soft_linear",
+            "soft_gaussian": "mask_soft_gaussian",
+        }
+        method = self.method if "method" in self.model_fields_set else "nms"
+        if method in MASK_METHODS:
+            return self
+        if method not in by_masks:
+            raise ConfigError(
+                f"method: {method} makes means of boxes, and masks have none",
+                hint="By masks: nms, soft_linear, soft_gaussian or mask_vote.",
+            )
+        return self.model_copy(update={"method": by_masks[method]})
 
     def thresholds(self, class_names: Sequence[str]) -> Floats:
         """Overlap threshold by label, (K,).

@@ -25,7 +25,7 @@ from scantling.ops.mask_votes import vote_masks
 from scantling.ops.overlaps import Pairs, find_pairs_within
 from scantling.ops.pair_suppression import suppress_pairs
 from scantling.ops.suppress_options import SuppressMethod
-from scantling.structures.detections import Detections, MaskColumn, object_column
+from scantling.structures.detections import Detections, object_column
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def with_masks(members: Mapping[str, Detections]) -> dict[str, Detections]:
     """
     found = {}
     for name, member in members.items():
-        has_mask = np.array([mask is not None for mask in _masks(member)], dtype=bool)
+        has_mask = member.has_mask
         if len(member) and not has_mask.any():
             hint = "Give results with a segmentation, or fuse boxes: wbf, nmw, nms, soft_linear or soft_gaussian."
             raise DataError(f"{name}: no prediction has a mask, so it cannot be matched by masks", hint=hint)
@@ -80,7 +80,7 @@ def suppress_pooled_masks(
     keep, scores = suppress_pairs(
         rows.scores,
         pool.groups,
-        find_pairs_within(pool.groups, _masks(pool.rows), at_least=at_least),
+        find_pairs_within(pool.groups, pool.rows.mask_column, at_least=at_least),
         method=_SUPPRESSION[method],
         limits=of_row,
         sigma=sigma,
@@ -109,7 +109,7 @@ def vote_pooled_masks(
     Returns:
         One instance of each cluster, by image and category, in the order of their best instances.
     """
-    pairs = find_pairs_within(pool.groups, _masks(pool.rows), at_least=float(limits.min(initial=1.0)))
+    pairs = find_pairs_within(pool.groups, pool.rows.mask_column, at_least=float(limits.min(initial=1.0)))
     pairs = pairs.take(pairs.iou > limits[pool.rows.labels[pairs.first]])
     if not keeps_duplicates:
         own = pairs.take(pool.members[pairs.first] == pool.members[pairs.second])
@@ -119,9 +119,11 @@ def vote_pooled_masks(
     together = np.bincount(cluster) > 1  # (Q,)
     voters = np.flatnonzero(together[cluster])
     number = np.cumsum(together) - 1  # of each cluster among those of several
-    masks = _masks(found).copy()
+    masks = found.mask_column.copy()
     masks[together] = object_column(
-        vote_masks(_masks(pool.rows)[voters].tolist(), pool.scores[voters], number[cluster[voters]], share)
+        vote_masks(
+            pool.rows.mask_column[voters].tolist(), pool.scores[voters], number[cluster[voters]], share
+        )
     )
     return found.replace(masks=masks)
 
@@ -149,7 +151,3 @@ def _clusters(pool: Pool, pairs: Pairs) -> Ints:
     drawn = drawn.take(np.lexsort((-drawn.first, drawn.iou)))
     cluster[drawn.second] = cluster[drawn.first]  # the last assignment counts: the largest overlap
     return cluster
-
-
-def _masks(rows: Detections) -> MaskColumn:
-    return object_column([None] * len(rows)) if rows.masks is None else rows.masks

@@ -1,24 +1,22 @@
-"""Settings of suppression and weights of an ensemble, from predictions on images that were not trained on.
+"""Settings of suppression, from predictions on images that were not trained on.
 
     candidates before suppression ─ every option of the grid ─► outcomes ─ select ─► SuppressConfig
-    members' detections ─ weights changed one member at a time ─► outcomes ─ select ─► EnsembleConfig
 
-A category has a setting of its own only where the gain holds on images that did not choose it; see `selection`.
-K: categories, M: members, S: settings.
+A category has a setting of its own only where the gain holds on images that did not choose it; see `selection`. What is
+tried for the weights of an ensemble (`tune_weights`) stands in the same settings. K: categories, S: settings.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.selection import Selection, SelectionConfig, average_precisions, select, stitch
 from scantling.combine.tuned import Tuned, rows_of
 from scantling.data.coco.dataset import CocoDataset
@@ -62,6 +60,9 @@ class TuneConfig(SelectionConfig):
         sigmas: Tried with `soft_gaussian`.
         weight_factors: By these the weight of one member at a time is multiplied; 0 leaves the member out.
         rounds: How often, each time from the weights that are best so far.
+        weight_rule: `search` tries these, and each member's AP as its weight, and keeps what surely helps. `ap` takes
+            each member's AP as its weight, `category_ap` that of each category, whether or not it helps: the more a
+            member is right, the more it counts, as in the mask ensemble of Tao et al. 2023.
     """
 
     methods: tuple[SuppressMethod, ...] = ("hard", "soft_linear", "soft_gaussian")
@@ -69,6 +70,7 @@ class TuneConfig(SelectionConfig):
     sigmas: tuple[Width, ...] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
     weight_factors: tuple[Factor, ...] = (0.0, 0.25, 0.5, 2.0, 4.0)
     rounds: Annotated[int, Field(ge=1, le=10)] = 2
+    weight_rule: Literal["search", "ap", "category_ap"] = "search"
 
     def options(self) -> list[Option]:
         """The grid of suppression."""
@@ -113,7 +115,7 @@ def tune_suppression(
         UsageError: There is no object to tune on.
         ConfigError: `base` names a category that does not exist.
     """
-    names = _require_objects(dataset)
+    names = require_objects(dataset)
     considered = candidates[_considered(candidates, base, names)]
     paired = PairedInputs.of(EvalInputs.over(considered, dataset, iou_type))
     in_use, grid = _options_of(base, names), config.options()
@@ -128,7 +130,7 @@ def tune_suppression(
     selection = select([_by_label(outcomes, in_use), *(outcomes[option] for option in grid)], config)
     found = _suppression(base, selection, (in_use, grid), names)
     before, after = (
-        _mean_ap(
+        mean_ap(
             paired.outcomes(*suppress_detections(considered, settings, names), max_detections=max_detections)
         )
         for settings in (base, found)
@@ -138,7 +140,7 @@ def tune_suppression(
     return Tuned(config=found, rows=rows, before=before, after=after).or_base(base)
 
 
-def _require_objects(dataset: CocoDataset) -> tuple[str, ...]:
+def require_objects(dataset: CocoDataset) -> tuple[str, ...]:
     """Category names of a data set with something to find in it."""
     if not dataset.num_objects:
         raise UsageError(
@@ -229,113 +231,8 @@ def _compressed(options: Sequence[Option], common: Any, field: str, names: Seque
     return {DEFAULT: common, **own} if own else common
 
 
-def _mean_ap(outcomes: MatchedDetections) -> float | None:
+def mean_ap(outcomes: MatchedDetections) -> float | None:
     """Mean over the categories that have truths."""
     values = average_precisions(outcomes)[:, 0]
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else None
-
-
-# ---------------------------------------------------------------- weights
-
-
-def tune_weights(
-    members: Mapping[str, Detections],
-    dataset: CocoDataset,
-    base: EnsembleConfig,
-    config: TuneConfig,
-    *,
-    max_detections: int = 100,
-) -> Tuned[EnsembleConfig]:
-    """Weights of an ensemble's members for all categories, and for those for which others are surely better.
-
-    Coordinate search: the weight of one member at a time is multiplied by each factor, `rounds` times from what is
-    best so far by mean AP of all images. What was tried is then what every category chooses from, cross-validated;
-    only the set of what is tried in later rounds has seen all images.
-
-    Args:
-        members: Detections of each, after suppression.
-        dataset: The truth.
-        base: The settings in use.
-        config: Factors and cross-validation.
-        max_detections: Detections counted per image and category, best first.
-
-    Returns:
-        `base` with the weights found: one for all categories, or a mapping with those that differ.
-
-    Raises:
-        UsageError: There is no object to tune on, or fewer than two members.
-        ConfigError: `base` names a member or category that does not exist.
-    """
-    names = _require_objects(dataset)
-    if len(members) < 2:
-        raise UsageError("weights are tuned of two or more members", hint="Give several results files.")
-
-    truths = EvalInputs.over(Detections.empty(), dataset)
-
-    def fuse(table: Floats) -> MatchedDetections:
-        settings = base.model_copy(update={"weights": _weights(table, table, list(members), names)})
-        fused = ensemble_detections(members, settings, names)
-        paired, rows = PairedInputs.of(truths.replace_detections(fused)), np.arange(len(fused))
-        return paired.outcomes(rows, fused.scores, max_detections=max_detections)
-
-    tables, outcomes = _search_weights(base.weight_table(list(members), names), fuse, config)
-    selection = select(outcomes, config)
-    chosen = np.stack([tables[selection.setting_of(k)][:, k] for k in range(len(names))], axis=1)
-    weights = _weights(chosen, tables[selection.common], list(members), names)
-    words = [[_words(table[:, k]) for table in tables] for k in range(len(names))]
-    rows = rows_of(selection, names, [*words, ["as it is", *(_words(table[:, 0]) for table in tables[1:])]])
-    found = base.model_copy(update={"weights": weights})
-    return Tuned(config=found, rows=rows, before=_mean_ap(outcomes[0]), after=_mean_ap(fuse(chosen))).or_base(
-        base
-    )
-
-
-def _search_weights(
-    start: Floats, fuse: Callable[[Floats], MatchedDetections], config: TuneConfig
-) -> tuple[list[Floats], list[MatchedDetections]]:
-    """Every table (M, K) of weights that was tried, the given one first, and what came of it."""
-    tables, outcomes = [start], [fuse(start)]
-    averages = [_mean_ap(outcomes[0]) or 0.0]
-    for _ in range(config.rounds):
-        centre = tables[int(np.argmax(averages))]
-        for table in _neighbours(centre, config.weight_factors):
-            if not any(_same(table, other) for other in tables):
-                tables.append(table)
-                outcomes.append(fuse(table))
-                averages.append(_mean_ap(outcomes[-1]) or 0.0)
-    return tables, outcomes
-
-
-def _neighbours(table: Floats, factors: Sequence[float]) -> list[Floats]:
-    """Tables in which the weight of one member is multiplied; every category keeps a member."""
-    found = []
-    for member in range(len(table)):
-        for factor in factors:
-            changed = table.copy()
-            changed[member] *= factor
-            if changed.any(axis=0).all():
-                found.append(changed)
-    return found
-
-
-def _same(table: Floats, other: Floats) -> bool:
-    """Whether two tables say the same: only the ratios within a category matter."""
-    return np.allclose(table / table.max(axis=0), other / other.max(axis=0))
-
-
-def _weights(
-    table: Floats, common: Floats, members: Sequence[str], names: Sequence[str]
-) -> dict[str, float | dict[str, float]]:
-    """Weights as a configuration has them: of each member one, or a mapping with the categories that differ."""
-    found: dict[str, float | dict[str, float]] = {}
-    for name, row, usual in zip(members, table.tolist(), common.tolist(), strict=True):
-        default = Counter(usual).most_common(1)[0][0]
-        own = {category: value for category, value in zip(names, row, strict=True) if value != default}
-        found[name] = {DEFAULT: default, **own} if own else default
-    return found
-
-
-def _words(weights: Floats) -> str:
-    """Weights of the members, in order, in words."""
-    return " : ".join(f"{weight:g}" for weight in weights)

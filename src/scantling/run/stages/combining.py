@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from scantling.combine.eliminate import learn_relations
-from scantling.combine.tune import tune_weights
+from scantling.combine.tune_weights import tune_weights
 from scantling.combine.tuned import write_tuned
 from scantling.data.coco import write_results
 from scantling.data.detections import detections_of, results_of
