@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 from reference.tiny_refiner import TINY_REFINER
 from scantling import api
 from scantling.cli.app import app
-from scantling.settings.paths import Lenient
 from scantling.synth.synth import SynthConfig, write_synth
 
 REFINER = "refiner/best.safetensors"
@@ -70,13 +69,14 @@ def test_a_faulty_mask_costs_no_box_and_labels_nothing_twice(tmp_path):
         annotation["segmentation"] = [[1, 2, 3, 4]]
     file.write_text(json.dumps(labels))
     (tmp_path / "results.json").write_text(json.dumps(results))
-    data = Lenient(f"{tmp_path / 'parts'}:val")
-    assert api.evaluate(tmp_path / "results.json", data).metrics["AP"] == pytest.approx(1)
-    api.audit(data, tmp_path / "audit", predictions=tmp_path / "results.json", overrides=["min_score=0"])
+    data = f"{tmp_path / 'parts'}:val"
+    audited = {"predictions": tmp_path / "results.json", "overrides": ["min_score=0"], "skip_invalid": True}
+    assert api.evaluate(tmp_path / "results.json", data, skip_invalid=True).metrics["AP"] == pytest.approx(1)
+    api.audit(data, tmp_path / "audit", **audited)
     suspects = json.loads((tmp_path / "audit/suspects.json").read_text())["suspects"]
     assert [s for s in suspects if s["reason"] == "missing"] == []
     labels["annotations"] = [a for n, a in enumerate(labels["annotations"]) if n % 4]
     file.write_text(json.dumps(labels))
-    api.audit(data, tmp_path / "gone", predictions=tmp_path / "results.json", overrides=["min_score=0"])
+    api.audit(data, tmp_path / "gone", **audited)
     suspects = json.loads((tmp_path / "gone/suspects.json").read_text())["suspects"]
     assert "missing" in {s["reason"] for s in suspects}

@@ -42,12 +42,9 @@ from scantling.api.run import run as run  # noqa: PLC0414 - part of this module 
 from scantling.api.run import train as train  # noqa: PLC0414 - part of this module too
 from scantling.errors import UsageError
 from scantling.settings.paths import (
-    GivenData,
     GivenResults,
-    Lenient,
     ResultsFile,
     folder_of,
-    named,
     require_existing,
     require_folder,
     require_output,
@@ -67,7 +64,7 @@ log = logging.getLogger(__name__)
 
 
 def predict(
-    source: GivenData,
+    source: str | Path,
     *,
     run: str | Path | None = None,
     checkpoint: str | Path | None = None,
@@ -75,12 +72,12 @@ def predict(
     overlays: str | Path | None = None,
     overrides: Iterable[str] = (),
     device: str = "auto",
+    skip_invalid: bool = False,
 ) -> Predictions:
     """Detect objects in an image, a folder of images, or the images of a COCO file.
 
     Args:
-        source: What to look at. With `Lenient`, faulty records are left out, and so is what is found of a category that
-            the data set does not have; both are counted.
+        source: What to look at.
         run: Run folder, whose members predict and are combined as the run does; the best one where it combines none.
         checkpoint: Checkpoint file, instead of `run`.
         out: COCO results file to write.
@@ -88,6 +85,8 @@ def predict(
         overrides: `KEY=VALUE` texts that replace settings of prediction, such as `scales=[480,640]`, or those of
             `tuned_overrides`.
         device: As in `run`.
+        skip_invalid: Leave out faulty records, and what is found of a category that the data set does not have, both
+            counted.
 
     Raises:
         ScantlingError: The source, the checkpoint or a setting cannot be used.
@@ -107,35 +106,38 @@ def predict(
     else:
         detector = load_run(require_run(Path(run or "")), overrides, device=device)
     return predict_source(
-        Path(named(source)),
+        Path(source),
         detector,
         out=Path(out) if out else None,
         overlays=Path(overlays) if overlays else None,
-        skip_invalid=isinstance(source, Lenient),
+        skip_invalid=skip_invalid,
     )
 
 
 def evaluate(
     results: GivenResults,
-    data: GivenData,
+    data: str | Path,
     *,
     iou_type: IouType = "bbox",
     backend: Backend = "auto",
     bootstrap: int = 0,
     max_dets: int = 100,
     out: str | Path | None = None,
+    skip_invalid: bool = False,
+    count_difficult: bool = False,
 ) -> Evaluation:
     """The COCO numbers of a results file of any detector.
 
     Args:
         results: COCO results file; a `ResultsFile` says what the numbers in it are.
         data: The truth: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
-            `Lenient` leaves faulty records out; `Given` and it may count objects marked difficult or ignore.
         iou_type: `bbox` or `segm`.
         backend: `auto`, `pycocotools` or `hotcoco` (same numbers, faster).
         bootstrap: Resamples of the images for a 95 % interval of every AP; 0 for none.
         max_dets: Predictions counted per image and category, best first; COCO's own number is 100.
         out: JSON file to write the numbers to.
+        skip_invalid: Leave faulty records out, counted, instead of stopping.
+        count_difficult: Objects marked `difficult` (VOC) or `ignore` (COCO) are ordinary ones.
 
     Raises:
         DataError: One of the files cannot be used; with all findings.
@@ -151,8 +153,8 @@ def evaluate(
     from scantling.data.io import write_json
     from scantling.evaluate.coco_eval import evaluate_results, limits_up_to, metrics_json
 
-    dataset = read_given(data)
-    found = read_results(file.path, dataset, skip_invalid=isinstance(data, Lenient), image_ids=file.image_ids)
+    dataset = read_given(data, skip_invalid=skip_invalid, count_difficult=count_difficult)
+    found = read_results(file.path, dataset, skip_invalid=skip_invalid, image_ids=file.image_ids)
     evaluation = evaluate_results(
         dataset,
         found,
@@ -170,23 +172,27 @@ def evaluate(
 def compare(
     first: GivenResults,
     second: GivenResults,
-    data: GivenData,
+    data: str | Path,
     *,
     iou_type: IouType = "bbox",
     bootstrap: int = 1000,
     seed: int = 0,
     max_dets: int = 100,
+    skip_invalid: bool = False,
+    count_difficult: bool = False,
 ) -> Comparison:
     """Whether one results file is better than another, by a bootstrap over the images that is paired.
 
     Args:
         first: COCO results file (A) of any detector.
         second: The one it is compared with (B).
-        data: The truth, as in `evaluate`. `Lenient` leaves faulty records out.
+        data: The truth, as in `evaluate`.
         iou_type: `bbox` or `segm`.
         bootstrap: Resamples.
         seed: Of the resamples.
         max_dets: As in `evaluate`.
+        skip_invalid: Leave faulty records out, counted, instead of stopping.
+        count_difficult: Objects marked `difficult` (VOC) or `ignore` (COCO) are ordinary ones.
 
     Raises:
         DataError: One of the files cannot be used; with all findings.
@@ -201,10 +207,10 @@ def compare(
     from scantling.evaluate.compare import compare_results
     from scantling.evaluate.inputs import truth_findings
 
-    dataset = read_given(data)
-    lenient = isinstance(data, Lenient)
+    dataset = read_given(data, skip_invalid=skip_invalid, count_difficult=count_difficult)
     pair = [
-        read_results(file.path, dataset, skip_invalid=lenient, image_ids=file.image_ids) for file in files
+        read_results(file.path, dataset, skip_invalid=skip_invalid, image_ids=file.image_ids)
+        for file in files
     ]
     tell_warnings(truth_findings(dataset, iou_type, max_dets), log, rest="all of this kind")
     return compare_results(

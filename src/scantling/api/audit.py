@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from scantling.errors import UsageError
 from scantling.settings.paths import (
-    GivenData,
     GivenResults,
-    Lenient,
     ResultsFile,
     folder_of,
     require_existing,
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def audit(
-    data: GivenData,
+    data: str | Path,
     out: str | Path,
     *,
     refiner: str | Path | None = None,
@@ -38,12 +36,12 @@ def audit(
     overrides: Iterable[str] = (),
     device: str = "auto",
     overwrite: bool = False,
+    skip_invalid: bool = False,
 ) -> AuditReport:
     """Rank the labels of a data set by how likely they are wrong, each with a reason.
 
     Args:
         data: The labels: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
-            `Lenient` leaves faulty records out.
         out: Folder for `suspects.json`, `audit.html` to decide in, and `suspects.jpg` with the first 30.
         refiner: Checkpoint of a refiner, for badly placed boxes; it refines as the checkpoint says, but as often as
             the setting `iterations`.
@@ -51,6 +49,7 @@ def audit(
         overrides: `KEY=VALUE` texts that replace settings, such as `min_score=0.5`.
         device: What the refiner runs on: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         overwrite: Write into a folder that is not empty.
+        skip_invalid: Leave faulty records out, counted, instead of stopping.
 
     Raises:
         ScantlingError: The data, the refiner or the predictions cannot be used; then nothing was written.
@@ -72,11 +71,10 @@ def audit(
     from scantling.settings.draft import Draft
 
     config = Draft.of(AuditConfig, overrides).check()
-    dataset = read_given(data)
+    dataset = read_given(data, skip_invalid=skip_invalid)
     found = None
     if file is not None:
-        lenient = isinstance(data, Lenient)
-        results = read_results(file.path, dataset, skip_invalid=lenient, image_ids=file.image_ids)
+        results = read_results(file.path, dataset, skip_invalid=skip_invalid, image_ids=file.image_ids)
         found = detections_of(results, dataset)
     refined = _refined(Path(refiner), dataset, device, config.iterations) if refiner is not None else None
     return write_audit(folder, find_suspects(dataset, refined, found, config), dataset, found)

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from scantling.errors import ConfigError, UsageError
 from scantling.settings.paths import (
-    GivenData,
     GivenResults,
-    Lenient,
     ResultsFile,
     folder_of,
     require_existing,
@@ -42,13 +40,14 @@ _APPLIED_BY = {
 
 def ensemble(
     files: Iterable[GivenResults],
-    data: GivenData,
+    data: str | Path,
     out: str | Path,
     *,
     masks: bool = False,
     weights: str | None = None,
     tuned: str | Path | None = None,
     overrides: Iterable[str] = (),
+    skip_invalid: bool = False,
 ) -> EnsembleSummary:
     """Fuse the boxes, or the masks, of several detectors.
 
@@ -56,7 +55,6 @@ def ensemble(
         files: COCO results files of any tools, of the same images; `NAME=FILE` or a `ResultsFile` says what a member is
             called.
         data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
-            `Lenient` leaves faulty records out.
         out: COCO results file to write.
         masks: Match predictions by their masks: `nms` (where no method is set), `soft_linear` and `soft_gaussian` then
             go by the overlap of masks; `mask_vote` makes one mask of those that match.
@@ -65,6 +63,7 @@ def ensemble(
             weight.
         tuned: YAML file whose section `ensemble` has the settings.
         overrides: `KEY=VALUE` texts that replace settings, such as `iou_threshold=0.6`.
+        skip_invalid: Leave faulty records out, counted, instead of stopping.
 
     Raises:
         ScantlingError: Files, data or settings cannot be used; then nothing was written.
@@ -86,22 +85,24 @@ def ensemble(
     config = config.matching_masks() if masks else config
     return ensemble_files(
         named,
-        read_given(data),
+        read_given(data, skip_invalid=skip_invalid),
         config,
         Path(out),
-        skip_invalid=isinstance(data, Lenient),
+        skip_invalid=skip_invalid,
     )
 
 
 def tune(
     predictions: Iterable[GivenResults],
-    data: GivenData,
+    data: str | Path,
     out: str | Path,
     *,
     what: Literal["auto", "suppress", "weights"] = "auto",
     iou_type: Literal["bbox", "segm"] = "bbox",
     max_dets: int = 100,
     overrides: Iterable[str] = (),
+    skip_invalid: bool = False,
+    count_difficult: bool = False,
 ) -> TuneSummary:
     """Find settings of suppression, or weights of an ensemble, by category where that is surely better.
 
@@ -109,13 +110,14 @@ def tune(
         predictions: One COCO results file of candidates before suppression, or those of an ensemble's members, as
             for `ensemble`; of images that the detectors were not trained on.
         data: Their truth: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
-            `Lenient` leaves faulty records out.
         out: YAML file to write, which `suppress`, `predict` and `ensemble` take.
         what: `suppress`, `weights`, or `auto`: by the number of files.
         iou_type: Whether AP of boxes or of masks decides; where `ensemble.method` is one of masks, masks do.
         max_dets: Predictions counted per image and category, as in `evaluate`.
         overrides: `KEY=VALUE` texts: how to search, such as `search.folds=10`, and the settings in use, such as
             `suppress.min_score=1e-5` or `ensemble.method=nms`.
+        skip_invalid: Leave faulty records out, counted, instead of stopping.
+        count_difficult: Objects marked `difficult` (VOC) or `ignore` (COCO) are ordinary ones.
 
     Raises:
         ScantlingError: Files, data or settings cannot be used; then nothing was written.
@@ -135,35 +137,35 @@ def tune(
     request = Draft.of(TuneRequest, [*overrides, *given]).check()
     chosen: Literal["suppress", "weights"] = "suppress" if len(members) == 1 else "weights"
     chosen = chosen if what == "auto" else what
-    lenient = isinstance(data, Lenient)
     return tune_files(
         named_files(members),
-        read_given(data),
+        read_given(data, skip_invalid=skip_invalid, count_difficult=count_difficult),
         request,
         Path(out),
         chosen,
-        skip_invalid=lenient,
+        skip_invalid=skip_invalid,
     )
 
 
 def suppress(
     results: GivenResults,
-    data: GivenData,
+    data: str | Path,
     out: str | Path,
     *,
     tuned: str | Path | None = None,
     overrides: Iterable[str] = (),
+    skip_invalid: bool = False,
 ) -> SuppressSummary:
     """Suppress the predictions of a results file: of boxes that overlap within a category, the better one counts.
 
     Args:
         results: COCO results file of any detector, best of all candidates; masks and further keys stay.
         data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
-            `Lenient` leaves faulty records out.
         out: COCO results file to write.
         tuned: YAML file with settings in a section `suppress`, as `tune` writes it.
         overrides: `KEY=VALUE` texts that replace settings, such as `method=soft_linear`. Unless one is given, no score
             threshold applies.
+        skip_invalid: Leave faulty records out, counted, instead of stopping.
 
     Raises:
         ScantlingError: Files, data or settings cannot be used; then nothing was written.
@@ -186,10 +188,10 @@ def suppress(
         raise ConfigError("max_candidates: a setting of detectors, which means nothing to a results file")
     return suppress_file(
         file,
-        read_given(data),
+        read_given(data, skip_invalid=skip_invalid),
         for_results(config),
         Path(out),
-        skip_invalid=isinstance(data, Lenient),
+        skip_invalid=skip_invalid,
     )
 
 
@@ -210,12 +212,13 @@ def tuned_overrides(file: str | Path) -> list[str]:
 
 def eliminate(
     results: GivenResults,
-    train: GivenData,
-    data: GivenData,
+    train: str | Path,
+    data: str | Path,
     out: str | Path | None = None,
     *,
     only_list: bool = False,
     overrides: Iterable[str] = (),
+    skip_invalid: bool = False,
 ) -> EliminateSummary:
     """Remove the weaker of two predictions that lie to each other as objects never do, and surplus ones.
 
@@ -223,10 +226,10 @@ def eliminate(
         results: COCO results file of any detector.
         train: Training annotations, from which is learned what occurs; as `data`.
         data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
-            `Lenient` leaves faulty records out.
         out: COCO results file to write.
         only_list: Say what contradicts and write nothing.
         overrides: `KEY=VALUE` texts that replace settings, such as `min_ratio=3`.
+        skip_invalid: Leave faulty records out, counted, instead of stopping.
 
     Raises:
         ScantlingError: Files, data or settings cannot be used; then nothing was written.
@@ -245,9 +248,9 @@ def eliminate(
     from scantling.settings.draft import Draft
 
     config = Draft.of(EliminateConfig, overrides).check()
-    sets, lenient = (read_given(train), read_given(data)), isinstance(data, Lenient)
+    learned, judged = (read_given(given, skip_invalid=skip_invalid) for given in (train, data))
     written = Path(out) if out is not None else None
-    return eliminate_file(file, *sets, config, written, skip_invalid=lenient)
+    return eliminate_file(file, learned, judged, config, written, skip_invalid=skip_invalid)
 
 
 def _ensemble_config(

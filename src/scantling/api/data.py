@@ -10,11 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from scantling.settings.paths import (
-    GivenData,
-    Lenient,
-    counts_difficult,
     folder_of,
-    named,
     require_existing,
 )
 
@@ -25,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: GivenData,
+    source: str | Path,
     to: Literal["coco", "yolo", "voc"],
     out: str | Path,
     *,
@@ -33,18 +29,19 @@ def convert(
     boxes_only: bool = False,
     states: Iterable[str] = (),
     skip_invalid: bool = False,
+    count_difficult: bool = False,
 ) -> Converted:
     """Write a data set in another tool's files; what these cannot hold is counted.
 
     Args:
-        source: Folder of the data set in any known format, or one split of it (`FOLDER:SPLIT`); with
-            `Given(source, count_difficult=True)` objects marked `difficult` or `ignore` are ordinary ones.
+        source: Folder of the data set in any known format, or one split of it (`FOLDER:SPLIT`).
         to: Format to write.
         out: Folder; must not exist or be empty.
         link: Link the images instead of copying them.
         boxes_only: Leave masks out.
         states: DelftBikes parts in these states are kept; none means all but absent ones.
         skip_invalid: Leave out unusable records and images, counted, instead of stopping.
+        count_difficult: Objects marked `difficult` (VOC) or `ignore` (COCO) are ordinary ones.
 
     Raises:
         ScantlingError: The data or the folder cannot be used; then nothing was written.
@@ -53,11 +50,9 @@ def convert(
     from scantling.data.coco import ReadOptions
     from scantling.data.convert import convert_data
 
-    options = ReadOptions(
-        skip_invalid=skip_invalid or isinstance(source, Lenient), count_difficult=counts_difficult(source)
-    )
+    options = ReadOptions(skip_invalid=skip_invalid, count_difficult=count_difficult)
     return convert_data(
-        named(source),
+        source,
         to,
         Path(out),
         link=link,

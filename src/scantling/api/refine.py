@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scantling.settings.paths import (
-    GivenData,
     GivenResults,
-    Lenient,
     ResultsFile,
-    counts_difficult,
     folder_of,
-    named,
     require_existing,
     require_folder,
     require_output,
@@ -93,7 +89,7 @@ class Refined:
 
 
 def refine_train(
-    data: GivenData,
+    data: str | Path,
     out: str | Path,
     *,
     config: str | Path | None = None,
@@ -101,11 +97,12 @@ def refine_train(
     seed: int = 0,
     device: str = "auto",
     overwrite: bool = False,
+    skip_invalid: bool = False,
 ) -> RefinerSummary:
     """Train a refiner from the labels of a data set; a training begun in `out` goes on.
 
     Args:
-        data: Folder with the splits train and val, in any known format; `Lenient` to leave faulty records out.
+        data: Folder with the splits train and val, in any known format.
         out: Folder for its checkpoints and history.
         config: Name of shipped settings (`small-cpu`), or a YAML file with the sections model, crops, train and apply;
             None takes the published settings.
@@ -113,20 +110,19 @@ def refine_train(
         seed: Of all randomness.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         overwrite: Start over.
+        skip_invalid: Leave faulty records out, counted, instead of stopping.
 
     Raises:
         ScantlingError: The data, a setting, the device or the folder cannot be used.
     """
-    require_folder(Path(named(data)), "data set")
+    require_folder(Path(data), "data set")
     from rich.console import Console
 
     from scantling.data.splits import DataConfig, log_run_data, read_run_data
     from scantling.refine.train import RefinerRun, train_refiner
 
     settings = _settings(config, overrides)
-    chosen = DataConfig(
-        root=str(named(data)), skip_invalid=isinstance(data, Lenient), count_difficult=counts_difficult(data)
-    )
+    chosen = DataConfig(root=str(data), skip_invalid=skip_invalid)
     splits = read_run_data(chosen, "val")
     log_run_data(splits)
     run = RefinerRun(
@@ -143,25 +139,27 @@ def refine_train(
 
 def refine_apply(
     results: GivenResults,
-    data: GivenData,
+    data: str | Path,
     refiner: str | Path,
     *,
     out: str | Path | None = None,
     gate: str | Path | None = None,
     overrides: Iterable[str] = (),
     device: str = "auto",
+    skip_invalid: bool = False,
 ) -> Refined:
     """Refine the boxes of a results file of any detector.
 
     Args:
         results: COCO results file.
         data: What was predicted: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
-            Its categories are matched with the refiner's by name. `Lenient` leaves faulty records out.
+            Its categories are matched with the refiner's by name.
         refiner: Checkpoint of `refine train`.
         out: COCO results file to write.
         gate: File of `refine tune`, which says where to refine; None refines everywhere.
         overrides: `KEY=VALUE` texts that replace settings of refining, such as `iterations=2`.
         device: As in `refine_train`.
+        skip_invalid: Leave faulty records out, counted, instead of stopping.
 
     Raises:
         ScantlingError: One of the files, an image or a setting cannot be used.
@@ -178,8 +176,8 @@ def refine_apply(
     from scantling.data.images.white import dataset_with_white
     from scantling.refine.apply import refine_results
 
-    dataset = read_given(data)
-    found = read_results(file.path, dataset, skip_invalid=isinstance(data, Lenient), image_ids=file.image_ids)
+    dataset = read_given(data, skip_invalid=skip_invalid)
+    found = read_results(file.path, dataset, skip_invalid=skip_invalid, image_ids=file.image_ids)
     require_images(dataset, {result["image_id"] for result in found})
     model, config, sha256 = load_with_settings(Path(refiner), overrides, device)
     dataset = dataset_with_white(dataset, model.white)
@@ -193,22 +191,24 @@ def refine_apply(
 
 def refine_tune(
     results: GivenResults,
-    data: GivenData,
+    data: str | Path,
     refiner: str | Path,
     *,
     out: str | Path | None = None,
     overrides: Iterable[str] = (),
     device: str = "auto",
+    skip_invalid: bool = False,
 ) -> RefineGate:
     """Measure on labelled predictions where refining helps, and write a gate that refines only there.
 
     Args:
         results: COCO results file of the detector, on images that neither it nor the refiner was trained on.
-        data: Their labels, as in `refine_apply`. `Lenient` leaves faulty records out.
+        data: Their labels, as in `refine_apply`.
         refiner: Checkpoint of `refine train`.
         out: Gate file to write.
         overrides: `KEY=VALUE` texts that replace settings, such as `bands=[0.5]` or `apply.iterations=2`.
         device: As in `refine_train`.
+        skip_invalid: Leave faulty records out, counted, instead of stopping.
 
     Raises:
         ScantlingError: One of the files, an image or a setting cannot be used.
@@ -227,8 +227,8 @@ def refine_tune(
     from scantling.refine.gate_tuning import tune_gate
     from scantling.settings.draft import Draft
 
-    dataset = read_given(data)
-    found = read_results(file.path, dataset, skip_invalid=isinstance(data, Lenient), image_ids=file.image_ids)
+    dataset = read_given(data, skip_invalid=skip_invalid)
+    found = read_results(file.path, dataset, skip_invalid=skip_invalid, image_ids=file.image_ids)
     require_images(dataset, {result["image_id"] for result in found})
     model, apply_config, sha256 = load_with_settings(Path(refiner), (), device)
     dataset = dataset_with_white(dataset, model.white)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from scantling.cli.shell import DeviceOption, ImageIdsOption, JsonOption, SkipOption, show, verb
-from scantling.settings.paths import ResultsFile, given
+from scantling.settings.paths import ResultsFile
 
 DataArgument = Annotated[Path, typer.Argument(help="The labels: a COCO file, a split file, or FOLDER:SPLIT.")]
 
@@ -38,13 +38,14 @@ def audit(
     from scantling import api
 
     made = api.audit(
-        given(data, skip_invalid=skip_invalid),
+        data,
         out,
         refiner=refiner,
         predictions=ResultsFile(predictions, image_ids) if predictions else None,
         overrides=overrides or (),
         device=device,
         overwrite=overwrite,
+        skip_invalid=skip_invalid,
     )
     show(made.to_text(), made.to_dict(), as_json=json)
 

@@ -16,7 +16,7 @@ from scantling.cli.shell import (
     show,
     verb,
 )
-from scantling.settings.paths import ResultsFile, given
+from scantling.settings.paths import ResultsFile
 
 
 @verb
@@ -38,14 +38,15 @@ def compare(
     """Say which of two results files is better, and how sure that is: differences with 95 % intervals."""
     from scantling import api
 
-    truth = given(data, skip_invalid=skip_invalid, count_difficult=count_difficult)
     comparison = api.compare(
         ResultsFile(first, image_ids),
         ResultsFile(second, image_ids),
-        truth,
+        data,
         iou_type=iou_type,
         bootstrap=bootstrap,
         seed=seed,
         max_dets=max_dets,
+        skip_invalid=skip_invalid,
+        count_difficult=count_difficult,
     )
     show(comparison.to_text(), comparison.to_dict(), as_json=json)

@@ -9,7 +9,6 @@ import typer
 
 from scantling.cli.shell import DifficultOption, JsonOption, show, verb
 from scantling.errors import ScantlingError, UsageError
-from scantling.settings.paths import given
 
 DataArgument = Annotated[
     Path,
@@ -60,8 +59,16 @@ def convert(
     """Write a data set in another tool's files; what they cannot hold is counted."""
     from scantling import api
 
-    chosen = given(source, skip_invalid=skip_invalid, count_difficult=count_difficult)
-    written = api.convert(chosen, to, out, link=link, boxes_only=boxes_only, states=states or ())
+    written = api.convert(
+        source,
+        to,
+        out,
+        link=link,
+        boxes_only=boxes_only,
+        states=states or (),
+        skip_invalid=skip_invalid,
+        count_difficult=count_difficult,
+    )
     show(written.to_text(), written.to_dict(), as_json=json)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from scantling.cli.shell import ImageIdsOption, JsonOption, SkipOption, show, verb
-from scantling.settings.paths import ResultsFile, given
+from scantling.settings.paths import ResultsFile
 
 
 @verb
@@ -73,11 +73,12 @@ def ensemble(
     ]
     summary = api.ensemble(
         [ResultsFile.member(file, image_ids) for file in files],
-        given(data, skip_invalid=skip_invalid),
+        data,
         out,
         masks=masks,
         weights=weights,
         tuned=tuned,
         overrides=[*(overrides or ()), *chosen],
+        skip_invalid=skip_invalid,
     )
     show(summary.to_text(), summary.to_dict(), as_json=json)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from scantling.cli.shell import DeviceOption, ImageIdsOption, JsonOption, SkipOption, show, verb
-from scantling.settings.paths import ResultsFile, given
+from scantling.settings.paths import ResultsFile
 
 refine = typer.Typer(
     help="Train a network that sharpens boxes, and sharpen those of any detector.", no_args_is_help=True
@@ -51,13 +51,14 @@ def refine_train(
     from scantling import api
 
     made = api.refine_train(
-        given(data, skip_invalid=skip_invalid),
+        data,
         out,
         config=config,
         overrides=overrides or (),
         seed=seed,
         device=device,
         overwrite=overwrite,
+        skip_invalid=skip_invalid,
     )
     show(made.to_text(), made.to_dict(), as_json=json)
 
@@ -80,11 +81,12 @@ def refine_tune(
 
     gate = api.refine_tune(
         ResultsFile(results, image_ids),
-        given(data, skip_invalid=skip_invalid),
+        data,
         refiner,
         out=out,
         overrides=overrides or (),
         device=device,
+        skip_invalid=skip_invalid,
     )
     show(gate.to_text(), gate.model_dump(mode="json"), as_json=json)
 
@@ -110,12 +112,13 @@ def refine_apply(
 
     done = api.refine_apply(
         ResultsFile(results, image_ids),
-        given(data, skip_invalid=skip_invalid),
+        data,
         refiner,
         out=out,
         gate=gate,
         overrides=overrides or (),
         device=device,
+        skip_invalid=skip_invalid,
     )
     show(done.to_text(), done.to_dict(), as_json=json)
 

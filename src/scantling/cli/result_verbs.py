@@ -17,7 +17,7 @@ from scantling.cli.shell import (
     show,
     verb,
 )
-from scantling.settings.paths import ResultsFile, given
+from scantling.settings.paths import ResultsFile
 
 
 @verb
@@ -53,13 +53,14 @@ def predict(
     settings = api.tuned_overrides(tuned) if tuned is not None else []
     tiling = [f"{key}={value}" for key, value in (("tile", tile), ("overlap", overlap)) if value is not None]
     found = api.predict(
-        given(source, skip_invalid=skip_invalid),
+        source,
         run=run,
         checkpoint=checkpoint,
         out=out,
         overlays=overlays,
         overrides=[*settings, *(overrides or ()), *tiling],
         device=device,
+        skip_invalid=skip_invalid,
     )
     show(found.to_text(), found.results if out is None else found.to_dict(), as_json=json or out is None)
 
@@ -89,15 +90,16 @@ def evaluate(
     from scantling import api
     from scantling.evaluate.coco_eval import interval_table, metrics_json
 
-    truth = given(data, skip_invalid=skip_invalid, count_difficult=count_difficult)
     evaluation = api.evaluate(
         ResultsFile(results, image_ids),
-        truth,
+        data,
         iou_type=iou_type,
         backend=backend,
         bootstrap=bootstrap,
         max_dets=max_dets,
         out=out,
+        skip_invalid=skip_invalid,
+        count_difficult=count_difficult,
     )
     text = "\n\n".join(filter(None, [evaluation.table, interval_table(evaluation)]))
     show(text, metrics_json([evaluation]), as_json=json)

@@ -16,7 +16,7 @@ from scantling.cli.shell import (
     show,
     verb,
 )
-from scantling.settings.paths import ResultsFile, given
+from scantling.settings.paths import ResultsFile
 
 
 @verb
@@ -56,12 +56,14 @@ def tune(
 
     summary = api.tune(
         [ResultsFile.member(file, image_ids) for file in predictions],
-        given(data, skip_invalid=skip_invalid, count_difficult=count_difficult),
+        data,
         out,
         what=what,
         iou_type=iou_type,
         max_dets=max_dets,
         overrides=overrides or (),
+        skip_invalid=skip_invalid,
+        count_difficult=count_difficult,
     )
     show(summary.to_text(), summary.to_dict(), as_json=json)
 
@@ -88,10 +90,11 @@ def suppress(
 
     summary = api.suppress(
         ResultsFile(results, image_ids),
-        given(data, skip_invalid=skip_invalid),
+        data,
         out,
         tuned=tuned,
         overrides=overrides or (),
+        skip_invalid=skip_invalid,
     )
     show(summary.to_text(), summary.to_dict(), as_json=json)
 
@@ -120,10 +123,11 @@ def eliminate(
 
     summary = api.eliminate(
         ResultsFile(results, image_ids),
-        given(train, skip_invalid=skip_invalid),
-        given(data, skip_invalid=skip_invalid),
+        train,
+        data,
         out,
         only_list=only_list,
         overrides=overrides or (),
+        skip_invalid=skip_invalid,
     )
     show(summary.to_text(), summary.to_dict(), as_json=json)

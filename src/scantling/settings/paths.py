@@ -73,49 +73,8 @@ GivenResults: TypeAlias = str | Path | ResultsFile
 """A results file as a person names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A data set, and how it is read.
-
-    Attributes:
-        data: As it is named elsewhere: a file, a folder, or `FOLDER:SPLIT`.
-        count_difficult: Objects marked `difficult` (VOC) or `ignore` (COCO) are ordinary ones; else they are ignored.
-    """
-
-    data: str | Path
-    count_difficult: bool = False
-
-
-class Lenient(Given):
-    """A data set whose faulty records are left out and counted, and those of results on it, instead of stopping."""
-
-    __slots__ = ()
-
-
-GivenData: TypeAlias = str | Path | Given
-"""A data set as a person names it."""
-
-
-def given(data: str | Path, *, skip_invalid: bool, count_difficult: bool = False) -> GivenData:
-    """A data set as it is named on the command line."""
-    if skip_invalid:
-        return Lenient(data, count_difficult)
-    return Given(data, count_difficult) if count_difficult else data
-
-
-def named(data: GivenData) -> str | Path:
-    """The name alone."""
-    return data.data if isinstance(data, Given) else data
-
-
-def counts_difficult(data: GivenData) -> bool:
-    """Whether objects marked `difficult` or `ignore` are ordinary ones."""
-    return isinstance(data, Given) and data.count_difficult
-
-
-def folder_of(text: GivenData) -> Path:
+def folder_of(text: str | Path) -> Path:
     """The path in `FOLDER:SPLIT`; any other text is a path as it is."""
-    text = named(text)
     path, folder = Path(text), Path(str(text).rpartition(":")[0])
     return folder if not path.exists() and ":" in str(text) and folder.is_dir() else path
 
@@ -144,7 +103,7 @@ _BEGINNINGS: dict[Written, tuple[bytes, ...]] = {
 }
 
 
-def require_output(out: Path, what: Written, inputs: Iterable[GivenData | ResultsFile | None]) -> None:
+def require_output(out: Path, what: Written, inputs: Iterable[str | Path | ResultsFile | None]) -> None:
     """Refuse to write onto what is read, or onto a file of another kind: a slip of the hand must not cost labels.
 
     Args:
@@ -168,7 +127,7 @@ def require_output(out: Path, what: Written, inputs: Iterable[GivenData | Result
             raise UsageError(f"{out}: there is a file already, and it is no {what}", hint=_OTHER_OUT)
 
 
-def require_unread(out: Path, inputs: Iterable[GivenData | ResultsFile | None]) -> None:
+def require_unread(out: Path, inputs: Iterable[str | Path | ResultsFile | None]) -> None:
     """Refuse to write onto one of the inputs, or where a folder is.
 
     Raises:
@@ -180,5 +139,5 @@ def require_unread(out: Path, inputs: Iterable[GivenData | ResultsFile | None]) 
         raise UsageError(f"{out}: this is read, and never written over", hint=_OTHER_OUT)
 
 
-def _path_of(given: GivenData | ResultsFile) -> Path:
+def _path_of(given: str | Path | ResultsFile) -> Path:
     return given.path if isinstance(given, ResultsFile) else folder_of(given)

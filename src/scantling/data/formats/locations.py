@@ -23,7 +23,6 @@ from scantling.data.formats.voc import read_voc, voc_folder
 from scantling.data.formats.yolo_settings import read_settings
 from scantling.data.io import hint_for_missing, read_json, write_json
 from scantling.errors import UsageError
-from scantling.settings.paths import GivenData, Lenient, counts_difficult, named
 
 _logger = logging.getLogger(__name__)
 
@@ -65,20 +64,22 @@ def parse_location(text: Path | str) -> Location:
     return Location(path)
 
 
-def read_given(data: GivenData) -> CocoDataset:
+def read_given(data: str | Path, *, skip_invalid: bool = False, count_difficult: bool = False) -> CocoDataset:
     """Read what a person named, strictly or leniently; what was found in it goes to the log.
 
     Args:
-        data: See the top of this module; `Lenient` leaves faulty records out and counts them.
+        data: See the top of this module.
+        skip_invalid: Leave faulty records out, counted, instead of stopping.
+        count_difficult: As in `ReadOptions`.
 
     Raises:
         DataError: As `read_location`.
     """
-    options = ReadOptions(skip_invalid=isinstance(data, Lenient), count_difficult=counts_difficult(data))
-    dataset = read_location(named(data), options)
+    options = ReadOptions(skip_invalid=skip_invalid, count_difficult=count_difficult)
+    dataset = read_location(data, options)
     tell_warnings(dataset.findings, _logger, rest="`scantling check` tells all")
     if dataset.num_crowd or dataset.num_ignored:
-        _logger.info("%s: %s", named(data), dataset.counts_text())
+        _logger.info("%s: %s", data, dataset.counts_text())
     return dataset
 
 
