@@ -43,7 +43,8 @@ def ensemble(
         ),
     ] = False,
     iou: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Overlap beyond which two boxes, or masks, are of one object.")
+        float | None,
+        typer.Option(min=0, max=1, help="Overlap beyond which two boxes, or masks, are of one object."),
     ] = None,
     weights: Annotated[
         str | None,

@@ -9,7 +9,7 @@ tried for the weights of an ensemble (`tune_weights`) stands in the same setting
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from scantling.combine.selection import Selection, SelectionConfig, average_precisions, select, stitch
+from scantling.combine.semantic import FusionMode
 from scantling.combine.tuned import Tuned, rows_of
 from scantling.data.coco.dataset import CocoDataset
 from scantling.errors import UsageError
@@ -34,6 +35,7 @@ Width = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Floats = NDArray[np.float64]
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 class Option(NamedTuple):
@@ -63,6 +65,8 @@ class TuneConfig(SelectionConfig):
         weight_rule: `search` tries these, and each member's AP as its weight, and keeps what surely helps. `ap` takes
             each member's AP as its weight, `category_ap` that of each category, whether or not it helps: the more a
             member is right, the more it counts, as in the mask ensemble of Tao et al. 2023.
+        fusion_modes: Ways to fuse masks with score maps, each tried with every score threshold; and none of them.
+        fusion_scores: Score thresholds of that fusion.
     """
 
     methods: tuple[SuppressMethod, ...] = ("hard", "soft_linear", "soft_gaussian")
@@ -71,6 +75,8 @@ class TuneConfig(SelectionConfig):
     weight_factors: tuple[Factor, ...] = (0.0, 0.25, 0.5, 2.0, 4.0)
     rounds: Annotated[int, Field(ge=1, le=10)] = 2
     weight_rule: Literal["search", "ap", "category_ap"] = "search"
+    fusion_modes: tuple[FusionMode, ...] = ("union", "replace", "intersect")
+    fusion_scores: tuple[Fraction, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
 
     def options(self) -> list[Option]:
         """The grid of suppression."""
@@ -127,7 +133,7 @@ def tune_suppression(
         )
         for option in ways
     }
-    selection = select([_by_label(outcomes, in_use), *(outcomes[option] for option in grid)], config)
+    selection = select([outcomes_by_label(outcomes, in_use), *(outcomes[option] for option in grid)], config)
     found = _suppression(base, selection, (in_use, grid), names)
     before, after = (
         mean_ap(
@@ -177,8 +183,13 @@ def _each(value: T | dict[str, T], field: str, names: Sequence[str]) -> list[T]:
     return found if isinstance(found, list) else [found] * len(names)
 
 
-def _by_label(outcomes: Mapping[Option, MatchedDetections], options: Sequence[Option]) -> MatchedDetections:
-    """Detections of each category from the option that it has."""
+def outcomes_by_label(outcomes: Mapping[K, MatchedDetections], options: Sequence[K]) -> MatchedDetections:
+    """Detections of each category from the option that it has.
+
+    Args:
+        outcomes: Of every option that a category has.
+        options: By label.
+    """
     ways = list(dict.fromkeys(options))
     which = np.array([[ways.index(option)] for option in options])
     settings = [outcomes[option] for option in ways]
@@ -198,7 +209,10 @@ def _suppression(
     common = grid[selection.common - 1] if selection.common else None
     return base.model_copy(
         update={
-            field: _compressed(chosen, _common_value(base, common, field), field, names) for field in _FIELDS
+            field: compressed(
+                [_value_of(option, field) for option in chosen], _common_value(base, common, field), names
+            )
+            for field in _FIELDS
         }
     )
 
@@ -220,9 +234,14 @@ def _value_of(option: Option, field: str) -> Any:
     return option.value if used.get(option.method) == field else None
 
 
-def _compressed(options: Sequence[Option], common: Any, field: str, names: Sequence[str]) -> Any:
-    """One value, or a mapping with the categories that differ from it."""
-    values = [_value_of(option, field) for option in options]
+def compressed(values: Sequence[Any], common: Any, names: Sequence[str]) -> Any:
+    """One value, or a mapping with the categories that differ from it.
+
+    Args:
+        values: By label; None where a category does not need the setting.
+        common: What the others have.
+        names: Category names in label order.
+    """
     own = {
         name: value
         for name, value in zip(names, values, strict=True)

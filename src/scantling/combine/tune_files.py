@@ -1,7 +1,8 @@
 """Result files of any tools tuned: one file of candidates, or the members of an ensemble, to a file of settings.
 
-candidates.json ─ tune_suppression ─┐
-A.json, B.json ... ─ tune_weights ──┴─► tuned.yaml, which prediction and ensembles take
+candidates.json ─ tune_suppression ───┐
+A.json, B.json ... ─ tune_weights ────┼─► tuned.yaml, which prediction, ensembles and semantic fusion take
+results.json, maps ─ tune_semantic ───┘  (`semantic_files`)
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from scantling.structures.detections import Detections
 
 log = logging.getLogger(__name__)
 
-What = Literal["suppress", "weights"]
+What = Literal["suppress", "weights", "semantic"]
 
 
 class TuneRequest(BaseModel):
@@ -120,27 +121,14 @@ def tune_files(
     tell_warnings(truth_findings(dataset, iou_type, request.max_dets), log, rest="all of this kind")
     for finding in compare_detections([(m.file, m.detections) for m in members], dataset.class_names):
         log.warning("%s", str(finding).removeprefix("warning "))
+    found = {member.name: _comparable(member, iou_type) for member in members}
     tuned: Tuned[Any]
     if what == "suppress":
-        candidates = _comparable(members[0], iou_type)
-        if is_suppressed(candidates):
-            log.warning(
-                "%s: no box overlaps another of its category by more than half, so there is nothing to suppress; "
-                "give candidates before suppression (predict --set suppress.method=none)",
-                members[0].file,
-            )
-        tuned = tune_suppression(
-            candidates,
-            dataset,
-            request.suppression(),
-            request.search,
-            max_detections=request.max_dets,
-            iou_type=iou_type,
-        )
+        tuned = _suppression(members[0].file, found[members[0].name], dataset, request, iou_type)
         write_tuned(out, suppress=tuned.config, comment=tuned.to_text())
     else:
         tuned = tune_weights(
-            {member.name: _comparable(member, iou_type) for member in members},
+            found,
             dataset,
             request.ensemble,
             request.search,
@@ -149,6 +137,26 @@ def tune_files(
         )
         write_tuned(out, ensemble=tuned.config, comment=tuned.to_text())
     return TuneSummary(what=what, tuned=tuned, out=out)
+
+
+def _suppression(
+    file: str, candidates: Detections, dataset: CocoDataset, request: TuneRequest, iou_type: IouType
+) -> Tuned[SuppressConfig]:
+    """Tune suppression; candidates that seem suppressed before are told."""
+    if is_suppressed(candidates):
+        log.warning(
+            "%s: no box overlaps another of its category by more than half, so there is nothing to suppress; "
+            "give candidates before suppression (predict --set suppress.method=none)",
+            file,
+        )
+    return tune_suppression(
+        candidates,
+        dataset,
+        request.suppression(),
+        request.search,
+        max_detections=request.max_dets,
+        iou_type=iou_type,
+    )
 
 
 def _comparable(member: Member, iou_type: IouType) -> Detections:

@@ -95,10 +95,16 @@ def paired_overlaps(boxes: Floats, others: Floats, areas: tuple[Floats, Floats] 
         others: (P, 4) xyxy, same frame.
         areas: (P,) areas of both where they are known more exactly, as COCO's width times height; None: from corners.
     """
-    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    common = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
+    common = common_areas(boxes, others)
     first, second = areas if areas is not None else (box_areas(boxes), box_areas(others))
     return Overlaps(*(_share(common, whole) for whole in (first + second - common, first, second)))
+
+
+def common_areas(boxes: Floats, others: Floats) -> Floats:
+    """(P,) area that box i has in common with box i."""
+    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+    areas: Floats = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
+    return areas
 
 
 def pairwise_overlaps(boxes: Floats, others: Floats) -> Overlaps:
@@ -164,8 +170,7 @@ def find_pairs_within(keys: Ints, masks: NDArray[np.object_], *, at_least: float
     boxes = xywh_to_xyxy(np.asarray(coco_mask.toBbox(masks.tolist()), dtype=np.float64).reshape(-1, 4))
     areas, found = mask_areas(masks), [_NO_PAIRS]
     for one, other in _meeting(keys, boxes):
-        sides = np.minimum(boxes[one, 2:], boxes[other, 2:]) - np.maximum(boxes[one, :2], boxes[other, :2])
-        common = np.minimum(np.minimum(areas[one], areas[other]), sides.clip(0).prod(axis=1))  # at most
+        common = np.minimum(np.minimum(areas[one], areas[other]), common_areas(boxes[one], boxes[other]))
         able = np.flatnonzero((common > 0) & (common >= at_least * (areas[one] + areas[other] - common)))
         first, second = np.minimum(one[able], other[able]), np.maximum(one[able], other[able])
         order = np.argsort(first, kind="stable")
