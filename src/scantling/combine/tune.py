@@ -24,6 +24,7 @@ from scantling.data.coco.dataset import CocoDataset
 from scantling.errors import UsageError
 from scantling.evaluate.inputs import EvalInputs, IouType
 from scantling.evaluate.outcomes import MatchedDetections, PairedInputs
+from scantling.evaluate.pairs import best_first
 from scantling.models.suppression import DEFAULT, SuppressConfig, by_category, suppress_detections
 from scantling.ops.suppress_options import SuppressMethod
 from scantling.structures.detections import Detections
@@ -144,6 +145,37 @@ def tune_suppression(
     words = [[str(option), *map(str, grid)] for option in in_use]
     rows = rows_of(selection, names, [*words, ["as it is", *map(str, grid)]])
     return Tuned(config=found, rows=rows, before=before, after=after).or_base(base)
+
+
+def rows_to_tune(
+    candidates: Detections,
+    base: SuppressConfig,
+    config: TuneConfig,
+    class_names: Sequence[str],
+    *,
+    max_detections: int = 100,
+) -> NDArray[np.int64]:
+    """Rows, ascending, that some option keeps among the best of an image and category.
+
+    With these alone every option is measured as with all: what comes after the best neither removes one of them nor
+    lowers its score. Masks that decide about suppression need be drawn for no others.
+
+    Args:
+        candidates: As in `tune_suppression`.
+        base: The settings in use.
+        config: Grid.
+        class_names: Category names in label order.
+        max_detections: Detections counted per image and category.
+    """
+    considered = np.flatnonzero(_considered(candidates, base, class_names))
+    seen = candidates[considered]
+    limit = min(max_detections, base.max_per_image or max_detections)
+    keys = seen.images * len(class_names) + seen.labels
+    kept = np.zeros(len(seen), dtype=bool)
+    for option in dict.fromkeys([*_options_of(base, class_names), *config.options()]):
+        rows, scores = suppress_detections(seen, _alone(base, option), class_names)
+        kept[rows[best_first(keys[rows], scores, limit)]] = True
+    return considered[kept]
 
 
 def require_objects(dataset: CocoDataset) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from scantling.combine.eliminate import learn_relations
+from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.tune_weights import tune_weights
 from scantling.combine.tuned import write_tuned
 from scantling.data.coco import write_results
@@ -17,7 +18,7 @@ from scantling.errors import ConfigError
 from scantling.run.context import RunContext
 from scantling.run.results import own_results
 from scantling.run.stage import Stage, hashes_of
-from scantling.run.stages.detecting import dataset_of, foreign_files, read_member
+from scantling.run.stages.detecting import dataset_of, foreign_files, read_member, tuned_by
 from scantling.run.steps import (
     ELIMINATE,
     ENSEMBLE,
@@ -56,7 +57,7 @@ def check_combination(context: RunContext) -> None:
         hint = "Add combine.ensemble, or name one member in combine.members."
         raise ConfigError("combine.eliminate: there are several members and no ensemble", hint=hint)
     if combining.ensemble is not None:
-        combining.ensemble.weight_table(combined_members(context.recipe), context.data.train.class_names)
+        _check_ensemble(context, combining.ensemble)
     needed = [context.data.evaluated, *([context.tuning_split] if recipe.tunes_weights else [])]
     needed += ["val"] if recipe.gates_refinement else []
     for name in recipe.foreign_members:
@@ -67,6 +68,22 @@ def check_combination(context: RunContext) -> None:
         for path in foreign_files(context, name).values():
             if not path.is_file():
                 raise ConfigError(f"members.{name}.predictions: there is no file {path}")
+
+
+def _check_ensemble(context: RunContext, config: EnsembleConfig) -> None:
+    """Refuse weights of members and categories that do not exist, and masks to be matched that nobody draws."""
+    members = combined_members(context.recipe)
+    config.weight_table(members, context.data.train.class_names)
+    bare = [
+        name
+        for name in members
+        if name not in context.recipe.foreign_members and not context.member(name).draws_masks
+    ]
+    if config.by_masks and bare:
+        raise ConfigError(
+            f"combine.ensemble.method: {config.method} matches masks, and {', '.join(bare)} draws none",
+            hint="Give it a model of masks, or take wbf, nmw, nms, soft_linear or soft_gaussian.",
+        )
 
 
 def weights_stage(context: RunContext) -> Stage:
@@ -80,6 +97,7 @@ def weights_stage(context: RunContext) -> Stage:
             "ensemble": Ensemble(context.recipe, context.root).given.model_dump(mode="json"),
             "tune": context.recipe.combining.tuning.model_dump(mode="json"),
             **context.recipe.evaluate.limits,
+            **({"iou_type": "segm"} if tuned_by(context) == "segm" else {}),
         },
         needs=tuple(files.values()),
         outputs=(tuned_file(ENSEMBLE), f"{TUNED}/{ENSEMBLE}.txt"),
@@ -155,6 +173,7 @@ def _weigh(context: RunContext) -> None:
         config,
         context.recipe.combining.tuning,
         max_detections=context.recipe.evaluate.max_dets,
+        iou_type=tuned_by(context),
     )
     write_tuned(context.root / tuned_file(ENSEMBLE), ensemble=found.config)
     atomic_write(context.root / TUNED / f"{ENSEMBLE}.txt", found.to_text() + "\n")
