@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import slow_ensemble, slow_nms
-from scantling.combine import clusters, pool
+from scantling.combine import clusters, ensemble
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.errors import ConfigError, DataError
 from scantling.structures.detections import Detections

@@ -9,7 +9,7 @@ VISION 2023.
 
 A pixel that several of these instances of an image claim goes to the one whose own mask is nearest (one that has the
 pixel is at distance 0), of equally near ones to that of the higher score, then to the earlier row. What an instance has
-in its own mask a union leaves to it. N: detections; K: categories; h, w: of the window of a box.
+in its own mask a union, or an intersection, leaves to it. N: detections; K: categories; h, w: of the window of a box.
 
 Source: Tao et al., "The second-place solution for CVPR VISION 23 challenge track 1", 2023, section 2.2, which does not
 say whose a pixel in several boxes is.
@@ -154,10 +154,14 @@ def fuse_semantic(
             unmapped += 1
             continue
         fused[rows] = True
-        claims = [_Claim.of(detections[rows[at : at + 1]], score_map, config) for at in range(len(rows))]
+        own_modes = [modes[label] for label in detections.labels[rows].tolist()]
+        claims = [
+            _Claim.of(detections[rows[at : at + 1]], score_map, mode, config.map_threshold)
+            for at, mode in enumerate(own_modes)
+        ]
         wins = _shared_out(claims, detections.scores[rows])
-        for row, claim, won in zip(rows.tolist(), claims, wins, strict=True):
-            changed = claim.fused(won, modes[detections.labels[row]], config.min_part)
+        for row, claim, won, mode in zip(rows.tolist(), claims, wins, own_modes, strict=True):
+            changed = claim.fused(won, mode, config.min_part)
             gained[row], lost[row] = (
                 np.count_nonzero(changed & ~claim.own),
                 np.count_nonzero(claim.own & ~changed),
@@ -177,7 +181,7 @@ class _Claim:
     Attributes:
         offset_xy: Column and row of the window's upper left pixel in the image.
         own: (h, w) its mask.
-        foreground: (h, w) of the map, inside its box.
+        foreground: (h, w) of the map, inside its box; where masks are intersected, also inside its mask.
     """
 
     offset_xy: tuple[int, int]
@@ -185,17 +189,18 @@ class _Claim:
     foreground: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, row: Detections, score_map: ScoreMap, config: SemanticConfig) -> _Claim:
+    def of(cls, row: Detections, score_map: ScoreMap, mode: FusionMode, map_threshold: float) -> _Claim:
         """Of one row."""
         parts = [
             rle_to_patch(row.mask_column[0]),
-            score_map.foreground(int(row.labels[0]), row.boxes[0], config.map_threshold),
+            score_map.foreground(int(row.labels[0]), row.boxes[0], map_threshold),
         ]
         filled = [(offset, patch.shape) for patch, offset in parts if patch.size] or [((0, 0), (1, 1))]
         x, y = (min(offset[axis] for offset, _ in filled) for axis in (0, 1))
         right, bottom = (max(offset[a] + shape[1 - a] for offset, shape in filled) for a in (0, 1))
         own, foreground = (_placed(part, (x, y), (bottom - y, right - x)) for part in parts)
-        return cls(offset_xy=(x, y), own=own, foreground=foreground)
+        claimed = foreground & own if mode == "intersect" else foreground
+        return cls(offset_xy=(x, y), own=own, foreground=claimed)
 
     @cached_property
     def distance(self) -> NDArray[np.float32]:
@@ -218,7 +223,7 @@ class _Claim:
         elif mode == "replace":
             found = won
         else:
-            found = self.own & self.foreground
+            found = self.foreground
         if not found.any():
             return self.own
         return found if min_part < 2 else _large_parts(found, min_part)
