@@ -97,14 +97,17 @@ def fuse_semantic_file(
     fusion = fuse_semantic(detections, maps, config, dataset.class_names)
     if fusion.num_unmapped:
         log.warning("%d images with predictions to fuse have no map; their masks stay", fusion.num_unmapped)
-    fused = [
-        {**result, "segmentation": mask} if is_changed else result
-        for result, mask, is_changed in zip(
-            results, fusion.detections.mask_column.tolist(), fusion.is_changed.tolist(), strict=True
-        )
-    ]
-    write_results(fused, out, dataset.images)
+    write_results(with_masks_of(results, fusion), out, dataset.images)
     return SemanticSummary(fusion=fusion, class_names=dataset.class_names, out=out)
+
+
+def with_masks_of(results: Sequence[Result], fusion: SemanticFusion) -> list[Result]:
+    """Results with the masks that fusion changed, and all else as it was; row i of the fusion is result i."""
+    masks, changed = fusion.detections.mask_column.tolist(), fusion.is_changed.tolist()
+    return [
+        {**result, "segmentation": mask} if is_changed else result
+        for result, mask, is_changed in zip(results, masks, changed, strict=True)
+    ]
 
 
 class SemanticTuneRequest(BaseModel):

@@ -5,7 +5,7 @@
     data:     {root: DIR, train: train, val: val}
     pretrain: {epochs: auto}                     backbones learn from the objects' crops first
     members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE}}
-    combine:  {tune: {...}, ensemble: {...}, eliminate: {...}}
+    combine:  {tune: {...}, ensemble: {...}, semantic: {...}, eliminate: {...}}
     refine:   {model: {...}, train: {...}, gate: {...}}      sharpen the boxes that come out
     audit:    {}                                             rank the training labels by how likely they are wrong
     evaluate: {split: val}
@@ -28,6 +28,7 @@ from pydantic import BaseModel, Field, StringConstraints, model_validator
 from scantling.audit.suspects import AuditConfig
 from scantling.combine.eliminate import EliminateConfig
 from scantling.combine.ensemble import EnsembleConfig
+from scantling.combine.semantic import SemanticConfig
 from scantling.combine.tune import TuneConfig
 from scantling.data.samples.transforms import AugmentConfig
 from scantling.data.splits import DataConfig
@@ -73,6 +74,11 @@ class MemberConfig(Section):
         return self
 
     @property
+    def gives_maps(self) -> bool:
+        """Whether it says of pixels what they are, and detects nothing."""
+        return False
+
+    @property
     def draws_masks(self) -> bool:
         """Whether it is a detector of masks, trained here."""
         return self.model is not None and self.model.has_masks
@@ -95,10 +101,22 @@ class TuneSection(TuneConfig):
     Attributes:
         suppress: Each member's suppression, by category.
         weights: The members' weights in the ensemble.
+        semantic: Mode and score threshold of the fusion with score maps, by category.
     """
 
     suppress: bool = True
     weights: bool = True
+    semantic: bool = True
+
+
+class SemanticSection(SemanticConfig):
+    """Masks fused with the score maps of a member.
+
+    Attributes:
+        member: A segmenter, or maps of another tool; null for the only one there is.
+    """
+
+    member: MemberName | None = None
 
 
 class CombineConfig(Section):
@@ -108,19 +126,26 @@ class CombineConfig(Section):
         members: Those that are combined; null for all.
         tune: Choose suppression per member and category, and the weights of the ensemble, on `val` (or, with folds,
             on out-of-fold predictions); null takes them as the recipe gives them.
-        ensemble: Fuse the members' boxes; null does not.
+        ensemble: Fuse the members' boxes, or masks; null does not.
+        semantic: Give masks the pixels that a segmenter calls foreground inside their boxes; null does not.
         eliminate: Remove boxes that contradict what occurs among the training annotations; null does not.
     """
 
     members: Annotated[tuple[MemberName, ...], Field(min_length=1)] | None = None
     tune: TuneSection | None = None
     ensemble: EnsembleConfig | None = None
+    semantic: SemanticSection | None = None
     eliminate: EliminateConfig | None = None
 
     @property
     def tuning(self) -> TuneSection:
         """How thresholds and weights are chosen."""
         return self.tune or TuneSection()
+
+    @property
+    def fusing(self) -> SemanticSection:
+        """How masks are fused with score maps."""
+        return self.semantic or SemanticSection()
 
     @property
     def elimination(self) -> EliminateConfig:
@@ -207,6 +232,11 @@ class Recipe(Section):
         return tuple(name for name, member in self.members.items() if member.model is None)
 
     @property
+    def map_members(self) -> tuple[str, ...]:
+        """Members that give score maps instead of detections."""
+        return tuple(name for name, member in self.members.items() if member.gives_maps)
+
+    @property
     def combining(self) -> CombineConfig:
         """What is combined; nothing where the recipe says nothing about it."""
         return self.combine or CombineConfig()
@@ -229,9 +259,16 @@ class Recipe(Section):
     @property
     def tunes_weights(self) -> bool:
         """Whether the weights of the ensemble are; those of a single member mean nothing."""
-        combining, several = self.combining, len(self.combining.members or self.members) > 1
-        fuses = combining.ensemble is not None and several
+        combining, maps = self.combining, self.map_members
+        members = [name for name in combining.members or self.members if name not in maps]
+        fuses = combining.ensemble is not None and len(members) > 1
         return combining.tune is not None and combining.tune.weights and fuses
+
+    @property
+    def tunes_semantic(self) -> bool:
+        """Whether the fusion with score maps is chosen on images that no member has learned from."""
+        combining = self.combining
+        return combining.tune is not None and combining.tune.semantic and combining.semantic is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default written out."""

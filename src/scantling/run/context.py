@@ -164,6 +164,10 @@ class RunContext:
         """The truth that thresholds and weights are chosen on: the training split with folds, else `val`."""
         return self.data.train if self.folds else self.data.val
 
+    def maps_file(self, name: str, split: str) -> str:
+        """File of a member's score maps of a split, relative to the run folder."""
+        return f"members/{name}/maps-{split.replace('/', '-')}.safetensors"
+
     def detections_file(self, name: str, split: str) -> str:
         """Results file of a member on a split, relative to the run folder."""
         if split == self.data.evaluated:

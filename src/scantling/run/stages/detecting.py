@@ -145,6 +145,7 @@ def tuned_by(context: RunContext) -> IouType:
         if name in foreign
         else context.member(name).draws_masks
         for name in recipe.members
+        if name not in recipe.map_members
     )
     return "segm" if drawn else "bbox"
 
