@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from scantling.evaluate.inputs import IouType
     from scantling.predict.import_weights import ImportSummary
     from scantling.predict.loaded import ImagePredictor
+    from scantling.run.map_predictions import MapPredictions
     from scantling.run.predictions import Predictions
 
 log = logging.getLogger(__name__)
@@ -72,11 +73,12 @@ def predict(
     checkpoint: str | Path | None = None,
     out: str | Path | None = None,
     overlays: str | Path | None = None,
+    maps: str | Path | None = None,
     overrides: Iterable[str] = (),
     device: str = "auto",
     skip_invalid: bool = False,
-) -> Predictions:
-    """Detect objects in an image, a folder of images, or the images of a COCO file.
+) -> Predictions | MapPredictions:
+    """Detect objects in an image, a folder of images, or the images of a COCO file; or score their pixels.
 
     Args:
         source: What to look at.
@@ -84,6 +86,7 @@ def predict(
         checkpoint: Checkpoint file, instead of `run`.
         out: COCO results file to write.
         overlays: Folder for copies of the images with what was found drawn on them.
+        maps: Folder for score maps of a segmenter, or of the run's, which are then made in the place of objects.
         overrides: `KEY=VALUE` texts that replace settings of prediction, such as `scales=[480,640]`, or those of
             `tuned_overrides`.
         device: As in `run`.
@@ -98,6 +101,18 @@ def predict(
         raise UsageError("give either --run DIR or --checkpoint FILE")
     if out is not None:
         require_output(Path(out), "results file", [source, run, checkpoint])
+    if maps is not None:
+        if out is not None or overlays is not None:
+            raise UsageError("--maps is for pixels, --out and --overlays are for objects: give one of them")
+        from scantling.predict.loaded import load_segmenter
+        from scantling.run.map_predictions import load_run_segmenters, predict_maps
+
+        chosen = (
+            [load_segmenter(Path(checkpoint), overrides, device=device)]
+            if checkpoint is not None
+            else load_run_segmenters(require_run(Path(run or "")), overrides, device=device)
+        )
+        return predict_maps(Path(source), chosen, Path(maps), skip_invalid=skip_invalid)
     from scantling.predict.loaded import load_detector
     from scantling.run.predictions import predict_source
     from scantling.run.predictor import load_run

@@ -92,7 +92,7 @@ class _Looked:
 
     def look(self) -> None:
         """Open every file once."""
-        found = [path for path in files_below(self.folder) if path.suffix.lower() in _SUFFIXES]
+        found = map_files(self.folder)
         if not found:
             refuse("maps-file", str(self.folder), "the folder holds no map: no PNG, no NPY")
         names, owners, strangers = FileNames(self.dataset), dict[int, Path](), list[str]()
@@ -234,6 +234,11 @@ class _Folder:
         for plane, label in zip(planes, shown, strict=True):
             plane[numbers == numbered[label]] = CERTAIN
         return ScoreMap(planes=planes, labels=tuple(shown), frame=frame)
+
+
+def map_files(folder: Path) -> list[Path]:
+    """All files in a folder and its sub-folders that are called like maps, sorted."""
+    return [path for path in files_below(folder) if path.suffix.lower() in _SUFFIXES]
 
 
 def _opened(path: Path) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import cv2
 import numpy as np
@@ -30,7 +30,49 @@ _ALL_TOGETHER = -1
 _COLUMNS = ("ends", "shapes", "label_ends", "labels", "matrices", "sizes", "content")
 
 
-def save_score_maps(maps: Iterable[ScoreMap | None], path: Path) -> None:
+class PackedMap(NamedTuple):
+    """A score map as it lies in the file: what a process hands on, and what many of are held.
+
+    Attributes:
+        content: PNG of its planes, one below the other; nothing for no plane.
+        shape: P, h, w.
+        labels: As of the map.
+        frame: As of the map.
+    """
+
+    content: bytes
+    shape: tuple[int, int, int]
+    labels: tuple[int, ...] | None
+    frame: Frame
+
+    @classmethod
+    def of(cls, one: ScoreMap) -> Self:
+        """The same map, packed."""
+        planes, height, width = one.planes.shape
+        content = b""
+        if planes:
+            written, encoded = cv2.imencode(".png", one.planes.reshape(-1, width))
+            if not written:
+                raise ValueError(f"a score map of shape {one.planes.shape} cannot be encoded")
+            content = bytes(encoded.tobytes())
+        return cls(content, (planes, height, width), one.labels, one.frame)
+
+    def unpack(self) -> ScoreMap:
+        """The map.
+
+        Raises:
+            ValueError: The content is damaged.
+        """
+        planes = np.zeros(self.shape, dtype=np.uint8)
+        if self.shape[0]:
+            stacked = cv2.imdecode(np.frombuffer(self.content, dtype=np.uint8), cv2.IMREAD_GRAYSCALE)
+            if stacked is None or stacked.size != planes.size:
+                raise ValueError("its pixels cannot be decoded")
+            planes = np.asarray(stacked, dtype=np.uint8).reshape(self.shape)
+        return ScoreMap(planes=planes, labels=self.labels, frame=self.frame)
+
+
+def save_score_maps(maps: Iterable[ScoreMap | PackedMap | None], path: Path) -> None:
     """Write a file that `load_score_maps` reads, atomically.
 
     Args:
@@ -42,13 +84,14 @@ def save_score_maps(maps: Iterable[ScoreMap | None], path: Path) -> None:
     """
     content, ends, shapes, label_ends = bytearray(), list[int](), list[tuple[int, ...]](), list[int]()
     labels, matrices, sizes = list[int](), list[NDArray[np.float64]](), list[tuple[int, int]]()
-    for one in maps:
+    for given in maps:
+        one = PackedMap.of(given) if isinstance(given, ScoreMap) else given
         if one is not None:
-            content += _encoded(one.planes)
+            content += one.content
             labels += [_ALL_TOGETHER] if one.labels is None else one.labels
-        shapes.append((0, 0, 0) if one is None else one.planes.shape)
+        shapes.append((0, 0, 0) if one is None else one.shape)
         matrices.append(np.eye(2, 3) if one is None else one.frame.matrix)
-        sizes.append((0, 0) if one is None else one.image_hw)
+        sizes.append((0, 0) if one is None else one.frame.original_hw)
         ends.append(len(content))
         label_ends.append(len(labels))
     columns = {
@@ -132,39 +175,18 @@ class _Stored:
             return None
         start, end = (int(self.ends[each]) if each >= 0 else 0 for each in (position - 1, position))
         first, last = (int(self.label_ends[each]) if each >= 0 else 0 for each in (position - 1, position))
-        labels = tuple(self.labels[first:last].tolist())
+        numbers = tuple(self.labels[first:last].tolist())
         try:
             with safe_open(self.path, framework="np") as file:
-                content = file.get_slice("content")[start:end]
-            return ScoreMap(
-                planes=_decoded(content, (planes, height, width)),
-                labels=None if labels == (_ALL_TOGETHER,) else labels,
-                frame=Frame(
-                    matrix=self.matrices[position],
-                    original_hw=(int(self.sizes[position, 0]), int(self.sizes[position, 1])),
-                    size_hw=(height, width),
-                ),
+                content = file.get_slice("content")[start:end].tobytes()
+            frame = Frame(
+                matrix=self.matrices[position],
+                original_hw=(int(self.sizes[position, 0]), int(self.sizes[position, 1])),
+                size_hw=(height, width),
             )
+            labels = None if numbers == (_ALL_TOGETHER,) else numbers
+            return PackedMap(content, (planes, height, width), labels, frame).unpack()
         except (OSError, SafetensorError, ValueError, cv2.error) as error:
             raise DataError(
                 f"{self.path}: the score map at position {position} is damaged ({error})"
             ) from error
-
-
-def _encoded(planes: NDArray[np.uint8]) -> bytes:
-    """(P, h, w) -> a PNG of (P h, w); nothing for no plane."""
-    if not len(planes):
-        return b""
-    written, content = cv2.imencode(".png", planes.reshape(-1, planes.shape[2]))
-    if not written:
-        raise ValueError(f"a score map of shape {planes.shape} cannot be encoded")
-    return bytes(content.tobytes())
-
-
-def _decoded(content: NDArray[np.uint8], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    if shape[0] == 0:
-        return np.zeros(shape, dtype=np.uint8)
-    stacked = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE)
-    if stacked is None or stacked.size != np.prod(shape):
-        raise ValueError("its pixels cannot be decoded")
-    return np.asarray(stacked, dtype=np.uint8).reshape(shape)

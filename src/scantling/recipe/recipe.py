@@ -4,7 +4,8 @@
     seed:     0
     data:     {root: DIR, train: train, val: val}
     pretrain: {epochs: auto}                     backbones learn from the objects' crops first
-    members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE}}
+    members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE},
+               SEGM: {segmenter: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER_SEGM: {maps: FOLDER}}
     combine:  {tune: {...}, ensemble: {...}, semantic: {...}, eliminate: {...}}
     refine:   {model: {...}, train: {...}, gate: {...}}      sharpen the boxes that come out
     audit:    {}                                             rank the training labels by how likely they are wrong
@@ -32,6 +33,9 @@ from scantling.combine.semantic import SemanticConfig
 from scantling.combine.tune import TuneConfig
 from scantling.data.samples.transforms import AugmentConfig
 from scantling.data.splits import DataConfig
+from scantling.errors import ConfigError, did_you_mean
+from scantling.models.segmenters import SegmenterConfig
+from scantling.models.suppression import SuppressConfig
 from scantling.models.zoo import ModelConfig
 from scantling.predict.predictor import PredictConfig
 from scantling.pretrain.config import PretrainConfig
@@ -48,35 +52,46 @@ MemberName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63
 
 
 class MemberConfig(Section):
-    """One detector: what it is, how it is trained, how it predicts; or what another tool has predicted.
+    """A detector or a segmenter: what it is, how it is trained, how it looks at images; or what another tool has found.
 
     Attributes:
-        model: What is trained here; null for a member of `predictions`.
+        model: The detector that is trained here.
+        segmenter: The segmenter that is trained here, in the place of a detector.
         augment: What its training images go through.
         train: How it is trained.
-        predict: How it looks at images.
+        predict: How it looks at images; a segmenter has no use for `suppress`.
         predictions: COCO results file of any tool for the evaluated split, or a mapping from split to file.
         image_ids: What numbers as `image_id` in these files are: `id` of the data set, the number that the `file` is
             called by, or null to find out.
+        maps: Folder of any tool's maps of pixels (a PNG or NPY for each image) or a file of score maps, for the
+            evaluated split, or a mapping from split to folder.
+        map_values: What the numbers in these maps are: `scores`, `foreground`, `ids`, `positions`, or null to find
+            out; see `data.map_files`.
     """
 
     model: ModelConfig | None = None
+    segmenter: SegmenterConfig | None = None
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     predictions: str | dict[str, str] | None = None
     image_ids: Literal["id", "file"] | None = None
+    maps: str | dict[str, str] | None = None
+    map_values: Literal["scores", "foreground", "ids", "positions"] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.model is None) == (self.predictions is None):
-            raise ValueError("give either `model` (trained here) or `predictions` (a file of any tool)")
+        sources = (self.model, self.segmenter, self.predictions, self.maps)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError(
+                "give one of `model` (a detector trained here), `segmenter` (one trained here), `predictions` (a file "
+                "of any tool) and `maps` (a folder of any tool)"
+            )
+        if self.map_values is not None and self.maps is None:
+            raise ValueError("`map_values` says what the numbers in `maps` are, and there are none")
+        if self.segmenter is not None and self.predict.suppress != SuppressConfig():
+            raise ValueError("`predict.suppress` is for boxes; a segmenter has none")
         return self
-
-    @property
-    def gives_maps(self) -> bool:
-        """Whether it says of pixels what they are, and detects nothing."""
-        return False
 
     @property
     def draws_masks(self) -> bool:
@@ -84,15 +99,37 @@ class MemberConfig(Section):
         return self.model is not None and self.model.has_masks
 
     @property
+    def gives_maps(self) -> bool:
+        """Whether it says of pixels what they are, and detects nothing: a segmenter, or any tool's maps."""
+        return self.segmenter is not None or self.maps is not None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is trained here."""
+        return self.model is not None or self.segmenter is not None
+
+    @property
     def detector(self) -> ModelConfig:
+        """The detector that is trained here.
+
+        Raises:
+            TypeError: The member is something else.
+        """
+        if self.model is None:
+            raise TypeError("this member is no detector that is trained here")
+        return self.model
+
+    @property
+    def network(self) -> ModelConfig | SegmenterConfig:
         """What is trained here.
 
         Raises:
-            TypeError: The member is a file of another tool.
+            TypeError: The member is a file or folder of another tool.
         """
-        if self.model is None:
-            raise TypeError("this member's predictions come from a file")
-        return self.model
+        network = self.model or self.segmenter
+        if network is None:
+            raise TypeError("this member was made by another tool")
+        return network
 
 
 class TuneSection(TuneConfig):
@@ -123,7 +160,7 @@ class CombineConfig(Section):
     """How the members' detections become better ones.
 
     Attributes:
-        members: Those that are combined; null for all.
+        members: Those that are combined; null for all that find objects.
         tune: Choose suppression per member and category, and the weights of the ensemble, on `val` (or, with folds,
             on out-of-fold predictions); null takes them as the recipe gives them.
         ensemble: Fuse the members' boxes, or masks; null does not.
@@ -223,18 +260,49 @@ class Recipe(Section):
 
     @property
     def draws_masks(self) -> bool:
-        """Whether a member learns masks, so that every annotation needs one."""
+        """Whether a detector draws masks."""
         return any(member.draws_masks for member in self.members.values())
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether a member learns from masks: a detector that draws them, or a segmenter."""
+        return self.draws_masks or any(member.segmenter is not None for member in self.members.values())
 
     @property
     def foreign_members(self) -> tuple[str, ...]:
         """Members whose predictions come from another tool."""
-        return tuple(name for name, member in self.members.items() if member.model is None)
+        return tuple(name for name, member in self.members.items() if member.predictions is not None)
+
+    @property
+    def detecting_members(self) -> tuple[str, ...]:
+        """Members that find objects, whoever trained them."""
+        return tuple(name for name, member in self.members.items() if not member.gives_maps)
 
     @property
     def map_members(self) -> tuple[str, ...]:
-        """Members that give score maps instead of detections."""
+        """Members that give score maps instead of detections: segmenters, and any tool's maps."""
         return tuple(name for name, member in self.members.items() if member.gives_maps)
+
+    def map_member(self) -> str:
+        """The member whose score maps masks are fused with.
+
+        Raises:
+            ConfigError: It does not exist or gives no maps; or none is named, and there are several or none.
+        """
+        name, members = self.combining.fusing.member, self.map_members
+        if name is not None and name not in members:
+            found = "gives no score maps" if name in self.members else "does not exist"
+            hint = f"Those that give some: {', '.join(members) or 'none'}."
+            raise ConfigError(
+                f"combine.semantic.member: {name} {found}{did_you_mean(name, members)}", hint=hint
+            )
+        if name is None and len(members) != 1:
+            told = f"{len(members) or 'no'} members give score maps"
+            hint = (
+                "Name one in combine.semantic.member." if members else "Add one with `segmenter` or `maps`."
+            )
+            raise ConfigError(f"combine.semantic: {told}", hint=hint)
+        return name or members[0]
 
     @property
     def combining(self) -> CombineConfig:
@@ -259,9 +327,8 @@ class Recipe(Section):
     @property
     def tunes_weights(self) -> bool:
         """Whether the weights of the ensemble are; those of a single member mean nothing."""
-        combining, maps = self.combining, self.map_members
-        members = [name for name in combining.members or self.members if name not in maps]
-        fuses = combining.ensemble is not None and len(members) > 1
+        combining, several = self.combining, len(self.combining.members or self.detecting_members) > 1
+        fuses = combining.ensemble is not None and several
         return combining.tune is not None and combining.tune.weights and fuses
 
     @property

@@ -103,7 +103,7 @@ def with_variants(recipe: Recipe, init: Path | None = None) -> Recipe:
     """
     name, member = next(iter(recipe.members.items()))
     if member.model is None:
-        raise UsageError(f"members.{name} is a file of predictions; the first member must be trained here")
+        raise UsageError(f"members.{name} is no detector that is trained here, as the first member must be")
     members = dict(recipe.members)
     if member.model.init != "random":
         members[f"{name}-{FROM_RANDOM}"] = _starting_from(member, "random")

@@ -65,6 +65,10 @@ class TrainingJob(NamedTuple):
         """File of the masks of what is kept of a split's candidates, relative to the run folder."""
         return f"{self.folder}/masks-{split.replace('/', '-')}.safetensors"
 
+    def score_maps(self, split: str) -> str:
+        """File of a segmenter's score maps of a split, relative to the run folder."""
+        return f"{self.folder}/maps-{split.replace('/', '-')}.safetensors"
+
     def candidates(self, split: str) -> str:
         """File of what it sees in a split, relative to the run folder."""
         return f"{self.folder}/candidates-{split.replace('/', '-')}.safetensors"
@@ -124,7 +128,7 @@ class RunContext:
 
     def units_of(self, name: str) -> list[TrainingJob]:
         """What has to be trained for a member; nothing for a file of another tool."""
-        if self.member(name).model is None:
+        if not self.member(name).is_trained:
             return []
         return (
             [TrainingJob(name, fold) for fold in range(len(self.folds))]
@@ -165,8 +169,8 @@ class RunContext:
         return self.data.train if self.folds else self.data.val
 
     def maps_file(self, name: str, split: str) -> str:
-        """File of a member's score maps of a split, relative to the run folder."""
-        return f"members/{name}/maps-{split.replace('/', '-')}.safetensors"
+        """File of a semantic member's score maps of a split, relative to the run folder."""
+        return TrainingJob(name).score_maps(split)
 
     def detections_file(self, name: str, split: str) -> str:
         """Results file of a member on a split, relative to the run folder."""

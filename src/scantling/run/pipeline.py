@@ -1,6 +1,6 @@
 """A recipe becomes a run: stages in order, each done once.
 
-    check data ─► resolve `auto` ─► pretrain ─► for each member (and fold): train ─► predict
+    check data ─► resolve `auto` ─► pretrain ─► for each member (and fold): train ─► predict (a segmenter: score)
        ─► tune suppression ─► draw masks ─► detect ─► tune weights ─► ensemble ─► fuse with score maps ─► eliminate
        ─► refine ─► audit labels ─► evaluate ─► report
 
@@ -54,7 +54,15 @@ from scantling.run.stages.combining import (
     weights_stage,
 )
 from scantling.run.stages.detecting import detect_stage, import_stage, masks_stage, tune_stage
-from scantling.run.stages.evaluation import KIND, STEPS, TABLE, evaluate_stage, report_stage
+from scantling.run.stages.evaluation import (
+    KIND,
+    SEMANTIC,
+    SEMANTIC_KEY,
+    STEPS,
+    TABLE,
+    evaluate_stage,
+    report_stage,
+)
 from scantling.run.stages.pretraining import pretrain_stage, resolve_pretraining
 from scantling.run.stages.refining import (
     audit_stage,
@@ -64,7 +72,8 @@ from scantling.run.stages.refining import (
     refiner_stage,
     resolve_refining,
 )
-from scantling.run.stages.training import check_detectors, predict_stage, train_stage
+from scantling.run.stages.semantic import check_semantic, semantic_stages
+from scantling.run.stages.training import check_detectors, predict_stage, score_maps_stage, train_stage
 from scantling.run.steps import Eliminate, Ensemble, FuseSemantic, Refine, Step
 from scantling.train.devices import Processes, available_devices, join_processes, resolve_device
 
@@ -78,27 +87,41 @@ class RunSummary:
     Attributes:
         out: The run folder.
         metrics: Content of `metrics.json`.
-        table: COCO table of the stage the metrics are of.
-        steps: Table of what each step gave.
+        table: COCO table of the stage the metrics are of; empty where no member finds objects.
+        steps: Table of what each step gave; empty likewise.
+        semantic: Table of how good the score maps of semantic members are; empty without any.
     """
 
     out: Path
     metrics: Mapping[str, Any]
     table: str
     steps: str
+    semantic: str = ""
+
+    @property
+    def finds_objects(self) -> bool:
+        """Whether there is a member that finds objects, and so a report of what was found."""
+        return "stage" in self.metrics
 
     def to_text(self) -> str:
         """For people: the tables, the headline number, where the report is."""
+        if not self.finds_objects:
+            nothing = "no member finds objects, so there is no AP, no ensemble and no report; score maps in members/*/"
+            return "\n".join([*([self.semantic, ""] if self.semantic else []), f"{self.out}: {nothing}"])
         headline_key = f"{self.metrics.get(KIND, 'bbox')}/AP"
         ap = self.metrics[headline_key]
         value = "undefined" if ap is None else f"{ap:.3f}"
         kind = "member" if self.metrics["stage"] == self.metrics["member"] else "after"
         headline = f"{headline_key} {value} on {self.metrics['split']} ({kind} {self.metrics['stage']})"
-        return "\n".join([self.table, "", self.steps, "", headline, f"report: {self.out / REPORT}"])
+        semantic = [self.semantic, ""] if self.semantic else []
+        return "\n".join(
+            [self.table, "", self.steps, "", *semantic, headline, f"report: {self.out / REPORT}"]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
-        return {"out": str(self.out), "report": str(self.out / REPORT), "metrics": dict(self.metrics)}
+        report = str(self.out / REPORT) if self.finds_objects else None
+        return {"out": str(self.out), "report": report, "metrics": dict(self.metrics)}
 
 
 def run_recipe(
@@ -161,6 +184,7 @@ def _checked_context(
         processes=processes,
     )
     with processes.together():
+        check_semantic(context)
         check_combination(context)
         check_refining(context)
         check_detectors(context, begun=begun)
@@ -218,8 +242,12 @@ def stages_of(context: RunContext) -> tuple[Stage, ...]:
     if recipe.pretrain is not None:
         stages.append(pretrain_stage(context))
     for unit in context.units():
-        stages += [train_stage(context, unit), predict_stage(context, unit)]
+        look = score_maps_stage if context.member(unit.member).gives_maps else predict_stage
+        stages += [train_stage(context, unit), look(context, unit)]
     for name in recipe.members:
+        if context.member(name).gives_maps:
+            stages += semantic_stages(context, name)
+            continue
         if name in recipe.foreign_members:
             stages.append(import_stage(context, name))
             continue
@@ -232,7 +260,8 @@ def stages_of(context: RunContext) -> tuple[Stage, ...]:
         stages += _stages_of_step(context, step)
     if recipe.audit is not None:
         stages.append(audit_stage(context))
-    return (*stages, evaluate_stage(context), report_stage(context))
+    report = [report_stage(context)] if recipe.detecting_members else []
+    return (*stages, evaluate_stage(context), *report)
 
 
 def _stages_of_step(context: RunContext, step: Step) -> list[Stage]:
@@ -256,7 +285,7 @@ def _prepare(
 ) -> tuple[RunData, Resolution]:
     """The checked data, and the recipe without `auto`: what one process finds out for all."""
     check_run_folder(out)
-    data = read_run_data(recipe.data, recipe.evaluate.split, with_masks=recipe.draws_masks)
+    data = read_run_data(recipe.data, recipe.evaluate.split, with_masks=recipe.needs_masks)
     resolved = resolve_auto(recipe, measure(data.train, device, processes))
     resolved = resolve_pretraining(resolved, data, device, processes)
     return data, resolve_refining(resolved, data, device, processes)
@@ -265,8 +294,13 @@ def _prepare(
 def summarise(out: Path) -> RunSummary:
     """The outcome of a finished run, from its folder."""
     metrics = cast("dict[str, Any]", read_json(out / METRICS))
-    table, steps = ((out / name).read_text(encoding="utf-8").rstrip("\n") for name in (TABLE, STEPS))
-    return RunSummary(out=out, metrics=metrics, table=table, steps=steps)
+    table, steps = (_text(out / name) if "stage" in metrics else "" for name in (TABLE, STEPS))
+    semantic = _text(out / SEMANTIC) if SEMANTIC_KEY in metrics else ""
+    return RunSummary(out=out, metrics=metrics, table=table, steps=steps, semantic=semantic)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8").rstrip("\n")
 
 
 def _write_facts(context: RunContext, reasons: Iterable[str]) -> None:

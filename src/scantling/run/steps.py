@@ -26,7 +26,6 @@ from scantling.data.coco import CocoDataset
 from scantling.data.coco.results import Result
 from scantling.data.detections import detections_of, pasted, results_of
 from scantling.data.io import read_json, sha256_of
-from scantling.errors import ConfigError, did_you_mean
 from scantling.recipe.recipe import Recipe, RefineSection, SemanticSection
 from scantling.refine.apply import load_refiner, refine_results
 from scantling.refine.gate import RefineGate
@@ -130,31 +129,7 @@ def apply_steps(steps: Sequence[Step], found: Sources, images: CocoDataset) -> D
 
 def combined_members(recipe: Recipe) -> list[str]:
     """Members whose detections the steps start from."""
-    maps = recipe.map_members
-    return [name for name in recipe.combining.members or recipe.members if name not in maps]
-
-
-def map_member(recipe: Recipe) -> str:
-    """The member whose score maps masks are fused with.
-
-    Raises:
-        ConfigError: It does not exist or gives no maps, or there are several, or none.
-    """
-    section, members = recipe.combining.semantic, recipe.map_members
-    name = section.member if section is not None else None
-    if name is not None and name not in members:
-        found = "gives no score maps" if name in recipe.members else "does not exist"
-        hint = f"Those that give some: {', '.join(members) or 'none'}."
-        raise ConfigError(f"combine.semantic.member: {name} {found}{did_you_mean(name, members)}", hint=hint)
-    if name is None and len(members) != 1:
-        told = "several members give score maps" if members else "no member gives score maps"
-        hint = (
-            f"Name one: combine.semantic.member={members[0]}."
-            if members
-            else "Add a segmenter, or maps of one."
-        )
-        raise ConfigError(f"combine.semantic: {told}", hint=hint)
-    return name or members[0]
+    return list(recipe.combining.members or recipe.detecting_members)
 
 
 def step_file(step: Step) -> str:
@@ -225,7 +200,7 @@ class Folds:
             parts = [found[title] for member, title in units if member == name and title in found]
             limit = self.recipe.members[name].predict.suppress.max_per_image
             together[name] = one_voice(parts, images.class_names, limit)
-        return {name: together[name] for name in self.recipe.members if name in together}
+        return {name: together[name] for name in self.recipe.detecting_members if name in together}
 
     @property
     def _numbers(self) -> range:
@@ -291,7 +266,7 @@ class FuseSemantic:
     """Masks gain the pixels that a segmenter calls foreground inside their boxes.
 
     Attributes:
-        recipe: Of the run; it says whose maps these are.
+        recipe: It says whose maps these are, and whether settings are tuned.
         given: What is fused and how, as the recipe says it.
         folder: Run folder, for tuned settings.
         maps_of: Where the maps come from; None where nothing is applied.
@@ -319,10 +294,8 @@ class FuseSemantic:
     def inputs(self) -> Mapping[str, Any]:
         """Settings, and the file of tuned ones; the maps are those of the images."""
         tuned = self.folder / tuned_file(SEMANTIC)
-        return {
-            "semantic": self.given.model_dump(mode="json"),
-            "tuned": sha256_of(tuned) if self.recipe.tunes_semantic else None,
-        }
+        sha256 = sha256_of(tuned) if self.recipe.tunes_semantic else None
+        return {"semantic": self.given.model_dump(mode="json"), "tuned": sha256}
 
     def fuse(self, detections: Detections, images: CocoDataset) -> SemanticFusion:
         """What becomes of the masks; soft ones are laid over their images first.
@@ -332,7 +305,7 @@ class FuseSemantic:
         """
         if self.maps_of is None:
             raise TypeError("these steps were not told where score maps come from")
-        maps = self.maps_of(map_member(self.recipe), images)
+        maps = self.maps_of(self.recipe.map_member(), images)
         return fuse_semantic(pasted(detections, images), maps, self.config, images.class_names)
 
     def apply(self, found: Sources, images: CocoDataset) -> Sources:

@@ -8,18 +8,16 @@ A map is small (a quarter of the input's side is usual) and is looked at through
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from scantling.ops.masks import Patch
+from scantling.ops.masks import Patch, pixels_in, seen_through
 from scantling.structures.sample import Frame
 
 CERTAIN = 255
@@ -119,22 +117,11 @@ class ScoreMap:
         Returns:
             (y2 - y1, x2 - x1) uint8, 255 is certain; bilinear between the centres of the map's cells.
         """
-        x1, y1, x2, y2 = window or (0, 0, *self.image_hw[::-1])
+        shown = window or (0, 0, *self.image_hw[::-1])
         plane = self.plane(label)
-        if plane is None or x2 <= x1 or y2 <= y1:
-            return np.zeros((max(0, y2 - y1), max(0, x2 - x1)), dtype=np.uint8)
-        if (
-            window is None
-            and plane.shape == self.image_hw
-            and np.array_equal(self.frame.matrix, np.eye(2, 3))
-        ):
-            return plane.copy()
-        matrix = self.frame.matrix.copy()  # OpenCV counts from pixel centres, we from pixel edges
-        matrix[:, 2] += matrix[:, :2] @ [x1 + 0.5, y1 + 0.5] - 0.5
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        size = (x2 - x1, y2 - y1)
-        seen = cv2.warpAffine(plane, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(seen, dtype=np.uint8)
+        if plane is None:
+            return np.zeros((max(0, shown[3] - shown[1]), max(0, shown[2] - shown[0])), dtype=np.uint8)
+        return seen_through(plane, self.frame.matrix, shown)
 
     def foreground(
         self, label: int, box: ArrayLike | None = None, threshold: float = 0.5
@@ -151,11 +138,9 @@ class ScoreMap:
             holds no pixel's centre. It is what `ImageMasks.from_patches` takes.
         """
         height, width = self.image_hw
-        x1, y1, x2, y2 = (
-            (0.0, 0.0, width, height) if box is None else np.asarray(box, dtype=np.float64).tolist()
-        )
-        left, top = max(0, math.ceil(x1 - 0.5)), max(0, math.ceil(y1 - 0.5))
-        right, bottom = min(width, math.ceil(x2 - 0.5)), min(height, math.ceil(y2 - 0.5))
+        whole = (0.0, 0.0, float(width), float(height))
+        x1, y1, x2, y2 = whole if box is None else np.asarray(box, dtype=np.float64).tolist()
+        left, top, right, bottom = pixels_in((x1, y1, x2, y2), self.image_hw)
         if right <= left or bottom <= top:
             return np.zeros((0, 0), dtype=np.uint8), (0, 0)
         seen = self.scores(label, (left, top, right, bottom))

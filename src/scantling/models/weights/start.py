@@ -141,7 +141,7 @@ def read_start(path: Path) -> Start:
         raise CheckpointError(
             f"{path}: expected weights to start from, found those of a {kind}", hint=_NO_START[kind]
         )
-    if not any(key.startswith(("neck.", "rpn.")) for key in weights):
+    if not any(key.startswith(("neck.", "rpn.", "pixel_decoder.")) for key in weights):
         return Start(path=path, layout="backbone", weights=weights)
     return Start(
         path=path,

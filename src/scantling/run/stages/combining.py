@@ -18,12 +18,12 @@ from scantling.combine.tuned import write_tuned
 from scantling.data.coco import CocoDataset, write_results
 from scantling.data.detections import detections_of, pasted, results_of
 from scantling.data.io import atomic_write, sha256_of, write_json
-from scantling.data.score_maps import load_score_maps
 from scantling.errors import ConfigError
 from scantling.run.context import RunContext
 from scantling.run.results import own_results
 from scantling.run.stage import Stage, hashes_of
 from scantling.run.stages.detecting import dataset_of, foreign_files, read_member, tuned_by
+from scantling.run.stages.semantic import semantic_maps_of
 from scantling.run.steps import (
     ELIMINATE,
     ENSEMBLE,
@@ -37,7 +37,6 @@ from scantling.run.steps import (
     Step,
     apply_steps,
     combined_members,
-    map_member,
     run_steps,
     step_file,
     steps_before,
@@ -97,7 +96,7 @@ def _check_ensemble(context: RunContext, config: EnsembleConfig) -> None:
 
 def _check_semantic(context: RunContext, config: SemanticConfig) -> None:
     """Refuse maps that nobody gives, categories that do not exist, and members that draw no masks."""
-    map_member(context.recipe)
+    context.recipe.map_member()
     config.modes(context.data.train.class_names)
     config.score_thresholds(context.data.train.class_names)
     if bare := _without_masks(context):
@@ -180,7 +179,7 @@ def fused(context: RunContext, found: Sources, split: str) -> Detections:
 def semantic_tune_stage(context: RunContext) -> Stage:
     """Choose how masks are fused with score maps, on images that no member has learned from."""
     split, before = context.tuning_split, steps_before(applied_steps(context), SEMANTIC)
-    files = _member_files(context, split) | {SEMANTIC: context.maps_file(map_member(context.recipe), split)}
+    files = _member_files(context, split) | {SEMANTIC: context.maps_file(context.recipe.map_member(), split)}
     learned = {file: file for step in before for file in step.needs()}
     return Stage(
         folder=TUNED,
@@ -206,7 +205,7 @@ def semantic_stage(context: RunContext, step: FuseSemantic, before: str) -> Stag
         step: How.
         before: Results file whose masks are fused, relative to the run folder.
     """
-    maps = context.maps_file(map_member(context.recipe), context.data.evaluated)
+    maps = context.maps_file(context.recipe.map_member(), context.data.evaluated)
     return Stage(
         folder=SEMANTIC,
         name=SEMANTIC,
@@ -236,7 +235,7 @@ def stored_maps(context: RunContext, name: str, images: CocoDataset) -> ScoreMap
     """
     splits = (context.data.evaluated, context.tuning_split, "val")
     (split, *_) = (split for split in splits if dataset_of(context, split) is images)
-    return load_score_maps(context.root / context.maps_file(name, split), images)
+    return semantic_maps_of(context, name, split)
 
 
 def first_file(context: RunContext, step: Step) -> str:
@@ -283,7 +282,7 @@ def _tune_semantic(context: RunContext) -> None:
     if images.num_objects:
         found = tune_semantic(
             pasted(apply_steps(before, member_sources(context, split), images), images),
-            stored_maps(context, map_member(context.recipe), images),
+            stored_maps(context, context.recipe.map_member(), images),
             images,
             base,
             context.recipe.combining.tuning,

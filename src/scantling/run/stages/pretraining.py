@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -12,6 +12,7 @@ from scantling.data.io import sha256_of
 from scantling.data.splits import RunData
 from scantling.errors import ConfigError
 from scantling.models.backbone import BackboneConfig
+from scantling.models.segmenters import SegmenterConfig
 from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model
 from scantling.pretrain.config import PretrainConfig, resolve_auto
 from scantling.pretrain.run import FILES, PretrainRun, measure_crops, pretrain
@@ -28,6 +29,9 @@ WEIGHTS = f"{FOLDER}/moco/{BACKBONE}"
 _OF_BACKBONE = {"backbone": "name", "norm": "norm", "deform": "deform", "deform_version": "deform_version"}
 
 
+Network = TypeVar("Network", ModelConfig, SegmenterConfig)
+
+
 class InitialWeights(NamedTuple):
     """Where a member starts from.
 
@@ -41,14 +45,14 @@ class InitialWeights(NamedTuple):
     sha256: str | None
     is_known: bool
 
-    def applied_to(self, model: ModelConfig) -> ModelConfig:
+    def applied_to(self, model: Network) -> Network:
         """The model's settings with the file to load."""
         return model if self.path is None else model.model_copy(update={"init": str(self.path)})
 
 
 def initial_weights(context: RunContext, name: str) -> InitialWeights:
     """Where a member starts from."""
-    model = context.member(name).detector
+    model = context.member(name).network
     path = context.root / WEIGHTS if model.init == INIT_PRETRAIN else model.weights_file()
     if path is None:
         return InitialWeights(None, None, is_known=True)

@@ -40,7 +40,6 @@ from scantling.run.steps import (
     Step,
     apply_steps,
     combined_members,
-    map_member,
     step_file,
     steps_before,
 )
@@ -129,7 +128,7 @@ def gate_stage(context: RunContext) -> Stage:
     files = {name: context.detections_file(name, "val") for name in members}
     learned = [file for step in _steps_before_refining(context) for file in step.needs()]
     if context.recipe.combining.semantic is not None:
-        files[SEMANTIC] = context.maps_file(map_member(context.recipe), "val")
+        files[SEMANTIC] = context.maps_file(context.recipe.map_member(), "val")
 
     return Stage(
         folder=REFINE,
