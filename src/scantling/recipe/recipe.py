@@ -6,7 +6,7 @@
     pretrain: {epochs: auto}                     backbones learn from the objects' crops first
     members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE},
                SEGM: {segmenter: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER_SEGM: {maps: FOLDER}}
-    combine:  {tune: {...}, ensemble: {...}, eliminate: {...}}
+    combine:  {tune: {...}, ensemble: {...}, semantic: {...}, eliminate: {...}}
     refine:   {model: {...}, train: {...}, gate: {...}}      sharpen the boxes that come out
     audit:    {}                                             rank the training labels by how likely they are wrong
     evaluate: {split: val}
@@ -29,9 +29,11 @@ from pydantic import BaseModel, Field, StringConstraints, model_validator
 from scantling.audit.suspects import AuditConfig
 from scantling.combine.eliminate import EliminateConfig
 from scantling.combine.ensemble import EnsembleConfig
+from scantling.combine.semantic import SemanticConfig
 from scantling.combine.tune import TuneConfig
 from scantling.data.samples.transforms import AugmentConfig
 from scantling.data.splits import DataConfig
+from scantling.errors import ConfigError, did_you_mean
 from scantling.models.segmenters import SegmenterConfig
 from scantling.models.suppression import SuppressConfig
 from scantling.models.zoo import ModelConfig
@@ -136,10 +138,22 @@ class TuneSection(TuneConfig):
     Attributes:
         suppress: Each member's suppression, by category.
         weights: The members' weights in the ensemble.
+        semantic: Mode and score threshold of the fusion with score maps, by category.
     """
 
     suppress: bool = True
     weights: bool = True
+    semantic: bool = True
+
+
+class SemanticSection(SemanticConfig):
+    """Masks fused with the score maps of a member.
+
+    Attributes:
+        member: A segmenter, or maps of another tool; null for the only one there is.
+    """
+
+    member: MemberName | None = None
 
 
 class CombineConfig(Section):
@@ -149,19 +163,26 @@ class CombineConfig(Section):
         members: Those that are combined; null for all that find objects.
         tune: Choose suppression per member and category, and the weights of the ensemble, on `val` (or, with folds,
             on out-of-fold predictions); null takes them as the recipe gives them.
-        ensemble: Fuse the members' boxes; null does not.
+        ensemble: Fuse the members' boxes, or masks; null does not.
+        semantic: Give masks the pixels that a segmenter calls foreground inside their boxes; null does not.
         eliminate: Remove boxes that contradict what occurs among the training annotations; null does not.
     """
 
     members: Annotated[tuple[MemberName, ...], Field(min_length=1)] | None = None
     tune: TuneSection | None = None
     ensemble: EnsembleConfig | None = None
+    semantic: SemanticSection | None = None
     eliminate: EliminateConfig | None = None
 
     @property
     def tuning(self) -> TuneSection:
         """How thresholds and weights are chosen."""
         return self.tune or TuneSection()
+
+    @property
+    def fusing(self) -> SemanticSection:
+        """How masks are fused with score maps."""
+        return self.semantic or SemanticSection()
 
     @property
     def elimination(self) -> EliminateConfig:
@@ -263,6 +284,27 @@ class Recipe(Section):
         """Members that give score maps instead of detections: segmenters, and any tool's maps."""
         return tuple(name for name, member in self.members.items() if member.gives_maps)
 
+    def map_member(self) -> str:
+        """The member whose score maps masks are fused with.
+
+        Raises:
+            ConfigError: It does not exist or gives no maps; or none is named, and there are several or none.
+        """
+        name, members = self.combining.fusing.member, self.map_members
+        if name is not None and name not in members:
+            found = "gives no score maps" if name in self.members else "does not exist"
+            hint = f"Those that give some: {', '.join(members) or 'none'}."
+            raise ConfigError(
+                f"combine.semantic.member: {name} {found}{did_you_mean(name, members)}", hint=hint
+            )
+        if name is None and len(members) != 1:
+            told = f"{len(members) or 'no'} members give score maps"
+            hint = (
+                "Name one in combine.semantic.member." if members else "Add one with `segmenter` or `maps`."
+            )
+            raise ConfigError(f"combine.semantic: {told}", hint=hint)
+        return name or members[0]
+
     @property
     def combining(self) -> CombineConfig:
         """What is combined; nothing where the recipe says nothing about it."""
@@ -289,6 +331,12 @@ class Recipe(Section):
         combining, several = self.combining, len(self.combining.members or self.detecting_members) > 1
         fuses = combining.ensemble is not None and several
         return combining.tune is not None and combining.tune.weights and fuses
+
+    @property
+    def tunes_semantic(self) -> bool:
+        """Whether the fusion with score maps is chosen on images that no member has learned from."""
+        combining = self.combining
+        return combining.tune is not None and combining.tune.semantic and combining.semantic is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default written out."""

@@ -1,8 +1,8 @@
 """A recipe becomes a run: stages in order, each done once.
 
     check data ─► resolve `auto` ─► pretrain ─► for each member (and fold): train ─► predict (a segmenter: score)
-       ─► tune suppression ─► draw masks ─► detect ─► tune weights ─► ensemble ─► eliminate ─► refine ─► audit labels
-       ─► evaluate ─► report
+       ─► tune suppression ─► draw masks ─► detect ─► tune weights ─► ensemble ─► fuse with score maps ─► eliminate
+       ─► refine ─► audit labels ─► evaluate ─► report
 
 Nothing is written before all of the data has been checked. `stages_of` lists the stages before any is done, so that
 they can be shown (`plan_recipe`) or done side by side (`jobs`). What happens after prediction is `run/steps.py`.
@@ -44,10 +44,13 @@ from scantling.run.folder import (
 from scantling.run.plan import Plan, plan_of
 from scantling.run.stage import Stage
 from scantling.run.stages.combining import (
+    applied_steps,
     check_combination,
     eliminate_stage,
     ensemble_stage,
     first_file,
+    semantic_stage,
+    semantic_tune_stage,
     weights_stage,
 )
 from scantling.run.stages.detecting import detect_stage, import_stage, masks_stage, tune_stage
@@ -71,7 +74,7 @@ from scantling.run.stages.refining import (
 )
 from scantling.run.stages.semantic import check_semantic, semantic_stages
 from scantling.run.stages.training import check_detectors, predict_stage, score_maps_stage, train_stage
-from scantling.run.steps import Eliminate, Ensemble, Refine, Step, run_steps
+from scantling.run.steps import Eliminate, Ensemble, FuseSemantic, Refine, Step
 from scantling.train.devices import Processes, available_devices, join_processes, resolve_device
 
 log = logging.getLogger(__name__)
@@ -280,7 +283,7 @@ def stages_of(context: RunContext) -> tuple[Stage, ...]:
         if context.member(name).draws_masks:
             stages += [masks_stage(context, unit) for unit in context.units_of(name)]
         stages.append(detect_stage(context, name))
-    for step in run_steps(recipe, context.root, device=str(context.device)):
+    for step in applied_steps(context):
         stages += _stages_of_step(context, step)
     if recipe.audit is not None:
         stages.append(audit_stage(context))
@@ -293,6 +296,9 @@ def _stages_of_step(context: RunContext, step: Step) -> list[Stage]:
     if isinstance(step, Ensemble):
         learned = [weights_stage(context)] if context.recipe.tunes_weights else []
         return [*learned, ensemble_stage(context, step)]
+    if isinstance(step, FuseSemantic):
+        learned = [semantic_tune_stage(context)] if context.recipe.tunes_semantic else []
+        return [*learned, semantic_stage(context, step, first_file(context, step))]
     if isinstance(step, Eliminate):
         return [eliminate_stage(context, step, first_file(context, step))]
     if isinstance(step, Refine):

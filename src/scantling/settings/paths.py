@@ -73,6 +73,28 @@ GivenResults: TypeAlias = str | Path | ResultsFile
 """A results file as a person names it."""
 
 
+@dataclass(frozen=True, slots=True)
+class MapsFolder:
+    """Another tool's maps of pixels, and what the numbers in them are.
+
+    Attributes:
+        path: The folder, or a file of score maps that scantling wrote.
+        values: What the numbers are.
+    """
+
+    path: Path
+    values: MapValues = "auto"
+
+    @classmethod
+    def of(cls, given: GivenMaps) -> MapsFolder:
+        """Maps as they were given."""
+        return given if isinstance(given, MapsFolder) else cls(Path(given))
+
+
+GivenMaps: TypeAlias = str | Path | MapsFolder
+"""Maps of pixels as a person names them."""
+
+
 def folder_of(text: str | Path) -> Path:
     """The path in `FOLDER:SPLIT`; any other text is a path as it is."""
     path, folder = Path(text), Path(str(text).rpartition(":")[0])

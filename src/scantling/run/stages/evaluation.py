@@ -139,6 +139,7 @@ def _of_recipe(facts: RunFacts, recipe: Recipe) -> RunFacts:
     return replace(
         facts,
         tuned=facts.tuned if combining.tune is not None else {},
+        fused_masks=facts.fused_masks if combining.semantic is not None else (),
         removals=facts.removals if combining.eliminate is not None else None,
         refinement=refinement if recipe.refine is not None else None,
         audit=facts.audit if recipe.audit is not None else None,
