@@ -131,7 +131,7 @@ def _with_backbone(recipe: Recipe, users: list[str]) -> PretrainConfig:
 
 def _backbone_of(model: ModelConfig) -> BackboneConfig:
     with torch.device("meta"):  # shapes only
-        backbones = build_model(model.model_copy(update={"init": "random"}), 1).backbones()
+        backbones = [*build_model(model.model_copy(update={"init": "random"}), 1).backbones().values()]
     if not backbones:
         raise ConfigError(f"model {model.name!r} has no backbone that can be pretrained")
     return backbones[0].config
