@@ -63,6 +63,7 @@ from scantling.run.stages.refining import (
 )
 from scantling.run.stages.training import check_detectors, predict_stage, train_stage
 from scantling.run.steps import Eliminate, Ensemble, Refine, Step, run_steps
+from scantling.run.without_val import check_without_val
 from scantling.train.devices import Processes, available_devices, join_processes, resolve_device
 
 log = logging.getLogger(__name__)
@@ -158,6 +159,7 @@ def _checked_context(
         processes=processes,
     )
     with processes.together():
+        check_without_val(resolved)
         check_combination(context)
         check_refining(context)
         check_detectors(context, begun=begun)
