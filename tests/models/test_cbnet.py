@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.conftest import NEVER_USED, golden_checkpoint, golden_shapes
-from models.test_detectors import ALL, build, two_images
+from models.test_detectors import ALL, VARIANTS, build, two_images
 from models.test_golden import assert_close, every_sample
 from scantling.api import import_weights
 from scantling.errors import ConfigError
@@ -343,6 +343,25 @@ def test_of_assistant_weight_zero_the_assistant_learns_through_the_connections_a
         "bn1",
         "layer1",
     }  # what the pruned lead takes over; its connections start at nothing
+
+
+@pytest.mark.parametrize("variant", ["faster", "cascade mask", "double head"])
+def test_every_two_stage_method_has_both(variant) -> None:
+    """The same losses for the assistant as for the lead, on the lead's proposals, and the lead's masks."""
+    torch.manual_seed(0)
+    model, batch = (
+        build_model(VARIANTS[variant].with_options(composite=True), num_classes=2).train(),
+        two_images(),
+    )
+    losses = model.losses(batch)
+    lead = {name for name in losses if not name.startswith("pyramid1/")}
+    assert {name.removeprefix("pyramid1/") for name in losses if name not in lead} == lead
+    total_loss(losses).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        found = detect(model.eval(), batch, ALL)
+    assert len(found[0]) > 0
+    assert (found[0].masks is not None) == model.has_masks
 
 
 NARROW = {"backbone": RESNET, "fpn_channels": 16, "fc_channels": 16}
