@@ -160,10 +160,10 @@ class RunContext(Workplace):
             wanted["val"] = self.data.val
         return wanted
 
-    def train_and_held_out(self, unit: TrainingJob) -> tuple[CocoDataset, CocoDataset]:
-        """The images a unit learns from, and those that pick its best weights."""
+    def train_and_held_out(self, unit: TrainingJob) -> tuple[CocoDataset, CocoDataset | None]:
+        """The images a unit learns from, and those that pick its best weights; None where there are none for that."""
         if unit.fold is None:
-            return self.data.train, self.data.val
+            return self.data.train, self.data.splits.get("val")
         fold = self.folds[unit.fold]
         return fold.train, fold.held_out
 

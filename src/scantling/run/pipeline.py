@@ -75,6 +75,7 @@ from scantling.run.stages.refining import (
 from scantling.run.stages.semantic import check_semantic, semantic_stages
 from scantling.run.stages.training import check_detectors, predict_stage, score_maps_stage, train_stage
 from scantling.run.steps import Eliminate, Ensemble, FuseSemantic, Refine, Step
+from scantling.run.without_val import check_without_val
 from scantling.train.devices import Processes, available_devices, join_processes, resolve_device
 
 log = logging.getLogger(__name__)
@@ -198,6 +199,7 @@ def _checked_context(
         processes=processes,
     )
     with processes.together():
+        check_without_val(resolved)
         check_semantic(context)
         check_combination(context)
         check_refining(context)
