@@ -19,6 +19,7 @@ TRANSLATED = {
     "count_difficult",
     "skip_invalid",
     "image_ids",
+    "map_values",
     "strict",
     "folds",
     "tile",

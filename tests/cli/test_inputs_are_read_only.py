@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -31,10 +32,22 @@ def world(tmp_path_factory) -> Path:
     keys = ("image_id", "category_id", "bbox")
     results = [{key: a[key] for key in keys} | {"score": 0.5} for a in labels["annotations"]]
     (root / "results.json").write_text(json.dumps(results))
+    write_masks(root, labels)
     api.audit(faulty.dataset.file, root / "audit", predictions=root / "found.json")
     api.convert(root / "parts", "voc", root / "voc")
     api.split(faulty.dataset.file, root / "lists", ratios={"train": 0.8, "val": 0.2})
     return root
+
+
+def write_masks(root: Path, labels: dict) -> None:
+    """The labels' own masks as results, and maps in which all is ground."""
+    keys = ("image_id", "category_id", "bbox", "segmentation")
+    masked = [{key: a[key] for key in keys} | {"score": 0.5} for a in labels["annotations"]]
+    (root / "masked.json").write_text(json.dumps(masked))
+    (root / "maps").mkdir()
+    for image in labels["images"]:
+        ground = np.zeros((image["height"], image["width"]), dtype=np.float32)
+        np.save(root / "maps" / f"{Path(image['file_name']).stem}.npy", ground)
 
 
 REFINER = "refiner/best.safetensors"
@@ -45,6 +58,8 @@ VERBS = {
     "refine tune": ("refine", "tune", "results.json", "parts:val", "--refiner", REFINER),
     "ensemble": ("ensemble", "results.json", "--data", "parts:val"),
     "tune": ("tune", "results.json", "--data", "parts:val"),
+    "fuse-semantic": ("fuse-semantic", "masked.json", "--data", "parts:val", "--maps", "maps"),
+    "tune-semantic": ("tune-semantic", "masked.json", "--data", "parts:val", "--maps", "maps"),
     "eliminate": ("eliminate", "results.json", "--train", "parts:train", "--data", "parts:val"),
     "evaluate": ("evaluate", "results.json", "--data", "parts:val"),
 }
@@ -67,7 +82,7 @@ PREDICT = {
 @pytest.mark.parametrize("onto", ONTO)
 @pytest.mark.parametrize("name", VERBS | PREDICT)
 def test_it_refuses_and_nothing_changes(world, name, onto, monkeypatch):
-    if name == "predict" and onto == "results.json":
+    if name in ("predict", "fuse-semantic") and onto == "results.json":
         return  # an earlier results file, which it does not read
     before = contents(world)
     done = run(world, *(VERBS | PREDICT)[name], "--out", world / onto, monkeypatch=monkeypatch)

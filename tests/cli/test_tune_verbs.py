@@ -109,7 +109,9 @@ def test_mistakes_of_tuning_are_told(folder):
     assert "from one" in refused("tune", "good.json", "useless.json", *data, *out, "--what", "suppress")
     by_masks = ("--iou-type", "segm")
     assert "no prediction has a mask" in refused("tune", "candidates.json", *data, *out, *by_masks)
-    assert "an ensemble fuses boxes" in refused("tune", "good.json", "useless.json", *data, *out, *by_masks)
+    assert "good.json: no prediction has a mask" in refused(
+        "tune", "good.json", "useless.json", *data, *out, *by_masks
+    )
     assert "did you mean 'folds'" in refused("tune", "candidates.json", *data, *out, "--set", "search.fold=3")
     empty = {**json.loads(Path("data.json").read_text()), "annotations": []}
     Path("empty.json").write_text(json.dumps(empty))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import slow_ensemble, slow_nms
-from scantling.combine import clusters, pool
+from scantling.combine import clusters, ensemble
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.errors import ConfigError, DataError
 from scantling.structures.detections import Detections
@@ -384,7 +384,7 @@ class TestWhatHoldsAlways:
     def test_portions_and_packs_do_not_show(self, method, monkeypatch):
         members = scene(5, count=300)
         whole = ensemble_detections(members, EnsembleConfig(method=method), NAMES)
-        monkeypatch.setattr(pool, "_PORTION", 100)
+        monkeypatch.setattr(ensemble, "BOX_PORTION", 100)
         monkeypatch.setattr(clusters, "_PACK", 10)
         monkeypatch.setattr(clusters, "_MIN_LANES", 2)
         found = ensemble_detections(members, EnsembleConfig(method=method), NAMES)

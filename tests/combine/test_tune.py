@@ -7,7 +7,8 @@ import pytest
 
 from combine.planted import dataset_of, detections_from, planted
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
-from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
+from scantling.combine.tune import TuneConfig, tune_suppression
+from scantling.combine.tune_weights import tune_weights
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.coco import ReadOptions, parse_coco
 from scantling.data.detections import results_of

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import cv2
+import numpy as np
 import pytest
 
 from reference.tiny_refiner import TINY_REFINER
@@ -78,6 +80,16 @@ def fused(world: World, out: Path, *settings: str) -> None:
     api.ensemble([world.given], world.data, out, overrides=settings)
 
 
+def semantic(world: World, out: Path) -> None:
+    maps = out.parent / "maps"
+    maps.mkdir()
+    for image in world.val.images:
+        height, width = image.size_hw
+        everything = np.full((height // 4, width // 4), 255, dtype=np.uint8)
+        cv2.imwrite(str(maps / f"{Path(image.file_name).stem}.png"), everything)
+    api.fuse_semantic(world.given, world.data, maps, out)
+
+
 def eliminated(world: World, out: Path) -> None:
     api.eliminate(world.given, f"{world.parts}:train", world.data, out, overrides=["min_ratio=1e9"])
 
@@ -95,6 +107,7 @@ VERBS: dict[str, tuple[Callable[[World, Path], None], set[str]]] = {
     "ensemble, nms": (lambda world, out: fused(world, out, "method=nms"), set()),
     "ensemble, soft": (lambda world, out: fused(world, out, "method=soft_gaussian"), {"score"}),
     "eliminate": (eliminated, set()),
+    "fuse-semantic": (semantic, {"segmentation"}),
     "refine, masks kept": (lambda world, out: refined(world, out, "keep"), {"bbox"}),
     "refine, masks refitted": (lambda world, out: refined(world, out, "refit"), {"bbox", "segmentation"}),
 }

@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from scantling.ops import overlaps
-from scantling.ops.overlaps import find_pairs, paired_overlaps, pairs_of_keys, pairwise_iou
+from scantling.ops.overlaps import find_pairs, find_pairs_within, paired_overlaps, pairs_of_keys, pairwise_iou
 from scantling.ops.rle import rle_encode
 from scantling.structures.detections import object_column
 
@@ -110,3 +110,31 @@ def test_masks_derived_by_hand_and_with_crowd():
     assert find_pairs(key, one, keys, both).iou.tolist() == [1.0, pytest.approx(1 / 3)]
     crowds = np.array([False, True])
     assert find_pairs(key, one, keys, both, is_crowd=crowds).iou.tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("at_least", [0.0, 0.3])
+def test_pairs_within_a_set_are_each_found_once(at_least, monkeypatch):
+    keys, _, masks = objects(np.random.default_rng(3), 90)
+    order = np.argsort(keys, kind="stable")
+    keys, masks = keys[order], masks[order]
+    monkeypatch.setattr(overlaps, "_MAX_PAIRS", 50)
+    found = find_pairs_within(keys, masks, at_least=at_least)
+    both = find_pairs(keys, masks, keys, masks, at_least=at_least)
+    expected = both.take(both.first < both.second)
+    assert len(expected.first) > 50
+    for column, wanted in zip(found, expected, strict=True):
+        assert column.tolist() == wanted.tolist()
+
+
+def test_masks_without_pixels_or_alone_have_no_pairs():
+    empty, full = rle_encode(np.zeros((4, 5))), rle_encode(np.ones((4, 5)))
+    for masks in ([], [full], [empty, empty, full]):
+        assert len(find_pairs_within(np.zeros(len(masks), dtype=np.int64), object_column(masks)).first) == 0
+    found = find_pairs_within(np.array([0, 0, 1]), object_column([full, full, full]))
+    assert [column.tolist() for column in found] == [[0], [1], [1.0]]
+
+
+def test_areas_of_more_masks_than_a_byte_counts():
+    masks = object_column([rle_encode(np.arange(12).reshape(3, 4) < n % 13) for n in range(600)])
+    assert overlaps.mask_areas(masks).tolist() == [n % 13 for n in range(600)]
+    assert overlaps.mask_areas(object_column([])).tolist() == []

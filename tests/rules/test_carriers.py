@@ -18,7 +18,7 @@ DERIVED = {
 """Further columns with boxes and labels, which are neither."""
 
 TENSORS = {"ops/boxes.py:pairwise_intersection", "ops/boxes.py:paired_iou"}
-COLUMNS = {"ops/overlaps.py:paired_overlaps"}
+COLUMNS = {"ops/overlaps.py:common_areas"}
 KERNELS = {
     "ops/soft_nms.py:_iou_with": "one box with all that follow it, fields by rows, without a copy",
     "combine/clusters.py:_iou": "lanes of clusters that move, without a copy",

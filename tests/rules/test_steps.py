@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 STEPS = "run/steps.py"
-DONE_BY_STEPS = {"ensemble_detections", "eliminate", "refine_results"}
+DONE_BY_STEPS = {"ensemble_detections", "fuse_semantic", "eliminate", "refine_results"}
 """What fuses, cleans and refines detections: within a run only steps call it, so only their list has an order."""
 
 

@@ -40,6 +40,10 @@ from scantling.api.run import report as report  # noqa: PLC0414 - part of this m
 from scantling.api.run import require_run
 from scantling.api.run import run as run  # noqa: PLC0414 - part of this module too
 from scantling.api.run import train as train  # noqa: PLC0414 - part of this module too
+from scantling.api.semantic import fuse_semantic as fuse_semantic  # noqa: PLC0414 - part of this module too
+from scantling.api.semantic import tune_semantic as tune_semantic  # noqa: PLC0414 - part of this module too
+from scantling.api.suite import plan_suite as plan_suite  # noqa: PLC0414 - part of this module too
+from scantling.api.suite import suite as suite  # noqa: PLC0414 - part of this module too
 from scantling.errors import UsageError
 from scantling.settings.paths import (
     GivenResults,
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
     from scantling.evaluate.inputs import IouType
     from scantling.predict.import_weights import ImportSummary
     from scantling.predict.loaded import ImagePredictor
+    from scantling.run.map_predictions import MapPredictions
     from scantling.run.predictions import Predictions
 
 log = logging.getLogger(__name__)
@@ -70,11 +75,12 @@ def predict(
     checkpoint: str | Path | None = None,
     out: str | Path | None = None,
     overlays: str | Path | None = None,
+    maps: str | Path | None = None,
     overrides: Iterable[str] = (),
     device: str = "auto",
     skip_invalid: bool = False,
-) -> Predictions:
-    """Detect objects in an image, a folder of images, or the images of a COCO file.
+) -> Predictions | MapPredictions:
+    """Detect objects in an image, a folder of images, or the images of a COCO file; or score their pixels.
 
     Args:
         source: What to look at.
@@ -82,6 +88,7 @@ def predict(
         checkpoint: Checkpoint file, instead of `run`.
         out: COCO results file to write.
         overlays: Folder for copies of the images with what was found drawn on them.
+        maps: Folder for score maps of a segmenter, or of the run's, which are then made in the place of objects.
         overrides: `KEY=VALUE` texts that replace settings of prediction, such as `scales=[480,640]`, or those of
             `tuned_overrides`.
         device: As in `run`.
@@ -96,6 +103,18 @@ def predict(
         raise UsageError("give either --run DIR or --checkpoint FILE")
     if out is not None:
         require_output(Path(out), "results file", [source, run, checkpoint])
+    if maps is not None:
+        if out is not None or overlays is not None:
+            raise UsageError("--maps is for pixels, --out and --overlays are for objects: give one of them")
+        from scantling.predict.loaded import load_segmenter
+        from scantling.run.map_predictions import load_run_segmenters, predict_maps
+
+        chosen = (
+            [load_segmenter(Path(checkpoint), overrides, device=device)]
+            if checkpoint is not None
+            else load_run_segmenters(require_run(Path(run or "")), overrides, device=device)
+        )
+        return predict_maps(Path(source), chosen, Path(maps), skip_invalid=skip_invalid)
     from scantling.predict.loaded import load_detector
     from scantling.run.predictions import predict_source
     from scantling.run.predictor import load_run
@@ -253,26 +272,27 @@ def import_weights(
 
 
 def recipes() -> dict[str, str]:
-    """Every shipped recipe and what it is for."""
-    from scantling.recipe.shipped import shipped_recipes
+    """Every shipped recipe and suite, and what it is for."""
+    from scantling.recipe.shipped import shipped_recipes, shipped_suites
     from scantling.settings.yaml import parse
 
-    texts = {name: path.read_text(encoding="utf-8") for name, path in shipped_recipes().items()}
+    files = shipped_recipes() | shipped_suites()
+    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
     return {name: str(parse(text, file=name).value["about"]) for name, text in texts.items()}
 
 
 def recipe_text(name: str | Path) -> str:
-    """Text of a recipe.
+    """Text of a recipe or suite.
 
     Args:
-        name: Of a shipped recipe, or a YAML file.
+        name: Of a shipped recipe or suite, or a YAML file.
 
     Raises:
         ConfigError: There is no such recipe.
     """
-    from scantling.recipe.shipped import find_recipe, read_recipe
+    from scantling.recipe.shipped import find_recipe_or_suite, read_recipe
 
-    return read_recipe(find_recipe(name))
+    return read_recipe(find_recipe_or_suite(name))
 
 
 def suggest(data: str | Path, *, overrides: Iterable[str] = (), device: str = "auto") -> str:

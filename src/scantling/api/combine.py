@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
+from scantling.api.drafts import draft_of
 from scantling.errors import ConfigError, UsageError
 from scantling.settings.paths import (
     GivenResults,
@@ -20,22 +21,12 @@ from scantling.settings.paths import (
 )
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from scantling.combine.eliminate_files import EliminateSummary
     from scantling.combine.ensemble import EnsembleConfig
     from scantling.combine.members import EnsembleSummary, NamedFile
     from scantling.combine.suppress_files import SuppressSummary
     from scantling.combine.tune_files import TuneSummary
-    from scantling.settings.draft import Draft
     from scantling.settings.yaml import KeyPath
-
-    Config = TypeVar("Config", bound=BaseModel)
-
-_APPLIED_BY = {
-    "suppress": "`scantling suppress RESULTS --tuned FILE` applies it, and `predict --tuned FILE` in a detector.",
-    "ensemble": "`scantling ensemble A.json B.json --tuned FILE` applies it.",
-}
 
 
 def ensemble(
@@ -43,18 +34,21 @@ def ensemble(
     data: str | Path,
     out: str | Path,
     *,
+    masks: bool = False,
     weights: str | None = None,
     tuned: str | Path | None = None,
     overrides: Iterable[str] = (),
     skip_invalid: bool = False,
 ) -> EnsembleSummary:
-    """Fuse the boxes of several detectors.
+    """Fuse the boxes, or the masks, of several detectors.
 
     Args:
         files: COCO results files of any tools, of the same images; `NAME=FILE` or a `ResultsFile` says what a member is
             called.
         data: The data set that was predicted: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
         out: COCO results file to write.
+        masks: Match predictions by their masks: `nms` (where no method is set), `soft_linear` and `soft_gaussian` then
+            go by the overlap of masks; `mask_vote` makes one mask of those that match.
         weights: `NAME=2,OTHER=0.5`, or `2,1` in the order of the files. A file that was given no name has its own
             without ending or, where these are alike, that of the folder that differs. What is not named keeps its
             weight.
@@ -79,6 +73,7 @@ def ensemble(
 
     named = named_files(members)
     config = _ensemble_config(named, weights, Path(tuned) if tuned else None, overrides)
+    config = config.matching_masks() if masks else config
     return ensemble_files(
         named,
         read_given(data, skip_invalid=skip_invalid),
@@ -108,7 +103,7 @@ def tune(
         data: Their truth: a COCO file, a split file, or a split of a folder (`FOLDER:SPLIT`).
         out: YAML file to write, which `suppress`, `predict` and `ensemble` take.
         what: `suppress`, `weights`, or `auto`: by the number of files.
-        iou_type: Whether AP of boxes or of masks decides about suppression; weights are tuned by boxes.
+        iou_type: Whether AP of boxes or of masks decides; where `ensemble.method` is one of masks, masks do.
         max_dets: Predictions counted per image and category, as in `evaluate`.
         overrides: `KEY=VALUE` texts: how to search, such as `search.folds=10`, and the settings in use, such as
             `suppress.min_score=1e-5` or `ensemble.method=nms`.
@@ -179,7 +174,7 @@ def suppress(
     from scantling.data.formats.locations import read_given
     from scantling.models.suppression import SuppressConfig
 
-    config = _draft(SuppressConfig, "suppress", Path(tuned) if tuned else None, texts).check()
+    config = draft_of(SuppressConfig, "suppress", Path(tuned) if tuned else None, texts).check()
     if "max_candidates" in config.model_fields_set:
         raise ConfigError("max_candidates: a setting of detectors, which means nothing to a results file")
     return suppress_file(
@@ -256,44 +251,10 @@ def _ensemble_config(
     from scantling.combine.ensemble import EnsembleConfig
     from scantling.combine.members import parse_weights
 
-    draft = _draft(EnsembleConfig, "ensemble", tuned, overrides)
+    draft = draft_of(EnsembleConfig, "ensemble", tuned, overrides)
     if weights is not None:
         given = parse_weights(weights, [file.name for file in files])
         merged = {**draft.value, "weights": {**draft.value.get("weights", {}), **given}}
         places: dict[KeyPath, str] = {("weights", name): "--weights" for name in given}
         draft = replace(draft, value=merged, places={**draft.places, **places})
     return draft.check()
-
-
-def _draft(model: type[Config], section: str, tuned: Path | None, overrides: Iterable[str]) -> Draft[Config]:
-    """Settings as a file of tuned ones has them in a section, replaced by the overrides."""
-    from scantling.settings.draft import Draft
-
-    draft = Draft.of(model, ())
-    if tuned is not None:
-        value, places = _tuned_section(tuned, section)
-        draft = replace(draft, value=value, places=places, file=str(tuned))
-    for override in overrides:
-        draft = draft.with_override(override)
-    return draft
-
-
-def _tuned_section(file: Path, name: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """One section of a file of tuned settings, and where each of its values stands."""
-    from scantling.data.io import read_bytes
-    from scantling.settings.yaml import parse
-
-    try:
-        document = parse(read_bytes(file).decode("utf-8-sig"), file=str(file))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not a text file (byte {error.start} is not UTF-8)") from error
-    sections: dict[str, Any] = document.value if isinstance(document.value, dict) else {}
-    section = sections.get(name)
-    if not isinstance(section, dict):
-        found = [other for other in _APPLIED_BY if other in sections]
-        hint = f"It has a section {found[0]!r}: {_APPLIED_BY[found[0]]}" if found else ""
-        raise ConfigError(
-            f"{file}: expected a section {name!r}", hint=hint or "`scantling tune` writes such a file."
-        )
-    lines = {path[1:]: f"{file}: line {line}" for path, line in document.lines.items() if path[0] == name}
-    return section, lines

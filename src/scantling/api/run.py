@@ -219,7 +219,7 @@ def report(run: str | Path) -> Path:
 
     recipe = load_recipe(folder / "recipe.yaml")
     return write_run_report(
-        folder, recipe, read_run_data(recipe.data, recipe.evaluate.split, with_masks=recipe.draws_masks)
+        folder, recipe, read_run_data(recipe.data, recipe.evaluate.split, with_masks=recipe.needs_masks)
     )
 
 

@@ -19,6 +19,8 @@ from scantling.cli import (
     refine_verbs,
     result_verbs,
     run_verbs,
+    semantic_verbs,
+    suite_verb,
     tune_verbs,
 )
 
@@ -51,11 +53,14 @@ app.command("demo")(run_verbs.demo)
 app.command("pretrain")(pretrain_verbs.pretrain)
 app.command("train")(run_verbs.train)
 app.command("ablate")(run_verbs.ablate)
+app.command("suite")(suite_verb.suite)
 app.command("predict")(result_verbs.predict)
 app.command("evaluate")(result_verbs.evaluate)
 app.command("compare")(compare_verb.compare)
 app.command("ensemble")(ensemble_verb.ensemble)
+app.command("fuse-semantic")(semantic_verbs.fuse_semantic)
 app.command("tune")(tune_verbs.tune)
+app.command("tune-semantic")(semantic_verbs.tune_semantic)
 app.command("suppress")(tune_verbs.suppress)
 app.command("eliminate")(tune_verbs.eliminate)
 app.command("report")(result_verbs.report)

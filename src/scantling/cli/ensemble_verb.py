@@ -20,11 +20,31 @@ def ensemble(
     data: Annotated[Path, typer.Option(help="The data set that was predicted, as for evaluate.")],
     out: Annotated[Path, typer.Option(help="COCO results file to write.")],
     method: Annotated[
-        Literal["wbf", "nmw", "nms", "soft_linear", "soft_gaussian"] | None,
-        typer.Option(help="wbf (if nothing else is said) and nmw fuse boxes, the others choose among them."),
+        Literal[
+            "wbf",
+            "nmw",
+            "nms",
+            "soft_linear",
+            "soft_gaussian",
+            "mask_nms",
+            "mask_soft_linear",
+            "mask_soft_gaussian",
+            "mask_vote",
+        ]
+        | None,
+        typer.Option(
+            help="wbf (if nothing else is said) and nmw fuse boxes, mask_vote masks, the others choose among them."
+        ),
     ] = None,
+    masks: Annotated[
+        bool,
+        typer.Option(
+            "--masks", help="Match by masks: mask_nms if nothing else is said; nms means mask_nms, and so on."
+        ),
+    ] = False,
     iou: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Overlap beyond which two boxes are of one object.")
+        float | None,
+        typer.Option(min=0, max=1, help="Overlap beyond which two boxes, or masks, are of one object."),
     ] = None,
     weights: Annotated[
         str | None,
@@ -46,7 +66,7 @@ def ensemble(
     skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Fuse the boxes of several detectors into one results file."""
+    """Fuse the boxes, or the masks, of several detectors into one results file."""
     from scantling import api
 
     chosen = [
@@ -56,6 +76,7 @@ def ensemble(
         [ResultsFile.member(file, image_ids) for file in files],
         data,
         out,
+        masks=masks,
         weights=weights,
         tuned=tuned,
         overrides=[*(overrides or ()), *chosen],

@@ -29,6 +29,9 @@ def predict(
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file, instead of --run.")] = None,
     out: Annotated[Path | None, typer.Option(help="COCO results file; printed if left out.")] = None,
     overlays: Annotated[Path | None, typer.Option(help="Folder for copies of the images with boxes.")] = None,
+    maps: Annotated[
+        Path | None, typer.Option(help="Folder for a segmenter's score maps, in the place of objects.")
+    ] = None,
     tile: Annotated[
         int | None, typer.Option(metavar="SIZE", help="Cut images into tiles of this side, in pixels.")
     ] = None,
@@ -58,11 +61,13 @@ def predict(
         checkpoint=checkpoint,
         out=out,
         overlays=overlays,
+        maps=maps,
         overrides=[*settings, *(overrides or ()), *tiling],
         device=device,
         skip_invalid=skip_invalid,
     )
-    show(found.to_text(), found.results if out is None else found.to_dict(), as_json=json or out is None)
+    printed = out is None and maps is None
+    show(found.to_text(), found.results if printed else found.to_dict(), as_json=json or printed)
 
 
 @verb

@@ -43,7 +43,7 @@ def tune(
     ] = None,
     iou_type: Annotated[
         Literal["bbox", "segm"],
-        typer.Option(help="Whether AP of boxes or of masks decides about suppression."),
+        typer.Option(help="Whether AP of boxes or of masks decides."),
     ] = "bbox",
     max_dets: LimitOption = 100,
     count_difficult: DifficultOption = False,

@@ -67,7 +67,7 @@ def fuse_weighted(pool: Pool, limits: Floats, weights: Floats, score: FusedScore
     """
     rows = pool.rows
     cluster = cluster_boxes(rows.boxes, pool.scores, pool.groups, limits[rows.labels], moving=True)
-    return _merged(rows, cluster, pool.scores, _cluster_scores(pool, cluster, weights, score))
+    return merged(rows, cluster, pool.scores, cluster_scores(pool, cluster, weights, score))
 
 
 def fuse_non_maximum(pool: Pool, limits: Floats, weights: Floats) -> Detections:
@@ -88,11 +88,18 @@ def fuse_non_maximum(pool: Pool, limits: Floats, weights: Floats) -> Detections:
     cluster = cluster_boxes(rows.boxes, rows.scores, pool.groups, limits[rows.labels], moving=False)
     best = _first_of(cluster)
     mean_weights = rows.scores * paired_overlaps(rows.boxes, rows.boxes[best[cluster]]).iou
-    return _merged(rows, cluster, mean_weights, rows.scores[best])
+    return merged(rows, cluster, mean_weights, rows.scores[best])
 
 
-def _cluster_scores(pool: Pool, cluster: Ints, weights: Floats, score: FusedScore) -> Floats:
-    """(Q,) score of each cluster; the formulas stand at `EnsembleConfig`."""
+def cluster_scores(pool: Pool, cluster: Ints, weights: Floats, score: FusedScore) -> Floats:
+    """(Q,) score of each cluster; the formulas stand at `EnsembleConfig`.
+
+    Args:
+        pool: N boxes or masks, the best of each cluster first.
+        cluster: (N,) cluster of each, 0..Q-1.
+        weights: (M, K) of each member in each category.
+        score: Which formula.
+    """
     best = _first_of(cluster)
     of_label = weights[:, pool.rows.labels[best]]  # (M, Q): the members' weights in the cluster's category
     everyone = of_label.sum(axis=0)
@@ -112,11 +119,17 @@ def _cluster_scores(pool: Pool, cluster: Ints, weights: Floats, score: FusedScor
     return limited
 
 
-def _merged(rows: Detections, cluster: Ints, mean_weights: Floats, scores: Floats) -> Detections:
+def merged(rows: Detections, cluster: Ints, mean_weights: Floats, scores: Floats) -> Detections:
     """One box of each cluster, the weighted mean; a single box stays as it is, to the last bit.
 
     A mask cannot be averaged with its box: the fused object keeps that of its best box. Further keys name or describe
     one prediction, so a mean of several has none.
+
+    Args:
+        rows: N boxes, the best of each cluster first.
+        cluster: (N,) cluster of each, 0..Q-1.
+        mean_weights: (N,) of the boxes in the mean.
+        scores: (Q,) of the clusters.
     """
     first = _first_of(cluster)
     total = np.maximum(_sums(cluster, mean_weights), TINY)

@@ -147,6 +147,7 @@ def read_members(
     dataset: CocoDataset,
     *,
     skip_invalid: bool = False,
+    fuses_masks: bool = False,
 ) -> list[Member]:
     """Read and check the result files of an ensemble; warnings go to the log.
 
@@ -154,6 +155,7 @@ def read_members(
         files: COCO results of any tool; one without a box has that of its mask.
         dataset: The data set that was predicted.
         skip_invalid: Leave unusable results out and count them.
+        fuses_masks: Masks are what is fused or measured, so that it need not be told that boxes alone are.
 
     Raises:
         DataError: With the findings of all files, if one cannot be used.
@@ -165,7 +167,8 @@ def read_members(
         except DataError as error:
             faults.append(error)
             continue
-        num_masks = sum("segmentation" in result for result in results) if len(files) > 1 else 0
+        unused = len(files) > 1 and not fuses_masks
+        num_masks = sum("segmentation" in result for result in results) if unused else 0
         if num_masks:
             log.warning("%s: the masks of %d predictions are not fused, only the boxes", file.path, num_masks)
         found, kept = detections_of(results, dataset), results if len(files) == 1 else ()
@@ -189,6 +192,8 @@ def ensemble_files(
 ) -> EnsembleSummary:
     """Fuse result files into one. What is left of a single file keeps its masks and all its keys.
 
+    By masks, what is one prediction's keeps its keys too; a vote of several has none of their own.
+
     Args:
         files: COCO results of any tool, as in `read_members`.
         dataset: The data set that was predicted.
@@ -205,13 +210,13 @@ def ensemble_files(
     config.thresholds(class_names)  # what is wrong with the names is told before large files are read
     _require_weighted(config, files)
     config.weight_table([file.name for file in files], class_names)
-    members = read_members(files, dataset, skip_invalid=skip_invalid)
+    members = read_members(files, dataset, skip_invalid=skip_invalid, fuses_masks=config.by_masks)
     findings = compare_detections([(m.file, m.detections) for m in members], class_names)
     for finding in findings:
         log.warning("%s", str(finding).removeprefix("warning "))
     fused = ensemble_detections({m.name: m.detections for m in members}, config, class_names)
     results = results_of(fused, dataset)
-    if len(members) == 1:
+    if len(members) == 1 and not config.by_masks:
         sources = rows_behind(fused, members[0].detections)
         results = [
             result if row is None else {**members[0].results[row], "score": result["score"]}

@@ -13,7 +13,8 @@ import numpy as np
 from scantling.combine.clusters import Floats, Ints
 from scantling.structures.detections import Detections
 
-_PORTION = 1 << 17  # boxes pooled at a time, so that memory does not grow with the data set
+BOX_PORTION = 1 << 17
+"""Boxes pooled at a time, so that memory does not grow with the data set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +50,18 @@ class Pool:
         return self.rows.replace(scores=self.scores / weights.max(axis=0)[self.rows.labels])
 
 
-def pools(members: Sequence[Detections], weights: Floats, score_threshold: float) -> Iterator[Pool]:
+def pools(
+    members: Sequence[Detections], weights: Floats, score_threshold: float, portion: int = BOX_PORTION
+) -> Iterator[Pool]:
     """The boxes that count, some images at a time.
 
     Args:
         members: Detections of the same images, in any order; scores within rounding of [0, 1].
         weights: (M, K) of each member in each category; boxes of weight 0 do not count.
         score_threshold: Boxes at or below this score do not count.
+        portion: About so many boxes at a time, whole images.
     """
-    for parts in _portions(members):
+    for parts in _portions(members, portion):
         rows = Detections.cat(parts)
         member = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         weight = weights[member, rows.labels]
@@ -69,8 +73,8 @@ def pools(members: Sequence[Detections], weights: Floats, score_threshold: float
         yield Pool(rows=rows, members=member, weights=weight, scores=scores, groups=groups)[order]
 
 
-def _portions(members: Sequence[Detections]) -> Iterator[list[Detections]]:
-    """Each member's boxes in the same few images, about `_PORTION` boxes together."""
+def _portions(members: Sequence[Detections], portion: int) -> Iterator[list[Detections]]:
+    """Each member's boxes in the same few images, about so many boxes together."""
     num_images = max((int(member.images.max()) + 1 for member in members if len(member)), default=0)
     orders = [np.argsort(member.images, kind="stable") for member in members]
     counts = [np.bincount(member.images, minlength=num_images) for member in members]
@@ -79,7 +83,7 @@ def _portions(members: Sequence[Detections]) -> Iterator[list[Detections]]:
     last = 0
     while last < num_images:
         first = last
-        last = max(first + 1, int(np.searchsorted(total, total[first] + _PORTION, side="right")) - 1)
+        last = max(first + 1, int(np.searchsorted(total, total[first] + portion, side="right")) - 1)
         yield [
             member[order[begin[first] : begin[last]]]
             for member, order, begin in zip(members, orders, begins, strict=True)

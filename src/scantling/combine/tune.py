@@ -1,30 +1,30 @@
-"""Settings of suppression and weights of an ensemble, from predictions on images that were not trained on.
+"""Settings of suppression, from predictions on images that were not trained on.
 
     candidates before suppression ─ every option of the grid ─► outcomes ─ select ─► SuppressConfig
-    members' detections ─ weights changed one member at a time ─► outcomes ─ select ─► EnsembleConfig
 
-A category has a setting of its own only where the gain holds on images that did not choose it; see `selection`.
-K: categories, M: members, S: settings.
+A category has a setting of its own only where the gain holds on images that did not choose it; see `selection`. What is
+tried for the weights of an ensemble (`tune_weights`) stands in the same settings. K: categories, S: settings.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.selection import Selection, SelectionConfig, average_precisions, select, stitch
+from scantling.combine.semantic import FusionMode
 from scantling.combine.tuned import Tuned, rows_of
 from scantling.data.coco.dataset import CocoDataset
 from scantling.errors import UsageError
 from scantling.evaluate.inputs import EvalInputs, IouType
 from scantling.evaluate.outcomes import MatchedDetections, PairedInputs
+from scantling.evaluate.pairs import best_first
 from scantling.models.suppression import DEFAULT, SuppressConfig, by_category, suppress_detections
 from scantling.ops.suppress_options import SuppressMethod
 from scantling.settings.fields import Fraction, NonNegative, Positive
@@ -34,6 +34,7 @@ _FIELDS = ("method", "iou_threshold", "sigma")
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 class Option(NamedTuple):
@@ -60,6 +61,11 @@ class TuneConfig(SelectionConfig):
         sigmas: Tried with `soft_gaussian`.
         weight_factors: By these the weight of one member at a time is multiplied; 0 leaves the member out.
         rounds: How often, each time from the weights that are best so far.
+        weight_rule: `search` tries these, and each member's AP as its weight, and keeps what surely helps. `ap` takes
+            each member's AP as its weight, `category_ap` that of each category, whether or not it helps: the more a
+            member is right, the more it counts, as in the mask ensemble of Tao et al. 2023.
+        fusion_modes: Ways to fuse masks with score maps, each tried with every score threshold; and none of them.
+        fusion_scores: Score thresholds of that fusion.
     """
 
     methods: tuple[SuppressMethod, ...] = ("hard", "soft_linear", "soft_gaussian")
@@ -67,6 +73,9 @@ class TuneConfig(SelectionConfig):
     sigmas: tuple[Positive, ...] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
     weight_factors: tuple[NonNegative, ...] = (0.0, 0.25, 0.5, 2.0, 4.0)
     rounds: Annotated[int, Field(ge=1, le=10)] = 2
+    weight_rule: Literal["search", "ap", "category_ap"] = "search"
+    fusion_modes: tuple[FusionMode, ...] = ("union", "replace", "intersect")
+    fusion_scores: tuple[Fraction, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
 
     def options(self) -> list[Option]:
         """The grid of suppression."""
@@ -111,7 +120,7 @@ def tune_suppression(
         UsageError: There is no object to tune on.
         ConfigError: `base` names a category that does not exist.
     """
-    names = _require_objects(dataset)
+    names = require_objects(dataset)
     considered = candidates[_considered(candidates, base, names)]
     paired = PairedInputs.of(EvalInputs.over(considered, dataset, iou_type))
     in_use, grid = _options_of(base, names), config.options()
@@ -123,10 +132,10 @@ def tune_suppression(
         )
         for option in ways
     }
-    selection = select([_by_label(outcomes, in_use), *(outcomes[option] for option in grid)], config)
+    selection = select([outcomes_by_label(outcomes, in_use), *(outcomes[option] for option in grid)], config)
     found = _suppression(base, selection, (in_use, grid), names)
     before, after = (
-        _mean_ap(
+        mean_ap(
             paired.outcomes(*suppress_detections(considered, settings, names), max_detections=max_detections)
         )
         for settings in (base, found)
@@ -136,7 +145,38 @@ def tune_suppression(
     return Tuned(config=found, rows=rows, before=before, after=after).or_base(base)
 
 
-def _require_objects(dataset: CocoDataset) -> tuple[str, ...]:
+def rows_to_tune(
+    candidates: Detections,
+    base: SuppressConfig,
+    config: TuneConfig,
+    class_names: Sequence[str],
+    *,
+    max_detections: int = 100,
+) -> NDArray[np.int64]:
+    """Rows, ascending, that some option keeps among the best of an image and category.
+
+    With these alone every option is measured as with all: what comes after the best neither removes one of them nor
+    lowers its score. Masks that decide about suppression need be drawn for no others.
+
+    Args:
+        candidates: As in `tune_suppression`.
+        base: The settings in use.
+        config: Grid.
+        class_names: Category names in label order.
+        max_detections: Detections counted per image and category.
+    """
+    considered = np.flatnonzero(_considered(candidates, base, class_names))
+    seen = candidates[considered]
+    limit = min(max_detections, base.max_per_image or max_detections)
+    keys = seen.images * len(class_names) + seen.labels
+    kept = np.zeros(len(seen), dtype=bool)
+    for option in dict.fromkeys([*_options_of(base, class_names), *config.options()]):
+        rows, scores = suppress_detections(seen, _alone(base, option), class_names)
+        kept[rows[best_first(keys[rows], scores, limit)]] = True
+    return considered[kept]
+
+
+def require_objects(dataset: CocoDataset) -> tuple[str, ...]:
     """Category names of a data set with something to find in it."""
     if not dataset.num_objects:
         raise UsageError(
@@ -173,8 +213,13 @@ def _each(value: T | dict[str, T], field: str, names: Sequence[str]) -> list[T]:
     return found if isinstance(found, list) else [found] * len(names)
 
 
-def _by_label(outcomes: Mapping[Option, MatchedDetections], options: Sequence[Option]) -> MatchedDetections:
-    """Detections of each category from the option that it has."""
+def outcomes_by_label(outcomes: Mapping[K, MatchedDetections], options: Sequence[K]) -> MatchedDetections:
+    """Detections of each category from the option that it has.
+
+    Args:
+        outcomes: Of every option that a category has.
+        options: By label.
+    """
     ways = list(dict.fromkeys(options))
     which = np.array([[ways.index(option)] for option in options])
     settings = [outcomes[option] for option in ways]
@@ -194,7 +239,10 @@ def _suppression(
     common = grid[selection.common - 1] if selection.common else None
     return base.model_copy(
         update={
-            field: _compressed(chosen, _common_value(base, common, field), field, names) for field in _FIELDS
+            field: compressed(
+                [_value_of(option, field) for option in chosen], _common_value(base, common, field), names
+            )
+            for field in _FIELDS
         }
     )
 
@@ -216,9 +264,14 @@ def _value_of(option: Option, field: str) -> Any:
     return option.value if used.get(option.method) == field else None
 
 
-def _compressed(options: Sequence[Option], common: Any, field: str, names: Sequence[str]) -> Any:
-    """One value, or a mapping with the categories that differ from it."""
-    values = [_value_of(option, field) for option in options]
+def compressed(values: Sequence[Any], common: Any, names: Sequence[str]) -> Any:
+    """One value, or a mapping with the categories that differ from it.
+
+    Args:
+        values: By label; None where a category does not need the setting.
+        common: What the others have.
+        names: Category names in label order.
+    """
     own = {
         name: value
         for name, value in zip(names, values, strict=True)
@@ -227,113 +280,8 @@ def _compressed(options: Sequence[Option], common: Any, field: str, names: Seque
     return {DEFAULT: common, **own} if own else common
 
 
-def _mean_ap(outcomes: MatchedDetections) -> float | None:
+def mean_ap(outcomes: MatchedDetections) -> float | None:
     """Mean over the categories that have truths."""
     values = average_precisions(outcomes)[:, 0]
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else None
-
-
-# ---------------------------------------------------------------- weights
-
-
-def tune_weights(
-    members: Mapping[str, Detections],
-    dataset: CocoDataset,
-    base: EnsembleConfig,
-    config: TuneConfig,
-    *,
-    max_detections: int = 100,
-) -> Tuned[EnsembleConfig]:
-    """Weights of an ensemble's members for all categories, and for those for which others are surely better.
-
-    Coordinate search: the weight of one member at a time is multiplied by each factor, `rounds` times from what is
-    best so far by mean AP of all images. What was tried is then what every category chooses from, cross-validated;
-    only the set of what is tried in later rounds has seen all images.
-
-    Args:
-        members: Detections of each, after suppression.
-        dataset: The truth.
-        base: The settings in use.
-        config: Factors and cross-validation.
-        max_detections: Detections counted per image and category, best first.
-
-    Returns:
-        `base` with the weights found: one for all categories, or a mapping with those that differ.
-
-    Raises:
-        UsageError: There is no object to tune on, or fewer than two members.
-        ConfigError: `base` names a member or category that does not exist.
-    """
-    names = _require_objects(dataset)
-    if len(members) < 2:
-        raise UsageError("weights are tuned of two or more members", hint="Give several results files.")
-
-    truths = EvalInputs.over(Detections.empty(), dataset)
-
-    def fuse(table: Floats) -> MatchedDetections:
-        settings = base.model_copy(update={"weights": _weights(table, table, list(members), names)})
-        fused = ensemble_detections(members, settings, names)
-        paired, rows = PairedInputs.of(truths.replace_detections(fused)), np.arange(len(fused))
-        return paired.outcomes(rows, fused.scores, max_detections=max_detections)
-
-    tables, outcomes = _search_weights(base.weight_table(list(members), names), fuse, config)
-    selection = select(outcomes, config)
-    chosen = np.stack([tables[selection.setting_of(k)][:, k] for k in range(len(names))], axis=1)
-    weights = _weights(chosen, tables[selection.common], list(members), names)
-    words = [[_words(table[:, k]) for table in tables] for k in range(len(names))]
-    rows = rows_of(selection, names, [*words, ["as it is", *(_words(table[:, 0]) for table in tables[1:])]])
-    found = base.model_copy(update={"weights": weights})
-    return Tuned(config=found, rows=rows, before=_mean_ap(outcomes[0]), after=_mean_ap(fuse(chosen))).or_base(
-        base
-    )
-
-
-def _search_weights(
-    start: Floats, fuse: Callable[[Floats], MatchedDetections], config: TuneConfig
-) -> tuple[list[Floats], list[MatchedDetections]]:
-    """Every table (M, K) of weights that was tried, the given one first, and what came of it."""
-    tables, outcomes = [start], [fuse(start)]
-    averages = [_mean_ap(outcomes[0]) or 0.0]
-    for _ in range(config.rounds):
-        centre = tables[int(np.argmax(averages))]
-        for table in _neighbours(centre, config.weight_factors):
-            if not any(_same(table, other) for other in tables):
-                tables.append(table)
-                outcomes.append(fuse(table))
-                averages.append(_mean_ap(outcomes[-1]) or 0.0)
-    return tables, outcomes
-
-
-def _neighbours(table: Floats, factors: Sequence[float]) -> list[Floats]:
-    """Tables in which the weight of one member is multiplied; every category keeps a member."""
-    found = []
-    for member in range(len(table)):
-        for factor in factors:
-            changed = table.copy()
-            changed[member] *= factor
-            if changed.any(axis=0).all():
-                found.append(changed)
-    return found
-
-
-def _same(table: Floats, other: Floats) -> bool:
-    """Whether two tables say the same: only the ratios within a category matter."""
-    return np.allclose(table / table.max(axis=0), other / other.max(axis=0))
-
-
-def _weights(
-    table: Floats, common: Floats, members: Sequence[str], names: Sequence[str]
-) -> dict[str, float | dict[str, float]]:
-    """Weights as a configuration has them: of each member one, or a mapping with the categories that differ."""
-    found: dict[str, float | dict[str, float]] = {}
-    for name, row, usual in zip(members, table.tolist(), common.tolist(), strict=True):
-        default = Counter(usual).most_common(1)[0][0]
-        own = {category: value for category, value in zip(names, row, strict=True) if value != default}
-        found[name] = {DEFAULT: default, **own} if own else default
-    return found
-
-
-def _words(weights: Floats) -> str:
-    """Weights of the members, in order, in words."""
-    return " : ".join(f"{weight:g}" for weight in weights)

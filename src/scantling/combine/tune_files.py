@@ -1,7 +1,8 @@
 """Result files of any tools tuned: one file of candidates, or the members of an ensemble, to a file of settings.
 
-candidates.json ─ tune_suppression ─┐
-A.json, B.json ... ─ tune_weights ──┴─► tuned.yaml, which prediction and ensembles take
+candidates.json ─ tune_suppression ───┐
+A.json, B.json ... ─ tune_weights ────┼─► tuned.yaml, which prediction, ensembles and semantic fusion take
+results.json, maps ─ tune_semantic ───┘  (`semantic_files`)
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.members import Member, NamedFile, read_members
 from scantling.combine.suppress_files import for_results, is_suppressed
-from scantling.combine.tune import TuneConfig, tune_suppression, tune_weights
+from scantling.combine.tune import TuneConfig, tune_suppression
+from scantling.combine.tune_weights import tune_weights
 from scantling.combine.tuned import Tuned, write_tuned
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.detections import compare_detections
@@ -30,14 +31,15 @@ from scantling.structures.detections import Detections
 
 log = logging.getLogger(__name__)
 
-What = Literal["suppress", "weights"]
+What = Literal["suppress", "weights", "semantic"]
 
 
 class TuneRequest(BaseModel):
     """What is tuned from where.
 
     Attributes:
-        iou_type: Whether AP of boxes or of masks decides.
+        iou_type: Whether AP of boxes or of masks decides; about the weights of an ensemble by masks, masks unless said
+            otherwise.
         search: What is tried, and how sure a choice has to be.
         suppress: Settings of suppression in use. Its score threshold is 0 unless said otherwise: all candidates of
             the file count.
@@ -112,37 +114,49 @@ def tune_files(
         raise UsageError(
             f"{len(files)} results files: suppression is tuned from one, of candidates; weights from two or more"
         )
-    if what == "weights" and request.iou_type == "segm":
-        raise UsageError("weights are tuned by box AP: an ensemble fuses boxes", hint="Leave iou_type out.")
-    members = read_members(files, dataset, skip_invalid=skip_invalid)
-    tell_warnings(truth_findings(dataset, request.iou_type, request.max_dets), log, rest="all of this kind")
+    iou_type = request.iou_type
+    if what == "weights" and request.ensemble.by_masks and "iou_type" not in request.model_fields_set:
+        iou_type = "segm"
+    members = read_members(files, dataset, skip_invalid=skip_invalid, fuses_masks=iou_type == "segm")
+    tell_warnings(truth_findings(dataset, iou_type, request.max_dets), log, rest="all of this kind")
     for finding in compare_detections([(m.file, m.detections) for m in members], dataset.class_names):
         log.warning("%s", str(finding).removeprefix("warning "))
+    found = {member.name: _comparable(member, iou_type) for member in members}
     tuned: Tuned[Any]
     if what == "suppress":
-        candidates = _comparable(members[0], request.iou_type)
-        if is_suppressed(candidates):
-            log.warning(
-                "%s: no box overlaps another of its category by more than half, so there is nothing to suppress; "
-                "give candidates before suppression (predict --set suppress.method=none)",
-                members[0].file,
-            )
-        tuned = tune_suppression(
-            candidates,
-            dataset,
-            request.suppression(),
-            request.search,
-            max_detections=request.max_dets,
-            iou_type=request.iou_type,
-        )
+        tuned = _suppression(members[0].file, found[members[0].name], dataset, request, iou_type)
         write_tuned(out, suppress=tuned.config, comment=tuned.to_text())
     else:
-        detections = {member.name: member.detections for member in members}
         tuned = tune_weights(
-            detections, dataset, request.ensemble, request.search, max_detections=request.max_dets
+            found,
+            dataset,
+            request.ensemble,
+            request.search,
+            max_detections=request.max_dets,
+            iou_type=iou_type,
         )
         write_tuned(out, ensemble=tuned.config, comment=tuned.to_text())
     return TuneSummary(what=what, tuned=tuned, out=out)
+
+
+def _suppression(
+    file: str, candidates: Detections, dataset: CocoDataset, request: TuneRequest, iou_type: IouType
+) -> Tuned[SuppressConfig]:
+    """Tune suppression; candidates that seem suppressed before are told."""
+    if is_suppressed(candidates):
+        log.warning(
+            "%s: no box overlaps another of its category by more than half, so there is nothing to suppress; "
+            "give candidates before suppression (predict --set suppress.method=none)",
+            file,
+        )
+    return tune_suppression(
+        candidates,
+        dataset,
+        request.suppression(),
+        request.search,
+        max_detections=request.max_dets,
+        iou_type=iou_type,
+    )
 
 
 def _comparable(member: Member, iou_type: IouType) -> Detections:
@@ -150,9 +164,7 @@ def _comparable(member: Member, iou_type: IouType) -> Detections:
     found = member.detections
     if iou_type == "bbox":
         return found
-    has_mask = np.zeros(len(found), dtype=bool)
-    if found.masks is not None:
-        has_mask = np.array([mask is not None for mask in found.masks], dtype=bool)
+    has_mask = found.has_mask
     if len(found) and not has_mask.any():
         raise DataError(f"{member.file}: no prediction has a mask, so there is no mask AP to tune by")
     if not has_mask.all():

@@ -2,8 +2,9 @@
 
     suppress: {method: ..., iou_threshold: ..., sigma: ..., min_score: ..., max_per_image: ...}
     ensemble: {method: ..., weights: ..., ...}
+    semantic: {mode: ..., score_threshold: ..., ...}
 
-Either section may be missing. The section `suppress` holds only what suppression is about: the score threshold and
+Any section may be missing. The section `suppress` holds only what suppression is about: the score threshold and
 the number of candidates stay those of the detector.
 """
 
@@ -20,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.selection import Selection, Verdict
+from scantling.combine.semantic import SemanticConfig
 from scantling.data.io import atomic_write, read_bytes
 from scantling.errors import ConfigError, did_you_mean
 from scantling.evaluate.bootstrap import Interval
@@ -163,12 +165,14 @@ class TunedSettings(BaseModel):
     Attributes:
         suppress: Settings of suppression; those that the file does not name are the defaults and mean nothing.
         ensemble: Settings of an ensemble.
+        semantic: Settings of the fusion of masks with score maps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     suppress: SuppressConfig | None = None
     ensemble: EnsembleConfig | None = None
+    semantic: SemanticConfig | None = None
 
     def suppression_over(self, base: SuppressConfig) -> SuppressConfig:
         """Settings of suppression with those that the file names replaced; without such a section as they are."""
@@ -199,6 +203,7 @@ _KEYS = {
     "": tuple(TunedSettings.model_fields),
     "suppress": tuple(SuppressConfig.model_fields),
     "ensemble": tuple(EnsembleConfig.model_fields),
+    "semantic": tuple(SemanticConfig.model_fields),
 }
 
 
@@ -207,6 +212,7 @@ def write_tuned(
     *,
     suppress: SuppressConfig | None = None,
     ensemble: EnsembleConfig | None = None,
+    semantic: SemanticConfig | None = None,
     comment: str = "",
 ) -> None:
     """Write a file of tuned settings, atomically.
@@ -215,6 +221,7 @@ def write_tuned(
         path: The YAML.
         suppress: Written without what belongs to the detector.
         ensemble: Written whole.
+        semantic: Written whole.
         comment: Text for people, at the top.
 
     Raises:
@@ -225,6 +232,8 @@ def write_tuned(
         content["suppress"] = suppress.model_dump(mode="json", include=set(SUPPRESS_KEYS))
     if ensemble is not None:
         content["ensemble"] = ensemble.model_dump(mode="json")
+    if semantic is not None:
+        content["semantic"] = semantic.model_dump(mode="json")
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
     atomic_write(path, head + strict_yaml.dump(content))
 
@@ -244,7 +253,7 @@ def read_tuned(path: Path | str) -> TunedSettings:
     document = strict_yaml.parse(text, file=file)
     if not isinstance(document.value, dict) or not document.value:
         raise ConfigError(
-            f"{file}: expected the sections suppress or ensemble, found {document.value!r:.80}",
+            f"{file}: expected the sections suppress, ensemble or semantic, found {document.value!r:.80}",
             hint="`scantling tune` writes such a file.",
         )
     try:

@@ -340,6 +340,29 @@ _RESULTS = {
     "results-dropped": Code(_W, "Predictions were left out because they are unusable."),
 }
 
+_MAPS = {
+    "maps-file": Code(
+        _G, "A map of pixels that cannot be read.", "Write a PNG of one channel, or an NPY of numbers."
+    ),
+    "maps-missing": Code(
+        _G, "Images without a map.", "Write a map for each, called like the image: a.png or a.npy for a.jpg."
+    ),
+    "maps-twice": Code(_S, "Two maps of one image.", "Keep one of them."),
+    "maps-unused": Code(_W, "Maps that belong to no image of the data set.", "Give the maps of this split."),
+    "maps-size": Code(
+        _G, "A map that has not the proportions of its image.", "Write maps of the images' own sizes."
+    ),
+    "maps-values": Code(
+        _G, "A map with numbers that are no scores and no labels.", "Write scores in 0..1, or in 0..255."
+    ),
+    "maps-reading": Code(
+        _S,
+        "Numbers in maps that can mean several things, or none.",
+        "Say what they are: --map-values scores, foreground, ids or positions (in a recipe, "
+        "members.NAME.map_values).",
+    ),
+}
+
 _AUDIT = {
     "decisions-file": Code(
         _S, "Not a file of suspects or of decisions about them.", "Write it with `scantling audit`."
@@ -356,6 +379,6 @@ _AUDIT = {
 }
 
 CODES: Mapping[str, Code] = MappingProxyType(
-    _FILE | _STRUCTURE | _GEOMETRY | _IMAGES | _SPLITS | _FORMATS | _CHECK | _RESULTS | _AUDIT
+    _FILE | _STRUCTURE | _GEOMETRY | _IMAGES | _SPLITS | _FORMATS | _CHECK | _RESULTS | _MAPS | _AUDIT
 )
 """Code name -> kind, meaning, remedy; in the order of the documentation."""

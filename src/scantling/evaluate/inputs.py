@@ -23,7 +23,7 @@ from scantling.data.detections import detections_of, pasted
 from scantling.data.limits import over_limit
 from scantling.data.truths import Truths, truths_of
 from scantling.errors import Finding, Severity
-from scantling.ops.overlaps import Floats, Ints, xywh_to_xyxy, xyxy_to_xywh
+from scantling.ops.overlaps import Floats, Ints, mask_areas, xywh_to_xyxy, xyxy_to_xywh
 from scantling.structures.detections import Detections, object_column
 
 IouType = Literal["bbox", "segm"]
@@ -92,7 +92,7 @@ class EvalInputs:
     @property
     def shapes(self) -> NDArray[Any]:
         """(N, 4) boxes xywh, or (N,) masks: what overlaps."""
-        return self.boxes_xywh if self.iou_type == "bbox" else _masks(self.detections)
+        return self.boxes_xywh if self.iou_type == "bbox" else self.detections.mask_column
 
     @property
     def truth_shapes(self) -> NDArray[Any]:
@@ -104,8 +104,7 @@ class EvalInputs:
         """(N,) size of each detection in square pixels: that of its box, or of its mask where masks count."""
         if self.iou_type == "bbox":
             return self.boxes_xywh[:, 2] * self.boxes_xywh[:, 3]
-        masks = _masks(self.detections)  # one by one: of more than 255 at once pycocotools counts in a byte
-        return np.array([mask_api.area(mask) for mask in masks], dtype=np.float64)
+        return mask_areas(self.detections.mask_column)
 
 
 def eval_inputs(dataset: CocoDataset, results: Predictions, iou_type: IouType) -> EvalInputs:
@@ -132,8 +131,8 @@ def eval_inputs(dataset: CocoDataset, results: Predictions, iou_type: IouType) -
         usable = found.replace(masks=None, soft_masks=None, extra=None)
     else:
         usable = pasted(found, dataset).replace(extra=None)
-        usable = usable[np.array([mask is not None for mask in _masks(usable)], dtype=bool)]
-        boxes_xywh = _mask_boxes(_masks(usable))
+        usable = usable[usable.has_mask]
+        boxes_xywh = _mask_boxes(usable.mask_column)
         usable = usable.replace(boxes=xywh_to_xyxy(boxes_xywh))
     told = [*truth_findings(dataset, iou_type, None), *findings]
     if len(found) and not len(usable):
@@ -152,7 +151,7 @@ def _usable_truths(dataset: CocoDataset, iou_type: IouType) -> Truths:
     return truths.replace(boxes_xywh=boxes_xywh, boxes=xywh_to_xyxy(boxes_xywh))
 
 
-def _masks(rows: Truths | Detections) -> NDArray[np.object_]:
+def _masks(rows: Truths) -> NDArray[np.object_]:
     return object_column([None] * len(rows)) if rows.masks is None else rows.masks
 
 

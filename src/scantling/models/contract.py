@@ -1,4 +1,4 @@
-"""What training, prediction and combination rely on in every detector.
+"""What training, prediction and combination rely on in every detector, and in every segmenter (at the end).
 
     losses(batch)               -> {name: scalar}   every entry is added to the training loss
     encode(batch)               -> Encoded          features once; opaque to callers
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from scantling.models.backbone import Backbone
+from scantling.models.context_heads import semantic_targets
 from scantling.structures.instances import Instances
 from scantling.structures.masks import RoiMasks
 from scantling.structures.sample import Batch
@@ -100,9 +101,47 @@ class Detector(nn.Module, ABC):
         """The losses, so that DistributedDataParallel sees them."""
         return self.losses(batch)
 
-    def backbones(self) -> list[Backbone]:
-        """The networks that weights of a classifier, or of own-crop pretraining, can be loaded into."""
-        return [module for module in self.modules() if isinstance(module, Backbone)]
+    def backbones(self) -> dict[str, Backbone]:
+        """The networks that weights of a classifier, or of own-crop pretraining, can be loaded into.
+
+        Returns:
+            By their place in the detector, as its keys begin: `backbone.`; of a composite one `backbone.assistant.` and
+            `backbone.lead.`.
+        """
+        return {f"{name}.": module for name, module in self.named_modules() if isinstance(module, Backbone)}
+
+
+class Segmenter(nn.Module, ABC):
+    """A trained or trainable segmenter: it says of every pixel whether it belongs to an object, and not to which.
+
+        losses(batch) -> {name: scalar}       every entry is added to the training loss
+        scores(batch) -> [(P, H, W)]          of the pixels of each image, without its padding, in [0, 1]
+
+    Attributes:
+        num_planes: P: 1 for the foreground of all categories, else one for each of the K, in label order.
+        by_category: Whether the planes are categories.
+    """
+
+    num_planes: int
+    by_category: bool
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar losses of one training step, from the masks of the truth; their sum is what is minimised."""
+
+    @abstractmethod
+    def scores(self, batch: Batch) -> list[Tensor]:
+        """Scores of each image's pixels; one above 0.5 is called the plane's, and there is one such plane at most."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses, so that DistributedDataParallel sees them."""
+        return self.losses(batch)
+
+    def targets(self, batch: Batch) -> Tensor:
+        """(B, H, W) int64, the label of each pixel: 0 the ground, then the planes; -1 counts for nothing."""
+        height, width = batch.images.shape[-2:]
+        labels = torch.stack([semantic_targets(truth, (height, width), 1) for truth in batch.instances])
+        return (labels if self.by_category else labels.clamp(max=1)).to(batch.images.device)
 
 
 def total_loss(losses: Mapping[str, Tensor]) -> Tensor:

@@ -7,8 +7,6 @@ named model's number, which stands below or is the method's default.
 
 from __future__ import annotations
 
-import difflib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic import BaseModel
 
 from scantling.errors import CheckpointError, ConfigError
 from scantling.models.cascade_rcnn import CascadeMaskRCNNOptions, CascadeRCNN, CascadeRCNNOptions
@@ -26,6 +24,7 @@ from scantling.models.double_head import DoubleHeadRCNN, DoubleHeadRCNNOptions
 from scantling.models.faster_rcnn import FasterRCNN, FasterRCNNOptions, MaskRCNNOptions
 from scantling.models.htc import HTC, HTCOptions
 from scantling.models.mask_heads import MaskOptions
+from scantling.models.named import NamedConfig
 from scantling.models.weights.published import recommended
 from scantling.models.weights.sources import find_weights
 from scantling.models.weights.start import Start, read_start, require_fit, take
@@ -103,6 +102,11 @@ SWIN_T: dict[str, Any] = {
     "norm": "default",
     "drop_path": 0.2,
 }
+SWIN_B: dict[str, Any] = {
+    "backbone": "swin_base_patch4_window7_224",
+    "norm": "default",
+    "drop_path": 0.3,
+}
 CONVNEXT_T: dict[str, Any] = {"backbone": "convnext_tiny", "norm": "default", "drop_path": 0.4}
 X101: dict[str, Any] = {"backbone": "resnext101_64x4d"}
 DCN: dict[str, Any] = {"deform": (2, 3, 4)}
@@ -116,6 +120,9 @@ CONV_GIOU: dict[str, Any] = {
     "box_loss_weight": 10.0,
 }
 SYNC_GIOU: dict[str, Any] = {**CONV_GIOU, "head_norm": "sync_bn", "class_agnostic": False}
+
+# HTC on CBNetV2 as its authors train it: two Swins, no semantic branch.
+HTC_CB: dict[str, Any] = {**CONV_GIOU, "head_norm": "sync_bn", "semantic": False, "composite": True}
 
 # Detectors as torchvision trains them; their published weights mean nothing with other samples or anchors.
 TORCHVISION: dict[str, Any] = {
@@ -158,6 +165,7 @@ MODELS: Mapping[str, Preset] = {
     "faster_rcnn_swin_t": _faster(**SWIN_T),
     # one box for all classes: AP 0.482 on bccd, 300 steps, three seeds; a box per class 0.474 (2026-11-26)
     "faster_rcnn_r18_small": _faster(**SMALL, class_agnostic=True),
+    "faster_rcnn_cb_r50": _faster(composite=True, pruned_stages=1),
     "cascade_rcnn_r50": _cascade(),
     "cascade_rcnn_r50_dcn_gn": _cascade(**DCN, norm="gn"),  # the DelftBikes detector (CS21)
     "cascade_rcnn_x101_64x4d": _cascade(**X101),
@@ -178,6 +186,9 @@ MODELS: Mapping[str, Preset] = {
     "htc_without_semantic_r50": _htc(semantic=False),
     "htc_without_semantic_r50_giou": _htc(semantic=False, **CONV_GIOU),  # the heads of HTC on CBNetV2
     "htc_x101_64x4d_dcn": _htc(**X101, **DCN),
+    "htc_cb_swin_t": _htc(**SWIN_T, **HTC_CB),
+    "htc_cb_swin_b": _htc(**SWIN_B, **HTC_CB),  # the VISION'23 detector (Aoi-overfitting-Team)
+    "htc_cb_r18_small": _htc(**SMALL_MASK, semantic_convs=2, composite=True),
     "htc_r18_small": _htc(**SMALL_MASK, semantic_convs=2),
     "torchvision_faster_rcnn_r50": _faster(**TORCHVISION),
     "torchvision_faster_rcnn_r50_v2": _faster(**TORCHVISION_V2),
@@ -186,7 +197,7 @@ MODELS: Mapping[str, Preset] = {
 }
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(NamedConfig):
     """A named model and what is different from it: the options of its method, beside `name` and `init`.
 
     Attributes:
@@ -197,10 +208,7 @@ class ModelConfig(BaseModel):
             backbone's weights, a URL, or a hub id (`hf-hub:OWNER/NAME`).
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
-
     name: str = DEFAULT
-    init: str = "random"
 
     @property
     def is_published_detector(self) -> bool:
@@ -233,57 +241,14 @@ class ModelConfig(BaseModel):
             return read_start(file)
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What is different from the named model, by the names of its options."""
-        return dict(self.model_extra or {})
-
-    @property
-    def hyperparameters(self) -> dict[str, Any]:
-        """Every option with its value: the named model's, or what is different.
-
-        Raises:
-            ConfigError: There is no such model.
-        """
-        return {**dict(_preset(self.name).options), **self.options}
-
-    @property
     def has_masks(self) -> bool:
         """Whether the model draws masks, and learns them from masks; of an unknown model, which cannot be built, no."""
         return self.name in MODELS and isinstance(MODELS[self.name].options, MaskOptions)
 
-    def with_options(self, **options: Any) -> ModelConfig:
-        """The same with these options changed.
-
-        Raises:
-            ValidationError: The model has no such option, or not with this value.
-        """
-        return ModelConfig(**{**self.model_dump(), **options})
-
     @classmethod
-    def known_keys(cls, value: object = None) -> list[str]:
-        """The keys of this section, given its other values; those of every model where these are not known."""
-        own = MODELS.get(str(value.get("name", DEFAULT))) if isinstance(value, dict) else None
-        presets = MODELS.values() if own is None else [own]
-        options = dict.fromkeys(key for preset in presets for key in type(preset.options).model_fields)
-        return [*cls.model_fields, *options]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_options(cls, value: Any, info: ValidationInfo) -> Any:
-        """Options are checked as the named model's own; null leaves one out."""
-        if not isinstance(value, dict):
-            return value
-        own = {key: part for key, part in value.items() if key in cls.model_fields}
-        given = {key: part for key, part in value.items() if key not in cls.model_fields and part is not None}
-        preset = MODELS.get(own.get("name", DEFAULT))
-        if preset is None:  # told when the model is built
-            return own | given
-        kind = type(preset.options)
-        if info.mode == "json":  # a file that a person wrote: numbers are no texts, lists are tuples
-            checked = kind.model_validate_json(json.dumps(given), strict=True)
-        else:
-            checked = kind.model_validate(given)
-        return own | {key: getattr(checked, key) for key in given}
+    def presets(cls) -> Mapping[str, BaseModel]:
+        """The options of every model of `MODELS`."""
+        return {name: preset.options for name, preset in MODELS.items()}
 
 
 def build_model(config: ModelConfig, num_classes: int, class_names: Sequence[str] = ()) -> Detector:
@@ -299,26 +264,17 @@ def build_model(config: ModelConfig, num_classes: int, class_names: Sequence[str
     """
     if num_classes < 1:
         raise ConfigError(f"a detector needs at least one category, found {num_classes}")
-    preset = _preset(config.name)
+    unchanged = config.preset_options()
     if config.init == INIT_PRETRAIN:
         hint = "Outside of a run give the file: the `backbone.safetensors` of `scantling pretrain`."
         raise ConfigError(f"model.init is {INIT_PRETRAIN!r}, which only a run can fill in", hint=hint)
     start = config.start()
-    options = preset.options.model_copy(update=config.options)
-    model = preset.build(options, num_classes, start is None and config.init == "pretrained")
+    options = unchanged.model_copy(update=config.options)
+    model = MODELS[config.name].build(options, num_classes, start is None and config.init == "pretrained")
     if start is not None:
         with _told(start.path):
             log.info("%s", take(model, start, class_names).to_text())
     return model
-
-
-def _preset(name: str) -> Preset:
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        known = ", ".join(MODELS)
-        hint = f"Did you mean {near[0]!r}? Known: {known}" if near else f"Known: {known}"
-        raise ConfigError(f"model.name: unknown model {name!r}", hint=hint)
-    return MODELS[name]
 
 
 def check_initial_weights(config: ModelConfig, num_classes: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -47,6 +48,7 @@ __all__ = [
     "paste_masks",
     "paste_patches",
     "patch_to_rle",
+    "pixels_in",
     "polygons_to_rle",
     "rle_area",
     "rle_counts",
@@ -55,6 +57,7 @@ __all__ = [
     "rle_from_uncompressed",
     "rle_to_box",
     "rle_to_patch",
+    "seen_through",
     "warp_patch",
 ]
 
@@ -245,3 +248,32 @@ def _shrink(patch: Patch, matrix: NDArray[np.float64]) -> tuple[Patch, NDArray[n
     padded[: patch.shape[0], : patch.shape[1]] = patch
     small = cv2.resize(padded, (w, h), interpolation=cv2.INTER_AREA)
     return small, np.hstack([matrix[:, :2] * factor, matrix[:, 2:]])
+
+
+def seen_through(
+    plane: NDArray[Any], matrix: NDArray[np.float64], window: tuple[int, int, int, int]
+) -> NDArray[Any]:
+    """A map of numbers as it lies under a window of another frame: bilinear, its outermost cells repeated beyond it.
+
+    Args:
+        plane: (h, w) uint8 or float32.
+        matrix: (2, 3) affine map of continuous coordinates, the window's frame to the plane's.
+        window: Whole pixels x1, y1, x2, y2 of the other frame; may be empty.
+
+    Returns:
+        (y2 - y1, x2 - x1) of the plane's type.
+    """
+    x1, y1, x2, y2 = window
+    if x2 <= x1 or y2 <= y1:
+        return np.zeros((max(0, y2 - y1), max(0, x2 - x1)), dtype=plane.dtype)
+    centred = np.array(matrix, dtype=np.float64)  # OpenCV counts from pixel centres, we from pixel edges
+    centred[:, 2] += centred[:, :2] @ [x1 + 0.5, y1 + 0.5] - 0.5
+    flags, size = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, (x2 - x1, y2 - y1)
+    seen: NDArray[Any] = cv2.warpAffine(plane, centred, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return seen
+
+
+def pixels_in(box: tuple[float, float, float, float], size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The window x1, y1, x2, y2 of whole pixels of an image whose centre lies in a box xyxy; x2 <= x1 where none is."""
+    x1, y1, x2, y2 = (math.ceil(round(edge - 0.5, 6)) for edge in box)
+    return max(0, x1), max(0, y1), min(size_hw[1], x2), min(size_hw[0], y2)

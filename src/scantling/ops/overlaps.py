@@ -10,6 +10,7 @@ COCO's own code on run lengths, which looks only where boxes meet. Torch is not 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ Flags = NDArray[np.bool_]
 Box = tuple[float, float, float, float]
 
 _MAX_PAIRS = 1_000_000  # compared at once
+_MAX_AREAS = 255  # of more masks at once pycocotools counts in a byte
 
 
 class Pairs(NamedTuple):
@@ -93,10 +95,16 @@ def paired_overlaps(boxes: Floats, others: Floats, areas: tuple[Floats, Floats] 
         others: (P, 4) xyxy, same frame.
         areas: (P,) areas of both where they are known more exactly, as COCO's width times height; None: from corners.
     """
-    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    common = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
+    common = common_areas(boxes, others)
     first, second = areas if areas is not None else (box_areas(boxes), box_areas(others))
     return Overlaps(*(_share(common, whole) for whole in (first + second - common, first, second)))
+
+
+def common_areas(boxes: Floats, others: Floats) -> Floats:
+    """(P,) area that box i has in common with box i."""
+    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+    areas: Floats = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
+    return areas
 
 
 def pairwise_overlaps(boxes: Floats, others: Floats) -> Overlaps:
@@ -146,6 +154,61 @@ def find_pairs(
     ]
     first, second, iou = (np.concatenate(columns) for columns in zip(_NO_PAIRS, *parts, strict=True))
     return Pairs(first, second, iou)
+
+
+def find_pairs_within(keys: Ints, masks: NDArray[np.object_], *, at_least: float = 0.0) -> Pairs:
+    """Every pair of masks of one key that overlap, each pair once.
+
+    Args:
+        keys: (N,) image, or image and category, of each mask; never falling.
+        masks: (N,) run lengths (`ops.rle.RLE`) of their image.
+        at_least: Pairs below this overlap are left out; pairs that do not touch always are.
+
+    Returns:
+        P pairs whose first row is before the second, by first row.
+    """
+    boxes = xywh_to_xyxy(np.asarray(coco_mask.toBbox(masks.tolist()), dtype=np.float64).reshape(-1, 4))
+    areas, found = mask_areas(masks), [_NO_PAIRS]
+    for one, other in _meeting(keys, boxes):
+        common = np.minimum(np.minimum(areas[one], areas[other]), common_areas(boxes[one], boxes[other]))
+        able = np.flatnonzero((common > 0) & (common >= at_least * (areas[one] + areas[other] - common)))
+        first, second = np.minimum(one[able], other[able]), np.maximum(one[able], other[able])
+        order = np.argsort(first, kind="stable")
+        found.append(_at_least(_paired_masks(masks, first[order], second[order]), at_least))
+    pairs = Pairs(*(np.concatenate(column) for column in zip(*found, strict=True)))
+    return pairs.take(np.lexsort((pairs.second, pairs.first)))
+
+
+def _paired_masks(masks: NDArray[np.object_], first: Ints, second: Ints) -> Pairs:
+    """Overlap of mask `first[i]` with mask `second[i]`; `first` never falls."""
+    iou, edges = np.zeros(len(first)), np.flatnonzero(np.diff(first, prepend=-1, append=-1)).tolist()
+    for begin, end in itertools.pairwise(edges):
+        others = masks[second[begin:end]].tolist()
+        iou[begin:end] = coco_mask.iou([masks[first[begin]]], others, [0] * len(others))[0]
+    return Pairs(first, second, iou)
+
+
+def mask_areas(masks: NDArray[np.object_]) -> Floats:
+    """(N,) number of pixels of each mask, given as run lengths."""
+    listed = masks.tolist()
+    parts = [coco_mask.area(listed[at : at + _MAX_AREAS]) for at in range(0, len(listed), _MAX_AREAS)]
+    return np.concatenate([np.zeros(0), *parts]).astype(np.float64)
+
+
+def _meeting(keys: Ints, boxes: Floats) -> Iterator[tuple[Ints, Ints]]:
+    """Rows of pairs of one key whose boxes xyxy meet from left to right, each pair once, a bounded number at a time."""
+    span = float(boxes.max(initial=0.0)) + 1
+    left, right = keys * span + boxes[:, 0], keys * span + boxes[:, 2]
+    order = np.argsort(left, kind="stable")
+    after = np.arange(1, len(order) + 1)
+    counts = np.searchsorted(left[order], right[order], side="left") - after
+    counts = counts.clip(0)
+    sums = np.cumsum(counts)
+    for rows in np.split(after - 1, np.flatnonzero(np.diff(sums // _MAX_PAIRS)) + 1):
+        first = np.repeat(rows, counts[rows])
+        starts = np.cumsum(counts[rows]) - counts[rows]
+        second = np.repeat(rows + 1 - starts, counts[rows]) + np.arange(len(first))
+        yield order[first], order[second]
 
 
 _NO_PAIRS = Pairs(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))

@@ -98,9 +98,11 @@ def rle_from_uncompressed(counts: Sequence[int] | Counts, size_hw: tuple[int, in
     Raises:
         DataError: The runs do not cover the image exactly.
     """
-    height, width = size_hw
-    listed = counts.tolist() if isinstance(counts, np.ndarray) else list(counts)
-    checked = rle_counts({"size": [height, width], "counts": listed})
+    height, width = check_size(list(size_hw))
+    if isinstance(counts, np.ndarray):
+        checked = _check_counts(counts, height, width)
+    else:
+        checked = rle_counts({"size": [height, width], "counts": list(counts)})
     return RLE(size=[height, width], counts=_counts_to_text(checked))
 
 

@@ -7,7 +7,7 @@ once, where it fits into memory
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -79,6 +79,14 @@ def read_sample(record: ImageRecord) -> Sample:
     )
 
 
+@contextmanager
+def inference(device: torch.device, precision: str) -> Iterator[None]:
+    """Without gradients, in a number format: `fp32`, `bf16` or `fp16`."""
+    dtype = _DTYPES.get(precision)
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        yield
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
     """A detector without gradients, in some number format; in evaluation mode by whoever uses it.
@@ -108,11 +116,8 @@ class Network:
         with self._inference():
             return self.model.masks(encoded, instances)
 
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        dtype = _DTYPES.get(self.precision)
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            yield
+    def _inference(self) -> AbstractContextManager[None]:
+        return inference(self.device, self.precision)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -96,7 +96,7 @@ def _resolve_member(path: str, member: MemberConfig, facts: DataFacts, reasons: 
                 reasons.append(f"{path}.{section}.{key} = {_shown(choice.value)}: {choice.reason}")
             changed = type(config).model_validate({**config.model_dump(), key: choice.value})
             member = member.model_copy(update={section: changed})
-    if member.model is not None and (facts.processes > 1 or member.train.total_batch is not None):
+    if member.is_trained and (facts.processes > 1 or member.train.total_batch is not None):
         reasons.append(f"{path}.train: {_step_size(member, facts.processes)}")
     return member
 
@@ -242,6 +242,8 @@ def _tile(member: MemberConfig, facts: DataFacts) -> Choice:  # noqa: ARG001 - a
 
 
 def _monitor(member: MemberConfig, _facts: DataFacts) -> Choice:
+    if member.segmenter is not None:
+        return Choice("semantic/mIoU", "a segmenter")
     if member.draws_masks:
         return Choice("segm/AP", "the detector draws masks")
     return Choice("bbox/AP", "")  # what everybody expects of boxes

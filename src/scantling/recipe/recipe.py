@@ -4,8 +4,9 @@
     seed:     0
     data:     {root: DIR, train: train, val: val}
     pretrain: {epochs: auto}                     backbones learn from the objects' crops first
-    members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE}}
-    combine:  {tune: {...}, ensemble: {...}, eliminate: {...}}
+    members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE},
+               SEGM: {segmenter: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER_SEGM: {maps: FOLDER}}
+    combine:  {tune: {...}, ensemble: {...}, semantic: {...}, eliminate: {...}}
     refine:   {model: {...}, train: {...}, gate: {...}}      sharpen the boxes that come out
     audit:    {}                                             rank the training labels by how likely they are wrong
     evaluate: {split: val}
@@ -28,9 +29,13 @@ from pydantic import BaseModel, Field, StringConstraints, model_validator
 from scantling.audit.suspects import AuditConfig
 from scantling.combine.eliminate import EliminateConfig
 from scantling.combine.ensemble import EnsembleConfig
+from scantling.combine.semantic import SemanticConfig
 from scantling.combine.tune import TuneConfig
 from scantling.data.samples.transforms import AugmentConfig
 from scantling.data.splits import DataConfig
+from scantling.errors import ConfigError, did_you_mean
+from scantling.models.segmenters import SegmenterConfig
+from scantling.models.suppression import SuppressConfig
 from scantling.models.zoo import ModelConfig
 from scantling.predict.predictor import PredictConfig
 from scantling.pretrain.config import PretrainConfig
@@ -47,29 +52,45 @@ MemberName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63
 
 
 class MemberConfig(Section):
-    """One detector: what it is, how it is trained, how it predicts; or what another tool has predicted.
+    """A detector or a segmenter: what it is, how it is trained, how it looks at images; or what another tool has found.
 
     Attributes:
-        model: What is trained here; null for a member of `predictions`.
+        model: The detector that is trained here.
+        segmenter: The segmenter that is trained here, in the place of a detector.
         augment: What its training images go through.
         train: How it is trained.
-        predict: How it looks at images.
+        predict: How it looks at images; a segmenter has no use for `suppress`.
         predictions: COCO results file of any tool for the evaluated split, or a mapping from split to file.
         image_ids: What numbers as `image_id` in these files are: `id` of the data set, the number that the `file` is
             called by, or null to find out.
+        maps: Folder of any tool's maps of pixels (a PNG or NPY for each image) or a file of score maps, for the
+            evaluated split, or a mapping from split to folder.
+        map_values: What the numbers in these maps are: `scores`, `foreground`, `ids`, `positions`, or null to find
+            out; see `data.map_files`.
     """
 
     model: ModelConfig | None = None
+    segmenter: SegmenterConfig | None = None
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     predictions: str | dict[str, str] | None = None
     image_ids: Literal["id", "file"] | None = None
+    maps: str | dict[str, str] | None = None
+    map_values: Literal["scores", "foreground", "ids", "positions"] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.model is None) == (self.predictions is None):
-            raise ValueError("give either `model` (trained here) or `predictions` (a file of any tool)")
+        sources = (self.model, self.segmenter, self.predictions, self.maps)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError(
+                "give one of `model` (a detector trained here), `segmenter` (one trained here), `predictions` (a file "
+                "of any tool) and `maps` (a folder of any tool)"
+            )
+        if self.map_values is not None and self.maps is None:
+            raise ValueError("`map_values` says what the numbers in `maps` are, and there are none")
+        if self.segmenter is not None and self.predict.suppress != SuppressConfig():
+            raise ValueError("`predict.suppress` is for boxes; a segmenter has none")
         return self
 
     @property
@@ -78,15 +99,37 @@ class MemberConfig(Section):
         return self.model is not None and self.model.has_masks
 
     @property
+    def gives_maps(self) -> bool:
+        """Whether it says of pixels what they are, and detects nothing: a segmenter, or any tool's maps."""
+        return self.segmenter is not None or self.maps is not None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is trained here."""
+        return self.model is not None or self.segmenter is not None
+
+    @property
     def detector(self) -> ModelConfig:
+        """The detector that is trained here.
+
+        Raises:
+            TypeError: The member is something else.
+        """
+        if self.model is None:
+            raise TypeError("this member is no detector that is trained here")
+        return self.model
+
+    @property
+    def network(self) -> ModelConfig | SegmenterConfig:
         """What is trained here.
 
         Raises:
-            TypeError: The member is a file of another tool.
+            TypeError: The member is a file or folder of another tool.
         """
-        if self.model is None:
-            raise TypeError("this member's predictions come from a file")
-        return self.model
+        network = self.model or self.segmenter
+        if network is None:
+            raise TypeError("this member was made by another tool")
+        return network
 
 
 class TuneSection(TuneConfig):
@@ -95,32 +138,51 @@ class TuneSection(TuneConfig):
     Attributes:
         suppress: Each member's suppression, by category.
         weights: The members' weights in the ensemble.
+        semantic: Mode and score threshold of the fusion with score maps, by category.
     """
 
     suppress: bool = True
     weights: bool = True
+    semantic: bool = True
+
+
+class SemanticSection(SemanticConfig):
+    """Masks fused with the score maps of a member.
+
+    Attributes:
+        member: A segmenter, or maps of another tool; null for the only one there is.
+    """
+
+    member: MemberName | None = None
 
 
 class CombineConfig(Section):
     """How the members' detections become better ones.
 
     Attributes:
-        members: Those that are combined; null for all.
+        members: Those that are combined; null for all that find objects.
         tune: Choose suppression per member and category, and the weights of the ensemble, on `val` (or, with folds,
             on out-of-fold predictions); null takes them as the recipe gives them.
-        ensemble: Fuse the members' boxes; null does not.
+        ensemble: Fuse the members' boxes, or masks; null does not.
+        semantic: Give masks the pixels that a segmenter calls foreground inside their boxes; null does not.
         eliminate: Remove boxes that contradict what occurs among the training annotations; null does not.
     """
 
     members: Annotated[tuple[MemberName, ...], Field(min_length=1)] | None = None
     tune: TuneSection | None = None
     ensemble: EnsembleConfig | None = None
+    semantic: SemanticSection | None = None
     eliminate: EliminateConfig | None = None
 
     @property
     def tuning(self) -> TuneSection:
         """How thresholds and weights are chosen."""
         return self.tune or TuneSection()
+
+    @property
+    def fusing(self) -> SemanticSection:
+        """How masks are fused with score maps."""
+        return self.semantic or SemanticSection()
 
     @property
     def elimination(self) -> EliminateConfig:
@@ -147,7 +209,8 @@ class EvaluateConfig(Section):
     """What the run's metrics are computed from.
 
     Attributes:
-        split: Split to evaluate: a split's name, or a COCO file relative to the data set's folder.
+        split: Split to evaluate: a split's name, or a COCO file relative to the data set's folder. One without labels
+            is predicted, and its numbers are undefined.
         backend: `pycocotools`, `hotcoco` (same numbers, faster), or `auto` for the fastest one installed.
         bootstrap: Resamples of the images for the intervals of every AP; 0 for none.
         iou_type: What the run is judged by: overlaps of boxes (`bbox`) or of masks (`segm`); both are measured where
@@ -198,13 +261,49 @@ class Recipe(Section):
 
     @property
     def draws_masks(self) -> bool:
-        """Whether a member learns masks, so that every annotation needs one."""
+        """Whether a detector draws masks."""
         return any(member.draws_masks for member in self.members.values())
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether a member learns from masks: a detector that draws them, or a segmenter."""
+        return self.draws_masks or any(member.segmenter is not None for member in self.members.values())
 
     @property
     def foreign_members(self) -> tuple[str, ...]:
         """Members whose predictions come from another tool."""
-        return tuple(name for name, member in self.members.items() if member.model is None)
+        return tuple(name for name, member in self.members.items() if member.predictions is not None)
+
+    @property
+    def detecting_members(self) -> tuple[str, ...]:
+        """Members that find objects, whoever trained them."""
+        return tuple(name for name, member in self.members.items() if not member.gives_maps)
+
+    @property
+    def map_members(self) -> tuple[str, ...]:
+        """Members that give score maps instead of detections: segmenters, and any tool's maps."""
+        return tuple(name for name, member in self.members.items() if member.gives_maps)
+
+    def map_member(self) -> str:
+        """The member whose score maps masks are fused with.
+
+        Raises:
+            ConfigError: It does not exist or gives no maps; or none is named, and there are several or none.
+        """
+        name, members = self.combining.fusing.member, self.map_members
+        if name is not None and name not in members:
+            found = "gives no score maps" if name in self.members else "does not exist"
+            hint = f"Those that give some: {', '.join(members) or 'none'}."
+            raise ConfigError(
+                f"combine.semantic.member: {name} {found}{did_you_mean(name, members)}", hint=hint
+            )
+        if name is None and len(members) != 1:
+            told = f"{len(members) or 'no'} members give score maps"
+            hint = (
+                "Name one in combine.semantic.member." if members else "Add one with `segmenter` or `maps`."
+            )
+            raise ConfigError(f"combine.semantic: {told}", hint=hint)
+        return name or members[0]
 
     @property
     def combining(self) -> CombineConfig:
@@ -229,9 +328,15 @@ class Recipe(Section):
     @property
     def tunes_weights(self) -> bool:
         """Whether the weights of the ensemble are; those of a single member mean nothing."""
-        combining, several = self.combining, len(self.combining.members or self.members) > 1
+        combining, several = self.combining, len(self.combining.members or self.detecting_members) > 1
         fuses = combining.ensemble is not None and several
         return combining.tune is not None and combining.tune.weights and fuses
+
+    @property
+    def tunes_semantic(self) -> bool:
+        """Whether the fusion with score maps is chosen on images that no member has learned from."""
+        combining = self.combining
+        return combining.tune is not None and combining.tune.semantic and combining.semantic is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default written out."""

@@ -98,9 +98,9 @@ class OpenRecipe:
         return self._written(_UNKNOWN).data
 
     @property
-    def draws_masks(self) -> bool:
+    def needs_masks(self) -> bool:
         """Whether a model that draws masks was asked for; whether one is chosen goes by the labels."""
-        return self._written(_UNKNOWN).draws_masks
+        return self._written(_UNKNOWN).needs_masks
 
     @property
     def evaluate(self) -> EvaluateConfig:
@@ -145,7 +145,7 @@ def suggest_recipe(opened: OpenRecipe, *, device: str = "auto") -> str:
         ScantlingError: The data or the device cannot be used.
     """
     chosen = resolve_device(device)
-    data = read_run_data(opened.data, opened.evaluate.split, with_masks=opened.draws_masks)
+    data = read_run_data(opened.data, opened.evaluate.split, with_masks=opened.needs_masks)
     recipe, reasons = opened.choose(measure(data.train, chosen))
     comments = [f"# {reason}" for reason in reasons]
     members = {name: _short(member) for name, member in recipe.members.items()}

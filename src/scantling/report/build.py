@@ -20,6 +20,7 @@ from scantling.evaluate.inputs import IouType, Result
 from scantling.refine.gate import RefineGate
 from scantling.report.content import (
     AuditFacts,
+    FusedMasks,
     MemberCurves,
     RefinementFacts,
     RemovalFacts,
@@ -49,6 +50,7 @@ class RunFacts:
         histories: Learning curves by member, or by member and fold; of the pretraining, of the refiner.
         step_gains: What each step gave.
         tuned: What tuning chose, as text.
+        fused_masks: What fusion with score maps did to the masks of each category, if there was one.
         removals: What the elimination removed, if there was one.
         refinement: What refining did, if there was any.
         audit: What the audit of the labels found, if there was one.
@@ -64,6 +66,7 @@ class RunFacts:
     histories: tuple[MemberCurves, ...] = ()
     step_gains: tuple[StepGain, ...] = ()
     tuned: Mapping[str, str] = field(default_factory=dict)
+    fused_masks: tuple[FusedMasks, ...] = ()
     removals: RemovalFacts | None = None
     refinement: RefinementFacts | None = None
     audit: AuditFacts | None = None
@@ -90,6 +93,7 @@ def read_run(run_dir: Path, *, commands: Sequence[str] = ()) -> RunFacts:
         histories=tuple(_all_histories(run_dir, members)),
         step_gains=read_step_gains(run_dir / "evaluate" / "ingredients.json"),
         tuned={path.stem: path.read_text("utf-8") for path in sorted((run_dir / "tune").glob("*.txt"))},
+        fused_masks=read_fused_masks(run_dir / "semantic" / "counts.json"),
         removals=read_removals(run_dir / "eliminate" / "removed.json"),
         refinement=read_refinement(run_dir / "refine"),
         audit=read_audit(run_dir / "audit"),
@@ -136,6 +140,7 @@ def build_content(
         points=breakdown.points if stages else (),
         scores=describe_scores(stages[-1].evaluations[-1], breakdown) if stages else None,
         tuned=run.tuned,
+        fused_masks=run.fused_masks,
         removals=run.removals,
         refinement=run.refinement,
         audit=run.audit,
@@ -147,6 +152,19 @@ def build_content(
         environment=run.environment,
         commands=run.commands,
     )
+
+
+def read_fused_masks(path: Path) -> tuple[FusedMasks, ...]:
+    """What a run's fusion with score maps did; nothing where the file is missing.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    if not path.is_file():
+        return ()
+    with _understood(path):
+        found = cast("dict[str, Any]", read_json(path))
+        return tuple(FusedMasks(category=name, **counts) for name, counts in found["categories"].items())
 
 
 def read_removals(path: Path) -> RemovalFacts | None:

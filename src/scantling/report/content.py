@@ -186,6 +186,27 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FusedMasks:
+    """What fusion with score maps did to the masks of a category.
+
+    Attributes:
+        category: Name.
+        detections: Predictions of it.
+        fused: Those that scored high enough.
+        changed: Of these, with another mask than before.
+        gained: Pixels that were in none of their masks before.
+        lost: Pixels that are not any more.
+    """
+
+    category: str
+    detections: int
+    fused: int
+    changed: int
+    gained: int
+    lost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemovedPair:
     """How often a prediction of one category gave way to one of another.
 
@@ -252,6 +273,7 @@ class ReportContent:
         points: Operating point of each category for the last stage.
         scores: What the last stage's scores are worth.
         tuned: What tuning chose and why, as text, by what was tuned: a member, or the ensemble.
+        fused_masks: What fusion with score maps did, by category; empty without it.
         removals: What the elimination removed; None without one.
         refinement: What refining did; None without a refiner.
         audit: What the audit of the training labels found; None without one.
@@ -272,6 +294,7 @@ class ReportContent:
     points: tuple[OperatingPoint, ...] = ()
     scores: ScoreFacts | None = None
     tuned: Mapping[str, str] = field(default_factory=dict)
+    fused_masks: tuple[FusedMasks, ...] = ()
     removals: RemovalFacts | None = None
     refinement: RefinementFacts | None = None
     audit: AuditFacts | None = None

@@ -23,15 +23,15 @@ from scantling.errors import UsageError
 from scantling.evaluate.variants import Variant, VariantTable, compare_variants
 from scantling.models.suppression import SuppressConfig
 from scantling.models.zoo import INIT_PRETRAIN
-from scantling.recipe.recipe import CombineConfig, MemberConfig, Recipe, TuneSection
+from scantling.recipe.recipe import CombineConfig, MemberConfig, Recipe, SemanticSection, TuneSection
 from scantling.run.context import RunContext
 from scantling.run.folder import METRICS
 from scantling.run.pipeline import do_stages, prepared_run, stages_of
 from scantling.run.stage import Resources, Stage
-from scantling.run.stages.combining import member_sources
+from scantling.run.stages.combining import applied_steps, member_sources
 from scantling.run.stages.detecting import detections_with, num_views, read_member, suppression_of
 from scantling.run.stages.evaluation import judged_by_metrics
-from scantling.run.steps import ENSEMBLE, Sources, Step, only, run_steps
+from scantling.run.steps import ENSEMBLE, Sources, Step, combined_members, only
 from scantling.structures.detections import Detections
 
 FROM_RANDOM, FROM_FILE = "from-random", "from-file"
@@ -103,18 +103,20 @@ def with_variants(recipe: Recipe, init: Path | None = None) -> Recipe:
     """
     name, member = next(iter(recipe.members.items()))
     if member.model is None:
-        raise UsageError(f"members.{name} is a file of predictions; the first member must be trained here")
+        raise UsageError(f"members.{name} is no detector that is trained here, as the first member must be")
     members = dict(recipe.members)
     if member.model.init != "random":
         members[f"{name}-{FROM_RANDOM}"] = _starting_from(member, "random")
     if init is not None:
         members[f"{name}-{FROM_FILE}"] = _starting_from(member, str(init.absolute()))
     given = recipe.combining
-    several = len(given.members or recipe.members) > 1
+    combined = combined_members(recipe)
+    fusable = len(recipe.map_members) == 1 and all(recipe.members[one].draws_masks for one in combined)
     combine = CombineConfig(
-        members=given.members or tuple(recipe.members),
+        members=tuple(combined),
         tune=given.tune or TuneSection(),
-        ensemble=given.ensemble or (EnsembleConfig() if several else None),
+        ensemble=given.ensemble or (EnsembleConfig() if len(combined) > 1 else None),
+        semantic=given.semantic or (SemanticSection() if fusable else None),
         eliminate=given.eliminate or EliminateConfig(),
     )
     return recipe.model_copy(update={"members": members, "combine": combine})
@@ -229,7 +231,7 @@ def _combinations(context: RunContext, name: str) -> Iterator[Variant]:
 
 
 def _steps(context: RunContext) -> tuple[Step, ...]:
-    return run_steps(context.recipe, context.root, device=str(context.device))
+    return applied_steps(context)
 
 
 def _step_after_step(

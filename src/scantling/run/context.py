@@ -65,28 +65,28 @@ class TrainingJob(NamedTuple):
         """File of the masks of what is kept of a split's candidates, relative to the run folder."""
         return f"{self.folder}/masks-{split.replace('/', '-')}.safetensors"
 
+    def score_maps(self, split: str) -> str:
+        """File of a segmenter's score maps of a split, relative to the run folder."""
+        return f"{self.folder}/maps-{split.replace('/', '-')}.safetensors"
+
     def candidates(self, split: str) -> str:
         """File of what it sees in a split, relative to the run folder."""
         return f"{self.folder}/candidates-{split.replace('/', '-')}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunContext:
-    """What every stage may look at.
+class Workplace:
+    """Where stages are done, whatever they are: what `run/engines` has to know.
 
     Attributes:
-        root: The run folder.
-        recipe: The run's recipe, with a value for every `auto`.
-        data: All splits of the data set, checked.
+        root: The folder that the stages' files are relative to.
         device: The device that models compute on.
         devices: The devices that stages done side by side may use, `device` among them.
         console: The terminal on which progress is shown.
-        processes: The group of processes that do the run together (`torchrun`), and this one's place in it.
+        processes: The group of processes that do the work together (`torchrun`), and this one's place in it.
     """
 
     root: Path
-    recipe: Recipe
-    data: RunData
     device: torch.device
     devices: tuple[torch.device, ...] = ()
     console: Console
@@ -95,6 +95,19 @@ class RunContext:
     def __getstate__(self) -> dict[str, Any]:
         """What goes to another process, which has a console of its own."""
         return {name: value for name, value in self.__dict__.items() if name != "console"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext(Workplace):
+    """What every stage of a run may look at.
+
+    Attributes:
+        recipe: The run's recipe, with a value for every `auto`.
+        data: All splits of the data set, checked.
+    """
+
+    recipe: Recipe
+    data: RunData
 
     @cached_property
     def folds(self) -> tuple[Fold, ...]:
@@ -124,7 +137,7 @@ class RunContext:
 
     def units_of(self, name: str) -> list[TrainingJob]:
         """What has to be trained for a member; nothing for a file of another tool."""
-        if self.member(name).model is None:
+        if not self.member(name).is_trained:
             return []
         return (
             [TrainingJob(name, fold) for fold in range(len(self.folds))]
@@ -147,10 +160,10 @@ class RunContext:
             wanted["val"] = self.data.val
         return wanted
 
-    def train_and_held_out(self, unit: TrainingJob) -> tuple[CocoDataset, CocoDataset]:
-        """The images a unit learns from, and those that pick its best weights."""
+    def train_and_held_out(self, unit: TrainingJob) -> tuple[CocoDataset, CocoDataset | None]:
+        """The images a unit learns from, and those that pick its best weights; None where there are none for that."""
         if unit.fold is None:
-            return self.data.train, self.data.val
+            return self.data.train, self.data.splits.get("val")
         fold = self.folds[unit.fold]
         return fold.train, fold.held_out
 
@@ -163,6 +176,10 @@ class RunContext:
     def tuning_data(self) -> CocoDataset:
         """The truth that thresholds and weights are chosen on: the training split with folds, else `val`."""
         return self.data.train if self.folds else self.data.val
+
+    def maps_file(self, name: str, split: str) -> str:
+        """File of a semantic member's score maps of a split, relative to the run folder."""
+        return TrainingJob(name).score_maps(split)
 
     def detections_file(self, name: str, split: str) -> str:
         """Results file of a member on a split, relative to the run folder."""

@@ -1,8 +1,8 @@
 """A recipe becomes a run: stages in order, each done once.
 
-    check data ─► resolve `auto` ─► pretrain ─► for each member (and fold): train ─► predict
-       ─► tune suppression ─► draw masks ─► detect ─► tune weights ─► ensemble ─► eliminate ─► refine ─► audit labels
-       ─► evaluate ─► report
+    check data ─► resolve `auto` ─► pretrain ─► for each member (and fold): train ─► predict (a segmenter: score)
+       ─► tune suppression ─► draw masks ─► detect ─► tune weights ─► ensemble ─► fuse with score maps ─► eliminate
+       ─► refine ─► audit labels ─► evaluate ─► report
 
 Nothing is written before all of the data has been checked. `stages_of` lists the stages before any is done, so that
 they can be shown (`plan_recipe`) or done side by side (`jobs`). What happens after prediction is `run/steps.py`.
@@ -44,14 +44,25 @@ from scantling.run.folder import (
 from scantling.run.plan import Plan, plan_of
 from scantling.run.stage import Stage
 from scantling.run.stages.combining import (
+    applied_steps,
     check_combination,
     eliminate_stage,
     ensemble_stage,
     first_file,
+    semantic_stage,
+    semantic_tune_stage,
     weights_stage,
 )
 from scantling.run.stages.detecting import detect_stage, import_stage, masks_stage, tune_stage
-from scantling.run.stages.evaluation import KIND, STEPS, TABLE, evaluate_stage, report_stage
+from scantling.run.stages.evaluation import (
+    KIND,
+    SEMANTIC,
+    SEMANTIC_KEY,
+    STEPS,
+    TABLE,
+    evaluate_stage,
+    report_stage,
+)
 from scantling.run.stages.pretraining import pretrain_stage, resolve_pretraining
 from scantling.run.stages.refining import (
     audit_stage,
@@ -61,8 +72,10 @@ from scantling.run.stages.refining import (
     refiner_stage,
     resolve_refining,
 )
-from scantling.run.stages.training import check_detectors, predict_stage, train_stage
-from scantling.run.steps import Eliminate, Ensemble, Refine, Step, run_steps
+from scantling.run.stages.semantic import check_semantic, semantic_stages
+from scantling.run.stages.training import check_detectors, predict_stage, score_maps_stage, train_stage
+from scantling.run.steps import Eliminate, Ensemble, FuseSemantic, Refine, Step
+from scantling.run.without_val import check_without_val
 from scantling.train.devices import Processes, available_devices, join_processes, resolve_device
 
 log = logging.getLogger(__name__)
@@ -75,27 +88,41 @@ class RunSummary:
     Attributes:
         out: The run folder.
         metrics: Content of `metrics.json`.
-        table: COCO table of the stage the metrics are of.
-        steps: Table of what each step gave.
+        table: COCO table of the stage the metrics are of; empty where no member finds objects.
+        steps: Table of what each step gave; empty likewise.
+        semantic: Table of how good the score maps of semantic members are; empty without any.
     """
 
     out: Path
     metrics: Mapping[str, Any]
     table: str
     steps: str
+    semantic: str = ""
+
+    @property
+    def finds_objects(self) -> bool:
+        """Whether there is a member that finds objects, and so a report of what was found."""
+        return "stage" in self.metrics
 
     def to_text(self) -> str:
         """For people: the tables, the headline number, where the report is."""
+        if not self.finds_objects:
+            nothing = "no member finds objects, so there is no AP, no ensemble and no report; score maps in members/*/"
+            return "\n".join([*([self.semantic, ""] if self.semantic else []), f"{self.out}: {nothing}"])
         headline_key = f"{self.metrics.get(KIND, 'bbox')}/AP"
         ap = self.metrics[headline_key]
         value = "undefined" if ap is None else f"{ap:.3f}"
         kind = "member" if self.metrics["stage"] == self.metrics["member"] else "after"
         headline = f"{headline_key} {value} on {self.metrics['split']} ({kind} {self.metrics['stage']})"
-        return "\n".join([self.table, "", self.steps, "", headline, f"report: {self.out / REPORT}"])
+        semantic = [self.semantic, ""] if self.semantic else []
+        return "\n".join(
+            [self.table, "", self.steps, "", *semantic, headline, f"report: {self.out / REPORT}"]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
-        return {"out": str(self.out), "report": str(self.out / REPORT), "metrics": dict(self.metrics)}
+        report = str(self.out / REPORT) if self.finds_objects else None
+        return {"out": str(self.out), "report": report, "metrics": dict(self.metrics)}
 
 
 def run_recipe(
@@ -127,13 +154,27 @@ def run_recipe(
 
 @contextmanager
 def prepared_run(
-    recipe: Recipe | OpenRecipe, out: Path, *, device: str, overwrite: bool, jobs: int = 1
+    recipe: Recipe | OpenRecipe,
+    out: Path,
+    *,
+    device: str,
+    overwrite: bool,
+    jobs: int = 1,
+    console: Console | None = None,
 ) -> Iterator[tuple[RunContext, RunFolder]]:
     """A run before its first stage: everything is checked, the folder is held and says what is to be done.
 
     The arguments and errors are those of `run_recipe`.
+
+    Args:
+        recipe: As there.
+        out: As there.
+        device: As there.
+        overwrite: As there.
+        jobs: As there.
+        console: On which progress is shown; None: standard error, unless nobody wants to see it.
     """
-    context, reasons = _checked_context(recipe, out, device=device, begun=not overwrite)
+    context, reasons = _checked_context(recipe, out, device=device, begun=not overwrite, console=console)
     check_jobs(context, jobs)
     processes = context.processes
     with open_run(out, overwrite=overwrite, processes=processes) as run:
@@ -142,7 +183,7 @@ def prepared_run(
 
 
 def _checked_context(
-    recipe: Recipe | OpenRecipe, out: Path, *, device: str, begun: bool
+    recipe: Recipe | OpenRecipe, out: Path, *, device: str, begun: bool, console: Console | None = None
 ) -> tuple[RunContext, tuple[str, ...]]:
     """A run that can be done, and the reasons for what was decided; nothing is written."""
     chosen = resolve_device(device)
@@ -153,18 +194,20 @@ def _checked_context(
         recipe=resolved,
         data=data,
         device=chosen,
-        devices=_devices(device, chosen),
-        console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
+        devices=available_for(device, chosen),
+        console=console or Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
         processes=processes,
     )
     with processes.together():
+        check_without_val(resolved)
+        check_semantic(context)
         check_combination(context)
         check_refining(context)
         check_detectors(context, begun=begun)
     return context, tuple(reasons)
 
 
-def _devices(option: str, chosen: torch.device) -> tuple[torch.device, ...]:
+def available_for(option: str, chosen: torch.device) -> tuple[torch.device, ...]:
     """All GPUs where none of them was asked for by its number; else the one device."""
     if chosen.type != "cuda" or option not in ("auto", "cuda"):
         return (chosen,)
@@ -172,15 +215,28 @@ def _devices(option: str, chosen: torch.device) -> tuple[torch.device, ...]:
 
 
 def plan_recipe(
-    recipe: Recipe | OpenRecipe, out: Path, *, device: str = "auto", overwrite: bool = False
+    recipe: Recipe | OpenRecipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    build: Callable[[RunContext], Sequence[Stage]] | None = None,
 ) -> Plan:
     """What `run_recipe` would do with the same arguments, and why; nothing is written.
+
+    Args:
+        recipe: As in `run_recipe`.
+        out: As in `run_recipe`.
+        device: As in `run_recipe`.
+        overwrite: As in `run_recipe`.
+        build: As in `do_stages`.
 
     Raises:
         ScantlingError: The data, a setting, the device or the folder cannot be used.
     """
     context, _ = _checked_context(recipe, out, device=device, begun=False)
-    return context.processes.on_main(partial(plan_of, stages_of(context), out, fresh=overwrite))
+    stages = (build or stages_of)(context)
+    return context.processes.on_main(partial(plan_of, stages, out, fresh=overwrite))
 
 
 def do_stages(
@@ -215,8 +271,12 @@ def stages_of(context: RunContext) -> tuple[Stage, ...]:
     if recipe.pretrain is not None:
         stages.append(pretrain_stage(context))
     for unit in context.units():
-        stages += [train_stage(context, unit), predict_stage(context, unit)]
+        look = score_maps_stage if context.member(unit.member).gives_maps else predict_stage
+        stages += [train_stage(context, unit), look(context, unit)]
     for name in recipe.members:
+        if context.member(name).gives_maps:
+            stages += semantic_stages(context, name)
+            continue
         if name in recipe.foreign_members:
             stages.append(import_stage(context, name))
             continue
@@ -225,11 +285,12 @@ def stages_of(context: RunContext) -> tuple[Stage, ...]:
         if context.member(name).draws_masks:
             stages += [masks_stage(context, unit) for unit in context.units_of(name)]
         stages.append(detect_stage(context, name))
-    for step in run_steps(recipe, context.root, device=str(context.device)):
+    for step in applied_steps(context):
         stages += _stages_of_step(context, step)
     if recipe.audit is not None:
         stages.append(audit_stage(context))
-    return (*stages, evaluate_stage(context), report_stage(context))
+    report = [report_stage(context)] if recipe.detecting_members else []
+    return (*stages, evaluate_stage(context), *report)
 
 
 def _stages_of_step(context: RunContext, step: Step) -> list[Stage]:
@@ -237,6 +298,9 @@ def _stages_of_step(context: RunContext, step: Step) -> list[Stage]:
     if isinstance(step, Ensemble):
         learned = [weights_stage(context)] if context.recipe.tunes_weights else []
         return [*learned, ensemble_stage(context, step)]
+    if isinstance(step, FuseSemantic):
+        learned = [semantic_tune_stage(context)] if context.recipe.tunes_semantic else []
+        return [*learned, semantic_stage(context, step, first_file(context, step))]
     if isinstance(step, Eliminate):
         return [eliminate_stage(context, step, first_file(context, step))]
     if isinstance(step, Refine):
@@ -250,7 +314,7 @@ def _prepare(
 ) -> tuple[RunData, Resolution]:
     """The checked data, and the recipe without `auto`: what one process finds out for all."""
     check_run_folder(out)
-    data = read_run_data(recipe.data, recipe.evaluate.split, with_masks=recipe.draws_masks)
+    data = read_run_data(recipe.data, recipe.evaluate.split, with_masks=recipe.needs_masks)
     resolved = resolve_auto(recipe, measure(data.train, device, processes))
     resolved = resolve_pretraining(resolved, data, device, processes)
     return data, resolve_refining(resolved, data, device, processes)
@@ -259,8 +323,13 @@ def _prepare(
 def summarise(out: Path) -> RunSummary:
     """The outcome of a finished run, from its folder."""
     metrics = cast("dict[str, Any]", read_json(out / METRICS))
-    table, steps = ((out / name).read_text(encoding="utf-8").rstrip("\n") for name in (TABLE, STEPS))
-    return RunSummary(out=out, metrics=metrics, table=table, steps=steps)
+    table, steps = (_text(out / name) if "stage" in metrics else "" for name in (TABLE, STEPS))
+    semantic = _text(out / SEMANTIC) if SEMANTIC_KEY in metrics else ""
+    return RunSummary(out=out, metrics=metrics, table=table, steps=steps, semantic=semantic)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8").rstrip("\n")
 
 
 def _write_facts(context: RunContext, reasons: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """New images go the whole way of a run: every member that is combined, suppression, ensemble, elimination, refiner.
 
     records ── each member (and fold) ──► Detections ── the steps of the run ──► (record, Instances)
+       └────── its segmenter, where masks are fused with score maps ──┘
 
 A run that combines nothing predicts with its best member alone.
 """
@@ -11,20 +12,31 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from scantling.combine.tuned import read_tuned
 from scantling.data.coco import Category, CocoDataset, ImageRecord
 from scantling.data.io import read_json
+from scantling.data.score_maps import PackedMap
 from scantling.errors import Finding, UsageError
-from scantling.predict.loaded import ImagePredictor, LoadedDetector, load_detector
+from scantling.predict.loaded import ImagePredictor, LoadedDetector, LoadedSegmenter, load_detector
 from scantling.recipe.recipe import Recipe, load_recipe
 from scantling.run.context import TrainingJob
 from scantling.run.folder import METRICS, RECIPE
-from scantling.run.steps import Step, apply_steps, combined_members, run_steps, steps_of, tuned_file
+from scantling.run.map_predictions import load_run_segmenters, score_maps_of
+from scantling.run.steps import (
+    Step,
+    apply_steps,
+    combined_members,
+    run_steps,
+    steps_of,
+    tuned_file,
+)
 from scantling.structures.detections import Detections
 from scantling.structures.instances import Instances
+from scantling.structures.score_maps import ScoreMaps
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +60,12 @@ def load_run(root: Path, overrides: Iterable[str] = (), *, device: str = "auto")
         for name in _members(root, recipe)
     }
     first = next(iter(members.values()))[0]
-    steps = steps_of(_as_loaded(recipe, members), root, device=str(first.predictor.device))
+    recipe = _with_own_maps(root, _as_loaded(recipe, members))
+    maps_of = None
+    if recipe.combining.semantic is not None:
+        segmenters = load_run_segmenters(root, chosen, member=recipe.map_member(), device=device)
+        maps_of = partial(_new_maps, segmenters)
+    steps = steps_of(recipe, root, device=str(first.predictor.device), maps_of=maps_of)
     return RunDetectors(root=root, steps=steps, members=members) if steps else first
 
 
@@ -60,6 +77,9 @@ def _members(root: Path, recipe: Recipe) -> list[str]:
     """
     if run_steps(recipe, root):
         wanted = combined_members(recipe)
+    elif not recipe.detecting_members:
+        hint = "Score pixels instead: --maps FOLDER."
+        raise UsageError(f"{root}: no member of this run finds objects", hint=hint)
     else:
         wanted = [cast("dict[str, Any]", read_json(root / METRICS))["member"]]
     foreign = [name for name in wanted if name in recipe.foreign_members]
@@ -69,6 +89,22 @@ def _members(root: Path, recipe: Recipe) -> list[str]:
     if foreign:
         log.warning("%s: predicted by another tool, so left out here", ", ".join(foreign))
     return [name for name in wanted if name not in foreign]
+
+
+def _with_own_maps(root: Path, recipe: Recipe) -> Recipe:
+    """The recipe without the fusion with another tool's score maps, which has none of new images."""
+    combining = recipe.combining
+    if combining.semantic is None or recipe.members[recipe.map_member()].maps is None:
+        return recipe
+    log.warning("%s: masks are not fused with the maps of %s, another tool's", root, recipe.map_member())
+    return recipe.model_copy(update={"combine": combining.model_copy(update={"semantic": None})})
+
+
+def _new_maps(segmenters: Sequence[LoadedSegmenter], _name: str, images: CocoDataset) -> ScoreMaps:
+    """What the segmenters of a member say of new images; those that cannot be read have no map."""
+    found = {id(record): PackedMap.of(one) for record, one in score_maps_of(segmenters, images.images)}
+    packed = [found.get(id(record)) for record in images.images]
+    return ScoreMaps(len(packed), lambda position: one.unpack() if (one := packed[position]) else None)
 
 
 def _as_loaded(recipe: Recipe, members: Mapping[str, Sequence[LoadedDetector]]) -> Recipe:

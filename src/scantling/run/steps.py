@@ -1,6 +1,10 @@
 """What happens to detections after every member has found its own: the steps, and their order, written once.
 
-    {unit: Detections} ── folds ──► {member: Detections} ── ensemble ──► one set ── eliminate ──► refine ──► the outcome
+    {unit: Detections} ── folds ──► {member: Detections} ── ensemble ──► one set ── semantic ──► eliminate ──► refine
+
+Masks are fused with score maps after the ensemble, since its weights say which scores are high enough, and its vote
+which pixels an object has before more are added; and before the elimination and the refiner, since the box inside which
+pixels are gained is that of the detector that found the object.
 
 `steps_of` is the order; a run's stages, tables, ablation, gate and report, and prediction with a run, iterate over it.
 A step goes by the recipe and by what the run has learned (tuned weights, relations, a refiner), from the run folder.
@@ -8,7 +12,7 @@ A step goes by the recipe and by what the run has learned (tuned weights, relati
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias, cast
@@ -16,26 +20,31 @@ from typing import Any, ClassVar, Protocol, TypeAlias, cast
 from scantling.combine.eliminate import EliminateConfig, Elimination, eliminate
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
 from scantling.combine.relations import Relations
+from scantling.combine.semantic import SemanticConfig, SemanticFusion, fuse_semantic
 from scantling.combine.tuned import read_tuned
 from scantling.data.coco import CocoDataset
 from scantling.data.coco.results import Result
 from scantling.data.detections import detections_of, pasted, results_of
 from scantling.data.io import read_json, sha256_of
-from scantling.recipe.recipe import Recipe, RefineSection
+from scantling.recipe.recipe import Recipe, RefineSection, SemanticSection
 from scantling.refine.apply import load_refiner, refine_results
 from scantling.refine.gate import RefineGate
 from scantling.run.context import PREDICTIONS, TrainingJob
 from scantling.settings.draft import Draft
 from scantling.structures.detections import Detections
+from scantling.structures.score_maps import ScoreMaps
 from scantling.train.keeper import BEST_NAME
 
-FOLDS, ENSEMBLE, ELIMINATE, REFINE = "folds", "ensemble", "eliminate", "refine"
+FOLDS, ENSEMBLE, SEMANTIC, ELIMINATE, REFINE = "folds", "ensemble", "semantic", "eliminate", "refine"
 TUNED = "tune"
 RELATIONS = f"{ELIMINATE}/relations.json"
 REFINER, GATE = f"{REFINE}/refiner/{BEST_NAME}", f"{REFINE}/gate.yaml"
 
 Sources: TypeAlias = Mapping[str, Detections]
 """Detections of the same images by who found them: a unit (its title), a member, or the last step."""
+
+MapsOf: TypeAlias = Callable[[str, CocoDataset], ScoreMaps]
+"""The score maps that a member gives of some images: stored ones in a run, new ones in prediction with it."""
 
 
 class Step(Protocol):
@@ -66,19 +75,24 @@ class Step(Protocol):
         """
 
 
-def steps_of(recipe: Recipe, folder: Path, *, device: str = "auto") -> tuple[Step, ...]:
+def steps_of(
+    recipe: Recipe, folder: Path, *, device: str = "auto", maps_of: MapsOf | None = None
+) -> tuple[Step, ...]:
     """The steps of a run, in their order.
 
     Args:
         recipe: Without `auto`.
         folder: The run folder, where what was learned is or will be.
         device: Where the refiner computes.
+        maps_of: Where score maps come from; needed only where steps are applied.
     """
     combining, steps = recipe.combining, list[Step]()
     if recipe.data.folds is not None:
         steps.append(Folds(recipe))
     if combining.ensemble is not None:
         steps.append(Ensemble(recipe, folder))
+    if combining.semantic is not None:
+        steps.append(FuseSemantic(recipe, combining.semantic, folder, maps_of))
     if combining.eliminate is not None:
         steps.append(Eliminate(combining.eliminate, folder))
     if recipe.refine is not None:
@@ -86,9 +100,12 @@ def steps_of(recipe: Recipe, folder: Path, *, device: str = "auto") -> tuple[Ste
     return tuple(steps)
 
 
-def run_steps(recipe: Recipe, folder: Path, *, device: str = "auto") -> tuple[Step, ...]:
+def run_steps(
+    recipe: Recipe, folder: Path, *, device: str = "auto", maps_of: MapsOf | None = None
+) -> tuple[Step, ...]:
     """Those steps that have a stage, a folder and a row in the tables; they start from the members' detections."""
-    return tuple(step for step in steps_of(recipe, folder, device=device) if not step.each_member)
+    steps = steps_of(recipe, folder, device=device, maps_of=maps_of)
+    return tuple(step for step in steps if not step.each_member)
 
 
 def steps_before(steps: Sequence[Step], name: str) -> tuple[Step, ...]:
@@ -112,7 +129,7 @@ def apply_steps(steps: Sequence[Step], found: Sources, images: CocoDataset) -> D
 
 def combined_members(recipe: Recipe) -> list[str]:
     """Members whose detections the steps start from."""
-    return list(recipe.combining.members or recipe.members)
+    return list(recipe.combining.members or recipe.detecting_members)
 
 
 def step_file(step: Step) -> str:
@@ -183,7 +200,7 @@ class Folds:
             parts = [found[title] for member, title in units if member == name and title in found]
             limit = self.recipe.members[name].predict.suppress.max_per_image
             together[name] = one_voice(parts, images.class_names, limit)
-        return {name: together[name] for name in self.recipe.members if name in together}
+        return {name: together[name] for name in self.recipe.detecting_members if name in together}
 
     @property
     def _numbers(self) -> range:
@@ -242,6 +259,58 @@ class Ensemble:
         weights = {name: weight for name, weight in config.weights.items() if name in members}
         chosen = config.model_copy(update={"weights": weights})
         return {ENSEMBLE: ensemble_detections(members, chosen, images.class_names)}
+
+
+@dataclass(frozen=True, slots=True)
+class FuseSemantic:
+    """Masks gain the pixels that a segmenter calls foreground inside their boxes.
+
+    Attributes:
+        recipe: It says whose maps these are, and whether settings are tuned.
+        given: What is fused and how, as the recipe says it.
+        folder: Run folder, for tuned settings.
+        maps_of: Where the maps come from; None where nothing is applied.
+    """
+
+    name: ClassVar[str] = SEMANTIC
+    title: ClassVar[str] = "semantic fusion"
+    each_member: ClassVar[bool] = False
+    recipe: Recipe
+    given: SemanticSection
+    folder: Path
+    maps_of: MapsOf | None
+
+    @property
+    def config(self) -> SemanticConfig:
+        """What is fused and how: as tuned where it is tuned."""
+        if not self.recipe.tunes_semantic:
+            return self.given
+        return read_tuned(self.folder / tuned_file(SEMANTIC)).semantic or self.given
+
+    def needs(self) -> tuple[str, ...]:
+        """The tuned settings."""
+        return (tuned_file(SEMANTIC),) if self.recipe.tunes_semantic else ()
+
+    def inputs(self) -> Mapping[str, Any]:
+        """Settings, and the file of tuned ones; the maps are those of the images."""
+        tuned = self.folder / tuned_file(SEMANTIC)
+        sha256 = sha256_of(tuned) if self.recipe.tunes_semantic else None
+        return {"semantic": self.given.model_dump(mode="json"), "tuned": sha256}
+
+    def fuse(self, detections: Detections, images: CocoDataset) -> SemanticFusion:
+        """What becomes of the masks; soft ones are laid over their images first.
+
+        Raises:
+            DataError: A map is missing or damaged.
+        """
+        if self.maps_of is None:
+            raise TypeError("these steps were not told where score maps come from")
+        maps = self.maps_of(self.recipe.map_member(), images)
+        return fuse_semantic(pasted(detections, images), maps, self.config, images.class_names)
+
+    def apply(self, found: Sources, images: CocoDataset) -> Sources:
+        """The only source's detections with their masks fused."""
+        return {SEMANTIC: self.fuse(only(found), images).detections}
 
 
 @dataclass(frozen=True, slots=True)

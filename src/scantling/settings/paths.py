@@ -13,6 +13,11 @@ from scantling.errors import UsageError, did_you_mean
 ImageIds: TypeAlias = Literal["auto", "id", "file"]
 """What a number as `image_id` is: the data set's id, the number that the file is called by, or to be found out."""
 
+MapValues: TypeAlias = Literal["auto", "scores", "foreground", "ids", "positions"]
+"""What the numbers in another tool's maps of pixels are: scores (0 to the full range of the file, one plane for all
+categories or one for each); 0 for the ground and anything else for the foreground of all; category ids of the data set;
+1..K in the order of its categories; or to be found out."""
+
 _OTHER_OUT = "Nothing was changed. Choose another file for --out."
 
 
@@ -66,6 +71,28 @@ class ResultsFile:
 
 GivenResults: TypeAlias = str | Path | ResultsFile
 """A results file as a person names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapsFolder:
+    """Another tool's maps of pixels, and what the numbers in them are.
+
+    Attributes:
+        path: The folder, or a file of score maps that scantling wrote.
+        values: What the numbers are.
+    """
+
+    path: Path
+    values: MapValues = "auto"
+
+    @classmethod
+    def of(cls, given: GivenMaps) -> MapsFolder:
+        """Maps as they were given."""
+        return given if isinstance(given, MapsFolder) else cls(Path(given))
+
+
+GivenMaps: TypeAlias = str | Path | MapsFolder
+"""Maps of pixels as a person names them."""
 
 
 def folder_of(text: str | Path) -> Path:

@@ -91,6 +91,16 @@ class Detections:
         """The same rows with these columns changed; unknown names and wrong shapes fail here."""
         return replace(self, **changes)
 
+    @property
+    def mask_column(self) -> MaskColumn:
+        """(N,) masks in the frame of their image, None for each row without one, also where no row has one."""
+        return object_column([None] * len(self)) if self.masks is None else self.masks
+
+    @property
+    def has_mask(self) -> NDArray[np.bool_]:
+        """(N,) whether a row has a mask in the frame of its image."""
+        return np.array([mask is not None for mask in self.mask_column], dtype=bool)
+
     def by_score(self) -> Self:
         """The same rows image by image, best first; equal scores keep their order."""
         return self[np.lexsort((-self.scores, self.images))]

@@ -13,16 +13,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scantling.combine.tune import tune_suppression
+from scantling.combine.tune import rows_to_tune, tune_suppression
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.coco import CocoDataset, read_results, write_results
-from scantling.data.detections import detections_of, load_detections, results_of, save_detections
+from scantling.data.detections import detections_of, load_detections, pasted, results_of, save_detections
 from scantling.data.io import atomic_write, sha256_of
+from scantling.evaluate.inputs import IouType
 from scantling.models.contract import Detector
 from scantling.models.suppression import SuppressConfig, suppress_detections
 from scantling.predict.candidates import Candidates, find_masks
@@ -39,8 +41,13 @@ log = logging.getLogger(__name__)
 
 
 def tune_stage(context: RunContext, name: str) -> Stage:
-    """Choose a member's suppression, category by category, on images it has not learned from."""
+    """Choose a member's suppression, category by category, on images it has not learned from.
+
+    By what the run is judged by: where that is masks, they are drawn for all candidates that some option keeps.
+    """
     files = [unit.candidates(context.tuning_split) for unit in context.units_of(name)]
+    by_masks = context.member(name).draws_masks and tuned_by(context) == "segm"
+    weights = [unit.weights for unit in context.units_of(name)] if by_masks else []
     return Stage(
         folder=TUNED,
         name=name,
@@ -50,10 +57,12 @@ def tune_stage(context: RunContext, name: str) -> Stage:
             "tune": context.recipe.combining.tuning.model_dump(mode="json"),
             **context.recipe.evaluate.limits,
             "data": context.data.hashes["train" if context.folds else "val"],
+            **({"weights": _hashes(context.root, weights), "iou_type": "segm"} if weights else {}),
         },
-        needs=tuple(files),
+        needs=(*files, *weights),
         outputs=(tuned_file(name), f"{TUNED}/{name}.txt"),
         action=partial(_tune, context, name),
+        resources=Resources(gpus=1 if weights else 0),
     )
 
 
@@ -119,6 +128,26 @@ def foreign_files(context: RunContext, name: str) -> dict[str, Path]:
     given = context.member(name).predictions or {}
     by_split = given if isinstance(given, dict) else {context.data.evaluated: given}
     return {split: Path(path) for split, path in by_split.items()}
+
+
+def tuned_by(context: RunContext) -> IouType:
+    """What thresholds and weights are chosen by, before there are results: what the run will be judged by.
+
+    Where that is left open: masks where the labels have some, and every member that detects draws or brings them.
+    """
+    asked, recipe = context.recipe.evaluate.iou_type, context.recipe
+    labelled = any(a.segmentation is not None for a in chain(*context.tuning_data.annotations))
+    if asked != "auto" or not labelled:
+        return "segm" if asked == "segm" and labelled else "bbox"
+    foreign = {name: foreign_files(context, name).values() for name in recipe.foreign_members}
+    drawn = all(
+        any(b'"segmentation"' in path.read_bytes() for path in foreign[name])
+        if name in foreign
+        else context.member(name).draws_masks
+        for name in recipe.members
+        if name not in recipe.map_members
+    )
+    return "segm" if drawn else "bbox"
 
 
 def suppression_of(context: RunContext, name: str) -> SuppressConfig:
@@ -284,16 +313,36 @@ def _tune(context: RunContext, name: str) -> None:
         write_tuned(context.root / tuned_file(name), suppress=base)
         atomic_write(context.root / TUNED / f"{name}.txt", told + "\n")
         return
-    parts = [load_candidates(context, unit, split) for unit in context.units_of(name)]
+    kind: IouType = tuned_by(context) if context.member(name).draws_masks else "bbox"
+    parts = [_tunable(context, unit, split, kind) for unit in context.units_of(name)]
     found = tune_suppression(
-        Candidates.cat(parts).detections,
+        Detections.cat(parts),
         context.tuning_data,
         base,
         context.recipe.combining.tuning,
         max_detections=context.recipe.evaluate.max_dets,
+        iou_type=kind,
     )
     write_tuned(context.root / tuned_file(name), suppress=found.config)
     atomic_write(context.root / TUNED / f"{name}.txt", found.to_text() + "\n")
+
+
+def _tunable(context: RunContext, unit: TrainingJob, split: str, kind: IouType) -> Detections:
+    """Candidates of a unit to tune on; for masks those that some option keeps, with their masks."""
+    candidates = load_candidates(context, unit, split).detections
+    if kind == "bbox":
+        return candidates
+    rows = rows_to_tune(
+        candidates,
+        context.member(unit.member).predict.suppress,
+        context.recipe.combining.tuning,
+        context.data.train.class_names,
+        max_detections=context.recipe.evaluate.max_dets,
+    )
+    log.info("%s: drawing %d masks of %s to tune by", unit.title, len(rows), split)
+    drawn = _drawn(context, unit, _trained(context, unit), split, rows, ALONE)
+    found = candidates[rows].replace(masks=drawn.masks, soft_masks=drawn.soft_masks)
+    return pasted(found, dataset_of(context, split))
 
 
 def _detect(context: RunContext, name: str, splits: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ from scantling.run.results import own_results
 from scantling.run.stage import Stage, hashes_of
 from scantling.run.stages.detecting import Way, detections_with, ways_of
 from scantling.run.stages.refining import SUSPECTS
+from scantling.run.stages.semantic import evaluated_maps
 from scantling.run.steps import Step, run_steps, step_file
 from scantling.structures.detections import Detections
 
@@ -40,26 +41,36 @@ EVALUATE = "evaluate"
 TABLE = f"{EVALUATE}/table.txt"
 STEPS, STEPS_JSON = f"{EVALUATE}/ingredients.md", f"{EVALUATE}/ingredients.json"
 SAVED = f"{EVALUATE}/results"
+SEMANTIC = f"{EVALUATE}/semantic.txt"
+SEMANTIC_KEY = "semantic"
+"""Key of `metrics.json`: by semantic member how good its score maps are."""
 KIND = "iou_type"
 """Key of `metrics.json`: what the run is judged by, `bbox` or `segm`."""
 
 
 def evaluate_stage(context: RunContext) -> Stage:
     """Official numbers of every result; those of the last one become the run's."""
-    files = result_files(context.recipe)
-    candidates = [unit.candidates(context.data.evaluated) for unit in context.units()]
+    recipe, split = context.recipe, context.data.evaluated
+    files = result_files(recipe)
+    units = [unit for unit in context.units() if not context.member(unit.member).gives_maps]
+    candidates = [unit.candidates(split) for unit in units]  # for the table of what each step gave
+    maps = {name: context.maps_file(name, split) for name in recipe.map_members}
+    outputs = [METRICS, *([SEMANTIC] if maps else [])]
+    if files:
+        outputs += [TABLE, STEPS, STEPS_JSON, *(f for name in files for f in files_of(SAVED, name))]
     return Stage(
         folder=EVALUATE,
         name=EVALUATE,
         inputs=lambda: {
             "predictions": hashes_of(context.root, files),
-            "data": context.data.hashes[context.data.evaluated],
-            "split": context.data.evaluated,
+            **({"score_maps": hashes_of(context.root, maps)} if maps else {}),
+            "data": context.data.hashes[split],
+            "split": split,
             "bootstrap": context.recipe.evaluate.bootstrap,
             **context.recipe.evaluate.limits,
         },
-        needs=(*files.values(), *candidates),  # candidates: for the table of what each step gave
-        outputs=(METRICS, TABLE, STEPS, STEPS_JSON, *(f for name in files for f in files_of(SAVED, name))),
+        needs=(*files.values(), *candidates, *maps.values()),
+        outputs=tuple(outputs),
         action=partial(_evaluate, context),
     )
 
@@ -128,6 +139,7 @@ def _of_recipe(facts: RunFacts, recipe: Recipe) -> RunFacts:
     return replace(
         facts,
         tuned=facts.tuned if combining.tune is not None else {},
+        fused_masks=facts.fused_masks if combining.semantic is not None else (),
         removals=facts.removals if combining.eliminate is not None else None,
         refinement=refinement if recipe.refine is not None else None,
         audit=facts.audit if recipe.audit is not None else None,
@@ -142,9 +154,7 @@ def _content(title: str, data: RunData, facts: RunFacts) -> ReportContent:
 
 def _commands(root: Path, recipe: Recipe) -> list[str]:
     """How to get this run again, and how to get its predictions: of the evaluated split, not of all pictures."""
-    split = {"train": recipe.data.train, "val": recipe.data.val}.get(
-        recipe.evaluate.split, recipe.evaluate.split
-    )
+    split = recipe.data.entries(recipe.evaluate.split)[0]
     predicted = (
         str(Path(recipe.data.root or ".") / split)
         if split.endswith(".json")
@@ -163,7 +173,7 @@ def _commands(root: Path, recipe: Recipe) -> list[str]:
 
 def result_files(recipe: Recipe) -> dict[str, str]:
     """Results files of the evaluated split in the order of the run: members, then steps; relative to the run folder."""
-    files = {name: f"members/{name}/{PREDICTIONS}" for name in recipe.members}
+    files = {name: f"members/{name}/{PREDICTIONS}" for name in recipe.detecting_members}
     return files | {step.name: step_file(step) for step in run_steps(recipe, Path())}
 
 
@@ -188,15 +198,35 @@ class _Found:
 
 def _evaluate(context: RunContext) -> None:
     recipe, data = context.recipe, context.data
+    maps = evaluated_maps(context.root, recipe, data)
+    semantic = {SEMANTIC_KEY: {name: one.metrics for name, one in maps.items()}} if maps else {}
+    if recipe.map_members:
+        told = [f"{name}, IoU of pixels\n{one.to_text()}" for name, one in maps.items()]
+        atomic_write(context.root / SEMANTIC, "\n\n".join(told) + "\n")
+    if recipe.detecting_members:
+        _evaluate_results(context, semantic)
+    else:
+        write_json(context.root / METRICS, {"split": data.evaluated, **semantic}, indent=2)
+
+
+def _evaluate_results(context: RunContext, more: Mapping[str, Any]) -> None:
+    """Measure the members' detections and what each step gave.
+
+    Args:
+        context: Of the run.
+        more: Further entries of `metrics.json`.
+    """
+    recipe, data = context.recipe, context.data
     lists = {name: _read(context, file) for name, file in result_files(recipe).items()}
     kind = judged_by(recipe, data, lists.values())
     found = {
         name: _Found(results, _evaluations(recipe, data, results, kind), kind)
         for name, results in lists.items()
     }
-    trained = [name for name in recipe.members if name not in recipe.foreign_members]
-    best = max(trained or recipe.members, key=lambda name: found[name].judged.metrics["AP"] or 0.0)
-    last = list(found)[-1] if len(found) > len(recipe.members) else best
+    members = recipe.detecting_members
+    trained = [name for name in members if name not in recipe.foreign_members]
+    best = max(trained or members, key=lambda name: found[name].judged.metrics["AP"] or 0.0)
+    last = list(found)[-1] if len(found) > len(members) else best
     metrics = {
         **metrics_json(found[last].evaluations.values()),
         KIND: kind,
@@ -204,6 +234,7 @@ def _evaluate(context: RunContext) -> None:
         "member": best,
         "stage": last,
         "members": {name: metrics_json(one.evaluations.values()) for name, one in found.items()},
+        **more,
     }
     table = compare_variants(
         data.target,
@@ -267,7 +298,8 @@ def _steps(context: RunContext, found: Mapping[str, _Found], best: str) -> list[
         found: By name; see `result_files`.
         best: The member that the first step is compared with.
     """
-    rows = [row for name in context.recipe.members for row in _member_steps(context, name, found[name])]
+    members = context.recipe.detecting_members
+    rows = [row for name in members for row in _member_steps(context, name, found[name])]
     base = _outcome_title(context, best)
     for step in _run_steps(context):
         rows.append(found[step.name].as_variant(step.name, base))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -12,6 +12,7 @@ from scantling.data.io import sha256_of
 from scantling.data.splits import RunData
 from scantling.errors import ConfigError
 from scantling.models.backbone import BackboneConfig
+from scantling.models.segmenters import SegmenterConfig
 from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model
 from scantling.pretrain.config import PretrainConfig, resolve_auto
 from scantling.pretrain.run import FILES, PretrainRun, measure_crops, pretrain
@@ -28,6 +29,9 @@ WEIGHTS = f"{FOLDER}/moco/{BACKBONE}"
 _OF_BACKBONE = {"backbone": "name", "norm": "norm", "deform": "deform", "deform_version": "deform_version"}
 
 
+Network = TypeVar("Network", ModelConfig, SegmenterConfig)
+
+
 class InitialWeights(NamedTuple):
     """Where a member starts from.
 
@@ -41,14 +45,14 @@ class InitialWeights(NamedTuple):
     sha256: str | None
     is_known: bool
 
-    def applied_to(self, model: ModelConfig) -> ModelConfig:
+    def applied_to(self, model: Network) -> Network:
         """The model's settings with the file to load."""
         return model if self.path is None else model.model_copy(update={"init": str(self.path)})
 
 
 def initial_weights(context: RunContext, name: str) -> InitialWeights:
     """Where a member starts from."""
-    model = context.member(name).detector
+    model = context.member(name).network
     path = context.root / WEIGHTS if model.init == INIT_PRETRAIN else model.weights_file()
     if path is None:
         return InitialWeights(None, None, is_known=True)
@@ -65,7 +69,7 @@ def pretrain_stage(context: RunContext) -> Stage:
         name=FOLDER,
         inputs=lambda: {
             "seed": context.recipe.seed,
-            "data": {split: context.data.hashes[split] for split in ("train", "val")},
+            "data": context.data.learned_hashes,
             "pretrain": config.model_dump(mode="json", exclude={"workers", "checkpoint_every", "log_every"}),
         },
         outputs=(WEIGHTS, f"{FOLDER}/moco/metrics.json"),
@@ -106,7 +110,7 @@ def resolve_pretraining(
         hint = f"Set `init: {INIT_PRETRAIN}` in the `model` of a member, or leave out the section `pretrain`."
         raise ConfigError("pretrain: no member starts from it", hint=hint)
     config = _with_backbone(recipe, users)
-    plan = plan_crops({name: data.splits[name] for name in ("train", "val")}, config, seed=recipe.seed)
+    plan = plan_crops(data.learned, config, seed=recipe.seed)
     resolved = resolve_auto(config, measure_crops(plan, config, recipe.seed, device, processes))
     changed = recipe.model_copy(update={"pretrain": resolved.config})
     return Resolution(changed, (*found.reasons, *resolved.reasons))
@@ -131,16 +135,15 @@ def _with_backbone(recipe: Recipe, users: list[str]) -> PretrainConfig:
 
 def _backbone_of(model: ModelConfig) -> BackboneConfig:
     with torch.device("meta"):  # shapes only
-        backbones = build_model(model.model_copy(update={"init": "random"}), 1).backbones()
+        backbones = [*build_model(model.model_copy(update={"init": "random"}), 1).backbones().values()]
     if not backbones:
         raise ConfigError(f"model {model.name!r} has no backbone that can be pretrained")
     return backbones[0].config
 
 
 def _pretrain(context: RunContext, config: PretrainConfig) -> None:
-    splits = {name: context.data.splits[name] for name in ("train", "val")}
     run = PretrainRun(seed=context.recipe.seed, device=str(context.device), console=context.console)
-    plan = plan_crops(splits, config, seed=context.recipe.seed)
+    plan = plan_crops(context.data.learned, config, seed=context.recipe.seed)
     pretrain(plan, config, context.root / FOLDER / "moco", run=run)
 
 

@@ -28,18 +28,18 @@ from scantling.report.audit_report import write_audit
 from scantling.run.context import HELD_OUT, OUT_OF_FOLD, RunContext
 from scantling.run.results import own_results
 from scantling.run.stage import Inputs, Resources, Stage, hashes_of
-from scantling.run.stages.combining import fused, member_sources
+from scantling.run.stages.combining import applied_steps, fused, member_sources
 from scantling.run.stages.detecting import read_member
 from scantling.run.steps import (
     GATE,
     REFINE,
     REFINER,
+    SEMANTIC,
     Ensemble,
     Refine,
     Step,
     apply_steps,
     combined_members,
-    run_steps,
     step_file,
     steps_before,
 )
@@ -108,7 +108,7 @@ def refiner_stage(context: RunContext) -> Stage:
         name="train",
         inputs=lambda: {
             "seed": context.recipe.seed,
-            "data": {split: context.data.hashes[split] for split in ("train", "val")},
+            "data": context.data.learned_hashes,
             "model": config.model.model_dump(mode="json"),
             "crops": config.crops.model_dump(mode="json"),
             "train": config.train.result_settings(),
@@ -127,6 +127,9 @@ def gate_stage(context: RunContext) -> Stage:
     members = combined_members(context.recipe)
     files = {name: context.detections_file(name, "val") for name in members}
     learned = [file for step in _steps_before_refining(context) for file in step.needs()]
+    if context.recipe.combining.semantic is not None:
+        files[SEMANTIC] = context.maps_file(context.recipe.map_member(), "val")
+
     return Stage(
         folder=REFINE,
         name="gate",
@@ -147,6 +150,7 @@ def _gate_inputs(context: RunContext, files: Mapping[str, str]) -> Inputs:
         "detections": hashes_of(context.root, files),
         "combine": context.recipe.combining.model_dump(mode="json"),
         "fusion": Ensemble(context.recipe, context.root).inputs(),
+        **{step.name: step.inputs() for step in _steps_before_refining(context) if step.name == SEMANTIC},
         "data": context.data.hashes["val"],
     }
 
@@ -234,7 +238,7 @@ def _measure(context: RunContext) -> None:
 
 
 def _steps_before_refining(context: RunContext) -> tuple[Step, ...]:
-    return steps_before(run_steps(context.recipe, context.root), REFINE)
+    return steps_before(applied_steps(context), REFINE)
 
 
 def _refine(context: RunContext, step: Refine, before: str) -> None:

@@ -1,4 +1,7 @@
-"""A member, or one fold of it: its training, and everything it sees in the images that are predicted."""
+"""A member, or one fold of it: its training, and everything it sees in the images that are predicted.
+
+A detector leaves candidates, a segmenter score maps.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,18 @@ from scantling.data.io import sha256_of
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import LoaderConfig, TrainLoader
 from scantling.data.samples.transforms import build_transforms
+from scantling.data.score_maps import save_score_maps
 from scantling.errors import CheckpointError, ConfigError
 from scantling.evaluate.coco_eval import evaluate_results, limits_up_to
 from scantling.evaluate.inputs import IouType
-from scantling.models.contract import Detector
+from scantling.evaluate.semantic import evaluate_score_maps
+from scantling.models.contract import Detector, Segmenter
+from scantling.models.segmenters import KIND as SEGMENTER
+from scantling.models.segmenters import build_segmenter, check_segmenter
 from scantling.models.zoo import INIT_PRETRAIN, ModelConfig, build_model, check_initial_weights
 from scantling.predict.candidates import find_candidates
+from scantling.predict.loaded import KIND as DETECTOR
+from scantling.predict.score_maps import as_score_maps, find_score_maps
 from scantling.predict.whole_set import predict_dataset
 from scantling.recipe.recipe import MemberConfig
 from scantling.run.context import RunContext, TrainingJob, seed_of
@@ -63,6 +72,9 @@ def check_detectors(context: RunContext, *, begun: bool) -> None:
 def _check_member(context: RunContext, name: str) -> None:
     member, class_names = context.member(name), context.data.train.class_names
     require_precision(member.train.precision, context.device)
+    if member.segmenter is not None:
+        check_segmenter(member.segmenter, len(class_names))
+        return
     member.predict.suppress.thresholds(class_names)
     check_initial_weights(member.detector, len(class_names))
 
@@ -88,8 +100,8 @@ def _learned_from(context: RunContext, unit: TrainingJob) -> Inputs:
     inputs: dict[str, Any] = {
         "seed": context.recipe.seed,
         "classes": list(data.train.class_names),
-        "data": {split: data.hashes[split] for split in ("train", "val")},
-        "model": member.detector.model_dump(mode="json"),
+        "data": data.learned_hashes,
+        "segmenter" if member.gives_maps else "model": member.network.model_dump(mode="json"),
         "augment": member.augment.model_dump(mode="json"),
         "train": member.train.result_settings(),
         "initial_weights": initial_weights(context, unit.member).sha256,
@@ -121,13 +133,15 @@ def predict_stage(context: RunContext, unit: TrainingJob) -> Stage:
 
 def initial_model(context: RunContext, unit: TrainingJob) -> nn.Module:
     """A unit before training; its random weights depend on the seed and the unit's name only."""
+    class_names = context.data.train.class_names
     member = context.member(unit.member)
     name = unit.member if unit.fold is None else f"{unit.member} fold {unit.fold}"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(context.recipe.seed, f"{name} weights"))
-        model = initial_weights(context, unit.member).applied_to(member.detector)
-        class_names = context.data.train.class_names
-        return build_model(model, len(class_names), class_names)
+        start = initial_weights(context, unit.member)
+        if member.segmenter is not None:
+            return build_segmenter(start.applied_to(member.segmenter), len(class_names), class_names)
+        return build_model(start.applied_to(member.detector), len(class_names), class_names)
 
 
 def _hash_of(context: RunContext, split: str) -> str:
@@ -143,8 +157,10 @@ def _train(context: RunContext, unit: TrainingJob) -> None:
     train, held_out = context.train_and_held_out(unit)
     begun = context.processes.from_main(resumable(out))
     log.info("%s: %s", unit.title, "training goes on" if begun else "training")
-    saved = member.detector if member.detector.init != INIT_PRETRAIN else _from_random(member)
+    network = member.network
+    saved = network if network.init != INIT_PRETRAIN else network.model_copy(update={"init": "random"})
     meta = CheckpointMeta(
+        kind=SEGMENTER if member.gives_maps else DETECTOR,
         class_names=data.train.class_names,
         category_ids=data.train.category_ids,
         model=saved.model_dump(mode="json"),
@@ -159,7 +175,7 @@ def _train(context: RunContext, unit: TrainingJob) -> None:
         device=str(context.device),
         resume=begun,
         overwrite=not begun,
-        validate=partial(_validate, context, member, held_out),
+        validate=None if held_out is None else partial(_validate, context, member, held_out),
         console=context.console,
     )
     loader = _loader(context, member, train)
@@ -185,7 +201,7 @@ def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> Tr
         train,
         transforms,
         seed=context.recipe.seed,
-        masks=member.draws_masks,
+        masks=member.draws_masks or member.gives_maps,
         skip_invalid=context.recipe.data.skip_invalid,
     )
     return TrainLoader(dataset, config)
@@ -194,6 +210,9 @@ def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> Tr
 def _validate(
     context: RunContext, member: MemberConfig, held_out: CocoDataset, model: nn.Module
 ) -> dict[str, float | None]:
+    if isinstance(model, Segmenter):
+        maps = find_score_maps(model, member.predict, held_out, context.device, context.processes)
+        return context.processes.on_main(lambda: evaluate_score_maps(as_score_maps(maps), held_out).metrics)
     results = predict_dataset(
         cast("Detector", model), member.predict, held_out, context.device, context.processes
     )
@@ -218,6 +237,42 @@ def _predict(context: RunContext, unit: TrainingJob) -> None:
         log.info("%s: predicting the %d images of %s", unit.title, len(dataset), split)
         found = find_candidates(model, member.predict, dataset, context.device, context.processes)
         context.processes.on_main(partial(found.save, context.root / unit.candidates(split)))
+
+
+def score_maps_stage(context: RunContext, unit: TrainingJob) -> Stage:
+    """Score with a segmenter's best weights every pixel of what its member predicts."""
+    predict, splits = context.member(unit.member).predict, context.splits_of(unit)
+    return Stage(
+        folder=unit.folder,
+        name="score",
+        inputs=lambda: {
+            "weights": sha256_of(context.root / unit.weights),
+            "predict": predict.model_dump(mode="json", exclude={"workers", "suppress"}),
+            "data": {split: _hash_of(context, split) for split in splits},
+        },
+        needs=(unit.weights,),
+        outputs=tuple(unit.score_maps(split) for split in splits),
+        action=partial(_score, context, unit),
+        resources=Resources(gpus=1, processes=None),
+    )
+
+
+def _score(context: RunContext, unit: TrainingJob) -> None:
+    member = context.member(unit.member)
+    model = trained_segmenter(context.root / unit.weights, member, len(context.data.target.class_names))
+    for split, dataset in context.splits_of(unit).items():
+        log.info("%s: scoring the pixels of the %d images of %s", unit.title, len(dataset), split)
+        maps = find_score_maps(model, member.predict, dataset, context.device, context.processes)
+        context.processes.on_main(partial(save_score_maps, maps, context.root / unit.score_maps(split)))
+
+
+def trained_segmenter(path: Path, member: MemberConfig, num_classes: int) -> Segmenter:
+    """A segmenter with the weights of its training; arguments as of `load_trained`."""
+    if member.segmenter is None:
+        raise TypeError("this member is no segmenter that is trained here")
+    model = build_segmenter(member.segmenter.model_copy(update={"init": "random"}), num_classes)
+    load_weights(model, weights_in(load_checkpoint(path).tensors), source=path)
+    return model
 
 
 def load_trained(path: Path, member: MemberConfig, num_classes: int) -> Detector:
