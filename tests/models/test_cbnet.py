@@ -394,7 +394,9 @@ def test_a_plain_detector_or_backbone_starts_both(tmp_path, layout) -> None:
     for part in (model.backbone.assistant, model.backbone.lead):
         own = part.body.state_dict()
         assert all(torch.equal(value, source[f"backbone.body.{key}"]) for key, value in own.items())
-    assert taken.left == ()
+    assert not [
+        key for key in taken.left if "bbox_head" not in key
+    ]  # whose classes a bare state dict does not tell
     neck = "neck.laterals.0.0.weight"
     assert torch.equal(model.state_dict()[neck], source[neck]) == (layout != "backbone")
 
