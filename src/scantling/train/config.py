@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from scantling.errors import ConfigError
 from scantling.settings.fields import Fraction
@@ -18,13 +18,18 @@ from scantling.settings.fields import Fraction
 Auto = Literal["auto"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
-EpochList = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)]
+Epochs = tuple[Annotated[float, Field(gt=0)], ...]
 
 _AUTO_MILESTONES = (2 / 3, 11 / 12)
 """Where a step schedule decays by default, as shares of the length: epochs 16 and 22 of the published 24."""
 
 _NOT_PART_OF_THE_RESULT = frozenset({"workers", "checkpoint_every"})
 """Settings that may differ when a run is resumed, because the result cannot depend on them."""
+
+
+def _as_tuple(value: object) -> object:
+    """A list as Python code writes it; `strict=False` on a member of a union means nothing to pydantic 2.10."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 class TrainConfig(BaseModel):
@@ -95,7 +100,7 @@ class TrainConfig(BaseModel):
     backbone_lr_scale: Annotated[float, Field(ge=0, le=100)] = 1.0
 
     schedule: Literal["step", "cosine", "plateau", "constant"] = "step"
-    milestones: EpochList | Auto = "auto"
+    milestones: Annotated[Epochs | Auto, BeforeValidator(_as_tuple)] = "auto"
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
     patience: Count = 2
     final_lr_scale: Fraction = 0.0
