@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models.conftest import NEVER_USED, golden_checkpoint, golden_shapes
+from models.mmdet_layout import mmdet_weights
 from models.test_detectors import ALL, VARIANTS, build, two_images
 from models.test_golden import assert_close, every_sample
 from scantling.api import import_weights
@@ -377,24 +378,27 @@ def stored(path, name: str, **changes):
     return model.state_dict()
 
 
-def test_a_plain_detector_or_backbone_starts_both(tmp_path) -> None:
+@pytest.mark.parametrize("layout", ["ours", "mmdetection", "backbone"])
+def test_a_plain_detector_or_backbone_starts_both(tmp_path, layout) -> None:
     path = tmp_path / "best.safetensors"
-    source = stored(path, "faster_rcnn_r50")
-    torch.save(
-        {key.removeprefix("backbone.body."): value for key, value in source.items()}, tmp_path / "body.pth"
-    )
-    for file in (path, tmp_path / "body.pth"):
-        torch.manual_seed(2)
-        model = build_model(ModelConfig(name="faster_rcnn_cb_r50", **NARROW), 2)
-        taken = take(model, read_start(file), ("a", "b"))
-        for part in (model.backbone.assistant, model.backbone.lead):
-            assert all(
-                torch.equal(value, source[f"backbone.body.{key}"])
-                for key, value in part.body.state_dict().items()
-            )
-        assert taken.left == ()
-        neck = torch.equal(model.state_dict()["neck.laterals.0.0.weight"], source["neck.laterals.0.0.weight"])
-        assert neck == (file == path)
+    source = stored(path, "faster_rcnn_r50", backbone="resnet18")
+    if layout != "ours":
+        path = tmp_path / "theirs.pth"
+        with torch.device("meta"):
+            plain = build_model(ModelConfig(name="faster_rcnn_r50", **{**NARROW, "backbone": "resnet18"}), 2)
+        body = {key.removeprefix("backbone.body."): value for key, value in source.items()}
+        torch.save(mmdet_weights(plain, source) if layout == "mmdetection" else body, path)
+    torch.manual_seed(2)
+    model = build_model(ModelConfig(name="faster_rcnn_cb_r50", **{**NARROW, "backbone": "resnet18"}), 2)
+    taken = take(model, read_start(path), ("a", "b"))
+    for part in (model.backbone.assistant, model.backbone.lead):
+        own = part.body.state_dict()
+        assert all(torch.equal(value, source[f"backbone.body.{key}"]) for key, value in own.items())
+    assert not [
+        key for key in taken.left if "bbox_head" not in key
+    ]  # whose classes a bare state dict does not tell
+    neck = "neck.laterals.0.0.weight"
+    assert torch.equal(model.state_dict()[neck], source[neck]) == (layout != "backbone")
 
 
 def test_a_composite_starts_another_whole_and_no_plain_one(tmp_path) -> None:
