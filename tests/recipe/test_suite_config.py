@@ -116,3 +116,10 @@ def test_the_vision23_suite_is_what_the_report_says():
     assert weights["htc"] > weights["convnext"] > weights["r50"], "greater with the mask mAP"
     fusing = combining.fusing
     assert (fusing.member, fusing.mode, fusing.score_threshold) == ("mask2former", "union", 0.5)
+
+
+def test_every_detector_of_a_suite_is_meant_by_a_star_and_its_segmenter_is_not():
+    recipe = load_suite("vision23", ["members.*.model.init=random", "members.*.train.epochs=1"]).recipe
+    assert [recipe.members[name].detector.init for name in recipe.detecting_members] == ["random"] * 3
+    assert recipe.members["mask2former"].model is None
+    assert {member.train.epochs for member in recipe.members.values()} == {1}
