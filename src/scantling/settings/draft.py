@@ -140,7 +140,7 @@ class Draft(Generic[M]):
 
 
 def _expanded(section: Mapping[str, Any], annotation: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The paths that one with `*` stands for: those of the entries that have the section named after it, and not null."""
+    """The paths that one with `*` stands for: those of the entries whose section named after it is there, not null."""
     key, rest = path[0], path[1:]
     if not rest:
         return [path]
