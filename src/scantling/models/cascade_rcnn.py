@@ -26,12 +26,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from scantling.models.assign import AssignConfig, Fraction
+from scantling.models.assign import AssignConfig
 from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoiSamples, sample_rois
 from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import RoiPool
 from scantling.models.mask_heads import MaskHead, MaskHeadConfig, MaskOptions, positive_boxes, soft_masks
 from scantling.models.two_stage import BoxHeadOptions, TwoStageConfig, TwoStageDetector, top_candidates
+from scantling.settings.fields import Fraction
 from scantling.structures.instances import Instances
 from scantling.structures.masks import RoiMasks
 

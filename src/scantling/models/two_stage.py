@@ -29,11 +29,9 @@ from scantling.models.losses import BoxLossConfig, BoxLossKind
 from scantling.models.neck import FPN, FPNConfig
 from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD, Normalise
 from scantling.models.rpn import RPN, RPNConfig
+from scantling.settings.fields import Count, Positive
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 class TwoStageConfig(BaseModel):

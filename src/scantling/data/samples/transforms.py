@@ -20,11 +20,11 @@ from torch import Tensor
 
 from scantling.data.samples.geometry import View, move_instances, render, seen_of, visible
 from scantling.data.samples.photometric import Photometric
+from scantling.settings.fields import Fraction
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Sample
 
 Side = Annotated[int, Field(strict=True, ge=16, le=16384)]
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 _ROUNDING = 1e-6
 
 
@@ -325,21 +325,21 @@ class AugmentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tile: Annotated[int, Field(strict=True, ge=32, le=16384)] | None = None
-    tile_objects: Share = 0.75
+    tile_objects: Fraction = 0.75
     short_side: Side | Annotated[tuple[Side, ...], Field(min_length=1)] | SideRange | Literal["auto"] = 800
     long_side: Side | None = 1333
     crop: Side | tuple[Side, Side] | None = None
     crop_pad: StrictBool = False
-    min_visibility: Share = 0.1
-    flip: Share = 0.5
-    vertical_flip: Share = 0.0
-    turn: Share = 0.0
-    photometric: Share = 1.0
-    brightness: Share = 0.0
-    contrast: Share = 0.0
-    saturation: Share = 0.0
+    min_visibility: Fraction = 0.1
+    flip: Fraction = 0.5
+    vertical_flip: Fraction = 0.0
+    turn: Fraction = 0.0
+    photometric: Fraction = 1.0
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
     hue: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.0
-    gamma: Share = 0.0
+    gamma: Fraction = 0.0
 
     @property
     def short_sides(self) -> Sequence[int]:
