@@ -7,12 +7,14 @@ import pickle
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from reference.vision_layout import write_vision_set
 from scantling.errors import DataError, Finding, Severity, UsageError
+from scantling.evaluate.over_sets import SetResult, SetRow
 from scantling.recipe.recipe import parse_recipe
 from scantling.recipe.suite import Suite
 from scantling.run.folder import open_run
@@ -112,6 +114,18 @@ def test_a_failure_is_told_in_a_line_with_its_place(tmp_path):
     assert "4 of 4 data sets failed." in summary.to_text()
     assert "Measured on no data set." in summary.to_text()
     assert summary.tables == {}
+
+
+@pytest.mark.parametrize(("part", "name"), [("members", "x"), ("steps", "y")])
+def test_a_page_begins_with_what_the_runs_end_with(part, name):
+    """Without steps that is the best member, not the last one."""
+
+    def row(of: str, value: float) -> SetRow:
+        values = np.array([value])
+        return SetRow(name=of, part=part, average_precision=values, average_recall=values)
+
+    result = SetResult(name="a", iou_type="segm", rows=(row("x", 0.5), row("y", 0.3)))
+    assert SuiteSummary(out=Path(), results=(result,)).outcome.name == name
 
 
 def test_each_set_has_its_recipe_and_only_those_asked_for_are_taken(tmp_path, caplog):
