@@ -18,7 +18,8 @@ from scantling.cli.app import app
 from scantling.cli.data_verbs import parse_counts
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.recipe.recipe import parse_recipe
-from scantling.recipe.shipped import shipped_recipes
+from scantling.recipe.shipped import shipped_recipes, shipped_suites
+from scantling.recipe.suite import is_suite
 
 
 def run(*arguments: object):
@@ -46,12 +47,13 @@ def test_the_command_says_what_it_can():
 def test_recipes_are_listed_one_a_line_and_shown_as_written():
     done = run("recipes", "list")
     assert done.exit_code == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()] == list(shipped_recipes())
-    assert list(json.loads(run("recipes", "list", "--json").stdout)) == list(shipped_recipes())
-    for name, path in shipped_recipes().items():
+    everything = shipped_recipes() | shipped_suites()
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(everything)
+    assert list(json.loads(run("recipes", "list", "--json").stdout)) == list(everything)
+    for name, path in everything.items():
         shown = run("recipes", "show", name).stdout
         assert shown == path.read_text()
-        assert parse_recipe(shown, file=name).about
+        assert is_suite(shown, file=name) or parse_recipe(shown, file=name).about
 
 
 def test_scenes_are_written_as_asked(tmp_path):

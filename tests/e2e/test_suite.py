@@ -30,10 +30,11 @@ SEGMENTER = """
     predict: {scales: 48, long_side: 72}
 """
 RECIPE = f"members:\n  a:{MEMBER}  b:{MEMBER}  light:{SEGMENTER}" + (
-    "combine: {ensemble: {}, eliminate: {}}\nevaluate: {bootstrap: 20}\n"
+    "combine: {ensemble: {}, semantic: {}, eliminate: {}}\nevaluate: {bootstrap: 20}\n"
 )
 TABLES = ["Score maps of the segmenters", "Members", "Step after step"]
-GROWN = ["a", "a + elimination", "a + elimination + b"]
+GROWN = ["a", "a + semantic fusion"]
+GROWN += [f"{GROWN[-1]} + elimination", f"{GROWN[-1]} + elimination + b"]
 OWN = {"env.json", "run.log", "status.json", "report.html", "report/done.json"}
 """Files of a run that tell when and how it was done."""
 PATIENCE = 150.0
@@ -154,7 +155,9 @@ def test_results_to_hand_in_are_of_the_split_without_labels(finished, command, w
 def test_killed_and_given_again_it_does_what_is_missing_to_the_same_tables(
     finished, start, command, world, tmp_path
 ):
+    """Killed in the second of two sets, while its second member is trained."""
     out, again = finished[0], tmp_path / "again"
+    shutil.copytree(out, again, ignore=shutil.ignore_patterns("alpha", "suite.*"))
     options = (
         "suite",
         world / "tiny.yaml",
@@ -166,18 +169,19 @@ def test_killed_and_given_again_it_does_what_is_missing_to_the_same_tables(
         "alpha,Vision_1",
     )
     process = start(*options)
-    begun, deadline = again / "Vision_1/members/b/train.json", time.monotonic() + PATIENCE
-    while not begun.parent.is_dir() and process.poll() is None and time.monotonic() < deadline:
+    begun, deadline = again / "alpha/members/b", time.monotonic() + PATIENCE
+    while not begun.is_dir() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait(PATIENCE)
-    assert begun.parent.is_dir()
-    assert not (again / "alpha").exists()
+    assert begun.is_dir()
+    assert not (again / "alpha/metrics.json").exists()
     assert not (again / "suite.json").exists()
-    first = (again / "Vision_1/members/a/best.safetensors").stat()
+    kept = [again / "Vision_1/members/b/best.safetensors", again / "alpha/members/a/best.safetensors"]
+    before = [path.stat().st_mtime_ns for path in kept]
     done = command(*options)
     assert done.exit_code == 0, done.output
-    assert (again / "Vision_1/members/a/best.safetensors").stat().st_mtime_ns == first.st_mtime_ns
+    assert [path.stat().st_mtime_ns for path in kept] == before
     assert "members/a/train: already done, kept" in done.output
     ours, theirs = tables_of(again), tables_of(out)
     for title in TABLES:

@@ -11,6 +11,7 @@ import torch
 
 from scantling.data.samples.transforms import AugmentConfig, SideRange
 from scantling.errors import ConfigError
+from scantling.models.segmenters import SEGMENTERS
 from scantling.models.zoo import MODELS, ModelConfig, build_model
 from scantling.predict.predictor import PredictConfig
 from scantling.recipe.auto import RULES, resolve
@@ -51,7 +52,8 @@ def test_shipped_recipes_load_resolve_and_read_back_equal(name):
     recipe = resolve(load_recipe(name), facts()).recipe
     assert parse_recipe(recipe.to_yaml(), file="again") == recipe
     assert recipe.about.endswith(".")
-    assert all(recipe.members[name].detector.name in MODELS for name in recipe.detecting_members)
+    for member in recipe.members.values():
+        assert member.network.name in (SEGMENTERS if member.gives_maps else MODELS)
 
 
 def test_the_whole_delftbikes_recipe_is_the_published_one():
@@ -302,6 +304,34 @@ def test_a_detector_of_masks_is_judged_by_masks_and_that_is_told():
     chosen, reasons = resolve(recipe, facts())
     assert chosen.members["cascade"].train.monitor == "segm/AP"
     assert "members.cascade.train.monitor = segm/AP: the detector draws masks" in reasons
+
+
+def test_the_segmenter_of_vision23_is_the_published_one():
+    # report of Aoi-overfitting-Team, section 2.2; Cheng et al. 2022, section 4.1, for what it leaves open
+    member = load_recipe("vision23-mask2former").members["mask2former"]
+    segmenter, train = member.segmenter, member.train
+    assert (segmenter.hyperparameters["backbone"], segmenter.planes) == ("swin_l", "foreground")
+    assert segmenter.init.endswith("ade-semantic")
+    assert (member.augment.crop, member.predict.scales) == (512, 512)
+    assert {
+        key: segmenter.hyperparameters[key] for key in ("num_queries", "decoder_layers", "num_points")
+    } == {
+        "num_queries": 100,
+        "decoder_layers": 9,
+        "num_points": 12544,
+    }
+    weights = [segmenter.hyperparameters[f"{name}_weight"] for name in ("class", "mask", "dice", "no_object")]
+    assert weights == [2.0, 5.0, 5.0, 0.1]
+    settings = (train.optimizer, train.lr, train.weight_decay, train.backbone_lr_scale, train.clip_norm)
+    assert settings == ("adamw", 1e-4, 0.05, 0.1, 0.01)
+    assert (train.total_batch, train.norm_decay, train.position_decay) == (16, False, False)
+
+
+def test_a_segmenter_learns_every_pixel_that_shows():
+    member = MemberConfig(segmenter={"name": "fpn_r50"}, augment={"min_visibility": 0.4, "crop": 64})
+    assert (member.augmentation.min_visibility, member.augmentation.crop) == (0.0, 64)
+    detector = MemberConfig(model={"name": "mask_rcnn_r50"}, augment={"min_visibility": 0.4})
+    assert detector.augmentation is detector.augment
 
 
 def test_what_is_shipped_is_readable():

@@ -101,3 +101,25 @@ def test_shipped_suites_load_and_are_told_from_recipes(name):
     with pytest.raises(ConfigError, match="is a suite, not a recipe") as caught:
         find_recipe(name)
     assert f"scantling suite {name} --data" in str(caught.value)
+
+
+def test_the_vision23_suite_is_what_the_report_says():
+    recipe = load_suite("vision23").recipe
+    assert list(recipe.members) == ["htc", "r50", "convnext", "mask2former"]
+    assert recipe.data.train == ("train", "val")
+    assert not recipe.data.has_val
+    assert recipe.evaluate.split == "test"
+    combining = recipe.combining
+    assert combining.tune is None, "there is no validation split to choose on"
+    assert combining.ensemble.method == "mask_nms"
+    weights = combining.ensemble.weights
+    assert weights["htc"] > weights["convnext"] > weights["r50"], "greater with the mask mAP"
+    fusing = combining.fusing
+    assert (fusing.member, fusing.mode, fusing.score_threshold) == ("mask2former", "union", 0.5)
+
+
+def test_every_detector_of_a_suite_is_meant_by_a_star_and_its_segmenter_is_not():
+    recipe = load_suite("vision23", ["members.*.model.init=random", "members.*.train.epochs=1"]).recipe
+    assert [recipe.members[name].detector.init for name in recipe.detecting_members] == ["random"] * 3
+    assert recipe.members["mask2former"].model is None
+    assert {member.train.epochs for member in recipe.members.values()} == {1}

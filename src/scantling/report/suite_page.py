@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from scantling.data.io import atomic_write
-from scantling.evaluate.over_sets import METRICS, Measured, SetResult, SetsTable
+from scantling.evaluate.over_sets import METRICS, Measured, SetResult, SetsTable, TableRow
 from scantling.report.html import page_environment, page_style
 
 _MEANINGS = {
@@ -42,6 +42,7 @@ class SuiteContent:
         about: One line; may be empty.
         results: Of every data set, failed ones too.
         tables: By what they show.
+        outcome: The row that the page begins with; None where no set has numbers.
         links: By data set.
     """
 
@@ -49,6 +50,7 @@ class SuiteContent:
     about: str
     results: Sequence[SetResult]
     tables: Mapping[str, SetsTable]
+    outcome: TableRow | None
     links: Mapping[str, SetLink]
 
 
@@ -70,11 +72,7 @@ def render_suite(content: SuiteContent, *, created: str) -> str:
         content: What it says.
         created: When it was made, as it is shown.
     """
-    outcome = next(
-        (table.rows[-1] for table in reversed(list(content.tables.values())) if table.metrics == METRICS),
-        None,
-    )
-    figures: list[tuple[str, Measured, str]] = []
+    outcome, figures = content.outcome, list[tuple[str, Measured, str]]()
     if outcome is not None:
         figures = [(metric, outcome.mean[metric], _MEANINGS[metric]) for metric in METRICS]
     return (

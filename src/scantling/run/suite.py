@@ -297,6 +297,7 @@ def _write(summary: SuiteSummary, suite: Suite) -> None:
         about=suite.recipe.about,
         results=summary.results,
         tables=summary.tables,
+        outcome=summary.outcome,
         links=links,
     )
     write_suite_page(out / PAGE, content)

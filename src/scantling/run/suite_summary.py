@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scantling.evaluate.over_sets import SetResult, SetsTable, mean_iou_table, table_over_sets
+from scantling.evaluate.over_sets import Part, SetResult, SetsTable, TableRow, mean_iou_table, table_over_sets
 from scantling.run.folder import LOG
 from scantling.run.plan import Plan
 
 PAGE = "suite.html"
+_PARTS: tuple[Part, Part] = ("steps", "members")
 _NOTE = "Half-sum is (mAP + mAR) / 2; the 95 % intervals come from drawing the images of each data set anew."
 
 
@@ -43,6 +44,14 @@ class SuiteSummary:
             "Step after step": table_over_sets(self.results, "steps"),
         }
         return {title: table for title, table in tables.items() if table.rows}
+
+    @property
+    def outcome(self) -> TableRow | None:
+        """The row that the runs end with: that of all steps, or the best member's where there is no step."""
+        steps, members = (table_over_sets(self.results, part).rows for part in _PARTS)
+        if steps:
+            return steps[-1]
+        return max(members, key=lambda row: row.mean["mAP"].value or 0.0, default=None)
 
     def to_text(self) -> str:
         """For people: the tables, what they are of, what failed, and where all of it is."""

@@ -140,13 +140,14 @@ class Draft(Generic[M]):
 
 
 def _expanded(section: Mapping[str, Any], annotation: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The paths that one with `*` stands for: those of the entries that have the section named after it."""
+    """The paths that one with `*` stands for: those of the entries whose section named after it is there, not null."""
     key, rest = path[0], path[1:]
     if not rest:
         return [path]
     keys: list[str] = [key]
     if key == "*" and _is_mapping(annotation):
-        keys = [name for name, entry in section.items() if isinstance(entry, dict) and rest[0] in entry]
+        entries_of = {name: entry for name, entry in section.items() if isinstance(entry, dict)}
+        keys = [name for name, entry in entries_of.items() if entry.get(rest[0]) is not None]
     found = []
     for name in keys:
         inner = section.get(name)

@@ -28,7 +28,7 @@ from scantling.run.predictions import predict_source
 from scantling.run.predictor import load_run
 from scantling.run.results import own_results
 from scantling.run.stage import Resources, Stage, hashes_of
-from scantling.run.stages.combining import member_sources
+from scantling.run.stages.combining import applied_steps, member_sources
 from scantling.run.stages.evaluation import judged_by_metrics, result_files
 from scantling.run.steps import ENSEMBLE, Step, apply_steps, run_steps
 
@@ -97,7 +97,7 @@ def _results(context: RunContext) -> Iterator[tuple[Part, str, Predictions]]:
 
     for name in (name for name in files if name in context.recipe.members):
         yield "members", name, kept(name)
-    steps = run_steps(context.recipe, context.root, device=str(context.device))
+    steps = applied_steps(context)
     if not steps:
         return
     sources = member_sources(context, context.data.evaluated)

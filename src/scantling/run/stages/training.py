@@ -102,7 +102,7 @@ def _learned_from(context: RunContext, unit: TrainingJob) -> Inputs:
         "classes": list(data.train.class_names),
         "data": data.learned_hashes,
         "segmenter" if member.gives_maps else "model": member.network.model_dump(mode="json"),
-        "augment": member.augment.model_dump(mode="json"),
+        "augment": member.augmentation.model_dump(mode="json"),
         "train": member.train.result_settings(),
         "initial_weights": initial_weights(context, unit.member).sha256,
     }
@@ -189,7 +189,7 @@ def _train(context: RunContext, unit: TrainingJob) -> None:
 
 
 def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> TrainLoader:
-    transforms = build_transforms(member.augment)
+    transforms = build_transforms(member.augmentation)
     config = LoaderConfig(
         batch_size=resolved(member.train.batch_size),
         repeats=resolved(member.train.repeats),
