@@ -84,11 +84,15 @@ def alone(command, parts, tmp_path_factory) -> Path:
 
 def test_a_run_of_segmenters_alone_says_what_it_cannot_do(alone):
     told = (alone.parent / "told").read_text()
-    assert "no member finds objects, so there is no AP, no ensemble and no report" in told
+    assert "no member finds objects, so there is no AP, and nothing to combine, refine or audit" in told
     metrics = read(alone / "metrics.json")
     assert metrics.keys() == {"split", "semantic"}
     assert metrics["semantic"]["seg"].keys() >= {"semantic/mIoU", "semantic/IoU/dent", "semantic/found/spot"}
-    assert not (alone / "report.html").exists()
+    page = (alone / "report.html").read_text()
+    assert "Score maps of seg by category" in page
+    assert f"mean IoU {metrics['semantic']['seg']['semantic/mIoU']:.3f}" in page
+    assert "semantic/mIoU" in page.split('id="learning"')[1]
+    assert 'id="results"' not in page
     history = (alone / "members/seg/metrics.csv").read_text().splitlines()
     assert "val/semantic/mIoU" in history[0].split(",")
 
