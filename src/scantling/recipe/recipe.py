@@ -215,7 +215,8 @@ class EvaluateConfig(Section):
     """What the run's metrics are computed from.
 
     Attributes:
-        split: Split to evaluate: a split's name, or a COCO file relative to the data set's folder.
+        split: Split to evaluate: a split's name, or a COCO file relative to the data set's folder. One without labels
+            is predicted, and its numbers are undefined.
         backend: `pycocotools`, `hotcoco` (same numbers, faster), or `auto` for the fastest one installed.
         bootstrap: Resamples of the images for the intervals of every AP; 0 for none.
         iou_type: What the run is judged by: overlaps of boxes (`bbox`) or of masks (`segm`); both are measured where

@@ -157,9 +157,7 @@ def _content(title: str, data: RunData, facts: RunFacts) -> ReportContent:
 
 def _commands(root: Path, recipe: Recipe) -> list[str]:
     """How to get this run again, and how to get its predictions: of the evaluated split, not of all pictures."""
-    split = {"train": recipe.data.train, "val": recipe.data.val}.get(
-        recipe.evaluate.split, recipe.evaluate.split
-    )
+    split = recipe.data.entries(recipe.evaluate.split)[0]
     predicted = (
         str(Path(recipe.data.root or ".") / split)
         if split.endswith(".json")

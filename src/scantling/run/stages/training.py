@@ -100,7 +100,7 @@ def _learned_from(context: RunContext, unit: TrainingJob) -> Inputs:
     inputs: dict[str, Any] = {
         "seed": context.recipe.seed,
         "classes": list(data.train.class_names),
-        "data": {split: data.hashes[split] for split in ("train", "val")},
+        "data": data.learned_hashes,
         "segmenter" if member.gives_maps else "model": member.network.model_dump(mode="json"),
         "augment": member.augmentation.model_dump(mode="json"),
         "train": member.train.result_settings(),
@@ -175,7 +175,7 @@ def _train(context: RunContext, unit: TrainingJob) -> None:
         device=str(context.device),
         resume=begun,
         overwrite=not begun,
-        validate=partial(_validate, context, member, held_out),
+        validate=None if held_out is None else partial(_validate, context, member, held_out),
         console=context.console,
     )
     loader = _loader(context, member, train)
