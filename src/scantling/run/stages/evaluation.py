@@ -163,15 +163,22 @@ def _commands(root: Path, recipe: Recipe) -> list[str]:
         if split.endswith(".json")
         else f"{recipe.data.root}:{split}"
     )
-    return [
-        shlex.join(
-            ["scantling", "run", str(root / RECIPE), "--out", str(root.with_name(root.name + "-again"))]
-        ),
-        shlex.join(["scantling", "predict", predicted, "--run", str(root), "--out", "predictions.json"]),
-        "# next: look at pictures of your own, with boxes drawn; and for labels and pictures that are wrong",
-        f"scantling predict YOUR_PICTURES --run {shlex.quote(str(root))} --out found.json --overlays found",
-        shlex.join(["scantling", "check", str(recipe.data.root)]),
-    ]
+    again = str(root.with_name(root.name + "-again"))
+    commands = [shlex.join(["scantling", "run", str(root / RECIPE), "--out", again])]
+    predict = ["scantling", "predict", predicted, "--run", str(root)]
+    if recipe.detecting_members:
+        commands += [
+            shlex.join([*predict, "--out", "predictions.json"]),
+            "# next: look at pictures of your own, with boxes drawn; and for labels and pictures that are wrong",
+            f"scantling predict YOUR_PICTURES --run {shlex.quote(str(root))} --out found.json --overlays found",
+        ]
+    elif any(member.segmenter is not None for member in recipe.members.values()):
+        commands += [
+            shlex.join([*predict, "--maps", "maps"]),
+            "# next: maps of pictures of your own; and look for labels and pictures that are wrong",
+            f"scantling predict YOUR_PICTURES --run {shlex.quote(str(root))} --maps found",
+        ]
+    return [*commands, shlex.join(["scantling", "check", str(recipe.data.root)])]
 
 
 def result_files(recipe: Recipe) -> dict[str, str]:
