@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 MODEL_OF = {
     "double_head_r50": "double_head_rcnn_r50",
     "htc_r50": "htc_without_semantic_r50",
-    "cb_resnet50": "faster_rcnn_cb_r50",
+    "cb_resnet50": "faster_rcnn_r50",  # that there are two backbones is read off the file
 }  # other cases have the name of their model
 NEVER_USED = tuple(
     f"backbone.cb_modules.1.bn1.{name}" for name in ("weight", "bias", "running_mean", "running_var")

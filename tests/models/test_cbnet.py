@@ -8,20 +8,20 @@ from types import MappingProxyType
 import pytest
 import torch
 
-from models.conftest import NEVER_USED, golden_checkpoint, golden_shapes
+from models.conftest import NEVER_USED, golden_shapes
+from models.mmdet_layout import mmdet_weights
 from models.test_detectors import ALL, VARIANTS, build, two_images
 from models.test_golden import assert_close, every_sample
-from scantling.api import import_weights
 from scantling.errors import ConfigError
 from scantling.models.backbone import Backbone, BackboneConfig
 from scantling.models.cbnet import CompositeBackbone, CompositeConfig
 from scantling.models.contract import total_loss
 from scantling.models.suppression import detect
 from scantling.models.two_stage import TwoStageDetector
-from scantling.models.weights.mmdet import convert
+from scantling.models.weights.mmdet import convert, pruned_stages_of
 from scantling.models.weights.start import read_start, take
 from scantling.models.zoo import ModelConfig, build_model
-from scantling.train.checkpoint import CheckpointMeta, load_checkpoint, model_tensors, save_checkpoint
+from scantling.train.checkpoint import CheckpointMeta, model_tensors, save_checkpoint
 
 CASES = ("cb_resnet50", "htc_cb_swin_t")
 SWIN, CONVNEXT, RESNET, RESNEXT = (
@@ -144,10 +144,10 @@ def test_only_the_layer_that_the_lead_does_not_use_may_be_left_over() -> None:
     assert any(key.startswith("backbone.cb_modules.1.layer2.") for key in convert(theirs, whole).unplaced)
 
 
-def test_two_backbones_are_read_off_a_file(tmp_path) -> None:
-    summary = import_weights(golden_checkpoint("cb_resnet50", tmp_path), "faster_rcnn_r50", tmp_path / "out")
-    assert summary.conversion.missing == ()
-    assert load_checkpoint(summary.checkpoint).meta.model["pruned_stages"] == 1
+def test_two_backbones_are_read_off_a_file() -> None:
+    """The fixture imports the ResNet's case as a plain `faster_rcnn_r50`."""
+    found = {case: pruned_stages_of(golden_shapes(case)) for case in (*CASES, "htc_r50")}
+    assert found == {"cb_resnet50": 1, "htc_cb_swin_t": 0, "htc_r50": None}
 
 
 def composite(name: str, pruned: int, **changes) -> CompositeBackbone:
@@ -163,7 +163,7 @@ def images(side: int = 64) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("name", "pruned"),
-    [(RESNET, 0), (RESNET, 1), (RESNET, 3), (RESNEXT, 1), (SWIN, 0), (SWIN, 2), (CONVNEXT, 1)],
+    [(RESNET, 0), (RESNET, 1), (RESNET, 3), (RESNEXT, 1), (SWIN, 2), (CONVNEXT, 1)],
 )
 def test_without_connections_the_lead_goes_on_where_it_leaves_the_assistant(
     name, pruned, monkeypatch
@@ -377,24 +377,27 @@ def stored(path, name: str, **changes):
     return model.state_dict()
 
 
-def test_a_plain_detector_or_backbone_starts_both(tmp_path) -> None:
+@pytest.mark.parametrize("layout", ["ours", "mmdetection", "backbone"])
+def test_a_plain_detector_or_backbone_starts_both(tmp_path, layout) -> None:
     path = tmp_path / "best.safetensors"
-    source = stored(path, "faster_rcnn_r50")
-    torch.save(
-        {key.removeprefix("backbone.body."): value for key, value in source.items()}, tmp_path / "body.pth"
-    )
-    for file in (path, tmp_path / "body.pth"):
-        torch.manual_seed(2)
-        model = build_model(ModelConfig(name="faster_rcnn_cb_r50", **NARROW), 2)
-        taken = take(model, read_start(file), ("a", "b"))
-        for part in (model.backbone.assistant, model.backbone.lead):
-            assert all(
-                torch.equal(value, source[f"backbone.body.{key}"])
-                for key, value in part.body.state_dict().items()
-            )
-        assert taken.left == ()
-        neck = torch.equal(model.state_dict()["neck.laterals.0.0.weight"], source["neck.laterals.0.0.weight"])
-        assert neck == (file == path)
+    source = stored(path, "faster_rcnn_r50", backbone="resnet18")
+    if layout != "ours":
+        path = tmp_path / "theirs.pth"
+        with torch.device("meta"):
+            plain = build_model(ModelConfig(name="faster_rcnn_r50", **{**NARROW, "backbone": "resnet18"}), 2)
+        body = {key.removeprefix("backbone.body."): value for key, value in source.items()}
+        torch.save(mmdet_weights(plain, source) if layout == "mmdetection" else body, path)
+    torch.manual_seed(2)
+    model = build_model(ModelConfig(name="faster_rcnn_cb_r50", **{**NARROW, "backbone": "resnet18"}), 2)
+    taken = take(model, read_start(path), ("a", "b"))
+    for part in (model.backbone.assistant, model.backbone.lead):
+        own = part.body.state_dict()
+        assert all(torch.equal(value, source[f"backbone.body.{key}"]) for key, value in own.items())
+    assert not [
+        key for key in taken.left if "bbox_head" not in key
+    ]  # whose classes a bare state dict does not tell
+    neck = "neck.laterals.0.0.weight"
+    assert torch.equal(model.state_dict()[neck], source[neck]) == (layout != "backbone")
 
 
 def test_a_composite_starts_another_whole_and_no_plain_one(tmp_path) -> None:

@@ -208,6 +208,7 @@ class TwoStageOptions(BaseModel):
         anchor_scales: Side of the anchors in strides of their level.
         anchor_ratios: Height over width.
         anchors_rounded: Whether anchors have whole pixels, as torchvision's weights expect.
+        num_anchors: Anchors per image that enter the loss of the proposals' head; at most half are objects'.
         num_train_proposals: Proposals per image in training.
         num_test_proposals: Proposals per image at test time.
         num_rois: RoIs per image that enter a box head's loss.
@@ -244,6 +245,7 @@ class TwoStageOptions(BaseModel):
     anchor_scales: tuple[Positive, ...] = (8.0,)
     anchor_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
     anchors_rounded: bool = False
+    num_anchors: Count = 256
     num_train_proposals: Count = 1000
     num_test_proposals: Count = 1000
     num_rois: Count = 512
@@ -283,6 +285,7 @@ class TwoStageOptions(BaseModel):
                 anchors=AnchorConfig(
                     scales=self.anchor_scales, ratios=self.anchor_ratios, rounded=self.anchors_rounded
                 ),
+                sample=SampleConfig(num=self.num_anchors, positive_fraction=0.5),
                 num_convs=self.rpn_convs,
                 loss=BoxLossConfig(beta=self.rpn_beta),
                 # twice the proposals, as published for 1000; 2000 for 2000, as published too
