@@ -84,11 +84,17 @@ def alone(command, parts, tmp_path_factory) -> Path:
 
 def test_a_run_of_segmenters_alone_says_what_it_cannot_do(alone):
     told = (alone.parent / "told").read_text()
-    assert "no member finds objects, so there is no AP, no ensemble and no report" in told
+    assert "no member finds objects, so there is no AP, and nothing to combine, refine or audit" in told
     metrics = read(alone / "metrics.json")
     assert metrics.keys() == {"split", "semantic"}
     assert metrics["semantic"]["seg"].keys() >= {"semantic/mIoU", "semantic/IoU/dent", "semantic/found/spot"}
-    assert not (alone / "report.html").exists()
+    page = (alone / "report.html").read_text()
+    assert "Score maps of seg by category" in page
+    assert f"mean IoU {metrics['semantic']['seg']['semantic/mIoU']:.3f}" in page
+    assert "semantic/mIoU" in page.split('id="learning"')[1]
+    assert 'id="results"' not in page
+    assert "No member of this run finds objects" in page
+    assert f"--run {alone} --maps maps" in page
     history = (alone / "members/seg/metrics.csv").read_text().splitlines()
     assert "val/semantic/mIoU" in history[0].split(",")
 
@@ -169,6 +175,10 @@ def test_folds_beside_a_detector(run_with, parts, command, tmp_path):
         assert np.abs(both.mean(axis=0) - joined[position].planes).max() <= 0.5
     again = command("predict", parts / "annotations/val.json", "--run", run, "--maps", tmp_path / "maps")
     assert again.exit_code == 0, again.output + again.stderr
+    wrong = run / "members/box/fold-0/best.safetensors"
+    refused = command("predict", parts / "images", "--checkpoint", wrong, "--maps", tmp_path / "none")
+    assert refused.exit_code == 2
+    assert "expected a segmenter's checkpoint, found that of a detector" in refused.stderr
     onto = command("predict", parts / "annotations/val.json", "--run", run, "--maps", parts / "images")
     assert onto.exit_code == 2
     assert "would replace the image itself" in onto.stderr

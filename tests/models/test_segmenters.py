@@ -14,6 +14,7 @@ from scantling.errors import CheckpointError, ConfigError
 from scantling.models.contract import total_loss
 from scantling.models.fpn_segmenter import dice_loss
 from scantling.models.segmenters import SEGMENTERS, SegmenterConfig, build_segmenter, check_segmenter
+from scantling.models.zoo import ModelConfig, build_model
 from scantling.structures.instances import ImageMasks, Instances
 from scantling.structures.sample import Batch, Frame
 from scantling.train.checkpoint import CheckpointMeta, save_checkpoint
@@ -137,6 +138,20 @@ class TestStart:
         others = build_segmenter(SegmenterConfig(**TINY, planes="categories", init=str(path)), 2, ("a", "b"))
         same = {k for k, v in trained.state_dict().items() if torch.equal(v, others.state_dict()[k])}
         assert trained.state_dict().keys() - same == {"logits.weight"}  # biases start at 0
+
+    def test_from_a_detector_of_ours(self, tmp_path):
+        config = ModelConfig(
+            name="faster_rcnn_r18_small", backbone="test_resnet", norm="bn", fpn_channels=32, neck_norm="bn"
+        )
+        torch.manual_seed(1)
+        path, detector = tmp_path / "d.safetensors", build_model(config, 2)
+        tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
+        save_checkpoint(path, tensors, CheckpointMeta(kind="detector", class_names=NAMES))
+        model = tiny("categories", init=str(path))
+        theirs, own = detector.state_dict(), model.state_dict()
+        taken = [key for key in own if key.startswith(("backbone.", "neck."))]
+        assert taken
+        assert all(torch.equal(own[key], theirs[key]) for key in taken)
 
     def test_another_backbone_is_refused(self, tmp_path):
         path = self.saved(tiny(), tmp_path / "s.safetensors")

@@ -101,28 +101,26 @@ class RunSummary:
 
     @property
     def finds_objects(self) -> bool:
-        """Whether there is a member that finds objects, and so a report of what was found."""
+        """Whether there is a member that finds objects."""
         return "stage" in self.metrics
 
     def to_text(self) -> str:
         """For people: the tables, the headline number, where the report is."""
+        report = f"report: {self.out / REPORT}"
         if not self.finds_objects:
-            nothing = "no member finds objects, so there is no AP, no ensemble and no report; score maps in members/*/"
-            return "\n".join([*([self.semantic, ""] if self.semantic else []), f"{self.out}: {nothing}"])
+            nothing = "no member finds objects, so there is no AP, and nothing to combine, refine or audit"
+            return "\n".join([*([self.semantic, ""] if self.semantic else []), nothing, report])
         headline_key = f"{self.metrics.get(KIND, 'bbox')}/AP"
         ap = self.metrics[headline_key]
         value = "undefined" if ap is None else f"{ap:.3f}"
         kind = "member" if self.metrics["stage"] == self.metrics["member"] else "after"
         headline = f"{headline_key} {value} on {self.metrics['split']} ({kind} {self.metrics['stage']})"
         semantic = [self.semantic, ""] if self.semantic else []
-        return "\n".join(
-            [self.table, "", self.steps, "", *semantic, headline, f"report: {self.out / REPORT}"]
-        )
+        return "\n".join([self.table, "", self.steps, "", *semantic, headline, report])
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
-        report = str(self.out / REPORT) if self.finds_objects else None
-        return {"out": str(self.out), "report": report, "metrics": dict(self.metrics)}
+        return {"out": str(self.out), "report": str(self.out / REPORT), "metrics": dict(self.metrics)}
 
 
 def run_recipe(
@@ -289,8 +287,7 @@ def stages_of(context: RunContext) -> tuple[Stage, ...]:
         stages += _stages_of_step(context, step)
     if recipe.audit is not None:
         stages.append(audit_stage(context))
-    report = [report_stage(context)] if recipe.detecting_members else []
-    return (*stages, evaluate_stage(context), *report)
+    return (*stages, evaluate_stage(context), report_stage(context))
 
 
 def _stages_of_step(context: RunContext, step: Step) -> list[Stage]:

@@ -103,17 +103,20 @@ def write_run_report(root: Path, recipe: Recipe, data: RunData) -> Path:
         data: Its splits.
     """
     metrics = cast("dict[str, Any]", read_json(root / METRICS))
-    files, last = result_files(recipe), metrics["stage"]
-    if metrics["members"].keys() != files.keys():
+    files, title = result_files(recipe), f"{Path(recipe.data.root or '').name}: {', '.join(recipe.members)}"
+    if metrics.get("members", {}).keys() != files.keys():
         hint = "Finish it with `scantling run`."
         raise UsageError(f"{root}: the recipe was changed since the run was evaluated", hint=hint)
+    facts = _of_recipe(read_run(root, commands=_commands(root, recipe)), recipe)
+    if not files:  # of pixels alone
+        return write_report(root / REPORT, _content(title, data, facts))
+    last = metrics["stage"]
     order, kind = [*(name for name in files if name != last), last], judged_by_metrics(root)
     facts = replace(
-        _of_recipe(read_run(root, commands=_commands(root, recipe)), recipe),
+        facts,
         stages={name: _saved(root, files[name], name, recipe, data, kind) for name in order},
         last=own_results(root, files[last], data.target),
     )
-    title = f"{Path(recipe.data.root or '').name}: {', '.join(recipe.members)}"
     return write_report(root / REPORT, _content(title, data, facts))
 
 
@@ -160,15 +163,22 @@ def _commands(root: Path, recipe: Recipe) -> list[str]:
         if split.endswith(".json")
         else f"{recipe.data.root}:{split}"
     )
-    return [
-        shlex.join(
-            ["scantling", "run", str(root / RECIPE), "--out", str(root.with_name(root.name + "-again"))]
-        ),
-        shlex.join(["scantling", "predict", predicted, "--run", str(root), "--out", "predictions.json"]),
-        "# next: look at pictures of your own, with boxes drawn; and for labels and pictures that are wrong",
-        f"scantling predict YOUR_PICTURES --run {shlex.quote(str(root))} --out found.json --overlays found",
-        shlex.join(["scantling", "check", str(recipe.data.root)]),
-    ]
+    again = str(root.with_name(root.name + "-again"))
+    commands = [shlex.join(["scantling", "run", str(root / RECIPE), "--out", again])]
+    predict = ["scantling", "predict", predicted, "--run", str(root)]
+    if recipe.detecting_members:
+        commands += [
+            shlex.join([*predict, "--out", "predictions.json"]),
+            "# next: look at pictures of your own, with boxes drawn; and for labels and pictures that are wrong",
+            f"scantling predict YOUR_PICTURES --run {shlex.quote(str(root))} --out found.json --overlays found",
+        ]
+    elif any(member.segmenter is not None for member in recipe.members.values()):
+        commands += [
+            shlex.join([*predict, "--maps", "maps"]),
+            "# next: maps of pictures of your own; and look for labels and pictures that are wrong",
+            f"scantling predict YOUR_PICTURES --run {shlex.quote(str(root))} --maps found",
+        ]
+    return [*commands, shlex.join(["scantling", "check", str(recipe.data.root)])]
 
 
 def result_files(recipe: Recipe) -> dict[str, str]:
