@@ -7,7 +7,7 @@ import pytest
 
 from combine.planted import dataset_of, detections_from, planted
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
-from scantling.combine.tune import TuneConfig, tune_suppression
+from scantling.combine.tune import TuneConfig, rows_to_tune, tune_suppression
 from scantling.combine.tune_weights import tune_weights
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.coco import ReadOptions, parse_coco
@@ -87,6 +87,22 @@ def test_masks_decide_where_mask_ap_is_asked_for():
             evaluate_results(dataset, results, iou_type=kind).metrics["AP"], abs=1e-6
         )
         assert found.after > found.before or kind == "bbox"
+
+
+@pytest.mark.parametrize("limit", [3, 100])
+def test_rows_that_no_option_keeps_decide_nothing(case, limit):
+    """Masks need be drawn for some candidates only: with these alone every option scores as with all."""
+    dataset, candidates = case
+    faint = candidates.replace(scores=candidates.scores * 0.01)
+    crowd = Detections.cat([candidates, faint, faint.replace(boxes=faint.boxes + 3)])
+    config = TuneConfig(bootstrap=50, iou_thresholds=(0.3, 0.6), sigmas=(0.1, 0.5))
+    rows = rows_to_tune(crowd, BASE, config, dataset.class_names, max_detections=limit)
+    assert limit < len(rows) < len(crowd)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    whole, some = (
+        tune_suppression(found, dataset, BASE, config, max_detections=limit) for found in (crowd, crowd[rows])
+    )
+    assert whole == some
 
 
 def test_what_only_seems_better_is_not_used(tuned):
