@@ -93,15 +93,18 @@ def test_masks_decide_where_mask_ap_is_asked_for():
 def test_rows_that_no_option_keeps_decide_nothing(case, limit):
     """Masks need be drawn for some candidates only: with these alone every option scores as with all."""
     dataset, candidates = case
+    dataset, candidates = (
+        dataset_of([(i, 0, (20.0, 20, 120, 120)) for i in range(40)], num_images=40, names=("tooth",)),
+        candidates[candidates.labels == 0],
+    )
     faint = candidates.replace(scores=candidates.scores * 0.01)
     crowd = Detections.cat([candidates, faint, faint.replace(boxes=faint.boxes + 3)])
     config = TuneConfig(bootstrap=50, iou_thresholds=(0.3, 0.6), sigmas=(0.1, 0.5))
-    rows = rows_to_tune(crowd, BASE, config, dataset.class_names, max_detections=limit)
+    base = BASE.model_copy(update={"max_per_image": limit})
+    rows = rows_to_tune(crowd, base, config, dataset.class_names)
     assert limit < len(rows) < len(crowd)
     assert rows.tolist() == sorted(set(rows.tolist()))
-    whole, some = (
-        tune_suppression(found, dataset, BASE, config, max_detections=limit) for found in (crowd, crowd[rows])
-    )
+    whole, some = (tune_suppression(found, dataset, base, config) for found in (crowd, crowd[rows]))
     assert whole == some
 
 
