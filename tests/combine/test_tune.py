@@ -275,8 +275,8 @@ def test_a_file_says_what_was_found_and_nothing_about_the_detector(tmp_path, tun
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("# nothing\n", "sections suppress or ensemble"),
-        ("- hard\n", "sections suppress or ensemble"),
+        ("# nothing\n", "sections suppress, ensemble or semantic"),
+        ("- hard\n", "sections suppress, ensemble or semantic"),
         (
             "suppress: {iou_treshold: 0.4}\n",
             "line 1: suppress.iou_treshold: unknown key; did you mean 'iou_threshold'?",
