@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from scantling.cli.failures import describe
-from scantling.doctor import NEEDED, Check, Diagnosis, ask, check_device, check_library, import_problems
+from scantling.doctor import (
+    NEEDED,
+    Check,
+    Diagnosis,
+    ask,
+    ask_all,
+    check_device,
+    check_library,
+    import_questions,
+)
 
 ROOT = Path(__file__).parents[1]
 NO_GPU = {"gpus": [], "cuda": "13.0", "mps": False, "trial": None}
@@ -58,9 +67,18 @@ def test_a_torchvision_of_another_torch_is_recognised(tmp_path):
 
 def test_a_library_that_kills_its_process_spares_the_others(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(break_torchvision(tmp_path, "import os; os._exit(134)")))
-    few = {name: NEEDED[name] for name in ("pyyaml", "torchvision", "jinja2")}
-    monkeypatch.setattr("scantling.doctor.NEEDED", few)
-    assert import_problems() == {"torchvision": "the process that imported it ended with code 134"}
+    few = {name: import_questions()[name] for name in ("pyyaml", "torchvision", "jinja2")}
+    dead = {"error": "the process that imported it ended with code 134"}
+    assert ask_all(few) == {"pyyaml": {}, "torchvision": dead, "jinja2": {}}
+
+
+def test_questions_of_one_process_do_not_disturb_each_other():
+    raised = {"error": "ValueError: no"}
+    assert ask_all({"a": "facts['x'] = 1", "b": "raise ValueError('no')", "c": "print(1)"}) == {
+        "a": {"x": 1},
+        "b": raised,
+        "c": {},
+    }
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Whether scantling can work on this machine: versions, GPU, disk, memory, and what to install.
 
-Nothing heavy is imported here. Each library is imported by a process of its own, one after the other, so that a
-library that cannot be imported, or that kills its process, is a line of the report like any other.
+Nothing heavy is imported here. The libraries are imported by a process of their own (by one each if that process
+dies), so that a library that cannot be imported, or that kills its process, is a line of the report like any other.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ OLDEST_PYTHON = (3, 11)
 GIB = 2**30
 LITTLE_DISK, LITTLE_MEMORY, LITTLE_SHARED = 5 * GIB, 4 * GIB, 1 * GIB
 TIMEOUT = 120
+_HOTCOCO, _DEVICE = "hotcoco", "device"
 
 BOTH_TORCHES = "pip install --force-reinstall torch torchvision  (both in one command, from the same place)"
 
@@ -109,11 +110,12 @@ def examine(folder: Path) -> Diagnosis:
     """
     log.info("importing %d libraries, each as scantling would; this takes some seconds", len(NEEDED))
     machine = check_system(folder)
-    problems = import_problems()
-    libraries = [check_library(name, _version(name), problems.get(name)) for name in NEEDED]
+    answers = ask_all({**import_questions(), _HOTCOCO: f"import {_HOTCOCO}", _DEVICE: _ASK_DEVICE})
+    libraries = [check_library(name, _version(name), answers[name].get("error")) for name in NEEDED]
     broken = {check.topic for check in libraries if check.state == "wrong"}
-    device = [] if "torch" in broken else [check_device(ask(_ASK_DEVICE), nvidia_driver())]
-    return Diagnosis((*machine, *libraries, check_hotcoco(), *device))
+    device = [] if "torch" in broken else [check_device(answers[_DEVICE], nvidia_driver())]
+    hotcoco = check_hotcoco(_version(_HOTCOCO), answers[_HOTCOCO].get("error"))
+    return Diagnosis((*machine, *libraries, hotcoco, *device))
 
 
 def check_system(folder: Path) -> Iterator[Check]:
@@ -135,17 +137,9 @@ def check_system(folder: Path) -> Iterator[Check]:
     )
 
 
-def import_problems() -> dict[str, str]:
-    """What the import of each needed library raised; those that can be imported are left out.
-
-    All are imported by one process, or by one each if that process dies.
-    """
-    code = {name: f"import {module}\n{_TRIALS.get(name, '')}" for name, (module, _) in NEEDED.items()}
-    together = ask(f"{_IMPORT_ALL}attempt({code!r}, facts)")
-    if "error" not in together:
-        return together
-    answers = {name: ask(text) for name, text in code.items()}
-    return {name: str(answer["error"]) for name, answer in answers.items() if "error" in answer}
+def import_questions() -> dict[str, str]:
+    """Code that imports each needed library and, where its compiled part may be missing, tries it."""
+    return {name: f"import {module}\n{_TRIALS.get(name, '')}" for name, (module, _) in NEEDED.items()}
 
 
 def check_library(name: str, version: str | None, problem: str | None) -> Check:
@@ -221,18 +215,33 @@ def check_device(found: Mapping[str, Any], driver: str | None) -> Check:
     return Check(topic="GPU", state="ok", found="none: training runs on the CPU, with small models")
 
 
-def check_hotcoco() -> Check:
-    """The faster evaluation, which may be missing."""
-    version = _version("hotcoco")
+def check_hotcoco(version: str | None, problem: str | None) -> Check:
+    """The faster evaluation, which may be missing.
+
+    Args:
+        version: Installed version, if any.
+        problem: What its import raised; None if nothing.
+    """
     if version is None:
         remedy = "pip install hotcoco  (same numbers, evaluated much faster)"
-        return Check(topic="hotcoco", state="note", found="not installed", remedy=remedy)
-    problem = ask("import hotcoco").get("error")
+        return Check(topic=_HOTCOCO, state="note", found="not installed", remedy=remedy)
     if problem is not None:
-        return Check(
-            topic="hotcoco", state="note", found=str(problem).splitlines()[-1], remedy="--backend pycocotools"
-        )
-    return Check(topic="hotcoco", state="ok", found=version)
+        remedy = "--backend pycocotools"
+        return Check(topic=_HOTCOCO, state="note", found=problem.splitlines()[-1], remedy=remedy)
+    return Check(topic=_HOTCOCO, state="ok", found=version)
+
+
+def ask_all(questions: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Several pieces of code in one process, or in one each if that process dies.
+
+    Args:
+        questions: Name -> code as for `ask`.
+
+    Returns:
+        Name -> its facts, or `error`.
+    """
+    together = ask(f"{_ATTEMPT}attempt({dict(questions)!r}, facts)")
+    return together if "error" not in together else {name: ask(code) for name, code in questions.items()}
 
 
 def ask(code: str) -> dict[str, Any]:
@@ -334,13 +343,14 @@ except BaseException as error:
 sys.stdout.write({_MARK!r} + json.dumps(facts))
 """
 
-_IMPORT_ALL = """
-def attempt(steps, problems):
+_ATTEMPT = """
+def attempt(steps, answers):
     for name, step in steps.items():
+        answers[name] = found = {}
         try:
-            exec(step, {})
+            exec(step, {"facts": found})
         except BaseException as error:
-            problems[name] = f"{type(error).__name__}: {error}"
+            answers[name] = {"error": f"{type(error).__name__}: {error}"}
 """
 
 _TRIALS: Mapping[str, str] = {

@@ -11,7 +11,7 @@ A page's blocks are of these kinds, and of no other:
 `<!-- shortened -->` in the line before a console block: its trainings are of one epoch, on small images, so that the
 page can show the command as a user needs it. `<!-- shortened: cascade, double_head -->` says which members a recipe has
 that pretrains, combines and refines; a single name is that of the only member of a recipe that trains it and no more;
-without names it is `detector`.
+without names it is `detector`. A member called `segmenter` is one.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _SHORTER_MEMBER = (
     "model.num_train_proposals=50",
     "model.num_rois=16",
 )
+_SHORTER_SEGMENTER = (*(s for s in _SHORTER_MEMBER if not s.startswith("model.")), "segmenter.channels=16")
 _SHORTER_PRETRAINING = ("pretrain.epochs=1", "pretrain.side=32")
 _SHORTER_REFINER = ("refine.train.epochs=1", "refine.train.repeats=1")
 _MARK = re.compile(r"<!-- shortened(?:: ([\w, -]+))? -->")
@@ -93,7 +94,11 @@ class Command:
 
 def shorter(members: tuple[str, ...], *, pretrains: bool, refines: bool = False) -> list[str]:
     """Options that make a training short."""
-    settings = [f"members.{member}.{setting}" for member in members for setting in _SHORTER_MEMBER]
+    settings = [
+        f"members.{member}.{setting}"
+        for member in members
+        for setting in (_SHORTER_SEGMENTER if member == "segmenter" else _SHORTER_MEMBER)
+    ]
     settings += _SHORTER_PRETRAINING if pretrains else ()
     settings += _SHORTER_REFINER if refines else ()
     return [f"--set {setting}" for setting in settings]

@@ -84,11 +84,15 @@ def alone(command, parts, tmp_path_factory) -> Path:
 
 def test_a_run_of_segmenters_alone_says_what_it_cannot_do(alone):
     told = (alone.parent / "told").read_text()
-    assert "no member finds objects, so there is no AP, no ensemble and no report" in told
+    assert "no member finds objects, so there is no AP, and nothing to combine, refine or audit" in told
     metrics = read(alone / "metrics.json")
     assert metrics.keys() == {"split", "semantic"}
     assert metrics["semantic"]["seg"].keys() >= {"semantic/mIoU", "semantic/IoU/dent", "semantic/found/spot"}
-    assert not (alone / "report.html").exists()
+    page = (alone / "report.html").read_text()
+    assert "Score maps of seg by category" in page
+    assert f"mean IoU {metrics['semantic']['seg']['semantic/mIoU']:.3f}" in page
+    assert "semantic/mIoU" in page.split('id="learning"')[1]
+    assert 'id="results"' not in page
     history = (alone / "members/seg/metrics.csv").read_text().splitlines()
     assert "val/semantic/mIoU" in history[0].split(",")
 
@@ -176,6 +180,34 @@ def test_folds_beside_a_detector(run_with, parts, command, tmp_path):
     assert np.array_equal(written, joined[0].scores(0))
 
 
+MASKS = DETECTOR.replace("faster_rcnn_r18_small", "mask_rcnn_r18_small").replace(
+    "num_rois: 16", "num_rois: 16, mask_channels: 8, mask_convs: 1"
+)
+
+
+@pytest.mark.parametrize("folds", [None, 2])
+def test_a_run_that_fuses_masks_predicts_as_it_ran(folds, run_with, parts, command, tmp_path):
+    fused = "combine: {semantic: {score_threshold: 0.0, mode: replace}}"
+    text = (f"data: {{folds: {folds}}}\n" if folds else "") + recipe({"a": MASKS, "seg": segmenter()}, fused)
+    run, _ = run_with(text)
+    labels = parts / "annotations/val.json"
+    done = command("predict", labels, "--run", run, "--out", tmp_path / "again.json", "--quiet")
+    assert done.exit_code == 0, done.output + done.stderr
+
+    def ordered(path: Path) -> list[dict]:
+        return sorted(read(path), key=lambda r: (r["image_id"], r["category_id"], -r["score"], r["bbox"]))
+
+    own, again = ordered(run / "semantic/predictions.json"), ordered(tmp_path / "again.json")
+    first, second, before = (
+        np.stack([coco_mask.decode(result["segmentation"]) for result in results])
+        for results in (own, again, ordered(run / "members/a/predictions.json"))
+    )
+    # of a network that has hardly learned, a score in its last place decides about a pixel here and there
+    assert (first != second).sum() <= 0.001 * first.size
+    assert (first != before).sum() > 0.01 * first.size
+    assert read(run / "metrics.json")["stage"] == "semantic"
+
+
 @pytest.fixture
 def foreign(parts, tmp_path) -> Path:
     """Maps of another tool: exact label maps of val, with the data set's category ids."""
@@ -202,7 +234,8 @@ def test_maps_of_another_tool(run_with, foreign):
 
 def test_maps_that_are_missing_or_wrong_are_told_before_or_when_they_are_read(run_with, foreign):
     theirs = f" {{maps: {foreign}}}\n"
-    text = "data: {folds: 2}\n" + recipe({"box": DETECTOR, "theirs": theirs}, "combine: {tune: {}}")
+    fused = "combine: {tune: {}, semantic: {}}"
+    text = "data: {folds: 2}\n" + recipe({"box": DETECTOR, "theirs": theirs}, fused)
     _, refused = run_with(text, code=2)
     assert "members.theirs: no maps for held-out" in refused.stderr
     _, refused = run_with(recipe({"box": DETECTOR, "theirs": " {maps: nowhere}\n"}), code=2)

@@ -1,4 +1,4 @@
-"""Our detectors' weights under the keys MMDetection 3.3.0 gives them, written down independently of the importer."""
+"""Our detectors' weights by the keys of MMDetection 3.3.0 and CBNetV2, written down independently of the importer."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ SWIN = (
     (r"layers_(\d)\.blocks\.(\d+)\.mlp\.fc2\.(\w+)", r"stages.\1.blocks.\2.ffn.layers.1.\3"),
     (r"layers_(\d)\.blocks\.(\d+)\.(norm\d\.\w+)", r"stages.\1.blocks.\2.\3"),
 )
+SWIN_OF_CBNET = (
+    (r"layers_(\d)\.downsample\.(.+)", lambda m: f"layers.{int(m[1]) - 1}.downsample.{m[2]}"),
+    (r"layers_(\d)\.(blocks\..+)", r"layers.\1.\2"),
+    (r"(patch_embed\..+)", r"\1"),
+)
 CONVNEXT = (
     (r"stem_(\d)\.(\w+)", r"downsample_layers.0.\1.\2"),
     (r"stages_(\d)\.downsample\.(.+)", r"downsample_layers.\1.\2"),
@@ -37,10 +42,11 @@ def mmdet_weights(model: Detector, weights: Mapping[str, Tensor] | None = None) 
 
 def _their_key(key: str, kinds: Mapping[str, str]) -> str:
     kind = kinds.get(key.rpartition(".")[0], "conv")
-    if match := re.fullmatch(r"backbone\.body\.(.+)", key):
-        return f"backbone.{_backbone(match[1], kind)}"
-    if match := re.fullmatch(r"backbone\.out_norms\.(\d\.\w+)", key):
-        return f"backbone.norm{match[1]}"
+    if match := re.fullmatch(r"backbone\.(assistant|lead)\.(.+)", key):
+        subnet = {"assistant": "cb_modules.0", "lead": "cb_modules.1"}[match[1]]
+        return f"backbone.{subnet}.{_backbone(match[2], kind, SWIN_OF_CBNET)}"
+    if match := re.fullmatch(r"backbone\.(.+)", key):
+        return f"backbone.{_backbone(match[1], kind, (*SWIN, *CONVNEXT))}"
     if match := re.fullmatch(r"neck\.(laterals|outputs)\.(\d)\.[01]\.(\w+)", key):
         part = {"laterals": "lateral_convs", "outputs": "fpn_convs"}[match[1]]
         return f"neck.{part}.{match[2]}.{kind}.{match[3]}"
@@ -57,8 +63,13 @@ def _their_key(key: str, kinds: Mapping[str, str]) -> str:
     return f"roi_head.bbox_head.{stage}{_head(match[2], kind)}"
 
 
-def _backbone(key: str, kind: str) -> str:
-    for pattern, name in (*SWIN, *CONVNEXT):
+def _backbone(key: str, kind: str, rules: tuple) -> str:
+    if match := re.fullmatch(r"links\.(.+)", key):
+        return f"cb_linears.{match[1]}"
+    if match := re.fullmatch(r"out_norms\.(\d\.\w+)", key):
+        return f"norm{match[1]}"
+    key = key.removeprefix("body.")
+    for pattern, name in rules:
         if re.fullmatch(pattern, key):
             return re.sub(pattern, name, key)
     key = key.replace("conv2.offset.", "conv2.conv_offset.")

@@ -65,6 +65,9 @@ VARIANTS = {
         mask_class_agnostic=True,
         **SMALL,
     ),
+    "htc cb": ModelConfig(
+        name="htc_cb_r18_small", pruned_stages=1, mask_convs=1, mask_channels=32, semantic_convs=1, **SMALL
+    ),
     "double head": ModelConfig(name="double_head_rcnn_r18_small", **SMALL),
     "double head gn agnostic": ModelConfig(
         name="double_head_rcnn_r18_small", norm="gn", class_agnostic=True, **SMALL

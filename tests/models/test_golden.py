@@ -10,15 +10,17 @@ import torch
 
 from models.conftest import unpacked
 from scantling.models.assign import SampleConfig
+from scantling.models.cascade_rcnn import published_stages
 from scantling.models.rpn import propose
 from scantling.models.suppression import SuppressConfig, suppress_instances
 from scantling.structures.instances import Instances
 
-HTC = "htc_r50"
-CASCADES = ("cascade_rcnn_r50", "cascade_rcnn_r50_dcn_gn", "cascade_mask_rcnn_r50_giou", HTC)
+HTCS = ("htc_r50", "htc_cb_swin_t")
+CASCADES = ("cascade_rcnn_r50", "cascade_rcnn_r50_dcn_gn", "cascade_mask_rcnn_r50_giou", *HTCS)
 DOUBLE_HEAD = "double_head_r50"
 MASK_RCNN = "mask_rcnn_swin_t"
-WITH_MASKS = (MASK_RCNN, "cascade_mask_rcnn_r50_giou")
+CB_RESNET = "cb_resnet50"
+WITH_MASKS = (MASK_RCNN, "cascade_mask_rcnn_r50_giou", "htc_cb_swin_t")
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -27,7 +29,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
-@pytest.fixture(params=[*CASCADES, DOUBLE_HEAD, MASK_RCNN])
+@pytest.fixture(params=[*CASCADES, DOUBLE_HEAD, MASK_RCNN, CB_RESNET])
 def golden(request, load_golden):
     return load_golden(request.param)
 
@@ -84,7 +86,7 @@ def test_double_head(golden, features) -> None:
     assert_close(deltas.flatten(1), golden.tensor("stage0_reg"))
 
 
-@pytest.mark.parametrize("golden", [MASK_RCNN], indirect=True)
+@pytest.mark.parametrize("golden", [MASK_RCNN, CB_RESNET], indirect=True)
 def test_box_head(golden, features) -> None:
     with torch.no_grad():
         logits, deltas = golden.model.head(golden.model.pool(features, [golden.proposals]))
@@ -101,7 +103,7 @@ def test_mask_logits(golden, features) -> None:
         assert_close(logits, golden.tensor(f"stage{stage}_mask_logits_top5"))
 
 
-@pytest.mark.parametrize("golden", [HTC], indirect=True)
+@pytest.mark.parametrize("golden", HTCS, indirect=True)
 def test_masks_of_all_stages_know_the_stages_before(golden, features) -> None:
     """With the information flow; the result is the mean of all stages, as in the paper."""
     found = Instances(
@@ -151,7 +153,10 @@ def test_masks_of_given_boxes(golden, features) -> None:
 def test_final_detections(golden, features) -> None:
     model = golden.model
     told = (golden.facts.get("test_cfg") or golden.facts["model"]["test_cfg"])["rcnn"]
+    is_soft = told["nms"].get("type") == "soft_nms"
     suppression = SuppressConfig(
+        method="soft_linear" if is_soft else "hard",
+        min_score=told["nms"].get("min_score", 0.0),
         iou_threshold=told["nms"]["iou_threshold"],
         score_threshold=told["score_thr"],
         max_per_image=told["max_per_img"],
@@ -199,6 +204,11 @@ def every_sample(golden) -> Iterator[None]:
     changes = {"sample": every, "allowed_border": None if border < 0 else float(border)}
     model.rpn.config = rpn.model_copy(update=changes)
     model.config = config.model_copy(update={"sample": every})
+    told = golden.facts["model"]["train_cfg"]["rcnn"]
+    if isinstance(told, list):
+        ious = tuple(stage["assigner"]["pos_iou_thr"] for stage in told)
+        stages = published_stages(config.stages[0].head, ious)
+        model.config = model.config.model_copy(update={"stages": stages})
     yield
     model.config, model.rpn.config = config, rpn
 

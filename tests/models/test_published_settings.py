@@ -5,7 +5,9 @@ The facts are the settings of its configuration files, by our words: `faster-rcn
 `double_heads/dh-faster-rcnn_r50_fpn`, `mask-rcnn_r50_fpn`, `cascade-mask-rcnn_r50_fpn`,
 `htc_r50_fpn`, `htc-without-semantic_r50_fpn`, `htc_x101-64x4d-dconv-c3-c5_fpn`,
 `swin/mask-rcnn_swin-t-p4-w7_fpn`, `convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou`; of the Swin
-authors' own repository for the cascade on Swin; and of torchvision's constructors. Where ours differ on purpose,
+authors' own repository for the cascade on Swin; of CBNetV2's, `faster_rcnn_cbv2d1_r50_fpn`,
+`htc_cbv2_swin_base_patch4_window7_mstrain_400-1400_giou_4conv1f` (and that at Swin-T's sizes, which is the golden
+case); and of torchvision's constructors. Where ours differ on purpose,
 DEVIATIONS says so.
 """
 
@@ -29,6 +31,7 @@ COMMON = {
     "backbone.deform": (),
     "backbone.deform_version": 1,
     "backbone.drop_path": None,
+    "composite": None,
     "neck.channels": 256,
     "neck.norm": "none",
     "rpn.num_convs": 1,
@@ -139,6 +142,14 @@ def conv_giou(norm: str, class_agnostic: bool) -> dict[str, Any]:  # noqa: FBT00
     return {f"stages.{stage}.head.{key}": value for stage in range(3) for key, value in own.items()}
 
 
+def composite(facts: dict[str, Any], pruned: int) -> dict[str, Any]:
+    """On two backbones: as CBNetV2 publishes it."""
+    rest = {key: value for key, value in facts.items() if key != "composite"}
+    return rest | {"composite.pruned_stages": pruned, "composite.assistant_weight": 0.5}
+
+
+HTC_SWIN = CASCADE_MASK | SWIN | {"semantic": None, "backbone.frozen_stages": 0}
+HTC_SWIN |= conv_giou("sync_bn", class_agnostic=True)
 CONVNEXT = {"backbone.name": "convnext_tiny", "backbone.norm": "default", "backbone.drop_path": 0.4}
 TORCHVISION = {
     "backbone.norm": "frozen_bn",
@@ -185,6 +196,10 @@ FACTS = {
     "htc_r50": HTC,
     "htc_without_semantic_r50": CASCADE_MASK | {"semantic": None},
     "htc_x101_64x4d_dcn": HTC | {"backbone.name": "resnext101_64x4d", "backbone.deform": (2, 3, 4)},
+    "faster_rcnn_cb_r50": composite(FASTER, pruned=1),
+    "htc_cb_swin_t": composite(HTC_SWIN, pruned=0),
+    "htc_cb_swin_b": composite(HTC_SWIN, pruned=0)
+    | {"backbone.name": "swin_base_patch4_window7_224", "backbone.drop_path": 0.3},
     "torchvision_faster_rcnn_r50": FASTER | TORCHVISION,
     "torchvision_faster_rcnn_r50_v2": FASTER | TORCHVISION_V2,
     "torchvision_mask_rcnn_r50": MASK | TORCHVISION | TORCHVISION_MASK,
@@ -197,6 +212,7 @@ OWN = (
     "mask_rcnn_r18_small",
     "cascade_mask_rcnn_r18_small",
     "htc_r18_small",
+    "htc_cb_r18_small",
     "htc_without_semantic_r50_giou",
 )
 """Made for CPUs and few images, or of parts published apart; nobody else has published them."""
@@ -228,7 +244,7 @@ DEVIATIONS = {
         "CS21 has GroupNorm throughout; `head_norm: bn` is MMDetection's",
     ),
 }
-OURS_ALONE = {"backbone.pretrained"}
+OURS_ALONE = {"backbone.pretrained", "backbone.activation_checkpointing"}
 """What the reference does not have."""
 
 

@@ -123,6 +123,51 @@ def test_only_kept_boxes_get_masks_and_features_are_computed_once_if_they_fit(ar
     torch.testing.assert_close(second.masks.probabilities, found.masks.probabilities)
 
 
+class ScaleDetector(MaskedColourDetector):
+    """Sees one object at every size, surer the smaller the image, another at the largest alone, and draws grey masks.
+
+    Object 1 overlaps object 0 by an IoU of 0.6. A mask is as light as the image is small.
+    """
+
+    boxes = ((20.0, 20.0, 60.0, 100.0), (30.0, 20.0, 70.0, 100.0), (100.0, 20.0, 140.0, 100.0))
+    scores = (0.9, 0.5, 1.5e-4)
+
+    def candidates(self, encoded, limits):
+        (height, width), largest = encoded.sizes_hw[0], 7 * 21
+        scale = torch.tensor([width / SIZE_HW[1], height / SIZE_HW[0]] * 2)
+        seen = [0, 1, 1, 2] if height == largest else [0]
+        scores = [self.scores[0] - height / 1000, self.scores[1], 2e-4, self.scores[2]][: len(seen)]
+        boxes = torch.tensor([self.boxes[number] for number in seen]) * scale
+        labels = torch.zeros(len(seen), dtype=torch.int64)
+        return [Instances(size_hw=(height, width), boxes=boxes, labels=labels, scores=torch.tensor(scores))]
+
+    def masks(self, encoded, instances):
+        self.drawn.append((encoded.sizes_hw[0][0], instances[0].boxes / encoded.sizes_hw[0][0]))
+        grey = 1 - encoded.sizes_hw[0][0] / 200
+        return [RoiMasks(probabilities=torch.full((len(instances[0]), 28, 28), grey))]
+
+
+def test_boxes_of_seven_sizes_are_merged_first_and_their_masks_averaged_then(arrows):
+    record, _ = arrows
+    sizes = tuple(21 * number for number in range(1, 8))
+    suppress = SuppressConfig(
+        method="soft_linear", iou_threshold=0.5, min_score=1e-4, score_threshold=1e-5, max_per_image=100
+    )
+    config = PredictConfig(scales=sizes, long_side=1000, suppress=suppress)
+    model = ScaleDetector()
+    ((_, found),) = Predictor(model, config, CLASS_NAMES).predict_records([record])
+    # the surest box of object 0 is that of the smallest image; its other six fall to 0, object 1 to 0.5 * (1 - 0.6),
+    # the second box of object 1 to less than 1e-4, and object 2 stands alone
+    assert found.scores.tolist() == pytest.approx([0.9 - 0.021, 0.2, 1.5e-4], rel=1e-4)
+    torch.testing.assert_close(found.boxes, torch.tensor(ScaleDetector.boxes), atol=1e-3, rtol=0)
+    assert sorted(height for height, _ in model.drawn) == list(sizes), "one look at each size"
+    expected = torch.tensor(ScaleDetector.boxes) / SIZE_HW[0]
+    for _, drawn in model.drawn:
+        torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=0)
+    mean = 1 - sum(sizes) / 7 / 200
+    assert found.masks.probabilities.unique().tolist() == pytest.approx([round(mean * 255) / 255], abs=1e-6)
+
+
 def test_images_without_detections_have_no_masks_and_stay_in_order(arrows, tmp_path):
     record, masks = arrows
     cv2.imwrite(str(tmp_path / "empty.png"), np.zeros((*SIZE_HW, 3), dtype=np.uint8))

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from scantling.data.samples.transforms import AugmentConfig, SideRange
 from scantling.errors import ConfigError
-from scantling.models.zoo import MODELS, ModelConfig
+from scantling.models.segmenters import SEGMENTERS
+from scantling.models.zoo import MODELS, ModelConfig, build_model
 from scantling.predict.predictor import PredictConfig
 from scantling.recipe.auto import RULES, resolve
 from scantling.recipe.facts import DataFacts
 from scantling.recipe.recipe import MemberConfig, Recipe, load_recipe, parse_recipe
 from scantling.recipe.shipped import find_recipe, read_recipe, shipped_recipes
+from scantling.run.without_val import check_without_val
 from scantling.train.config import TrainConfig
+from scantling.train.optim import parameter_groups
 
 AUTOMATIC = """
 members:
@@ -47,7 +52,8 @@ def test_shipped_recipes_load_resolve_and_read_back_equal(name):
     recipe = resolve(load_recipe(name), facts()).recipe
     assert parse_recipe(recipe.to_yaml(), file="again") == recipe
     assert recipe.about.endswith(".")
-    assert all(member.detector.name in MODELS for member in recipe.members.values())
+    for member in recipe.members.values():
+        assert member.network.name in (SEGMENTERS if member.gives_maps else MODELS)
 
 
 def test_the_whole_delftbikes_recipe_is_the_published_one():
@@ -103,6 +109,59 @@ def test_the_coco_recipes_are_the_published_ones(name, proposals):
     assert (train.clip_norm, train.norm_decay, train.bias_decay) == (None, True, True)
     assert (suppress.method, suppress.iou_threshold, suppress.score_threshold) == ("hard", 0.5, 0.05)
     assert suppress.max_per_image == 100
+
+
+VISION = {
+    "vision23-htc-cbswinb": "htc_cb_swin_b",
+    "vision23-cascade-r50": "cascade_mask_rcnn_r50",
+    "vision23-cascade-convnext": "cascade_mask_rcnn_convnext_t",
+}
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_the_vision_recipes_are_the_published_ones(name):
+    recipe = load_recipe(name)
+    (member,) = recipe.members.values()
+    assert (member.detector.name, member.detector.init) == (VISION[name], "pretrained")
+    assert (recipe.data.train, recipe.data.has_val) == (("train", "val"), False)
+    check_without_val(recipe)
+    sides = (1024, 1536, 2048, 2560, 3072, 3584, 4096)
+    assert (member.augment.short_sides, member.augment.long_side, member.augment.crop) == (sides, None, 2048)
+    assert (member.predict.scales, member.predict.long_side, member.predict.flip) == (sides, None, False)
+    train, suppress = member.train, member.predict.suppress
+    assert (train.optimizer, train.lr, train.weight_decay, train.betas) == ("adamw", 1e-4, 0.05, (0.9, 0.999))
+    assert (train.norm_decay, train.position_decay, train.clip_norm) == (False, False, None)
+    assert (train.epochs, train.repeats, train.milestones, train.gamma) == (10, 5, (2, 6, 9), 0.1)
+    assert (train.batch_size, train.total_batch, train.precision) == (2, 4, "fp16")
+    assert (train.warmup_steps, train.warmup_scale, train.schedule) == (100, 0.001, "step")
+    assert (suppress.method, suppress.iou_threshold, suppress.score_threshold) == ("soft_linear", 0.5, 0.001)
+    assert (suppress.min_score, suppress.max_per_image) == (1e-4, 100)
+    assert member.detector.hyperparameters["frozen_stages"] == 2
+
+
+def test_the_vision_detector_is_built_and_decays_as_published():
+    """Swin-B twice: 128 channels, 2, 2, 18, 2 blocks; no decay on norms and position tables; two stages frozen."""
+    member = load_recipe("vision23-htc-cbswinb").members["htc"]
+    with torch.device("meta"):
+        model = build_model(member.detector.model_copy(update={"init": "random"}), num_classes=3)
+    config = model.config
+    heads = [(s.assign.positive_iou, s.weight, s.head.stds[0], s.head.norm) for s in config.stages]
+    assert heads == [(0.4, 1.0, 0.1, "sync_bn"), (0.5, 0.5, 0.05, "sync_bn"), (0.6, 0.25, 0.033, "sync_bn")]
+    assert {(s.head.box_loss.kind, s.head.box_loss.weight, s.head.class_agnostic) for s in config.stages} == {
+        ("giou", 10.0, True)
+    }
+    assert (config.sample.num, config.sample.positive_fraction, config.semantic) == (512, 0.25, None)
+    assert model.backbone.channels == (128, 256, 512, 1024)
+    for part in (model.backbone.assistant, model.backbone.lead):
+        assert [len(part.stage(number).blocks) for number in (1, 2, 3, 4)] == [2, 2, 18, 2]
+        assert [part.stage(n).blocks[0].attn.heads for n in (1, 2, 3, 4)] == [4, 8, 16, 32]
+    groups = parameter_groups(model, member.train)
+    spared = {name for group in groups for name, _ in group["params"] if group["weight_decay"] == 0}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    tables = {name for name in trained if name.endswith("relative_position_bias_table")}
+    norms = {name for name in trained if re.search(r"norm\d?\.|norms\.|trunk\.\d\.1\.", name)}
+    assert (len(tables), spared) == (2 * 20, tables | norms)
+    assert not any(".layers_0." in name or ".layers_1." in name or "patch_embed" in name for name in trained)
 
 
 def test_recipes_for_few_images_tune_and_keep_what_counts():
@@ -245,6 +304,34 @@ def test_a_detector_of_masks_is_judged_by_masks_and_that_is_told():
     chosen, reasons = resolve(recipe, facts())
     assert chosen.members["cascade"].train.monitor == "segm/AP"
     assert "members.cascade.train.monitor = segm/AP: the detector draws masks" in reasons
+
+
+def test_the_segmenter_of_vision23_is_the_published_one():
+    # report of Aoi-overfitting-Team, section 2.2; Cheng et al. 2022, section 4.1, for what it leaves open
+    member = load_recipe("vision23-mask2former").members["mask2former"]
+    segmenter, train = member.segmenter, member.train
+    assert (segmenter.hyperparameters["backbone"], segmenter.planes) == ("swin_l", "foreground")
+    assert segmenter.init.endswith("ade-semantic")
+    assert (member.augment.crop, member.predict.scales) == (512, 512)
+    assert {
+        key: segmenter.hyperparameters[key] for key in ("num_queries", "decoder_layers", "num_points")
+    } == {
+        "num_queries": 100,
+        "decoder_layers": 9,
+        "num_points": 12544,
+    }
+    weights = [segmenter.hyperparameters[f"{name}_weight"] for name in ("class", "mask", "dice", "no_object")]
+    assert weights == [2.0, 5.0, 5.0, 0.1]
+    settings = (train.optimizer, train.lr, train.weight_decay, train.backbone_lr_scale, train.clip_norm)
+    assert settings == ("adamw", 1e-4, 0.05, 0.1, 0.01)
+    assert (train.total_batch, train.norm_decay, train.position_decay) == (16, False, False)
+
+
+def test_a_segmenter_learns_every_pixel_that_shows():
+    member = MemberConfig(segmenter={"name": "fpn_r50"}, augment={"min_visibility": 0.4, "crop": 64})
+    assert (member.augmentation.min_visibility, member.augmentation.crop) == (0.0, 64)
+    detector = MemberConfig(model={"name": "mask_rcnn_r50"}, augment={"min_visibility": 0.4})
+    assert detector.augmentation is detector.augment
 
 
 def test_what_is_shipped_is_readable():

@@ -6,11 +6,12 @@ As a script: `ROOT` does them there in two processes and ends as the command lin
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +64,50 @@ def build(context: Context) -> list[Stage]:
 
     second = {"error": fail, "killed": die, "stay": stay}[scenario]
     return [stage("a", stay), stage("b", second), stage("c", write, ("a/out.txt", "b/out.txt"))]
+
+
+def build_unrelated(context: Context) -> list[Stage]:
+    """Four stages that need nothing of one another, of which b and c fail."""
+
+    def stage(name: str, work) -> Stage:
+        action = partial(work, context, name)
+        return Stage(folder=name, name=name, inputs=dict, outputs=(f"{name}/out.txt",), action=action)
+
+    return [stage("a", make), stage("b", give_up), stage("c", vanish), stage("d", make)]
+
+
+def make(context: Context, name: str) -> None:
+    (context.root / name).mkdir(parents=True)
+    write(context, name)
+
+
+def give_up(context: Context, name: str) -> None:
+    raise DataError(f"{name} is broken", findings=[FINDING])
+
+
+def vanish(context: Context, name: str) -> None:
+    if multiprocessing.parent_process() is None:
+        raise RuntimeError("this would end the tests")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class Notes:
+    """What becomes of stages where one that fails ends nothing."""
+
+    begun: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, Exception] = field(default_factory=dict)
+
+    def begin(self, stage: Stage) -> bool:
+        self.begun.append(stage.title)
+        return True
+
+    def end(self, stage: Stage) -> None:
+        self.done.append(stage.title)
+
+    def fail(self, stage: Stage, error: Exception) -> None:
+        self.failed[stage.title] = error
 
 
 def arrive(context: Context, name: str) -> None:

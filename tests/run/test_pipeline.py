@@ -67,7 +67,10 @@ def test_splits_are_found_by_name_or_as_files(scenes):
     by_name = locate_split(DataConfig(root=str(scenes)), "val")
     assert by_name == (scenes / "annotations/val.json", scenes / "images")
     entries = DataConfig(root=str(scenes), val="annotations/test.json", images="images")
-    assert locate_split(entries, "val") == (scenes / "annotations/test.json", scenes / "images")
+    assert locate_split(entries, *entries.entries("val")) == (
+        scenes / "annotations/test.json",
+        scenes / "images",
+    )
     assert locate_split(entries, "test")[0] == scenes / "annotations/test.json"
 
 

@@ -19,9 +19,9 @@ import torch
 from run import side_by_side_stages as stages
 from scantling.errors import DataError, Interrupted, TrainingError, UsageError
 from scantling.recipe.recipe import parse_recipe
-from scantling.run.engines.local import check_jobs
+from scantling.run.engines.local import check_jobs, do_side_by_side
 from scantling.run.engines.worker import Failed, _failure
-from scantling.run.pipeline import _devices, run_recipe
+from scantling.run.pipeline import available_for, run_recipe
 from scantling.synth.synth import SynthConfig, write_synth
 from scantling.train.devices import Processes
 
@@ -70,6 +70,19 @@ def test_a_failure_arrives_whole_and_lets_the_others_save_their_state(tmp_path, 
     assert not (root / "c").exists()
 
 
+def test_where_failures_are_noted_the_others_are_done(tmp_path):
+    notes = stages.Notes()
+    do_side_by_side(stages.context_at(tmp_path), notes, stages.build_unrelated, 2)
+    assert notes.begun == ["a", "b", "c", "d"]
+    assert sorted(notes.done) == ["a", "d"]
+    broken, killed = notes.failed["b"], notes.failed["c"]
+    assert isinstance(broken, DataError)
+    assert broken.findings == (stages.FINDING,)
+    assert isinstance(killed, TrainingError)
+    assert "c: its process ended by signal 9" in str(killed)
+    assert {name for name in "abcd" if (tmp_path / name / "out.txt").is_file()} == {"a", "d"}
+
+
 def test_a_signal_to_the_main_process_ends_all_with_their_state_saved(tmp_path):
     root = scenario(tmp_path, "stay")
 
@@ -112,7 +125,7 @@ def test_what_failed_is_told_by_whatever_can_travel():
         failed = pickle.loads(pickle.dumps(_failure(error)))
         assert isinstance(failed, Failed)
         with pytest.raises(BaseException) as caught:  # noqa: PT011 - the type is what is tested
-            failed.reraise()
+            raise failed.as_error()
         return caught.value
 
     assert isinstance(through(ZeroDivisionError("by nothing")), ZeroDivisionError)
@@ -128,9 +141,9 @@ def test_each_of_several_gpus_is_used_unless_one_was_asked_for(monkeypatch):
     names = ["cuda:0", "cuda:1", "cpu"]
     monkeypatch.setattr("scantling.run.pipeline.available_devices", lambda: names)
     gpu, cpu = torch.device("cuda:0"), torch.device("cpu")
-    assert _devices("auto", gpu) == (gpu, torch.device("cuda:1"))
-    assert _devices("cuda:0", gpu) == (gpu,)
-    assert _devices("auto", cpu) == (cpu,)
+    assert available_for("auto", gpu) == (gpu, torch.device("cuda:1"))
+    assert available_for("cuda:0", gpu) == (gpu,)
+    assert available_for("auto", cpu) == (cpu,)
 
 
 def test_processes_that_do_each_stage_together_are_not_shared_out(tmp_path):

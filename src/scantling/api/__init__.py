@@ -42,6 +42,8 @@ from scantling.api.run import run as run  # noqa: PLC0414 - part of this module 
 from scantling.api.run import train as train  # noqa: PLC0414 - part of this module too
 from scantling.api.semantic import fuse_semantic as fuse_semantic  # noqa: PLC0414 - part of this module too
 from scantling.api.semantic import tune_semantic as tune_semantic  # noqa: PLC0414 - part of this module too
+from scantling.api.suite import plan_suite as plan_suite  # noqa: PLC0414 - part of this module too
+from scantling.api.suite import suite as suite  # noqa: PLC0414 - part of this module too
 from scantling.errors import UsageError
 from scantling.settings.paths import (
     GivenResults,
@@ -270,26 +272,27 @@ def import_weights(
 
 
 def recipes() -> dict[str, str]:
-    """Every shipped recipe and what it is for."""
-    from scantling.recipe.shipped import shipped_recipes
+    """Every shipped recipe and suite, and what it is for."""
+    from scantling.recipe.shipped import shipped_recipes, shipped_suites
     from scantling.settings.yaml import parse
 
-    texts = {name: path.read_text(encoding="utf-8") for name, path in shipped_recipes().items()}
+    files = shipped_recipes() | shipped_suites()
+    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
     return {name: str(parse(text, file=name).value["about"]) for name, text in texts.items()}
 
 
 def recipe_text(name: str | Path) -> str:
-    """Text of a recipe.
+    """Text of a recipe or suite.
 
     Args:
-        name: Of a shipped recipe, or a YAML file.
+        name: Of a shipped recipe or suite, or a YAML file.
 
     Raises:
         ConfigError: There is no such recipe.
     """
-    from scantling.recipe.shipped import find_recipe, read_recipe
+    from scantling.recipe.shipped import find_recipe_or_suite, read_recipe
 
-    return read_recipe(find_recipe(name))
+    return read_recipe(find_recipe_or_suite(name))
 
 
 def suggest(data: str | Path, *, overrides: Iterable[str] = (), device: str = "auto") -> str:

@@ -20,6 +20,7 @@ from scantling.cli import (
     result_verbs,
     run_verbs,
     semantic_verbs,
+    suite_verb,
     tune_verbs,
 )
 
@@ -52,6 +53,7 @@ app.command("demo")(run_verbs.demo)
 app.command("pretrain")(pretrain_verbs.pretrain)
 app.command("train")(run_verbs.train)
 app.command("ablate")(run_verbs.ablate)
+app.command("suite")(suite_verb.suite)
 app.command("predict")(result_verbs.predict)
 app.command("evaluate")(result_verbs.evaluate)
 app.command("compare")(compare_verb.compare)

@@ -150,7 +150,9 @@ def _configure_logging(*, quiet: bool, debug: bool) -> None:
     package = logging.getLogger("scantling")
     package.handlers = [handler]
     package.propagate = False
-    package.setLevel(logging.DEBUG if debug else logging.WARNING if quiet or is_follower() else logging.INFO)
+    level = logging.DEBUG if debug else logging.WARNING if quiet or is_follower() else logging.INFO
+    handler.setLevel(level)  # a run lets the package say more, for its log file
+    package.setLevel(level)
 
 
 class _StandardError(logging.Handler):

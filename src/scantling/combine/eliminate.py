@@ -26,12 +26,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from scantling.combine.relations import Relations, relations_of
 from scantling.data.coco.dataset import CocoDataset
 from scantling.ops.overlaps import paired_overlaps
+from scantling.settings.fields import Fraction
 from scantling.structures.detections import Detections
 
 _MAX_PAIRS = 1_000_000  # compared at once
 _MAX_LINES = 20  # shown to people
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]

@@ -36,14 +36,13 @@ from scantling.combine.pool import BOX_PORTION, Pool, pools
 from scantling.errors import ConfigError, DataError, did_you_mean
 from scantling.models.suppression import (
     DEFAULT,
-    Fraction,
     PerCategory,
     SuppressConfig,
-    Width,
     by_category,
     suppress_detections,
 )
 from scantling.ops.suppress_options import SuppressMethod
+from scantling.settings.fields import Fraction, NonNegative, Positive
 from scantling.structures.detections import Detections
 
 EnsembleMethod: TypeAlias = Literal[
@@ -57,7 +56,6 @@ EnsembleMethod: TypeAlias = Literal[
     "mask_soft_gaussian",
     "mask_vote",
 ]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 _ROUNDING = 1e-6  # a score may lie outside 0..1 by so much
 
@@ -113,12 +111,12 @@ class EnsembleConfig(BaseModel):
 
     method: EnsembleMethod = "wbf"
     iou_threshold: PerCategory[Fraction] = 0.55
-    weights: dict[str, PerCategory[Weight]] = {}
+    weights: dict[str, PerCategory[NonNegative]] = {}
     score: FusedScore = "mean"
     own_duplicates: Literal["drop", "keep"] = "drop"
     pixel_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     score_threshold: Fraction = 0.0
-    sigma: Width = 0.5
+    sigma: Positive = 0.5
     min_score: Fraction = 1e-3
     max_per_image: Annotated[int, Field(ge=1)] | None = None
 

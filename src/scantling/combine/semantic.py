@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from scantling.models.suppression import Fraction, PerCategory, by_category
+from scantling.models.suppression import PerCategory, by_category
 from scantling.ops.rle import Patch, patch_to_rle, rle_to_patch
+from scantling.settings.fields import Fraction
 from scantling.structures.detections import Detections, object_column
 from scantling.structures.score_maps import ScoreMap, ScoreMaps
 

@@ -26,13 +26,11 @@ from scantling.evaluate.inputs import EvalInputs, IouType
 from scantling.evaluate.outcomes import MatchedDetections, PairedInputs
 from scantling.models.suppression import DEFAULT, SuppressConfig, by_category, suppress_detections
 from scantling.ops.suppress_options import SuppressMethod
+from scantling.settings.fields import Fraction, NonNegative, Positive
 from scantling.structures.detections import Detections
 
 _FIELDS = ("method", "iou_threshold", "sigma")
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Width = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Floats = NDArray[np.float64]
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -71,8 +69,8 @@ class TuneConfig(SelectionConfig):
 
     methods: tuple[SuppressMethod, ...] = ("hard", "soft_linear", "soft_gaussian")
     iou_thresholds: tuple[Fraction, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-    sigmas: tuple[Width, ...] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
-    weight_factors: tuple[Factor, ...] = (0.0, 0.25, 0.5, 2.0, 4.0)
+    sigmas: tuple[Positive, ...] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
+    weight_factors: tuple[NonNegative, ...] = (0.0, 0.25, 0.5, 2.0, 4.0)
     rounds: Annotated[int, Field(ge=1, le=10)] = 2
     weight_rule: Literal["search", "ap", "category_ap"] = "search"
     fusion_modes: tuple[FusionMode, ...] = ("union", "replace", "intersect")

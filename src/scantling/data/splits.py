@@ -6,19 +6,19 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from scantling.data.coco import CocoDataset, ReadOptions, Task, find_split
+from scantling.data.coco import CocoDataset, ReadOptions, Task, find_split, joined
 from scantling.data.findings import FindingLog, Policy, summarise, tell_warnings
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, read_location
 from scantling.data.health.images import look_before_training, usable_images
-from scantling.data.health.leaks import compare_all, report_scene_duplicates, scene_duplicates
+from scantling.data.health.leaks import compare_all, compare_splits, report_scene_duplicates, scene_duplicates
 from scantling.data.images.white import dataset_with_white, range_message, white_of
 from scantling.data.io import sha256_of
 from scantling.errors import DataError, Finding, Severity, UsageError
@@ -32,8 +32,11 @@ class DataConfig(Section):
 
     Attributes:
         root: Folder of the data set.
-        train: Split to train on: its name, or a COCO file relative to `root`.
-        val: Split that picks the best checkpoint and is evaluated.
+        train: Split to train on: its name, or a COCO file relative to `root`; or a list of them, whose images are
+            trained on together.
+        val: Split that picks the best checkpoint and is evaluated. There is none where it is null or one of the splits
+            of the list that are trained on: the weights of the last step are kept then, and what chooses on `val` by
+            itself cannot be done (tuning without folds, early stopping, refining).
         images: Folder of the images relative to `root`, where it is not beside the annotations.
         task: `segmentation` needs a mask for every annotation, and tells of those without before anything is done;
             `detection` looks at boxes. `auto`: segmentation if a member draws masks.
@@ -50,8 +53,8 @@ class DataConfig(Section):
     """
 
     root: str | None = None
-    train: str = "train"
-    val: str = "val"
+    train: str | Annotated[tuple[str, ...], Field(min_length=1)] = "train"
+    val: str | None = "val"
     images: str | None = None
     task: Literal["auto", "detection", "segmentation"] = "auto"
     skip_invalid: bool = False
@@ -61,13 +64,28 @@ class DataConfig(Section):
     decode: bool | None = None
     white: Annotated[int, Field(ge=255, le=65535)] | None = None
 
+    @property
+    def has_val(self) -> bool:
+        """Whether there is a split that nothing is trained on and that picks the best checkpoint."""
+        return self.val is not None and (isinstance(self.train, str) or self.val not in self.train)
+
+    def entries(self, name: str) -> tuple[str, ...]:
+        """What is said of a split: names in the folder, or files; several where splits are trained on together.
+
+        Args:
+            name: `train` and `val` stand for the recipe's own entries; anything else is a split or a file itself.
+        """
+        if name == "train":
+            return (self.train,) if isinstance(self.train, str) else self.train
+        return (self.val,) if name == "val" and self.val is not None else (name,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
     """The splits of a run.
 
     Attributes:
-        splits: By name: `train`, `val`, and what else is evaluated.
+        splits: By name: `train`, `val` where there is one, and what else is evaluated.
         hashes: For each split a hash of its annotations and of the names and lengths of its images.
         evaluated: Name of the split that predictions are made for.
         white: Value that is white in its pictures of 16 bits; None for the full range.
@@ -85,8 +103,18 @@ class RunData:
 
     @property
     def val(self) -> CocoDataset:
-        """The split that picks the best checkpoint."""
+        """The split that picks the best checkpoint; only where there is one."""
         return self.splits["val"]
+
+    @property
+    def learned(self) -> dict[str, CocoDataset]:
+        """What is trained on, and what picks the best checkpoint if anything does."""
+        return {name: self.splits[name] for name in ("train", "val") if name in self.splits}
+
+    @property
+    def learned_hashes(self) -> dict[str, str]:
+        """Of the same."""
+        return {name: self.hashes[name] for name in self.learned}
 
     @property
     def target(self) -> CocoDataset:
@@ -95,8 +123,8 @@ class RunData:
 
     @property
     def learned_hash(self) -> str:
-        """Of what is trained on and what picks the best checkpoint."""
-        return ", ".join(self.hashes[split] for split in ("train", "val"))
+        """Of all of it."""
+        return ", ".join(self.learned_hashes.values())
 
 
 def read_run_data(config: DataConfig, evaluated: str, *, with_masks: bool = False) -> RunData:
@@ -108,30 +136,52 @@ def read_run_data(config: DataConfig, evaluated: str, *, with_masks: bool = Fals
         with_masks: What `task: auto` stands for: every annotation needs a mask.
 
     Raises:
-        UsageError: No data set is given.
+        UsageError: No data set is given, or what is evaluated is trained on.
         DataError: With the findings of all splits, if one of them is an error.
     """
     if config.root is None:
         raise UsageError("no data set is given", hint="Add --data DIR, or data.root in the recipe.")
+    if evaluated == "val" and not config.has_val:
+        raise UsageError(
+            "evaluate.split is `val`, but there is no such split: data.val is null, or is trained on",
+            hint="Name another split, such as --set evaluate.split=test, or train on `train` alone.",
+        )
     findings: list[Finding] = []
-    splits: dict[str, CocoDataset] = {}
-    names = tuple(dict.fromkeys(("train", "val", evaluated)))
+    parts: dict[str, list[CocoDataset]] = {}
+    names = tuple(
+        name for name in dict.fromkeys(("train", "val", evaluated)) if name != "val" or config.has_val
+    )
     chosen: Task = "segmentation" if with_masks else "detection"
     task = chosen if config.task == "auto" else config.task
     layout = _layout(config, names)
     for name in names:
-        dataset = _collecting(findings, _reader(config, name, layout, task))
-        if dataset is not None:
-            splits[name] = dataset
-    white = config.white or white_of(record for dataset in splits.values() for record in dataset.images)
-    splits = {name: dataset_with_white(dataset, white) for name, dataset in splits.items()}
+        read = [
+            _collecting(findings, _reader(config, name, entry, layout, task))
+            for entry in config.entries(name)
+        ]
+        parts[name] = [dataset for dataset in read if dataset is not None]
+    white = config.white or white_of(
+        record for part in parts.values() for one in part for record in one.images
+    )
+    parts = {name: [dataset_with_white(one, white) for one in part] for name, part in parts.items()}
+    splits = {name: _together(part, findings) for name, part in parts.items() if part}
     for name, compared in _leaks(config, splits).items():
         splits[name] = replace(splits[name], findings=(*splits[name].findings, *compared))
         findings += compared
     if any(finding.severity is Severity.ERROR for finding in findings):
         raise DataError(f"{config.root}: {summarise(findings)}", findings=findings)
-    hashes = {name: _fingerprint(dataset, white) for name, dataset in splits.items()}
+    hashes = {name: _fingerprint_of(part, white) for name, part in parts.items()}
     return RunData(splits=splits, hashes=hashes, evaluated=evaluated, white=white)
+
+
+def _together(parts: Sequence[CocoDataset], findings: list[Finding]) -> CocoDataset:
+    """One data set of those that are trained on together; of those whose categories fit, the others are told."""
+    fitting = list(parts[:1])
+    for part in parts[1:]:
+        differing = [f for f in compare_splits(parts[0], part) if f.code == "split-categories-differ"]
+        findings += differing
+        fitting += [] if differing else [part]
+    return joined(fitting)
 
 
 def _leaks(config: DataConfig, splits: Mapping[str, CocoDataset]) -> dict[str, tuple[Finding, ...]]:
@@ -156,17 +206,17 @@ def _leaks(config: DataConfig, splits: Mapping[str, CocoDataset]) -> dict[str, t
     return found
 
 
-def locate_split(config: DataConfig, name: str) -> tuple[Path, Path | None]:
+def locate_split(config: DataConfig, entry: str) -> tuple[Path, Path | None]:
     """Annotations file of a split, and the folder of its images where that is not to be guessed.
 
     Args:
         config: With a root.
-        name: `train` and `val` stand for the recipe's own entries; anything else is a split or a file itself.
+        entry: Of the recipe, see `DataConfig.entries`.
 
     Raises:
         DataError: There is no such split.
     """
-    root, entry = Path(config.root or "."), _entry(config, name)
+    root = Path(config.root or ".")
     file, images = (_file(root, entry), None) if entry.endswith(".json") else find_split(root, entry)
     return file, root / config.images if config.images is not None else images
 
@@ -179,6 +229,8 @@ def log_run_data(data: RunData) -> None:
         )
     if data.white is not None:
         log.info("%s", range_message(data.white))
+    if "val" not in data.splits:
+        log.info("no validation split: the weights of the last step are kept, nothing is chosen by its score")
     findings = [finding for dataset in data.splits.values() for finding in dataset.findings]
     tell_warnings(findings, log, rest="all in data.json")
 
@@ -192,11 +244,6 @@ def describe_run_data(data: RunData) -> dict[str, Any]:
     }
 
 
-def _entry(config: DataConfig, name: str) -> str:
-    """What the recipe says about a split: its name in the folder, or a file."""
-    return {"train": config.train, "val": config.val}.get(name, name)
-
-
 def _file(root: Path, entry: str) -> Path:
     """A file named relative to the data set; a split file may be named relative to the working directory."""
     return Path(entry) if not (root / entry).exists() and Path(entry).is_file() else root / entry
@@ -204,27 +251,30 @@ def _file(root: Path, entry: str) -> Path:
 
 def _layout(config: DataConfig, names: Iterable[str]) -> Layout | None:
     """The format of the data set, told first; None if every split is given as a file."""
-    if all(_entry(config, name).endswith(".json") for name in names):
+    if all(entry.endswith(".json") for name in names for entry in config.entries(name)):
         return None
     layout = detect_format(config.root or ".")
     announce(layout)
     return layout
 
 
-def _reader(config: DataConfig, name: str, layout: Layout | None, task: Task) -> Callable[[], CocoDataset]:
+def _reader(
+    config: DataConfig, name: str, entry: str, layout: Layout | None, task: Task
+) -> Callable[[], CocoDataset]:
     """A call that reads one split; unusable records are dropped or refused as the recipe says."""
-    skip, strict, entry = config.skip_invalid, config.strict, _entry(config, name)
+    skip, strict = config.skip_invalid, config.strict
     options = ReadOptions(
         task=task,
         skip_invalid=skip,
         strict=strict,
         require_instances=name == "train",
+        require_labels=name in ("train", "val"),  # others may be there to be predicted alone
         count_difficult=config.count_difficult,
     )
 
     def read() -> CocoDataset:
         if layout is None or layout.is_coco or entry.endswith(".json"):
-            file, images = locate_split(config, name)
+            file, images = locate_split(config, entry)
             dataset = read_location(Location(file), options, image_root=images)
         else:
             dataset = layout.read(layout.split_named(entry), options)
@@ -243,6 +293,12 @@ def _collecting(findings: list[Finding], read: Callable[[], CocoDataset]) -> Coc
         return None
     findings += dataset.findings
     return dataset
+
+
+def _fingerprint_of(parts: Sequence[CocoDataset], white: int | None) -> str:
+    """Of a split, or of all that are trained on together."""
+    found = [_fingerprint(part, white) for part in parts]
+    return found[0] if len(found) == 1 else hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def _fingerprint(dataset: CocoDataset, white: int | None) -> str:

@@ -9,13 +9,12 @@ Dims: A shapes per cell, H x W cells, L levels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-Positive = Annotated[float, Field(gt=0)]
+from scantling.settings.fields import Positive
 
 
 class AnchorConfig(BaseModel):

@@ -14,12 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from scantling.ops.boxes import box_area, pairwise_intersection, pairwise_iou
+from scantling.settings.fields import Fraction
 
 NEGATIVE = -1
 IGNORED = -2
 CROWD_COVER = 0.5
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class AssignConfig(BaseModel):

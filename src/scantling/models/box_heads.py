@@ -22,10 +22,10 @@ from scantling.models.class_losses import ClassLoss, ClassLossKind, make_class_l
 from scantling.models.layers import ConvBlock, NormKind, init_conv
 from scantling.models.losses import BoxLossConfig, box_regression_loss
 from scantling.ops.boxes import decode_boxes
+from scantling.settings.fields import Count
 from scantling.structures.instances import Instances
 
 Stds = tuple[float, float, float, float]
-Count = Annotated[int, Field(ge=1)]
 
 
 class BoxHeadConfig(BaseModel):

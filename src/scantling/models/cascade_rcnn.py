@@ -32,6 +32,7 @@ from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import RoiPool
 from scantling.models.mask_heads import MaskHead, MaskHeadConfig, MaskOptions, positive_boxes, soft_masks
 from scantling.models.two_stage import BoxHeadOptions, TwoStageConfig, TwoStageDetector, top_candidates
+from scantling.settings.fields import Fraction
 from scantling.structures.instances import Instances
 from scantling.structures.masks import RoiMasks
 
@@ -52,11 +53,14 @@ class StageConfig(BaseModel):
     weight: Annotated[float, Field(ge=0)] = 1.0
 
 
-def published_stages(head: BoxHeadConfig) -> tuple[StageConfig, ...]:
+def published_stages(
+    head: BoxHeadConfig, ious: tuple[float, float, float] = (0.5, 0.6, 0.7)
+) -> tuple[StageConfig, ...]:
     """The three stages of the paper: IoU 0.5, 0.6, 0.7; weights 1, 0.5, 0.25; ever finer deltas.
 
     Args:
         head: Shape of all three heads; its `stds` are replaced.
+        ious: Overlap from which on a RoI is positive, of each stage.
     """
     scales = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
     return tuple(
@@ -65,7 +69,7 @@ def published_stages(head: BoxHeadConfig) -> tuple[StageConfig, ...]:
             assign=AssignConfig(positive_iou=iou, negative_iou=iou),
             weight=weight,
         )
-        for stds, iou, weight in zip(scales, (0.5, 0.6, 0.7), (1.0, 0.5, 0.25), strict=True)
+        for stds, iou, weight in zip(scales, ious, (1.0, 0.5, 0.25), strict=True)
     )
 
 
@@ -82,8 +86,13 @@ class CascadeRCNNConfig(TwoStageConfig):
 
 
 class CascadeRCNNOptions(BoxHeadOptions):
-    """What a recipe may change in a Cascade R-CNN; defaults where MMDetection's differ from those of Faster R-CNN."""
+    """What a recipe may change in a Cascade R-CNN; defaults where MMDetection's differ from those of Faster R-CNN.
 
+    Attributes:
+        stage_ious: Overlap with an object from which on a RoI is positive, of each stage.
+    """
+
+    stage_ious: tuple[Fraction, Fraction, Fraction] = (0.5, 0.6, 0.7)
     class_agnostic: bool = True
     smooth_l1_beta: Annotated[float, Field(ge=0)] = 1.0
     rpn_beta: Annotated[float, Field(ge=0)] = 1 / 9
@@ -91,7 +100,7 @@ class CascadeRCNNOptions(BoxHeadOptions):
 
     def config(self, *, pretrained: bool) -> CascadeRCNNConfig:
         """All numbers."""
-        stages = published_stages(self.box_head())
+        stages = published_stages(self.box_head(), self.stage_ious)
         return CascadeRCNNConfig(stages=stages, **self.shared(pretrained=pretrained))
 
 

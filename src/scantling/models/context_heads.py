@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from scantling.errors import ConfigError
 from scantling.models.layers import ConvBlock, Residual, RoiPool, init_conv
+from scantling.settings.fields import Count
 from scantling.structures.instances import Instances
 from scantling.structures.masks import ImageMasks
 
-Count = Annotated[int, Field(ge=1)]
 FUSED_LEVEL = 1
 """Place in the pyramid of the level that all others are resized to: p3."""
 IGNORED = -1

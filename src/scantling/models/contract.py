@@ -101,9 +101,14 @@ class Detector(nn.Module, ABC):
         """The losses, so that DistributedDataParallel sees them."""
         return self.losses(batch)
 
-    def backbones(self) -> list[Backbone]:
-        """The networks that weights of a classifier, or of own-crop pretraining, can be loaded into."""
-        return [module for module in self.modules() if isinstance(module, Backbone)]
+    def backbones(self) -> dict[str, Backbone]:
+        """The networks that weights of a classifier, or of own-crop pretraining, can be loaded into.
+
+        Returns:
+            By their place in the detector, as its keys begin: `backbone.`; of a composite one `backbone.assistant.` and
+            `backbone.lead.`.
+        """
+        return {f"{name}.": module for name, module in self.named_modules() if isinstance(module, Backbone)}
 
 
 class Segmenter(nn.Module, ABC):

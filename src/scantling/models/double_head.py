@@ -33,9 +33,8 @@ from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import ConvBlock, NormKind, Residual, RoiPool, init_conv
 from scantling.models.losses import BoxLossConfig
 from scantling.models.two_stage import TwoStageConfig, TwoStageDetector, TwoStageOptions, top_candidates
+from scantling.settings.fields import Count
 from scantling.structures.instances import Instances
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class DoubleHeadConfig(BaseModel):

@@ -25,10 +25,8 @@ from scantling.models.contract import Segmenter
 from scantling.models.layers import ConvBlock, NormKind, init_conv
 from scantling.models.neck import FPN, FPNConfig
 from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD, Normalise
+from scantling.settings.fields import Count, NonNegative
 from scantling.structures.sample import Batch
-
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
 
 
 class FPNSegmenterOptions(BaseModel):
@@ -54,7 +52,7 @@ class FPNSegmenterOptions(BaseModel):
     channels: Count = 128
     num_convs: Annotated[int, Field(ge=0)] = 2
     head_norm: NormKind = "gn"
-    dice_weight: Weight = 1.0
+    dice_weight: NonNegative = 1.0
 
 
 class FPNSegmenter(Segmenter):

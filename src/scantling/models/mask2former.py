@@ -30,10 +30,9 @@ from scantling.models.context_heads import IGNORED
 from scantling.models.contract import Segmenter
 from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD, Normalise
 from scantling.models.weights.transformers_keys import open_transformers
+from scantling.settings.fields import Count, NonNegative
 from scantling.structures.sample import Batch
 
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
 Backbones = Literal[
     "swin_t", "swin_s", "swin_b", "swin_l", "swin_narrow", "resnet50", "resnet101", "convnext_t"
 ]
@@ -100,10 +99,10 @@ class Mask2FormerOptions(BaseModel):
     num_points: Count = 12544
     oversample: Annotated[float, Field(ge=1)] = 3.0
     importance: Annotated[float, Field(ge=0, le=1)] = 0.75
-    no_object_weight: Weight = 0.1
-    class_weight: Weight = 2.0
-    mask_weight: Weight = 5.0
-    dice_weight: Weight = 5.0
+    no_object_weight: NonNegative = 0.1
+    class_weight: NonNegative = 2.0
+    mask_weight: NonNegative = 5.0
+    dice_weight: NonNegative = 5.0
 
     def transformers_config(self, num_classes: int) -> Any:
         """The same in transformers' words.

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from scantling.models.box_heads import BoxHeadConfig, RoiSamples
 from scantling.models.layers import ConvBlock, NormKind, RoiPool, init_conv
+from scantling.settings.fields import Count
 from scantling.structures.instances import Instances
 from scantling.structures.masks import ImageMasks, RoiMasks
 
-Count = Annotated[int, Field(ge=1)]
 COVERED = 0.5
 """Share of a cell that the object covers from which on the target is 1."""
 

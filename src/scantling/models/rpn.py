@@ -31,11 +31,11 @@ from scantling.models.layers import ConvBlock, cell_patches, init_conv
 from scantling.models.losses import BoxLossConfig, box_regression_loss, objectness_loss
 from scantling.ops.boxes import decode_boxes
 from scantling.ops.nms import batched_nms
+from scantling.settings.fields import Count
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch
 
 STDS = (1.0, 1.0, 1.0, 1.0)
-Count = Annotated[int, Field(ge=1)]
 
 
 class RPNConfig(BaseModel):

@@ -22,14 +22,13 @@ from scantling.errors import ConfigError
 from scantling.models.contract import CandidateLimits, Detector
 from scantling.ops.nms import suppress
 from scantling.ops.suppress_options import SuppressMethod
+from scantling.settings.fields import Fraction, Positive
 from scantling.structures.detections import Detections
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch
 
 T = TypeVar("T")
 PerCategory: TypeAlias = T | dict[str, T]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Width = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 DEFAULT = "default"
 """The key of a mapping whose value serves the categories that it does not name."""
@@ -82,7 +81,7 @@ class SuppressConfig(BaseModel):
 
     method: PerCategory[SuppressMethod] = "hard"
     iou_threshold: PerCategory[Fraction] = 0.5
-    sigma: PerCategory[Width] = 0.5
+    sigma: PerCategory[Positive] = 0.5
     score_threshold: PerCategory[Fraction] = 0.001
     min_score: Fraction = 1e-3
     max_per_image: Annotated[int, Field(ge=1)] | None = 100

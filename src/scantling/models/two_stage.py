@@ -1,6 +1,6 @@
 """What two-stage detectors share up to their proposals; see `contract.Detector` for what they promise.
 
-    Batch (uint8, padded) ── Normalise ── Backbone ── FPN ──► features p2..p6 (B, C, H/s, W/s)
+    Batch (uint8, padded) ── Normalise ── Backbone, or two joined ── FPN ──► features p2..p6 (B, C, H/s, W/s)
     p2..p6 ── RPN ──► proposals [(R, 4)]
     p2..p6, proposals ──► roi_losses / roi_candidates / masks, which each method has for itself
 
@@ -21,6 +21,7 @@ from scantling.models.anchors import AnchorConfig
 from scantling.models.assign import SampleConfig
 from scantling.models.backbone import Backbone, BackboneConfig, BackboneNorm, BackboneStage
 from scantling.models.box_heads import BoxHeadConfig
+from scantling.models.cbnet import CompositeBackbone, CompositeConfig
 from scantling.models.class_losses import ClassLossKind
 from scantling.models.contract import CandidateLimits, Detector, Encoded
 from scantling.models.layers import NormKind
@@ -28,11 +29,9 @@ from scantling.models.losses import BoxLossConfig, BoxLossKind
 from scantling.models.neck import FPN, FPNConfig
 from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD, Normalise
 from scantling.models.rpn import RPN, RPNConfig
+from scantling.settings.fields import Count, Positive
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 class TwoStageConfig(BaseModel):
@@ -40,6 +39,7 @@ class TwoStageConfig(BaseModel):
 
     Attributes:
         backbone: Network that makes the features.
+        composite: How two such networks are joined (CBNetV2); None for one alone.
         neck: The pyramid.
         rpn: The proposals.
         sample: RoIs per image that enter a head's loss.
@@ -50,6 +50,7 @@ class TwoStageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: BackboneConfig = BackboneConfig()
+    composite: CompositeConfig | None = None
     neck: FPNConfig = FPNConfig()
     rpn: RPNConfig = RPNConfig()
     sample: SampleConfig = SampleConfig()
@@ -84,7 +85,11 @@ class TwoStageDetector(Detector):
         self.config = config
         self.num_classes = num_classes
         self.normalise = Normalise(config.pixel_mean, config.pixel_std)
-        self.backbone = Backbone(config.backbone)
+        self.backbone: Backbone | CompositeBackbone = (
+            Backbone(config.backbone)
+            if config.composite is None
+            else CompositeBackbone(config.backbone, config.composite)
+        )
         self.neck = FPN(self.backbone.channels, self.backbone.strides, config.neck)
         self.rpn = RPN(self.neck.channels, self.neck.strides, config.rpn)
 
@@ -102,8 +107,15 @@ class TwoStageDetector(Detector):
         return levels
 
     def pyramids(self, images: Tensor) -> list[Pyramid]:
-        """Normalised images (B, 3, H, W) -> the pyramids that training uses, first the one that predicts."""
-        return [Pyramid(self.features(images))]
+        """Normalised images (B, 3, H, W) -> the pyramids that training uses, first the one that predicts.
+
+        Of a composite backbone those of the lead and of the assistant, through the one neck (Liang et al.'s CBFPN).
+        """
+        composite = self.config.composite
+        if composite is None or not isinstance(self.backbone, CompositeBackbone):
+            return [Pyramid(self.features(images))]
+        lead, assistant = self.backbone.both(images)
+        return [Pyramid(self.neck(lead)), Pyramid(self.neck(assistant), composite.assistant_weight)]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of the RPN and of the heads; of further pyramids under `pyramidN/`.
@@ -124,8 +136,8 @@ class TwoStageDetector(Detector):
         return losses
 
     def encode(self, batch: Batch) -> Encoded:
-        """Levels and proposals."""
-        levels = self.pyramids(self.normalise(batch.images, batch.sizes_hw))[0].levels
+        """Levels and proposals, of the pyramid that predicts alone."""
+        levels = self.features(self.normalise(batch.images, batch.sizes_hw))
         proposals = self.rpn.test_proposals(self.rpn(levels), batch.sizes_hw)
         return Encoded(levels=levels, sizes_hw=batch.sizes_hw, proposals=proposals)
 
@@ -166,6 +178,11 @@ class TwoStageOptions(BaseModel):
 
     Attributes:
         backbone: timm model name.
+        composite: Join two backbones of this kind (CBNetV2); the second predicts, the first teaches.
+        pruned_stages: First stages that the second one leaves out, 0..3.
+        assistant_weight: Factor of the losses on the first one's features.
+        activation_checkpointing: Compute the backbone's blocks again in the backward pass instead of keeping what they
+            made: a fraction of the memory for a third more time.
         norm: Normalisation of the backbone; `gn` and `sync_bn` also go into the pyramid and the heads'
             convolutions, unless these have their own.
         neck_norm: Normalisation of the pyramid's convolutions.
@@ -201,6 +218,10 @@ class TwoStageOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     backbone: str = "resnet50"
+    composite: bool = False
+    pruned_stages: Annotated[int, Field(ge=0, le=3)] = 0
+    assistant_weight: Annotated[float, Field(ge=0)] = 0.5
+    activation_checkpointing: bool = False
     norm: BackboneNorm = "bn_eval"
     neck_norm: NormKind | None = None
     head_norm: NormKind | None = None
@@ -249,8 +270,14 @@ class TwoStageOptions(BaseModel):
                 deform=self.deform,
                 deform_version=self.deform_version,
                 drop_path=self.drop_path,
+                activation_checkpointing=self.activation_checkpointing,
                 pretrained=pretrained,
             ),
+            "composite": CompositeConfig(
+                pruned_stages=self.pruned_stages, assistant_weight=self.assistant_weight
+            )
+            if self.composite
+            else None,
             "neck": FPNConfig(channels=self.fpn_channels, norm=self.neck_norm or self.shared_norm),
             "rpn": RPNConfig(
                 anchors=AnchorConfig(

@@ -102,6 +102,11 @@ SWIN_T: dict[str, Any] = {
     "norm": "default",
     "drop_path": 0.2,
 }
+SWIN_B: dict[str, Any] = {
+    "backbone": "swin_base_patch4_window7_224",
+    "norm": "default",
+    "drop_path": 0.3,
+}
 CONVNEXT_T: dict[str, Any] = {"backbone": "convnext_tiny", "norm": "default", "drop_path": 0.4}
 X101: dict[str, Any] = {"backbone": "resnext101_64x4d"}
 DCN: dict[str, Any] = {"deform": (2, 3, 4)}
@@ -115,6 +120,9 @@ CONV_GIOU: dict[str, Any] = {
     "box_loss_weight": 10.0,
 }
 SYNC_GIOU: dict[str, Any] = {**CONV_GIOU, "head_norm": "sync_bn", "class_agnostic": False}
+
+# HTC on CBNetV2 as its authors train it: two Swins, no semantic branch.
+HTC_CB: dict[str, Any] = {**CONV_GIOU, "head_norm": "sync_bn", "semantic": False, "composite": True}
 
 # Detectors as torchvision trains them; their published weights mean nothing with other samples or anchors.
 TORCHVISION: dict[str, Any] = {
@@ -157,6 +165,7 @@ MODELS: Mapping[str, Preset] = {
     "faster_rcnn_swin_t": _faster(**SWIN_T),
     # one box for all classes: AP 0.482 on bccd, 300 steps, three seeds; a box per class 0.474 (2026-11-26)
     "faster_rcnn_r18_small": _faster(**SMALL, class_agnostic=True),
+    "faster_rcnn_cb_r50": _faster(composite=True, pruned_stages=1),
     "cascade_rcnn_r50": _cascade(),
     "cascade_rcnn_r50_dcn_gn": _cascade(**DCN, norm="gn"),  # the DelftBikes detector (CS21)
     "cascade_rcnn_x101_64x4d": _cascade(**X101),
@@ -177,6 +186,9 @@ MODELS: Mapping[str, Preset] = {
     "htc_without_semantic_r50": _htc(semantic=False),
     "htc_without_semantic_r50_giou": _htc(semantic=False, **CONV_GIOU),  # the heads of HTC on CBNetV2
     "htc_x101_64x4d_dcn": _htc(**X101, **DCN),
+    "htc_cb_swin_t": _htc(**SWIN_T, **HTC_CB),
+    "htc_cb_swin_b": _htc(**SWIN_B, **HTC_CB),  # the VISION'23 detector (Aoi-overfitting-Team)
+    "htc_cb_r18_small": _htc(**SMALL_MASK, semantic_convs=2, composite=True),
     "htc_r18_small": _htc(**SMALL_MASK, semantic_convs=2),
     "torchvision_faster_rcnn_r50": _faster(**TORCHVISION),
     "torchvision_faster_rcnn_r50_v2": _faster(**TORCHVISION_V2),

@@ -17,6 +17,7 @@ from scantling.models.weights.mmdet import (
     convert,
     norm_of,
     num_classes_of,
+    pruned_stages_of,
     read_mmdet_checkpoint,
     semantic_labels_of,
 )
@@ -209,6 +210,9 @@ def _as_trained(model: ModelConfig, foreign: ForeignCheckpoint, choice: HeadChoi
     labels = semantic_labels_of(foreign.weights)
     if choice.head == "keep" and labels != num_classes_of(foreign.weights, told["class_loss"]) + 1:
         told["semantic_labels"] = labels  # learned from labels of pixels, not from the categories
+    pruned = pruned_stages_of(foreign.weights)
+    if pruned is not None:
+        told |= {"composite": True, "pruned_stages": pruned}
     known = model.known_keys(model.model_dump())
     return model.with_options(**{k: v for k, v in told.items() if k in known and k not in model.options})
 

@@ -30,7 +30,8 @@ from scantling.pretrain.crops import CropFileConfig
 from scantling.pretrain.moco import Auto, MocoConfig
 from scantling.pretrain.views import PUBLISHED_SIDE, ViewConfig
 from scantling.settings.auto import Choice, resolved
-from scantling.train.config import Count, Fraction, TrainConfig
+from scantling.settings.fields import Fraction
+from scantling.train.config import Count, TrainConfig
 
 PUBLISHED_CROPS, PUBLISHED_EPOCHS, MAX_EPOCHS = 133_245, 200, 800
 PUBLISHED_BATCH, CPU_BATCH, MIN_STEPS_PER_EPOCH = 256, 64, 8

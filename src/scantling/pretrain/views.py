@@ -29,8 +29,8 @@ from scantling.data.samples.photometric import LUMA, Photometric, colour_matrix
 from scantling.data.workers import TaskStream
 from scantling.pretrain.crop_store import CropStore
 from scantling.pretrain.crops import Pixels
+from scantling.settings.fields import Fraction
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Sigma = Annotated[float, Field(gt=0, le=20)]
 
 PUBLISHED_SIDE = 224
@@ -61,17 +61,17 @@ class ViewConfig(BaseModel):
 
     min_scale: Annotated[float, Field(gt=0, le=1)] = 0.2
     max_aspect: Annotated[float, Field(ge=1, le=10)] = 4 / 3
-    jitter: Share = 0.8
-    brightness: Share = 0.4
-    contrast: Share = 0.4
-    saturation: Share = 0.4
+    jitter: Fraction = 0.8
+    brightness: Fraction = 0.4
+    contrast: Fraction = 0.4
+    saturation: Fraction = 0.4
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    gray: Share = 0.2
-    blur: Share = 0.5
+    gray: Fraction = 0.2
+    blur: Fraction = 0.5
     min_sigma: Sigma = 0.1
     max_sigma: Sigma = 2.0
-    horizontal_flip: Share = 0.5
-    vertical_flip: Share = 0.0
+    horizontal_flip: Fraction = 0.5
+    vertical_flip: Fraction = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,7 +57,8 @@ class MemberConfig(Section):
     Attributes:
         model: The detector that is trained here.
         segmenter: The segmenter that is trained here, in the place of a detector.
-        augment: What its training images go through.
+        augment: What its training images go through. A segmenter learns every pixel that shows, so `min_visibility`
+            is nothing to it.
         train: How it is trained.
         predict: How it looks at images; a segmenter has no use for `suppress`.
         predictions: COCO results file of any tool for the evaluated split, or a mapping from split to file.
@@ -107,6 +108,11 @@ class MemberConfig(Section):
     def is_trained(self) -> bool:
         """Whether it is trained here."""
         return self.model is not None or self.segmenter is not None
+
+    @property
+    def augmentation(self) -> AugmentConfig:
+        """What its training images go through, with what holds for a segmenter."""
+        return self.augment.model_copy(update={"min_visibility": 0.0}) if self.segmenter else self.augment
 
     @property
     def detector(self) -> ModelConfig:
@@ -209,7 +215,8 @@ class EvaluateConfig(Section):
     """What the run's metrics are computed from.
 
     Attributes:
-        split: Split to evaluate: a split's name, or a COCO file relative to the data set's folder.
+        split: Split to evaluate: a split's name, or a COCO file relative to the data set's folder. One without labels
+            is predicted, and its numbers are undefined.
         backend: `pycocotools`, `hotcoco` (same numbers, faster), or `auto` for the fastest one installed.
         bootstrap: Resamples of the images for the intervals of every AP; 0 for none.
         iou_type: What the run is judged by: overlaps of boxes (`bbox`) or of masks (`segm`); both are measured where

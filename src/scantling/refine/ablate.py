@@ -33,14 +33,13 @@ from scantling.refine.bbrefinement import Mixture, Refiner
 from scantling.refine.train import RefineConfig, RefinerRun, train_refiner
 from scantling.refine.training_data import LabelledBoxes
 from scantling.refine.validation import JitteredBoxes, jittered_boxes
+from scantling.settings.fields import Fraction
 
 log = logging.getLogger(__name__)
 
 TABLE, JSON = "ablation.md", "ablation.json"
 MIXTURES: tuple[Mixture, ...] = ("none", "class", "centre", "both")
 _RESAMPLES = 1000
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class RefineAblateConfig(BaseModel):
@@ -61,7 +60,7 @@ class RefineAblateConfig(BaseModel):
     mixtures: Annotated[tuple[Mixture, ...], Field(strict=False, min_length=1)] = MIXTURES
     sides: Annotated[tuple[Annotated[int, Field(ge=32, le=1024)], ...], Field(strict=False)] = ()
     shifts: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)] = (0, 5, 10, 20, 30, 40)
-    wrong_classes: Annotated[tuple[Share, ...], Field(strict=False)] = (0, 0.2, 0.4, 0.6, 0.8, 1)
+    wrong_classes: Annotated[tuple[Fraction, ...], Field(strict=False)] = (0, 0.2, 0.4, 0.6, 0.8, 1)
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
 
 

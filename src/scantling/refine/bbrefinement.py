@@ -39,12 +39,12 @@ from scantling.models.weights.opener import read_weights
 from scantling.models.weights.published import published_backbone, published_network
 from scantling.models.weights.torchvision_keys import timm_names
 from scantling.ops.boxes import IouKind, paired_iou
+from scantling.settings.fields import Positive
 
 log = logging.getLogger(__name__)
 
 Mixture = Literal["none", "class", "centre", "both"]
 LossForm = Literal["linear", "log"]
-Positive = Annotated[float, Field(gt=0)]
 
 SIDES = {
     "efficientnet_b0": 224,

@@ -35,13 +35,13 @@ from scantling.data.coco.records import labels_by_name
 from scantling.refine.apply import ApplyConfig
 from scantling.refine.crops import Boxes
 from scantling.settings import yaml as strict_yaml
+from scantling.settings.fields import Fraction
 from scantling.structures.detections import Detections
 
 Size = Literal["small", "medium", "large"]
 SIZES: tuple[Size, ...] = ("small", "medium", "large")
 LIMITS = (32.0**2, 96.0**2)
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Measured = tuple[float, float, float]
 """A value and the ends of its 95 % interval."""
 Rule = Literal["all", "category", "size", "cell"]
@@ -67,7 +67,7 @@ class GateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bands: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False)] = (0.3, 0.6)
-    min_overlap: Share = 0.3
+    min_overlap: Fraction = 0.3
     min_matches: Annotated[int, Field(ge=2)] = 20
     min_images: Annotated[int, Field(ge=2)] = 8
     pool: bool = True

@@ -26,8 +26,9 @@ from scantling.refine.apply import KIND, ApplyConfig
 from scantling.refine.bbrefinement import Refiner, RefinerConfig
 from scantling.refine.training_data import CropConfig, CropLoader, CropMaker, LabelledBoxes
 from scantling.refine.validation import JitteredBoxes, jittered_boxes, measure_undoing
+from scantling.settings.fields import Fraction
 from scantling.train.checkpoint import CheckpointMeta
-from scantling.train.config import Auto, Count, Fraction, TrainConfig
+from scantling.train.config import Auto, Count, TrainConfig
 from scantling.train.devices import Processes, join_processes, resolve_device
 from scantling.train.loop import FitResult, RunInfo, fit, resumable
 

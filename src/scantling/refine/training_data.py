@@ -33,8 +33,8 @@ from scantling.data.workers import TaskStream
 from scantling.errors import DataError
 from scantling.refine.bbrefinement import CropBatch
 from scantling.refine.crops import crop_windows, cut, to_crop
+from scantling.settings.fields import Fraction
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Margin = Annotated[float, Field(gt=-0.5, le=2)]
 
 _CLAHE_TILES = (8, 8)
@@ -68,14 +68,14 @@ class CropConfig(BaseModel):
     all_boxes: bool = False
     padding: Annotated[tuple[Margin, Margin], Field(strict=False)] = (0.0, 0.4)
     centre_shift: Annotated[float, Field(ge=0, le=1)] = 0.1
-    flip: Share = 0.5
-    vertical_flip: Share = 0.0
-    hsv: Share = 0.5
-    hsv_gamma: Share = 0.25
+    flip: Fraction = 0.5
+    vertical_flip: Fraction = 0.0
+    hsv: Fraction = 0.5
+    hsv_gamma: Fraction = 0.25
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.03
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.4
     value: Annotated[float, Field(ge=0, lt=1)] = 0.4
-    clahe: Share = 0.1
+    clahe: Fraction = 0.1
     clahe_limit: Annotated[float, Field(ge=1, le=40)] = 4.0
 
     @model_validator(mode="after")

@@ -26,6 +26,8 @@ from scantling.report.content import (
     RemovalFacts,
     RemovedPair,
     ReportContent,
+    SemanticResult,
+    SemanticRow,
     StageResult,
     StepGain,
 )
@@ -51,6 +53,7 @@ class RunFacts:
         step_gains: What each step gave.
         tuned: What tuning chose, as text.
         fused_masks: What fusion with score maps did to the masks of each category, if there was one.
+        semantic: How good score maps are, by member.
         removals: What the elimination removed, if there was one.
         refinement: What refining did, if there was any.
         audit: What the audit of the labels found, if there was one.
@@ -67,6 +70,7 @@ class RunFacts:
     step_gains: tuple[StepGain, ...] = ()
     tuned: Mapping[str, str] = field(default_factory=dict)
     fused_masks: tuple[FusedMasks, ...] = ()
+    semantic: tuple[SemanticResult, ...] = ()
     removals: RemovalFacts | None = None
     refinement: RefinementFacts | None = None
     audit: AuditFacts | None = None
@@ -94,6 +98,7 @@ def read_run(run_dir: Path, *, commands: Sequence[str] = ()) -> RunFacts:
         step_gains=read_step_gains(run_dir / "evaluate" / "ingredients.json"),
         tuned={path.stem: path.read_text("utf-8") for path in sorted((run_dir / "tune").glob("*.txt"))},
         fused_masks=read_fused_masks(run_dir / "semantic" / "counts.json"),
+        semantic=read_semantic(run_dir / "metrics.json"),
         removals=read_removals(run_dir / "eliminate" / "removed.json"),
         refinement=read_refinement(run_dir / "refine"),
         audit=read_audit(run_dir / "audit"),
@@ -141,6 +146,7 @@ def build_content(
         scores=describe_scores(stages[-1].evaluations[-1], breakdown) if stages else None,
         tuned=run.tuned,
         fused_masks=run.fused_masks,
+        semantic=run.semantic,
         removals=run.removals,
         refinement=run.refinement,
         audit=run.audit,
@@ -165,6 +171,31 @@ def read_fused_masks(path: Path) -> tuple[FusedMasks, ...]:
     with _understood(path):
         found = cast("dict[str, Any]", read_json(path))
         return tuple(FusedMasks(category=name, **counts) for name, counts in found["categories"].items())
+
+
+def read_semantic(path: Path) -> tuple[SemanticResult, ...]:
+    """How good score maps are, from a run's metrics; nothing where there are none.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    if not path.is_file():
+        return ()
+    with _understood(path):
+        members = cast(
+            "dict[str, dict[str, Any]]", cast("dict[str, Any]", read_json(path)).get("semantic", {})
+        )
+        return tuple(_semantic_result(name, found) for name, found in members.items())
+
+
+def _semantic_result(name: str, found: Mapping[str, float | None]) -> SemanticResult:
+    prefix = "semantic/found/"
+    names = [key.removeprefix(prefix) for key in found if key.startswith(prefix)]
+    rows = (
+        SemanticRow(category, found.get(f"semantic/IoU/{category}"), found[f"{prefix}{category}"])
+        for category in names
+    )
+    return SemanticResult(name=name, mean_iou=found["semantic/mIoU"], rows=tuple(rows))
 
 
 def read_removals(path: Path) -> RemovalFacts | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from scantling.errors import Finding
 from scantling.evaluate.breakdown import OperatingPoint
@@ -260,6 +261,29 @@ class AuditFacts:
     page: str
 
 
+class SemanticRow(NamedTuple):
+    """How good score maps are for one category; None where that is undefined."""
+
+    category: str
+    iou: float | None
+    found: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SemanticResult:
+    """How good a member's score maps are.
+
+    Attributes:
+        name: Of the member.
+        mean_iou: Mean over the categories, or the IoU of the foreground of all.
+        rows: For each category its IoU, where maps tell categories apart, and the share of its pixels that is found.
+    """
+
+    name: str
+    mean_iou: float | None
+    rows: tuple[SemanticRow, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportContent:
     """Everything on the page.
@@ -274,6 +298,7 @@ class ReportContent:
         scores: What the last stage's scores are worth.
         tuned: What tuning chose and why, as text, by what was tuned: a member, or the ensemble.
         fused_masks: What fusion with score maps did, by category; empty without it.
+        semantic: How good score maps are, by member; empty without any.
         removals: What the elimination removed; None without one.
         refinement: What refining did; None without a refiner.
         audit: What the audit of the training labels found; None without one.
@@ -295,6 +320,7 @@ class ReportContent:
     scores: ScoreFacts | None = None
     tuned: Mapping[str, str] = field(default_factory=dict)
     fused_masks: tuple[FusedMasks, ...] = ()
+    semantic: tuple[SemanticResult, ...] = ()
     removals: RemovalFacts | None = None
     refinement: RefinementFacts | None = None
     audit: AuditFacts | None = None

@@ -12,7 +12,7 @@ from typing import Any
 from scantling.report.content import MemberCurves, Series
 
 _VALIDATION = "val/"
-_SHOWN_METRICS = ("AP", "AP50", "AP75", "iou", "iou_before", "knn_accuracy", "queue_accuracy")
+_SHOWN_METRICS = ("AP", "AP50", "AP75", "mIoU", "iou", "iou_before", "knn_accuracy", "queue_accuracy")
 
 
 def read_history(path: Path, name: str) -> MemberCurves:

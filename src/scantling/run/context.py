@@ -75,22 +75,18 @@ class TrainingJob(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunContext:
-    """What every stage may look at.
+class Workplace:
+    """Where stages are done, whatever they are: what `run/engines` has to know.
 
     Attributes:
-        root: The run folder.
-        recipe: The run's recipe, with a value for every `auto`.
-        data: All splits of the data set, checked.
+        root: The folder that the stages' files are relative to.
         device: The device that models compute on.
         devices: The devices that stages done side by side may use, `device` among them.
         console: The terminal on which progress is shown.
-        processes: The group of processes that do the run together (`torchrun`), and this one's place in it.
+        processes: The group of processes that do the work together (`torchrun`), and this one's place in it.
     """
 
     root: Path
-    recipe: Recipe
-    data: RunData
     device: torch.device
     devices: tuple[torch.device, ...] = ()
     console: Console
@@ -99,6 +95,19 @@ class RunContext:
     def __getstate__(self) -> dict[str, Any]:
         """What goes to another process, which has a console of its own."""
         return {name: value for name, value in self.__dict__.items() if name != "console"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext(Workplace):
+    """What every stage of a run may look at.
+
+    Attributes:
+        recipe: The run's recipe, with a value for every `auto`.
+        data: All splits of the data set, checked.
+    """
+
+    recipe: Recipe
+    data: RunData
 
     @cached_property
     def folds(self) -> tuple[Fold, ...]:
@@ -151,10 +160,10 @@ class RunContext:
             wanted["val"] = self.data.val
         return wanted
 
-    def train_and_held_out(self, unit: TrainingJob) -> tuple[CocoDataset, CocoDataset]:
-        """The images a unit learns from, and those that pick its best weights."""
+    def train_and_held_out(self, unit: TrainingJob) -> tuple[CocoDataset, CocoDataset | None]:
+        """The images a unit learns from, and those that pick its best weights; None where there are none for that."""
         if unit.fold is None:
-            return self.data.train, self.data.val
+            return self.data.train, self.data.splits.get("val")
         fold = self.folds[unit.fold]
         return fold.train, fold.held_out
 

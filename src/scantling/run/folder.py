@@ -109,19 +109,28 @@ class RunFolder:
         inputs = stage.inputs()
         if stage.is_done(self.path, inputs):
             log.info("%s: already done, kept", stage.title)
-            self._set_stage(stage, "kept")
+            self.note(stage, "kept")
             return False
         self._begun[stage.title] = inputs
-        self._set_stage(stage, "running")
+        self.note(stage, "running")
         stage.note_start(self.path, inputs)
         return True
 
     def end(self, stage: Stage) -> None:
         """Record what a stage left."""
         stage.note_end(self.path, self._begun.pop(stage.title))
-        self._set_stage(stage, "done")
+        self.note(stage, "done")
 
-    def _set_stage(self, stage: Stage, state: str) -> None:
+    def fail(self, stage: Stage, error: Exception) -> None:  # noqa: ARG002 - whichever it is
+        """End the run: what comes next needs what the stage would have left.
+
+        Raises:
+            Exception: The error.
+        """
+        raise error
+
+    def note(self, stage: Stage, state: str) -> None:
+        """Note how a stage stands, for whoever looks at the folder meanwhile."""
         self.stages[stage.title] = state
         self.write_status("running")
 

@@ -75,6 +75,7 @@ from scantling.run.stages.refining import (
 from scantling.run.stages.semantic import check_semantic, semantic_stages
 from scantling.run.stages.training import check_detectors, predict_stage, score_maps_stage, train_stage
 from scantling.run.steps import Eliminate, Ensemble, FuseSemantic, Refine, Step
+from scantling.run.without_val import check_without_val
 from scantling.train.devices import Processes, available_devices, join_processes, resolve_device
 
 log = logging.getLogger(__name__)
@@ -100,28 +101,26 @@ class RunSummary:
 
     @property
     def finds_objects(self) -> bool:
-        """Whether there is a member that finds objects, and so a report of what was found."""
+        """Whether there is a member that finds objects."""
         return "stage" in self.metrics
 
     def to_text(self) -> str:
         """For people: the tables, the headline number, where the report is."""
+        report = f"report: {self.out / REPORT}"
         if not self.finds_objects:
-            nothing = "no member finds objects, so there is no AP, no ensemble and no report; score maps in members/*/"
-            return "\n".join([*([self.semantic, ""] if self.semantic else []), f"{self.out}: {nothing}"])
+            nothing = "no member finds objects, so there is no AP, and nothing to combine, refine or audit"
+            return "\n".join([*([self.semantic, ""] if self.semantic else []), nothing, report])
         headline_key = f"{self.metrics.get(KIND, 'bbox')}/AP"
         ap = self.metrics[headline_key]
         value = "undefined" if ap is None else f"{ap:.3f}"
         kind = "member" if self.metrics["stage"] == self.metrics["member"] else "after"
         headline = f"{headline_key} {value} on {self.metrics['split']} ({kind} {self.metrics['stage']})"
         semantic = [self.semantic, ""] if self.semantic else []
-        return "\n".join(
-            [self.table, "", self.steps, "", *semantic, headline, f"report: {self.out / REPORT}"]
-        )
+        return "\n".join([self.table, "", self.steps, "", *semantic, headline, report])
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
-        report = str(self.out / REPORT) if self.finds_objects else None
-        return {"out": str(self.out), "report": report, "metrics": dict(self.metrics)}
+        return {"out": str(self.out), "report": str(self.out / REPORT), "metrics": dict(self.metrics)}
 
 
 def run_recipe(
@@ -153,13 +152,27 @@ def run_recipe(
 
 @contextmanager
 def prepared_run(
-    recipe: Recipe | OpenRecipe, out: Path, *, device: str, overwrite: bool, jobs: int = 1
+    recipe: Recipe | OpenRecipe,
+    out: Path,
+    *,
+    device: str,
+    overwrite: bool,
+    jobs: int = 1,
+    console: Console | None = None,
 ) -> Iterator[tuple[RunContext, RunFolder]]:
     """A run before its first stage: everything is checked, the folder is held and says what is to be done.
 
     The arguments and errors are those of `run_recipe`.
+
+    Args:
+        recipe: As there.
+        out: As there.
+        device: As there.
+        overwrite: As there.
+        jobs: As there.
+        console: On which progress is shown; None: standard error, unless nobody wants to see it.
     """
-    context, reasons = _checked_context(recipe, out, device=device, begun=not overwrite)
+    context, reasons = _checked_context(recipe, out, device=device, begun=not overwrite, console=console)
     check_jobs(context, jobs)
     processes = context.processes
     with open_run(out, overwrite=overwrite, processes=processes) as run:
@@ -168,7 +181,7 @@ def prepared_run(
 
 
 def _checked_context(
-    recipe: Recipe | OpenRecipe, out: Path, *, device: str, begun: bool
+    recipe: Recipe | OpenRecipe, out: Path, *, device: str, begun: bool, console: Console | None = None
 ) -> tuple[RunContext, tuple[str, ...]]:
     """A run that can be done, and the reasons for what was decided; nothing is written."""
     chosen = resolve_device(device)
@@ -179,11 +192,12 @@ def _checked_context(
         recipe=resolved,
         data=data,
         device=chosen,
-        devices=_devices(device, chosen),
-        console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
+        devices=available_for(device, chosen),
+        console=console or Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
         processes=processes,
     )
     with processes.together():
+        check_without_val(resolved)
         check_semantic(context)
         check_combination(context)
         check_refining(context)
@@ -191,7 +205,7 @@ def _checked_context(
     return context, tuple(reasons)
 
 
-def _devices(option: str, chosen: torch.device) -> tuple[torch.device, ...]:
+def available_for(option: str, chosen: torch.device) -> tuple[torch.device, ...]:
     """All GPUs where none of them was asked for by its number; else the one device."""
     if chosen.type != "cuda" or option not in ("auto", "cuda"):
         return (chosen,)
@@ -199,15 +213,28 @@ def _devices(option: str, chosen: torch.device) -> tuple[torch.device, ...]:
 
 
 def plan_recipe(
-    recipe: Recipe | OpenRecipe, out: Path, *, device: str = "auto", overwrite: bool = False
+    recipe: Recipe | OpenRecipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    build: Callable[[RunContext], Sequence[Stage]] | None = None,
 ) -> Plan:
     """What `run_recipe` would do with the same arguments, and why; nothing is written.
+
+    Args:
+        recipe: As in `run_recipe`.
+        out: As in `run_recipe`.
+        device: As in `run_recipe`.
+        overwrite: As in `run_recipe`.
+        build: As in `do_stages`.
 
     Raises:
         ScantlingError: The data, a setting, the device or the folder cannot be used.
     """
     context, _ = _checked_context(recipe, out, device=device, begun=False)
-    return context.processes.on_main(partial(plan_of, stages_of(context), out, fresh=overwrite))
+    stages = (build or stages_of)(context)
+    return context.processes.on_main(partial(plan_of, stages, out, fresh=overwrite))
 
 
 def do_stages(
@@ -260,8 +287,7 @@ def stages_of(context: RunContext) -> tuple[Stage, ...]:
         stages += _stages_of_step(context, step)
     if recipe.audit is not None:
         stages.append(audit_stage(context))
-    report = [report_stage(context)] if recipe.detecting_members else []
-    return (*stages, evaluate_stage(context), *report)
+    return (*stages, evaluate_stage(context), report_stage(context))
 
 
 def _stages_of_step(context: RunContext, step: Step) -> list[Stage]:

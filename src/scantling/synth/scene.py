@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import ndimage
 
 from scantling.data.samples.dataset import rng_for
+from scantling.settings.fields import Fraction
 from scantling.synth.assembly import (
     CameraView,
     Fit,
@@ -28,7 +29,6 @@ from scantling.synth.shading import develop, random_lighting, shade
 
 State = Literal["intact", "damaged", "occluded", "absent"]
 Box = tuple[float, float, float, float]
-Rate = Annotated[float, Field(ge=0, le=1)]
 
 OCCLUDED_BELOW = 0.85  # share of a part that must show for it not to count as occluded
 NOWHERE: Box = (0.0, 0.0, 0.0, 0.0)
@@ -48,11 +48,11 @@ class LabelNoise(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    box_jitter: Rate = 0.0
+    box_jitter: Fraction = 0.0
     box_jitter_scale: Annotated[float, Field(gt=0, le=0.5)] = 0.12
-    wrong_class: Rate = 0.0
-    missing: Rate = 0.0
-    spurious: Rate = 0.0
+    wrong_class: Fraction = 0.0
+    missing: Fraction = 0.0
+    spurious: Fraction = 0.0
     splits: tuple[str, ...] = ("train",)
 
     @model_validator(mode="after")

@@ -13,9 +13,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from scantling.errors import ConfigError
+from scantling.settings.fields import Fraction
 
 Auto = Literal["auto"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 EpochList = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)]

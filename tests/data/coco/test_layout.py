@@ -7,6 +7,7 @@ import json
 import pytest
 from PIL import Image
 
+from reference.vision_layout import write_vision_set
 from scantling.cli import main
 from scantling.data.coco import find_split
 from scantling.data.coco.layout import coco_splits
@@ -141,3 +142,16 @@ def test_a_broken_file_of_parts_is_a_split(tmp_path):
     (tmp_path / "val_annotations.json").write_text(json.dumps(parts))
     (tmp_path / "train_annotations.json").write_bytes(POINTER)
     assert errors(lambda: convert_data(tmp_path, "yolo", tmp_path / "out")) == {"json-foreign"}
+
+
+def test_a_split_that_is_only_predicted_needs_no_labels(tmp_path):
+    root = tmp_path / "Cable"
+    write_vision_set(root, {"train": 2, "val": 2, "inference": 3})
+    data = read_run_data(DataConfig(root=str(root)), "test", with_masks=True)
+    assert (len(data.target), data.target.num_annotations) == (3, 0)
+    assert data.target.categories == data.train.categories
+    (root / "val/_annotations.coco.json").write_bytes(
+        (root / "inference/_annotations.coco.json").read_bytes()
+    )
+    with pytest.raises(DataError, match="the key 'annotations' is missing"):
+        read_run_data(DataConfig(root=str(root)), "test", with_masks=True)

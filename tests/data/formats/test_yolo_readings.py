@@ -191,3 +191,16 @@ def test_settings_without_splits_take_the_usual_folders(tmp_path):
     data_set(tmp_path, [row(0.5, 0.5, 0.2, 0.2)])
     (tmp_path / "data.yaml").write_text("nc: 1\nnames: [nut]\n")
     assert read_location(f"{tmp_path}:train").num_annotations == 1
+
+
+@pytest.mark.parametrize(
+    "damaged", ["", "version https://git-lfs.github.com/spec/v1\noid sha256:0", "train: images/train"]
+)
+def test_settings_that_name_no_classes_are_no_reason_to_guess_the_splits(tmp_path, damaged):
+    data_set(tmp_path, [row(0.5, 0.5, 0.2, 0.2)])
+    (tmp_path / "classes.txt").write_text("nut\n")
+    (tmp_path / "data.yaml").write_text(damaged)
+    (finding,) = refused(tmp_path)
+    assert finding.file == str(tmp_path / "data.yaml")
+    (tmp_path / "data.yaml").unlink()
+    assert read_location(f"{tmp_path}:train").num_annotations == 1

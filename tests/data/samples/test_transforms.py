@@ -314,6 +314,39 @@ def test_a_random_crop_never_shows_only_slivers_of_masks():
     assert len({tuple(corner) for corner in corners}) > 10
 
 
+@pytest.mark.parametrize("min_visibility", [0.1, 0.6])
+def test_no_random_crop_loses_every_object_of_its_image(min_visibility):
+    """A frame of two pixels: nothing at its centre, and no crop shows more than a quarter of it."""
+    sample = painted((200, 240), [[4, 4, 236, 196]])
+    dense = np.zeros((1, 200, 240), dtype=bool)
+    dense[0, 4:196, 4:236] = True
+    dense[0, 6:194, 6:234] = False
+    sample = sample.replace(instances=sample.instances.replace(masks=ImageMasks.from_dense(dense)))
+    crop = RandomCrop(size_hw=(100, 100), min_visibility=min_visibility)
+    for seed in range(20):
+        after = apply(crop, sample, seed)
+        assert after.size_hw == (100, 100)
+        assert len(after.instances) == 1
+        share = float(after.instances.masks.areas()[0]) / dense.sum()
+        assert share >= min(min_visibility, 1 / 6)  # of six crops that cover the image one shows a sixth
+
+
+def test_published_sizes_keep_the_aspect_and_are_cropped():
+    """Sides drawn from a list of squares, then a square crop: VISION'23 (Aoi-overfitting-Team), an eighth as large."""
+    config = AugmentConfig(short_side=(128, 192, 256, 320, 384, 448, 512), long_side=None, crop=256, flip=0.0)
+    sample = painted((80, 120), [(10, 10, 60, 70), (70, 20, 110, 60)])
+    scales = set()
+    for seed in range(60):
+        after = apply(build_transforms(config), sample, seed)
+        (scale_x, _, _), (_, scale_y, _) = after.frame.matrix
+        assert scale_x == pytest.approx(scale_y, rel=0.02)
+        long_side = min(config.short_sides, key=lambda side: abs(side - 120 * scale_x))
+        scales.add(long_side)
+        assert after.size_hw == (min(round(long_side * 2 / 3), 256), min(long_side, 256))
+        assert len(after.instances) >= 1
+    assert scales == set(config.short_sides)
+
+
 def test_random_crop_of_background_small_and_exact_images():
     background = painted((50, 90), [])
     after = apply(RandomCrop(size_hw=(40, 40)), background)

@@ -21,7 +21,7 @@ from scantling.data.coco.annotations import (
     parse_annotations,
     remark_on_coverage,
 )
-from scantling.data.coco.dataset import CocoDataset
+from scantling.data.coco.dataset import CocoDataset, joined
 from scantling.data.coco.layout import choose_image_root, find_split
 from scantling.data.coco.parse import can_be_written, parse_categories, parse_images, usable_id
 from scantling.data.coco.records import Annotation, Category, Extra, ImageId, ImageRecord
@@ -45,6 +45,7 @@ __all__ = [
     "Task",
     "check_results",
     "find_split",
+    "joined",
     "parse_coco",
     "read_coco",
     "read_coco_as",

@@ -6,7 +6,8 @@ K: number of categories, N: objects of an image.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from scantling.data.coco.records import (
     area_of,
     clipped_xyxy,
     fits_int64,
+    id_order,
     segmentation_json,
     to_rle,
 )
@@ -194,6 +196,47 @@ class CocoDataset:
         if annotation.segmentation is not None:
             record["segmentation"] = segmentation_json(annotation.segmentation)
         return record | dict(annotation.extra)
+
+
+def joined(parts: Sequence[CocoDataset]) -> CocoDataset:
+    """Several data sets as one.
+
+    Ids stay what they are where no two images and no two annotations share one; otherwise all are numbered anew, from 1
+    in the order given. Names of images become relative to the folder that all have in common.
+
+    Args:
+        parts: At least one, all with the same names of classes in the same order; categories are those of the first.
+
+    Raises:
+        ValueError: Other classes.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if any(part.class_names != first.class_names for part in parts):
+        raise ValueError(f"{first.file}: joined with data sets of other classes")
+    root = Path(os.path.commonpath([part.image_root.absolute() for part in parts]))
+    images = [
+        replace(image, file_name=Path(os.path.relpath(image.path.absolute(), root)).as_posix())
+        for part in parts
+        for image in part.images
+    ]
+    annotations = [list(own) for part in parts for own in part.annotations]
+    if len({image.id for image in images}) < len(images):
+        images = [replace(image, id=number) for number, image in enumerate(images, start=1)]
+    ids = [annotation.id for own in annotations for annotation in own]
+    if len(set(ids)) < len(ids):
+        numbers = itertools.count(1)
+        annotations = [[replace(each, id=next(numbers)) for each in own] for own in annotations]
+    order = sorted(range(len(images)), key=lambda index: id_order(images[index].id))
+    return replace(
+        first,
+        file=Path(" + ".join(str(part.file) for part in parts)),
+        image_root=root,
+        images=tuple(images[index] for index in order),
+        annotations=tuple(tuple(annotations[index]) for index in order),
+        findings=tuple(finding for part in parts for finding in part.findings),
+    )
 
 
 def objects_text(num_objects: int, num_crowd: int, num_ignored: int) -> str:

@@ -190,10 +190,10 @@ def _refuse_unknown(root: Path) -> None:
 
 def _advice(root: Path, entries: list[str], images: list[str]) -> str:
     for name in entries:
-        if name.endswith("/") and _is_data_set(root / name):
+        if name.endswith("/") and is_data_set(root / name):
             return f"The data set is in {root / name}: give that folder."
     above = root.absolute().parent
-    meant = f"Labels are in {above}: give that folder." if images and _is_data_set(above) else ""
+    meant = f"Labels are in {above}: give that folder." if images and is_data_set(above) else ""
     foreign = foreign_files(root)
     if foreign or meant:
         return " ".join(filter(None, (foreign, meant)))
@@ -202,7 +202,22 @@ def _advice(root: Path, entries: list[str], images: list[str]) -> str:
     return f"Known layouts: {_KNOWN}. See docs/formats.md."
 
 
-def _is_data_set(folder: Path) -> bool:
+def find_data_sets(folder: Path) -> dict[str, Path]:
+    """The data sets of a folder: its sub-folders in a known format by name, in alphabetical order.
+
+    Args:
+        folder: Of data sets, such as that of VISION. Sub-folders in no known format, and hidden ones, are no data sets.
+
+    Raises:
+        DataError: The folder is missing.
+    """
+    require_folder(folder)
+    inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return {path.name: path for path in sorted(inside, key=lambda path: path.name) if is_data_set(path)}
+
+
+def is_data_set(folder: Path) -> bool:
+    """Whether a folder is in a known format, as far as its names tell; one whose files are damaged is, too."""
     return bool(
         coco_splits(folder)
         or settings_file(folder)

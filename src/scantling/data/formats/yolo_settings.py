@@ -107,8 +107,13 @@ def folder_without_settings(root: Path) -> YoloFolder:
     """A folder of images and labels without data.yaml: usable if a list of class names is there.
 
     Raises:
-        DataError: There is no list of names (the hint is a data.yaml to start from), or it is not sound.
+        DataError: There is no list of names (the hint is a data.yaml to start from), it is not sound, or there is a
+            data.yaml that says nothing of classes, so that its splits would be lost without a word.
     """
+    damaged = next((root / name for name in SETTINGS if (root / name).is_file()), None)
+    if damaged is not None:
+        hint = "Repair it (is it a Git LFS pointer, or was it cut off?), or remove it."
+        refuse("yolo-names-missing", str(damaged), "there is no list `names`", hint=hint)
     splits = _found_splits(root)
     file = next((root / name for name in _NAME_LISTS if (root / name).is_file()), None)
     if file is None:

@@ -218,11 +218,31 @@ def move_instances(instances: Instances, view: View) -> Instances:
     return instances.replace(size_hw=view.canvas_hw, boxes=clipped, masks=masks, is_crowd=is_crowd)[keep]
 
 
-def visible(instances: Instances, view: View) -> tuple[Tensor, Tensor]:
-    """Which instances a view shows enough of, and which too little; without touching a pixel.
+def seen_of(instances: Instances, view: View) -> tuple[Tensor, Tensor]:
+    """How much of each instance a view shows, and how much there is; without touching a pixel.
 
-    How much is seen of an instance is the share of its mask inside the view, or of its box where it has no mask: a
-    long thin object can keep half of its box and none of itself.
+    That is of its mask, or of its box where it has no mask: a long thin object can keep half of its box and none of
+    itself.
+
+    Args:
+        instances: In the source frame; may be empty.
+        view: What is shown.
+
+    Returns:
+        (N,) area seen and (N,) whole area, in the same unit for each instance: pixels of its mask, or of its shown box.
+    """
+    boxes = transform_boxes(instances.boxes, view.matrix)
+    whole, seen = box_area(boxes), box_area(clip_boxes(boxes, view.size_hw))
+    in_view = seen > 0
+    if isinstance(instances.masks, ImageMasks):
+        pixels = instances.masks.areas()
+        whole = torch.where(pixels > 0, pixels, whole)
+        seen = torch.where(pixels > 0, instances.masks.areas_within(view.window), seen)
+    return torch.where(in_view, seen, 0), whole
+
+
+def visible(instances: Instances, view: View) -> tuple[Tensor, Tensor]:
+    """Which instances a view shows enough of, and which too little; see `seen_of`.
 
     Args:
         instances: In the source frame; may be empty.
@@ -232,17 +252,11 @@ def visible(instances: Instances, view: View) -> tuple[Tensor, Tensor]:
         (N,) whether it stays: at least `min_visibility` of it is seen (of a crowd region, anything); and (N,) whether
         less than `ignored_below` of it is.
     """
-    boxes = transform_boxes(instances.boxes, view.matrix)
-    whole, seen = box_area(boxes), box_area(clip_boxes(boxes, view.size_hw))
-    in_view = seen > 0
-    if isinstance(instances.masks, ImageMasks):
-        pixels = instances.masks.areas()
-        whole = torch.where(pixels > 0, pixels, whole)
-        seen = torch.where(pixels > 0, instances.masks.areas_within(view.window), seen)
+    seen, whole = seen_of(instances, view)
     enough = seen >= view.min_visibility * whole
     if instances.is_crowd is not None:
         enough = enough | instances.is_crowd
-    return enough & in_view & (seen > 0), seen < view.ignored_below * whole
+    return enough & (seen > 0), seen < view.ignored_below * whole
 
 
 def _fit_to_masks(clipped: Tensor, keep: Tensor, cut: Tensor, masks: ImageMasks) -> tuple[Tensor, Tensor]:

@@ -23,13 +23,13 @@ from scantling.data.coco import ImageId
 from scantling.data.samples.dataset import DetectionDataset, draw_key
 from scantling.data.workers import TaskStream
 from scantling.errors import DataError
+from scantling.settings.fields import Count
 from scantling.structures.sample import Batch
 
 log = logging.getLogger(__name__)
 
 Plan = TypeVar("Plan")
 Made = TypeVar("Made")
-Count = Annotated[int, Field(strict=True, ge=1)]
 Index = Annotated[int, Field(strict=True, ge=0)]
 
 

@@ -18,13 +18,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from torch import Tensor
 
-from scantling.data.samples.geometry import View, move_instances, render, visible
+from scantling.data.samples.geometry import View, move_instances, render, seen_of, visible
 from scantling.data.samples.photometric import Photometric
+from scantling.settings.fields import Fraction
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Sample
 
 Side = Annotated[int, Field(strict=True, ge=16, le=16384)]
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+_ROUNDING = 1e-6
 
 
 class Bank(Protocol):
@@ -121,7 +122,7 @@ class RandomCrop(Geometric):
         size_hw: Size of the rectangle.
         min_visibility: An instance that keeps a smaller share of its mask (of its box, without one) is dropped.
         attempts: The place is drawn again up to so many times until an instance stays; then the rectangle is put
-            around a random instance's centre. 1 accepts any place.
+            around a random instance's centre, and if that shows too little of any, see `_fullest`. 1 accepts any place.
     """
 
     size_hw: tuple[int, int]
@@ -143,7 +144,24 @@ class RandomCrop(Geometric):
                 return cropped
         centre = centres[int(rng.integers(len(centres)))].tolist()
         x, y = (round(min(max(centre[a] - size_hw[1 - a] / 2, 0), room_xy[a])) for a in (0, 1))
-        return view.cropped((x, y), size_hw, min_visibility=self.min_visibility)
+        around = view.cropped((x, y), size_hw, min_visibility=self.min_visibility)
+        return around if _shows_a_target(around) else self._fullest(view, size_hw)
+
+    def _fullest(self, view: View, size_hw: tuple[int, int]) -> View:
+        """The one of the fewest rectangles that together cover the view which shows most of any instance.
+
+        Of n rectangles one shows at least 1/n of an instance; if that is less than `min_visibility`, as of a ring with
+        nothing at its centre, the instance stays all the same: no view is without a target whose image has one.
+        """
+        columns, rows = (
+            np.linspace(0, extent - side, math.ceil(extent / side)).round().astype(int).tolist()
+            for extent, side in zip(view.size_hw[::-1], size_hw[::-1], strict=True)
+        )
+        places = [view.cropped((x, y), size_hw) for y in rows for x in columns]
+        shares = [_largest_share(place) for place in places]
+        share, best = max(shares), int(np.argmax(shares))
+        rule = min(max(self.min_visibility, view.min_visibility), share * (1 - _ROUNDING))
+        return replace(places[best], min_visibility=rule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +216,14 @@ def _shows_a_target(view: View) -> bool:
     stays, _ = visible(view.instances, view)
     crowd = view.instances.is_crowd
     return bool((stays if crowd is None else stays & ~crowd).any())
+
+
+def _largest_share(view: View) -> float:
+    """Largest share of an instance that is no crowd region which a view shows; 0 where it shows none."""
+    seen, whole = seen_of(view.instances, view)
+    crowd = view.instances.is_crowd
+    share = seen / whole.clamp(min=1e-9)
+    return float((share if crowd is None else share[~crowd]).max())
 
 
 def _centres(instances: Instances, view: View) -> Tensor:
@@ -282,7 +308,9 @@ class AugmentConfig(BaseModel):
         crop_pad: Fill images smaller than the crop with black at the right and bottom.
         min_visibility: Objects of which a crop leaves a smaller share than this are no targets in it; where a tile
             does, the region is ignored. The share is that of the mask where objects have masks, else of the box; a
-            crop is drawn again until it shows enough of some object, ten times at most, then put around one.
+            crop is drawn again until it shows enough of some object, ten times at most, then put around one, then where
+            it shows the largest share of one, which stays a target even if it is a smaller one: an image with objects
+            is never cropped to one without.
         flip: Probability of exchanging left and right.
         vertical_flip: Probability of exchanging top and bottom.
         turn: Probability of a turn by 90, 180 or 270 degrees.
@@ -297,21 +325,21 @@ class AugmentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tile: Annotated[int, Field(strict=True, ge=32, le=16384)] | None = None
-    tile_objects: Share = 0.75
+    tile_objects: Fraction = 0.75
     short_side: Side | Annotated[tuple[Side, ...], Field(min_length=1)] | SideRange | Literal["auto"] = 800
     long_side: Side | None = 1333
     crop: Side | tuple[Side, Side] | None = None
     crop_pad: StrictBool = False
-    min_visibility: Share = 0.1
-    flip: Share = 0.5
-    vertical_flip: Share = 0.0
-    turn: Share = 0.0
-    photometric: Share = 1.0
-    brightness: Share = 0.0
-    contrast: Share = 0.0
-    saturation: Share = 0.0
+    min_visibility: Fraction = 0.1
+    flip: Fraction = 0.5
+    vertical_flip: Fraction = 0.0
+    turn: Fraction = 0.0
+    photometric: Fraction = 1.0
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
     hue: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.0
-    gamma: Share = 0.0
+    gamma: Fraction = 0.0
 
     @property
     def short_sides(self) -> Sequence[int]:

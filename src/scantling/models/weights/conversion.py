@@ -16,6 +16,8 @@ from scantling.models.contract import Detector
 
 _PART = re.compile(r"(?:backbone|neck|rpn_head|roi_head|rpn|roi_heads)\.")
 _DERIVED = re.compile(r".*\.(?:relative_position_index|num_batches_tracked)")
+_LEFT_OVER = re.compile(r"backbone\.cb_modules\.1\.bn1\..+")
+"""Of a stem that CBNet's second ResNet does not have, but lists."""
 _MASK_BRANCH = re.compile(r"roi_heads?\.mask_(?:head|iou_head|predictor)\..+")
 _STATISTICS = re.compile(r".*\.running_(?:mean|var)")
 
@@ -43,7 +45,7 @@ class Conversion:
         """Unused keys without which the detector would not compute what it was trained to.
 
         What is no part of the network (an average that training keeps) may be left out, what is derived from the
-        architecture, and the masks' branch of a detector of boxes.
+        architecture, what the network itself does not use, and the masks' branch of a detector of boxes.
         """
         has_masks = any(_MASK_BRANCH.fullmatch(key) for key in self.used)
         return tuple(
@@ -51,6 +53,7 @@ class Conversion:
             for key in self.unused
             if _PART.match(key)
             and not _DERIVED.fullmatch(key)
+            and not _LEFT_OVER.fullmatch(key)
             and (has_masks or not _MASK_BRANCH.fullmatch(key))
         )
 

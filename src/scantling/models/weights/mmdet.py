@@ -1,4 +1,4 @@
-"""Reading MMDetection checkpoints (key layout of 2.x and 3.x) into our detectors.
+"""Reading MMDetection checkpoints (key layout of 2.x and 3.x), and CBNetV2's, into our detectors.
 
     FILE.pth ── weights-only load ──► {their key: tensor} ── RULES ──► {our key: tensor} ── load ──► Detector
 
@@ -50,6 +50,10 @@ _SWIN = (
         for i in range(3)
     ),
     (r"backbone\.norm(\d\.\w+)", r"backbone.out_norms.\1"),
+    # Microsoft's own names and order, as MMDetection 2's users of Swin have them
+    (r"backbone\.(patch_embed\.proj\.\w+)", r"backbone.body.\1"),
+    (r"backbone\.layers\.(\d\.blocks\.\d+\..+)", r"backbone.body.layers_\1"),
+    *((rf"backbone\.layers\.{i}\.(downsample\..+)", rf"backbone.body.layers_{i + 1}.\1") for i in range(3)),
 )
 _CONVNEXT_BLOCK = r"backbone\.stages\.(\d)\.(\d+)\."
 _CONVNEXT = (
@@ -101,6 +105,9 @@ _DOUBLE_HEAD = (
     *((rf"conv_branch\.(\d+)\.conv{i + 1}\.(\w+)", rf"blocks.\1.branch.{i}.0.\2") for i in range(3)),
     *((rf"conv_branch\.(\d+)\.(?:bn|gn){i + 1}\.(\w+)", rf"blocks.\1.branch.{i}.1.\2") for i in range(3)),
 )
+_COMPOSITE = ((r"cb_modules\.0\.", "assistant."), (r"cb_modules\.1\.", "lead."))
+_LINKS = re.compile(r"backbone\.cb_linears\.(.+)")
+_MERGED_CELLS = re.compile(r"\.stages\.\d\.downsample\.(?:norm|reduction)\.")
 _STATISTICS = re.compile(r"(.*)\.running_(?:mean|var)")
 _CLASSIFIER = re.compile(r"roi_head\.bbox_head\.(?:0\.)?fc_cls\.weight")
 _SHARED_FC = r"shared_fcs\.(\d+)\.(\w+)"
@@ -186,6 +193,12 @@ def semantic_labels_of(weights: Mapping[str, Tensor]) -> int | None:
     return None if found is None else int(found.shape[0])
 
 
+def pruned_stages_of(weights: Mapping[str, Tensor]) -> int | None:
+    """First stages that the lead of a checkpoint's composite backbone leaves out; None where there is one backbone."""
+    stages = [int(match[1]) for key in weights if (match := re.match(r"backbone\.cb_linears\.(\d)\.", key))]
+    return min(stages, default=None)
+
+
 def convert(weights: Mapping[str, Tensor], model: Detector, *, bgr: bool = False) -> Conversion:
     """Translate a checkpoint's keys for `model`; nothing is loaded.
 
@@ -216,7 +229,7 @@ def mmdet_in_our_names(
     for key, value in weights.items():
         own = _translate(key, first_fc)
         if own is not None and own in target:
-            ordered = _rearranged(own, value, target[own].dim())
+            ordered = _rearranged(key, value, target[own].dim())
             named[key] = own, ordered.flip(1) if bgr and own.endswith("body.conv1.weight") else ordered
     return named
 
@@ -235,6 +248,12 @@ def norm_of(weights: Mapping[str, Tensor], part: str) -> NormKind:
 
 
 def _translate(key: str, first_fc: int) -> str | None:
+    if match := _LINKS.fullmatch(key):
+        return f"backbone.links.{match[1]}"
+    for theirs, place in _COMPOSITE:
+        if match := re.match(rf"backbone\.{theirs}", key):
+            plain = _apply((*_BACKBONE, *_SWIN, *_CONVNEXT), f"backbone.{key[match.end() :]}")
+            return None if plain is None else f"backbone.{place}{plain.removeprefix('backbone.')}"
     head = re.fullmatch(_ROI_HEAD, key)
     if head is None:
         return _apply((*_BACKBONE, *_SWIN, *_CONVNEXT, *_NECK, *_RPN), key)
@@ -252,14 +271,18 @@ def _translate(key: str, first_fc: int) -> str | None:
     return None if inner is None else f"{place}.{inner}"
 
 
-def _rearranged(own: str, value: Tensor, dim: int) -> Tensor:
-    """A value in the order of ours: Swin's merged cells; ConvNeXt's linear layers as 1 x 1 convolutions or back."""
-    if (
-        "body.layers_" in own and ".downsample." in own
-    ):  # theirs: channel, row, column; ours: column, row, channel
+def _rearranged(key: str, value: Tensor, dim: int) -> Tensor:
+    """A value in the order of ours: Swin's merged cells; ConvNeXt's linear layers as 1 x 1 convolutions or back.
+
+    Args:
+        key: Theirs.
+        value: Theirs.
+        dim: Dimensions of ours.
+    """
+    if _MERGED_CELLS.search(key):  # theirs: channel, row, column; ours, as Microsoft's: column, row, channel
         cells = value.reshape(*value.shape[:-1], -1, 2, 2)
         return cells.transpose(-1, -3).reshape(value.shape)
-    if ".mlp.fc" in own and {dim, value.dim()} == {2, 4}:
+    if ".pointwise_conv" in key and {dim, value.dim()} == {2, 4}:
         return value.flatten(1) if dim == 2 else value[:, :, None, None]
     return value
 

@@ -159,8 +159,8 @@ def require_fit(model: Detector, start: Start) -> None:
         ConfigError: The backbone is another one.
     """
     weights = dict(_in_our_names(model, start).values())
-    for backbone in model.backbones():
-        backbone.fitting(weights)
+    for place, backbone in model.backbones().items():
+        backbone.fitting(weights, place)
 
 
 def take(model: Detector, start: Start, class_names: Sequence[str]) -> Taken:
@@ -177,12 +177,16 @@ def take(model: Detector, start: Start, class_names: Sequence[str]) -> Taken:
     require_fit(model, start)
     named, own = _in_our_names(model, start), model.state_dict()
     weights = dict(named.values())
-    for backbone in model.backbones():
-        backbone.load(weights)
-    found = _fitting_layers(weights, own, start, class_names) if start.is_detector else {}
+    for place, backbone in model.backbones().items():
+        backbone.load(weights, place)
+    bodies = tuple(f"{place}body." for place in model.backbones())
+    layers = {key: value for key, value in own.items() if not key.startswith(bodies)}
+    found = _fitting_layers(weights, layers, start, class_names) if start.is_detector else {}
     model.load_state_dict(model.state_dict() | found)
     counted = [key for key in own if not key.endswith(_DERIVED)]
-    used = {key for key in counted if key.startswith("backbone.body.")} | found.keys()
+    used = {key for key in counted if key.startswith(bodies)} | found.keys()
+    if "backbone." not in model.backbones():  # a plain one has filled two
+        used |= {key for key in weights if key.startswith("backbone.body.")}
     parts = {part: [key for key in counted if key.startswith(PARTS[part])] for part in PARTS}
     places = {theirs: place for theirs, (place, _) in named.items()}
     left = [key for key in start.weights if places.get(key) not in used and not key.endswith(_DERIVED)]
@@ -198,11 +202,22 @@ def take(model: Detector, start: Start, class_names: Sequence[str]) -> Taken:
 
 
 def _in_our_names(model: Detector, start: Start) -> dict[str, tuple[str, Tensor]]:
-    """For each key of the file our detector's, and the tensor; those of a backbone alone are `Backbone.fitting`'s."""
+    """For each key of the file our detector's, and the tensor; those of a backbone alone are `Backbone.fitting`'s.
+
+    A plain detector's backbone keeps its names, also where the model has two that it fills.
+    """
+    target = model.state_dict()
+    bodies = {place: f"{place}body." for place in model.backbones()}
+    plain = {
+        f"backbone.{key.removeprefix(place)}": value
+        for place, body in bodies.items()
+        for key, value in target.items()
+        if key.startswith(body)
+    }
     if start.layout == "torchvision":
-        return torchvision_in_our_names(start.weights, model.state_dict())
+        return torchvision_in_our_names(start.weights, plain | target)
     if start.layout == "mmdetection":
-        return mmdet_in_our_names(start.weights, model.state_dict())
+        return mmdet_in_our_names(start.weights, plain | target)
     return {key: (key, value) for key, value in start.weights.items()}
 
 
@@ -212,8 +227,7 @@ def _fitting_layers(
     """What of neck, RPN and heads can be taken, a layer whole or not at all."""
     layers: dict[str, list[str]] = defaultdict(list)
     for key in own:
-        if not key.startswith("backbone.body."):
-            layers[key.rpartition(".")[0]].append(key)
+        layers[key.rpartition(".")[0]].append(key)
     taken: dict[str, Tensor] = {}
     for layer, keys in layers.items():
         present = [key for key in keys if key in weights]

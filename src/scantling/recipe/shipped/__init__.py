@@ -1,4 +1,4 @@
-"""What ships with scantling: recipes, and settings of refiners (`refiners/`).
+"""What ships with scantling: recipes, suites of them (`suites/`), and settings of refiners (`refiners/`).
 
 One YAML file each, complete and readable on its own.
 """
@@ -15,6 +15,11 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 
 
+def shipped_suites() -> dict[str, Path]:
+    """File of every shipped suite by name, in alphabetical order."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "suites").glob("*.yaml"))}
+
+
 def shipped_refiners() -> dict[str, Path]:
     """File of every shipped set of settings of a refiner by name, in alphabetical order."""
     return {path.stem: path for path in sorted((Path(__file__).parent / "refiners").glob("*.yaml"))}
@@ -26,7 +31,19 @@ def find_recipe(source: str | Path) -> Path:
     Raises:
         ConfigError: There is neither such a file nor such a recipe.
     """
+    if str(source) in shipped_suites():
+        hint = f"Run it on a folder of data sets: `scantling suite {source} --data FOLDER`."
+        raise ConfigError(f"{source} is a suite, not a recipe", hint=hint)
     return _find(source, "recipe", shipped_recipes())
+
+
+def find_recipe_or_suite(source: str | Path) -> Path:
+    """Path of a recipe or a suite given as a file or by a shipped name.
+
+    Raises:
+        ConfigError: There is neither such a file nor such a name.
+    """
+    return _find(source, "recipe or suite", shipped_suites() | shipped_recipes())
 
 
 def find_refiner(source: str | Path) -> Path:

@@ -6,7 +6,8 @@
 
 The main process alone holds the run folder, decides what is done, and writes records and status; a worker does nothing
 but the action of a stage, as the main process would. So the files are the same to the bit, with as many threads. A
-failure or a signal ends the other workers as a signal would end a run: what trains saves its state first.
+signal ends all workers as it would end a run: what trains saves its state first. What a failure means the folder says:
+in that of a run it ends the others in the same way, in that of a suite they go on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import torch
 
@@ -33,30 +34,58 @@ from scantling.train.signals import SignalGuard, StopRequested
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from scantling.run.context import RunContext
-    from scantling.run.folder import RunFolder
+    from scantling.run.context import Workplace
 
-Build: TypeAlias = "Callable[[RunContext], Sequence[Stage]]"
+W = TypeVar("W", bound="Workplace")
 
 _GRACE_SECONDS = 300.0
 """How long workers may take to save their state before they are killed."""
 _STOPPED = "stopped by {}; what trained has saved its state, resume the run to go on from there"
 
 
-def do_side_by_side(context: RunContext, run: RunFolder, build: Build, jobs: int) -> None:
-    """Do all stages of a run, up to `jobs` at a time.
+class Records(Protocol):
+    """What is written down of the stages: the folder of a run, or that of a suite."""
+
+    def begin(self, stage: Stage) -> bool:
+        """Note the start of a stage that is to be done; False where it is done already."""
+
+    def end(self, stage: Stage) -> None:
+        """Note what a stage left."""
+
+    def fail(self, stage: Stage, error: Exception) -> None:
+        """Note that a stage could not be done; raises the error where the others are nothing without it."""
+
+
+def do_here(run: Records, stage: Stage) -> None:
+    """Do a stage that was begun, in this process.
+
+    Raises:
+        Interrupted: A signal arrived.
+        Exception: What the stage raised, where `run` does not go on without it.
+    """
+    try:
+        stage.action()
+    except Interrupted:
+        raise
+    except Exception as error:  # noqa: BLE001 - the folder says what it means
+        run.fail(stage, error)
+    else:
+        run.end(stage)
+
+
+def do_side_by_side(context: W, run: Records, build: Callable[[W], Sequence[Stage]], jobs: int) -> None:
+    """Do all stages, up to `jobs` at a time.
 
     Args:
-        context: Of the run, in the only process that does it.
-        run: Its folder.
+        context: Where they are done, in the only process that does so.
+        run: The folder in which it is written down.
         build: Lists the stages, in an order in which they can be done; a function of a module.
         jobs: Number of processes.
 
     Raises:
         UsageError: Several processes do this run together already.
-        TrainingError: A worker died.
         Interrupted: A signal arrived here or at a worker; what trained has saved its state.
-        Exception: Whatever a stage raised.
+        Exception: Whatever a stage raised, where `run` does not go on without it; `TrainingError` if its worker died.
     """
     check_jobs(context, jobs)
     crew = _Crew(context, build, jobs)
@@ -64,7 +93,7 @@ def do_side_by_side(context: RunContext, run: RunFolder, build: Build, jobs: int
         _do_all(crew, run, list(build(context)))
 
 
-def check_jobs(context: RunContext, jobs: int) -> None:
+def check_jobs(context: Workplace, jobs: int) -> None:
     """Refuse to share out the stages of a run whose processes do each stage together.
 
     Raises:
@@ -74,15 +103,18 @@ def check_jobs(context: RunContext, jobs: int) -> None:
         raise UsageError("--jobs does not go with torchrun, whose processes do each stage together")
 
 
-def _do_all(crew: _Crew, run: RunFolder, waiting: list[Stage]) -> None:
+def _do_all(crew: _Crew[W], run: Records, waiting: list[Stage]) -> None:
     """Begin stages as soon as they can be, in their order, until all are done."""
     makers, by_title = makers_of(waiting), {stage.title: stage for stage in waiting}
     while waiting or crew.busy:
         undone = {stage.title for stage in waiting} | crew.busy.keys()
         ready = [stage for stage in waiting if not any(makers.get(need) in undone for need in stage.needs)]
         if not ready or not crew.is_free:
-            for title in crew.finished():
+            ended = crew.ended()
+            for title in ended.done:
                 run.end(by_title[title])
+            for title, error in ended.failed.items():
+                run.fail(by_title[title], error)
             continue
         stage = ready[0]
         waiting.remove(stage)
@@ -91,8 +123,14 @@ def _do_all(crew: _Crew, run: RunFolder, waiting: list[Stage]) -> None:
         if len(ready) > 1 or crew.busy:
             crew.start(stage.title)
         else:  # a process of its own would have no company
-            stage.action()
-            run.end(stage)
+            do_here(run, stage)
+
+
+class _Ended(NamedTuple):
+    """Titles of the stages that are done, and of those that are not, with what ended them."""
+
+    done: list[str]
+    failed: dict[str, Exception]
 
 
 @dataclass(slots=True, eq=False)
@@ -110,16 +148,16 @@ class _Worker:
     title: str | None = None
 
 
-class _Crew:
+class _Crew(Generic[W]):
     """The workers: started when they are first needed, each with its device.
 
     Args:
-        context: Of the run.
+        context: Where stages are done.
         build: Lists the stages.
         jobs: How many workers at most.
     """
 
-    def __init__(self, context: RunContext, build: Build, jobs: int) -> None:
+    def __init__(self, context: W, build: Callable[[W], Sequence[Stage]], jobs: int) -> None:
         self._context, self._build, self._jobs = context, build, jobs
         self._workers: list[_Worker] = []
 
@@ -134,23 +172,24 @@ class _Crew:
         return len(self.busy) < self._jobs
 
     def start(self, title: str) -> None:
-        """Let a worker do a stage."""
-        worker = next((one for one in self._workers if one.title is None), None) or self._hire()
+        """Let a worker do a stage: one that waits, or a new one."""
+        for worker in [one for one in self._workers if one.title is None]:
+            with suppress(OSError):
+                worker.connection.send(title)
+                worker.title = title
+                return
+            self._leave(worker)  # it died while it waited
+        worker = self._hire()
         worker.title = title
-        try:
-            worker.connection.send(title)
-        except OSError:
-            self._mourn(worker)
+        worker.connection.send(title)
 
-    def finished(self) -> list[str]:
-        """Wait for something to happen; titles of the stages that are done by then.
+    def ended(self) -> _Ended:
+        """Wait for something to happen; the stages that have ended by then.
 
         Raises:
-            TrainingError: A worker died.
-            Interrupted: A signal arrived at a worker.
-            Exception: Whatever a stage raised.
+            Interrupted: A signal arrived here or at a worker.
         """
-        done: list[str] = []
+        ended = _Ended([], {})
         with SignalGuard() as guard:  # so that no message is read by half
             try:
                 with guard.interruptible():
@@ -158,15 +197,22 @@ class _Crew:
             except StopRequested:
                 ready = []
             for worker in [one for one in self._workers if one.connection in ready]:
-                message = self._receive(worker)
-                if isinstance(message, Done) and worker.title is not None:
-                    done.append(worker.title)
+                title = worker.title
+                try:
+                    message = self._receive(worker)
+                except TrainingError as error:  # its process is gone
+                    if title is not None:
+                        ended.failed[title] = error
+                    continue
+                if isinstance(message, Done) and title is not None:
+                    ended.done.append(title)
                     worker.title = None
                 elif isinstance(message, Failed):
-                    message.reraise()
+                    ended.failed[str(title)] = message.as_error()
+                    self._leave(worker)
         if guard.signum is not None:
             raise Interrupted(guard.signum, _STOPPED.format(signal.Signals(guard.signum).name))
-        return done
+        return ended
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -220,8 +266,14 @@ class _Crew:
             self._context.console.print(line, highlight=False, markup=False, soft_wrap=True)
         return message
 
-    def _mourn(self, worker: _Worker) -> NoReturn:
+    def _leave(self, worker: _Worker) -> None:
+        """Forget a worker whose process has ended, or is about to."""
         worker.process.join()
+        worker.connection.close()
+        self._workers.remove(worker)
+
+    def _mourn(self, worker: _Worker) -> NoReturn:
+        self._leave(worker)
         code = worker.process.exitcode or 0
         raise TrainingError(
             f"{worker.title or 'a waiting process'}: its process ended "

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import IO, TYPE_CHECKING, NamedTuple, NoReturn, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 from rich.console import Console
@@ -24,8 +24,10 @@ from rich.console import Console
 from scantling.errors import Interrupted, ScantlingError
 
 if TYPE_CHECKING:  # the order brings what it needs
-    from scantling.run.context import RunContext
+    from scantling.run.context import Workplace
     from scantling.run.stage import Stage
+
+W = TypeVar("W", bound="Workplace")
 
 
 class Done(NamedTuple):
@@ -60,8 +62,14 @@ class Failed:
     signum: int
     text: str
 
-    def reraise(self) -> NoReturn:
-        """Raise in this process what ended the stage in the other."""
+    def as_error(self) -> Exception:
+        """What ended the stage in the other process, to be raised or noted in this one.
+
+        Raises:
+            Interrupted: It was a signal.
+        """
+        if isinstance(self.error, Exception):
+            return self.error
         if self.error is not None:
             raise self.error
         raise Interrupted(self.signum, self.text)
@@ -70,25 +78,25 @@ class Failed:
 Message: TypeAlias = Done | LogLine | LogEntry | Failed
 
 
-class WorkerOrder(NamedTuple):
+class WorkerOrder(NamedTuple, Generic[W]):
     """What a worker starts with.
 
     Attributes:
-        context: Of the run, with the worker's own device.
+        context: Where stages are done, with the worker's own device.
         build: Lists the stages.
         threads: PyTorch's, as in the main process: sums of two are not those of one.
         log_level: Of the package's log.
         quiet: Nobody wants to see progress.
     """
 
-    context: RunContext
-    build: Callable[[RunContext], Sequence[Stage]]
+    context: W
+    build: Callable[[W], Sequence[Stage]]
     threads: int
     log_level: int
     quiet: bool
 
 
-def work(connection: Connection, order: WorkerOrder) -> None:
+def work(connection: Connection, order: WorkerOrder[W]) -> None:
     """Do the stages whose titles arrive, until None does.
 
     Args:
@@ -105,7 +113,7 @@ def work(connection: Connection, order: WorkerOrder) -> None:
         return
 
 
-def _listen(channel: _Channel, order: WorkerOrder) -> None:
+def _listen(channel: _Channel, order: WorkerOrder[W]) -> None:
     torch.set_num_threads(order.threads)
     package = logging.getLogger("scantling")
     package.handlers, package.propagate = [_Sending(channel)], False

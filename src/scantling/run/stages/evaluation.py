@@ -103,17 +103,20 @@ def write_run_report(root: Path, recipe: Recipe, data: RunData) -> Path:
         data: Its splits.
     """
     metrics = cast("dict[str, Any]", read_json(root / METRICS))
-    files, last = result_files(recipe), metrics["stage"]
-    if metrics["members"].keys() != files.keys():
+    files, title = result_files(recipe), f"{Path(recipe.data.root or '').name}: {', '.join(recipe.members)}"
+    if metrics.get("members", {}).keys() != files.keys():
         hint = "Finish it with `scantling run`."
         raise UsageError(f"{root}: the recipe was changed since the run was evaluated", hint=hint)
+    facts = _of_recipe(read_run(root, commands=_commands(root, recipe)), recipe)
+    if not files:  # of pixels alone
+        return write_report(root / REPORT, _content(title, data, facts))
+    last = metrics["stage"]
     order, kind = [*(name for name in files if name != last), last], judged_by_metrics(root)
     facts = replace(
-        _of_recipe(read_run(root, commands=_commands(root, recipe)), recipe),
+        facts,
         stages={name: _saved(root, files[name], name, recipe, data, kind) for name in order},
         last=own_results(root, files[last], data.target),
     )
-    title = f"{Path(recipe.data.root or '').name}: {', '.join(recipe.members)}"
     return write_report(root / REPORT, _content(title, data, facts))
 
 
@@ -154,9 +157,7 @@ def _content(title: str, data: RunData, facts: RunFacts) -> ReportContent:
 
 def _commands(root: Path, recipe: Recipe) -> list[str]:
     """How to get this run again, and how to get its predictions: of the evaluated split, not of all pictures."""
-    split = {"train": recipe.data.train, "val": recipe.data.val}.get(
-        recipe.evaluate.split, recipe.evaluate.split
-    )
+    split = recipe.data.entries(recipe.evaluate.split)[0]
     predicted = (
         str(Path(recipe.data.root or ".") / split)
         if split.endswith(".json")

@@ -69,7 +69,7 @@ def pretrain_stage(context: RunContext) -> Stage:
         name=FOLDER,
         inputs=lambda: {
             "seed": context.recipe.seed,
-            "data": {split: context.data.hashes[split] for split in ("train", "val")},
+            "data": context.data.learned_hashes,
             "pretrain": config.model_dump(mode="json", exclude={"workers", "checkpoint_every", "log_every"}),
         },
         outputs=(WEIGHTS, f"{FOLDER}/moco/metrics.json"),
@@ -110,7 +110,7 @@ def resolve_pretraining(
         hint = f"Set `init: {INIT_PRETRAIN}` in the `model` of a member, or leave out the section `pretrain`."
         raise ConfigError("pretrain: no member starts from it", hint=hint)
     config = _with_backbone(recipe, users)
-    plan = plan_crops({name: data.splits[name] for name in ("train", "val")}, config, seed=recipe.seed)
+    plan = plan_crops(data.learned, config, seed=recipe.seed)
     resolved = resolve_auto(config, measure_crops(plan, config, recipe.seed, device, processes))
     changed = recipe.model_copy(update={"pretrain": resolved.config})
     return Resolution(changed, (*found.reasons, *resolved.reasons))
@@ -135,16 +135,15 @@ def _with_backbone(recipe: Recipe, users: list[str]) -> PretrainConfig:
 
 def _backbone_of(model: ModelConfig) -> BackboneConfig:
     with torch.device("meta"):  # shapes only
-        backbones = build_model(model.model_copy(update={"init": "random"}), 1).backbones()
+        backbones = [*build_model(model.model_copy(update={"init": "random"}), 1).backbones().values()]
     if not backbones:
         raise ConfigError(f"model {model.name!r} has no backbone that can be pretrained")
     return backbones[0].config
 
 
 def _pretrain(context: RunContext, config: PretrainConfig) -> None:
-    splits = {name: context.data.splits[name] for name in ("train", "val")}
     run = PretrainRun(seed=context.recipe.seed, device=str(context.device), console=context.console)
-    plan = plan_crops(splits, config, seed=context.recipe.seed)
+    plan = plan_crops(context.data.learned, config, seed=context.recipe.seed)
     pretrain(plan, config, context.root / FOLDER / "moco", run=run)
 
 

@@ -108,7 +108,7 @@ def refiner_stage(context: RunContext) -> Stage:
         name="train",
         inputs=lambda: {
             "seed": context.recipe.seed,
-            "data": {split: context.data.hashes[split] for split in ("train", "val")},
+            "data": context.data.learned_hashes,
             "model": config.model.model_dump(mode="json"),
             "crops": config.crops.model_dump(mode="json"),
             "train": config.train.result_settings(),

@@ -112,8 +112,9 @@ def evaluated_maps(root: Path, recipe: Recipe, data: RunData) -> dict[str, Seman
 
 def _splits(context: RunContext) -> list[str]:
     """What a semantic member must have maps of."""
-    tuned = [context.tuning_split] if context.recipe.combining.tune is not None else []
-    gated = ["val"] if context.recipe.gates_refinement else []
+    recipe = context.recipe
+    tuned = [context.tuning_split] if recipe.tunes_semantic else []
+    gated = ["val"] if recipe.gates_refinement and recipe.combining.semantic is not None else []
     return list(dict.fromkeys([context.data.evaluated, *tuned, *gated]))
 
 

@@ -100,9 +100,9 @@ def _learned_from(context: RunContext, unit: TrainingJob) -> Inputs:
     inputs: dict[str, Any] = {
         "seed": context.recipe.seed,
         "classes": list(data.train.class_names),
-        "data": {split: data.hashes[split] for split in ("train", "val")},
+        "data": data.learned_hashes,
         "segmenter" if member.gives_maps else "model": member.network.model_dump(mode="json"),
-        "augment": member.augment.model_dump(mode="json"),
+        "augment": member.augmentation.model_dump(mode="json"),
         "train": member.train.result_settings(),
         "initial_weights": initial_weights(context, unit.member).sha256,
     }
@@ -175,7 +175,7 @@ def _train(context: RunContext, unit: TrainingJob) -> None:
         device=str(context.device),
         resume=begun,
         overwrite=not begun,
-        validate=partial(_validate, context, member, held_out),
+        validate=None if held_out is None else partial(_validate, context, member, held_out),
         console=context.console,
     )
     loader = _loader(context, member, train)
@@ -189,7 +189,7 @@ def _train(context: RunContext, unit: TrainingJob) -> None:
 
 
 def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> TrainLoader:
-    transforms = build_transforms(member.augment)
+    transforms = build_transforms(member.augmentation)
     config = LoaderConfig(
         batch_size=resolved(member.train.batch_size),
         repeats=resolved(member.train.repeats),
