@@ -7,7 +7,7 @@ import pytest
 
 from combine.planted import dataset_of, detections_from, planted
 from scantling.combine.ensemble import EnsembleConfig, ensemble_detections
-from scantling.combine.tune import TuneConfig, tune_suppression
+from scantling.combine.tune import TuneConfig, rows_to_tune, tune_suppression
 from scantling.combine.tune_weights import tune_weights
 from scantling.combine.tuned import read_tuned, write_tuned
 from scantling.data.coco import ReadOptions, parse_coco
@@ -87,6 +87,25 @@ def test_masks_decide_where_mask_ap_is_asked_for():
             evaluate_results(dataset, results, iou_type=kind).metrics["AP"], abs=1e-6
         )
         assert found.after > found.before or kind == "bbox"
+
+
+@pytest.mark.parametrize("limit", [3, 100])
+def test_rows_that_no_option_keeps_decide_nothing(case, limit):
+    """Masks need be drawn for some candidates only: with these alone every option scores as with all."""
+    dataset, candidates = case
+    dataset, candidates = (
+        dataset_of([(i, 0, (20.0, 20, 120, 120)) for i in range(40)], num_images=40, names=("tooth",)),
+        candidates[candidates.labels == 0],
+    )
+    faint = candidates.replace(scores=candidates.scores * 0.01)
+    crowd = Detections.cat([candidates, faint, faint.replace(boxes=faint.boxes + 3)])
+    config = TuneConfig(bootstrap=50, iou_thresholds=(0.3, 0.6), sigmas=(0.1, 0.5))
+    base = BASE.model_copy(update={"max_per_image": limit})
+    rows = rows_to_tune(crowd, base, config, dataset.class_names)
+    assert limit < len(rows) < len(crowd)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    whole, some = (tune_suppression(found, dataset, base, config) for found in (crowd, crowd[rows]))
+    assert whole == some
 
 
 def test_what_only_seems_better_is_not_used(tuned):
@@ -256,8 +275,8 @@ def test_a_file_says_what_was_found_and_nothing_about_the_detector(tmp_path, tun
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("# nothing\n", "sections suppress or ensemble"),
-        ("- hard\n", "sections suppress or ensemble"),
+        ("# nothing\n", "sections suppress, ensemble or semantic"),
+        ("- hard\n", "sections suppress, ensemble or semantic"),
         (
             "suppress: {iou_treshold: 0.4}\n",
             "line 1: suppress.iou_treshold: unknown key; did you mean 'iou_threshold'?",

@@ -35,16 +35,25 @@ def recipe(members: dict[str, str], rest: str) -> str:
     )
 
 
+SEGMENTER = """
+    segmenter: {name: fpn_r18_small, backbone: test_resnet, channels: 16}
+    augment: {short_side: 48, long_side: 64}
+    train: {epochs: 1, batch_size: 8, workers: 0, warmup_steps: 2, log_every: 1}
+    predict: {scales: 48, long_side: 64}
+"""
+SEMANTIC = "semantic: {score_threshold: 0.05, map_threshold: 0.02}"
 SIZES = member("scales: [40, 48], flip: true")
 ONE_SIZE = member("scales: 48")
 RECIPES = {
     "sizes and mirror": recipe({"a": SIZES}, "combine: {tune: {}}"),
     "folds, ensemble": "data: {folds: 2}\n"
     + recipe(
-        {"a": ONE_SIZE, "b": member("scales: 48", "cascade_mask_rcnn_r18_small")},
-        "combine: {tune: {}, ensemble: {}, eliminate: {}}",
+        {"a": ONE_SIZE, "b": member("scales: 48", "cascade_mask_rcnn_r18_small"), "maps": SEGMENTER},
+        f"combine: {{tune: {{}}, ensemble: {{method: mask_vote, iou_threshold: 0.2}}, {SEMANTIC}, eliminate: {{}}}}",
     ),
-    "tiles": recipe({"a": member("scales: 48, tile: 32, overview: true")}, "combine: {tune: {}}"),
+    "tiles": recipe(
+        {"a": member("scales: 48, tile: 32, overview: true"), "maps": SEGMENTER}, f"combine: {{{SEMANTIC}}}"
+    ),
     "soft, refined": recipe(
         {"a": ONE_SIZE.replace("score_threshold", "method: soft_linear, score_threshold")},
         "refine: {model: {backbone: test_resnet, side: 32, pooling: flatten, hidden: 16},"
@@ -106,6 +115,26 @@ def test_a_run_is_judged_by_masks_and_keeps_them(finished):
     assert "COCO table, masks of" in page
     curves = next((finished / "members/a").rglob("metrics.csv")).read_text().splitlines()
     assert "val/segm/AP" in curves[0].split(",")
+
+
+def test_masks_are_fused_with_the_maps_of_the_runs_own_segmenter(finished):
+    """Last but the elimination: the step has its row, its counts, its place in the report, and masks that changed."""
+    if not (finished / "semantic").is_dir():
+        assert "semantic" not in read(finished / "metrics.json")["members"]
+        return
+    counts, page = read(finished / "semantic/counts.json"), (finished / "report.html").read_text()
+    assert counts["num_changed"] > 0
+    assert f"Semantic fusion: {counts['num_changed']} of {counts['num_detections']} masks changed" in page
+    rows = {row["name"]: row["base"] for row in read(finished / "evaluate/ingredients.json")["rows"]}
+    folds = (finished / "ensemble").is_dir()
+    assert rows["semantic"] == ("ensemble" if folds else "a")
+    before = read(finished / ("ensemble" if folds else "members/a") / "predictions.json")
+    after = read(finished / "semantic/predictions.json")
+    changed = [one["segmentation"] != other["segmentation"] for one, other in zip(before, after, strict=True)]
+    assert sum(changed) == counts["num_changed"]
+    for one, other in zip(before, after, strict=True):
+        assert {**one, "segmentation": None} == {**other, "segmentation": None}
+    assert (finished / "tune/semantic.txt").is_file() == folds  # where there is something to tune
 
 
 def test_prediction_with_a_run_draws_the_masks_of_the_run(finished, command, parts, tmp_path):

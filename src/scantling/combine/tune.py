@@ -24,7 +24,6 @@ from scantling.data.coco.dataset import CocoDataset
 from scantling.errors import UsageError
 from scantling.evaluate.inputs import EvalInputs, IouType
 from scantling.evaluate.outcomes import MatchedDetections, PairedInputs
-from scantling.evaluate.pairs import best_first
 from scantling.models.suppression import DEFAULT, SuppressConfig, by_category, suppress_detections
 from scantling.ops.suppress_options import SuppressMethod
 from scantling.settings.fields import Fraction, NonNegative, Positive
@@ -146,33 +145,24 @@ def tune_suppression(
 
 
 def rows_to_tune(
-    candidates: Detections,
-    base: SuppressConfig,
-    config: TuneConfig,
-    class_names: Sequence[str],
-    *,
-    max_detections: int = 100,
+    candidates: Detections, base: SuppressConfig, config: TuneConfig, class_names: Sequence[str]
 ) -> NDArray[np.int64]:
-    """Rows, ascending, that some option keeps among the best of an image and category.
+    """Rows, ascending, that some option keeps among the `max_per_image` best of an image.
 
-    With these alone every option is measured as with all: what comes after the best neither removes one of them nor
-    lowers its score. Masks that decide about suppression need be drawn for no others.
+    With these alone, a single category's options are measured as with all: what comes after the best neither removes
+    one of them nor lowers its score. Of several categories, what is left out would not come out of an image anyway.
 
     Args:
         candidates: As in `tune_suppression`.
         base: The settings in use.
         config: Grid.
         class_names: Category names in label order.
-        max_detections: Detections counted per image and category.
     """
     considered = np.flatnonzero(_considered(candidates, base, class_names))
-    seen = candidates[considered]
-    limit = min(max_detections, base.max_per_image or max_detections)
-    keys = seen.images * len(class_names) + seen.labels
-    kept = np.zeros(len(seen), dtype=bool)
+    seen, kept = candidates[considered], np.zeros(len(considered), dtype=bool)
     for option in dict.fromkeys([*_options_of(base, class_names), *config.options()]):
-        rows, scores = suppress_detections(seen, _alone(base, option), class_names)
-        kept[rows[best_first(keys[rows], scores, limit)]] = True
+        settings = _alone(base, option).model_copy(update={"max_per_image": base.max_per_image})
+        kept[suppress_detections(seen, settings, class_names)[0]] = True
     return considered[kept]
 
 

@@ -234,7 +234,7 @@ def stored_maps(context: RunContext, name: str, images: CocoDataset) -> ScoreMap
         DataError: The file is missing, damaged, or about other images.
     """
     splits = (context.data.evaluated, context.tuning_split, "val")
-    (split, *_) = (split for split in splits if dataset_of(context, split) is images)
+    split = next(split for split in splits if dataset_of(context, split) is images)
     return semantic_maps_of(context, name, split)
 
 

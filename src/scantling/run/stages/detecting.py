@@ -332,17 +332,23 @@ def _tunable(context: RunContext, unit: TrainingJob, split: str, kind: IouType) 
     candidates = load_candidates(context, unit, split).detections
     if kind == "bbox":
         return candidates
-    rows = rows_to_tune(
-        candidates,
-        context.member(unit.member).predict.suppress,
-        context.recipe.combining.tuning,
-        context.data.train.class_names,
-        max_detections=context.recipe.evaluate.max_dets,
-    )
+    suppress = context.member(unit.member).predict.suppress
+    rows = rows_to_tune(candidates, suppress, context.recipe.combining.tuning, context.data.train.class_names)
     log.info("%s: drawing %d masks of %s to tune by", unit.title, len(rows), split)
-    drawn = _drawn(context, unit, _trained(context, unit), split, rows, ALONE)
-    found = candidates[rows].replace(masks=drawn.masks, soft_masks=drawn.soft_masks)
-    return pasted(found, dataset_of(context, split))
+    model, parts = _trained(context, unit), list[Detections]()
+    for some in _in_portions(rows, candidates.images, suppress.max_per_image or len(rows)):
+        drawn = _drawn(context, unit, model, split, some, ALONE)
+        own = candidates[some].replace(masks=drawn.masks, soft_masks=drawn.soft_masks)
+        parts.append(pasted(own, dataset_of(context, split)))
+    return Detections.cat(parts)
+
+
+def _in_portions(rows: NDArray[np.int64], images: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:
+    """Rows in portions with at most so many of an image: no more masks are drawn at once than prediction draws."""
+    order = rows[np.argsort(images[rows], kind="stable")]
+    first = np.searchsorted(images[order], images[order], side="left")
+    rank = (np.arange(len(order)) - first) // max(1, most)
+    return [np.sort(order[rank == portion]) for portion in range(int(rank.max(initial=-1)) + 1)]
 
 
 def _detect(context: RunContext, name: str, splits: Sequence[str]) -> None:
