@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("scantling")
+
+
+@pytest.fixture(autouse=True)
+def unchanged_process() -> Iterator[None]:
+    """Verbs set logging and signals for their process; here the process is the tests'."""
+    package = logging.getLogger("scantling")
+    state = (package.handlers, package.propagate, package.level)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    package.handlers, package.propagate, package.level = state
+    signal.signal(signal.SIGTERM, handler)
 
 
 def real_data_root() -> Path | None:
