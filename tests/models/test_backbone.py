@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -127,8 +128,6 @@ def test_impossible_changes_are_refused_with_a_reason() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_loads_a_classifier_checkpoint_of_timm(name: str, tmp_path) -> None:
-    import timm
-
     source = timm.create_model(name, num_classes=5)
     path = tmp_path / "weights.pth"
     torch.save({"state_dict": source.state_dict()}, path)
@@ -149,3 +148,19 @@ def test_weights_of_another_network_are_refused(tmp_path) -> None:
     torch.save(Backbone(BackboneConfig(name="resnet34")).body.state_dict(), path)
     with pytest.raises(ConfigError, match="missing or have another shape"):
         Backbone(BackboneConfig(name="resnet50")).load(read_weights(path))
+
+
+def test_a_network_that_needs_memory_to_be_made_is_checked_without(monkeypatch):
+    """As RegNets do with torch 2.11, whose `unique` does not know the device meta."""
+    create = timm.create_model
+
+    def only_in_memory(*arguments, **options):
+        if torch.get_default_device().type == "meta":
+            raise NotImplementedError("aten::_unique2")
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(timm, "create_model", only_in_memory)
+    with torch.device("meta"):
+        checked = Backbone(BackboneConfig(name="test_resnet"))
+    assert {parameter.device.type for parameter in checked.parameters()} == {"meta"}
+    assert [*checked.state_dict()] == [*Backbone(BackboneConfig(name="test_resnet")).state_dict()]

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-import timm
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from timm.layers import convert_sync_batchnorm
@@ -27,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from scantling.errors import ConfigError
 from scantling.models.layers import DeformConv, norm_groups
 from scantling.models.swin import DEFAULT_DROP_PATH, Swin, swin_shape
+from scantling.models.timm_networks import timm_features
 from scantling.models.weights.published import published_network
 from scantling.models.weights.torchvision_keys import timm_names
 
@@ -337,13 +337,7 @@ def _create(config: BackboneConfig) -> nn.Module:
         options |= {"strict_img_size": False, "always_partition": True}
     if config.drop_path is not None:
         options["drop_path_rate"] = config.drop_path
-    try:
-        body: nn.Module = timm.create_model(config.name, features_only=True, **options)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        near = timm.list_models(f"*{config.name[:6]}*")[:8]
-        raise ConfigError(
-            f"backbone {config.name!r} cannot be made: {error}", hint=f"Similar names: {near}"
-        ) from error
+    body = timm_features(config.name, options)
     if config.pretrained:
         _load_published(body, config.name)
     return body
