@@ -354,7 +354,7 @@ def test_an_ablation_switches_everything_on():
     assert widened.combining.members == ("a",)
     assert widened.combining.ensemble is None
     assert widened.combining.eliminate is not None
-    with pytest.raises(UsageError, match=r"members\.a is a file"):
+    with pytest.raises(UsageError, match=r"members\.a is no detector"):
         with_variants(parse_recipe("members: {a: {predictions: x.json}}", file="r.yaml"))
 
 
