@@ -222,7 +222,7 @@ def test_a_run_of_masks_may_be_judged_by_its_boxes(command, parts, tmp_path):
     assert metrics["segm/AP"] is not None
     steps = read(run / "evaluate/ingredients.json")["rows"]
     assert steps[-1]["metrics"]["AP"] == metrics["bbox/AP"]
-    assert "<span>a, boxes</span>" in (run / "report.html").read_text()
+    assert "<span>semantic, boxes</span>" in (run / "report.html").read_text()
 
 
 def test_an_ablation_draws_the_masks_of_what_each_step_keeps(command, parts, tmp_path):
