@@ -43,7 +43,7 @@ bench: $(STAMP) ## Run the benchmarks; each prints one table. DATA=FOLDER is a C
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,semantic]'
 	@touch $@
 
 $(LOWEST)/installed.stamp: pyproject.toml
