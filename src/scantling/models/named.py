@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -34,9 +35,9 @@ class NamedConfig(BaseModel):
     init: str = "random"
 
     @classmethod
+    @abstractmethod
     def presets(cls) -> Mapping[str, BaseModel]:
         """The options of every named model."""
-        raise NotImplementedError
 
     @property
     def options(self) -> dict[str, Any]:
