@@ -101,9 +101,9 @@ def paired_overlaps(boxes: Floats, others: Floats, areas: tuple[Floats, Floats] 
 
 
 def common_areas(boxes: Floats, others: Floats) -> Floats:
-    """(P,) area that box i has in common with box i."""
-    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-    areas: Floats = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
+    """(...) area that boxes (..., 4) have in common with others of a shape that broadcasts to theirs; xyxy."""
+    sides = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(boxes[..., :2], others[..., :2])
+    areas: Floats = np.where((sides > 0).all(axis=-1), sides[..., 0] * sides[..., 1], 0.0)
     return areas
 
 

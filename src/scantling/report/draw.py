@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from scantling.ops.overlaps import common_areas
 from scantling.report.palette import Colour, colour_of, ink_on
 from scantling.structures.instances import ImageMasks, Instances
 
@@ -157,12 +158,12 @@ def place_tags(
         tag_sizes: Width and height of each tag.
         size_hw: Height and width of the image.
     """
-    places: list[Rectangle] = []
-    for box, tag in zip(boxes, tag_sizes, strict=True):
-        options = [_inside(option, tag, size_hw) for option in _corners(box, tag)]
-        costs = [sum(_overlap(option, place) for place in places) for option in options]
-        places.append(options[costs.index(min(costs))])
-    return places
+    places = np.empty((len(boxes), 4))
+    for row, (box, tag) in enumerate(zip(boxes, tag_sizes, strict=True)):
+        options = np.array([_inside(option, tag, size_hw) for option in _corners(box, tag)])  # (12, 4)
+        costs = common_areas(options[:, None], places[:row]).sum(axis=1)
+        places[row] = options[costs.argmin()]
+    return [cast(Rectangle, tuple(place)) for place in places.tolist()]
 
 
 def _corners(box: Rectangle, tag: tuple[float, float]) -> list[tuple[float, float]]:
@@ -178,11 +179,6 @@ def _inside(corner: tuple[float, float], tag: tuple[float, float], size_hw: tupl
     x = min(max(corner[0], 0.0), max(size_hw[1] - tag[0], 0.0))
     y = min(max(corner[1], 0.0), max(size_hw[0] - tag[1], 0.0))
     return (x, y, x + tag[0], y + tag[1])
-
-
-def _overlap(a: Rectangle, b: Rectangle) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0.0) * max(height, 0.0)
 
 
 # ---------------------------------------------------------------- fonts
