@@ -67,6 +67,7 @@ def audit(
     from scantling.data.coco import read_results
     from scantling.data.detections import detections_of
     from scantling.data.formats.locations import read_given
+    from scantling.data.images.white import dataset_with_white, white_of
     from scantling.report.audit_report import write_audit
     from scantling.settings.draft import Draft
 
@@ -77,7 +78,8 @@ def audit(
         results = read_results(file.path, dataset, skip_invalid=skip_invalid, image_ids=file.image_ids)
         found = detections_of(results, dataset)
     refined = _refined(Path(refiner), dataset, device, config.iterations) if refiner is not None else None
-    return write_audit(folder, find_suspects(dataset, refined, found, config), dataset, found)
+    suspects = find_suspects(dataset, refined, found, config)
+    return write_audit(folder, suspects, dataset_with_white(dataset, white_of(dataset.images)), found)
 
 
 def repair(

@@ -173,14 +173,12 @@ def refine_apply(
         require_output(Path(out), "results file", [file, data, refiner, gate])
     from scantling.data.coco import read_results, write_results
     from scantling.data.formats.locations import read_given
-    from scantling.data.images.white import dataset_with_white
     from scantling.refine.apply import refine_results
 
     dataset = read_given(data, skip_invalid=skip_invalid)
     found = read_results(file.path, dataset, skip_invalid=skip_invalid, image_ids=file.image_ids)
     require_images(dataset, {result["image_id"] for result in found})
     model, config, sha256 = load_with_settings(Path(refiner), overrides, device)
-    dataset = dataset_with_white(dataset, model.white)
     opened = read_gate(Path(gate), Path(refiner), sha256, config) if gate is not None else None
     refined, counts = refine_results(found, dataset, model, config, gate=opened)
     _log_unknown(model, dataset.class_names, counts)
@@ -221,7 +219,6 @@ def refine_tune(
         require_output(Path(out), "gate file", [file, data, refiner])
     from scantling.data.coco import read_results
     from scantling.data.formats.locations import read_given
-    from scantling.data.images.white import dataset_with_white
     from scantling.data.io import atomic_write
     from scantling.refine.gate import GateRequest
     from scantling.refine.gate_tuning import tune_gate
@@ -231,7 +228,6 @@ def refine_tune(
     found = read_results(file.path, dataset, skip_invalid=skip_invalid, image_ids=file.image_ids)
     require_images(dataset, {result["image_id"] for result in found})
     model, apply_config, sha256 = load_with_settings(Path(refiner), (), device)
-    dataset = dataset_with_white(dataset, model.white)
     draft = Draft(GateRequest, {"apply": apply_config.model_dump(mode="json")}, {}, "checkpoint")
     for override in overrides:
         draft = draft.with_override(override)

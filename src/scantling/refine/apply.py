@@ -199,7 +199,7 @@ def refine_rows(
         images: (N,) position of each box's image, in any order.
         labels: (N,) the refiner's label of each box.
         boxes: (N, 4) xyxy in image pixels.
-        refiner: In evaluation mode.
+        refiner: In evaluation mode; pictures of 16 bits are scaled as those that it learned from.
         config: How.
         shifts: (N, 2) error of the centres that are told, in crop coordinates, to see how much it matters.
 
@@ -212,7 +212,7 @@ def refine_rows(
     refined = boxes.copy()
     for chunk in _chunks(dataset, images, config.batch_size):
         decoded = {
-            int(image): open_image(record.path, size_hw=record.size_hw, white=record.white)
+            int(image): open_image(record.path, size_hw=record.size_hw, white=refiner.white or record.white)
             for image in np.unique(images[chunk])
             for record in (dataset.images[image],)
         }

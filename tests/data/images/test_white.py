@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import zlib
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from scantling.api import audit
 from scantling.data.coco import Category, read_coco
 from scantling.data.health.check import check_data
 from scantling.data.images.open import open_image
@@ -20,6 +23,8 @@ from scantling.data.splits import DataConfig, describe_run_data, read_run_data
 from scantling.errors import DataError
 from scantling.pretrain.config import PretrainConfig
 from scantling.pretrain.source import read_crops
+from scantling.refine.apply import ApplyConfig, refine_truth
+from scantling.refine.bbrefinement import Refiner, RefinerConfig
 from scantling.run.predictions import predict_source
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(32, 128)  # every value of a camera of 12 bits
@@ -188,3 +193,40 @@ def test_prediction_sees_with_the_white_of_training(tmp_path, white):
         looker = Looker(white)
         predict_source(source, looker)
         assert {record.white for record in looker.seen} == {white}
+
+
+def in_8_bits(root, copy, white):
+    """The same set with the pictures that a picture of 16 bits becomes, in files of 8."""
+    shutil.copytree(root, copy)
+    for path in (copy / "images").iterdir():
+        stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        path.write_bytes(png(np.round(stored / white * 255).astype(np.uint8)))
+    return copy / "annotations" / "train.json"
+
+
+def test_an_audit_looks_at_the_same_pictures_as_the_refiner_has_learned_from(tmp_path):
+    root = data_set(tmp_path / "deep", [3000, 4095])
+    deep, plain = root / "annotations" / "train.json", in_8_bits(root, tmp_path / "plain", 4095)
+    torch.manual_seed(0)
+    refiner = Refiner(RefinerConfig(backbone="test_resnet", side=32, hidden=8), ("dent",), white=4095).eval()
+    torch.nn.init.normal_(refiner.output.weight, std=0.3)
+    seen = [refine_truth(read_coco(file), refiner, ApplyConfig()) for file in (deep, plain)]
+    np.testing.assert_allclose(*seen, atol=1e-4)
+    assert np.abs(seen[0] - [5, 5, 35, 25]).max() > 0.1
+
+    boxes = {
+        1: ([5, 5, 30, 20], [38, 10, 20, 25]),
+        2: ([5, 5, 30, 20],),
+    }  # the second one of image 1 has no label
+    found = [
+        {"image_id": image, "category_id": 1, "bbox": box, "score": 0.99}
+        for image in boxes
+        for box in boxes[image]
+    ]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    sheets = []
+    for file in (deep, plain):
+        out = tmp_path / f"audit-{file.parts[-3]}"
+        assert audit(file, out, predictions=tmp_path / "found.json", overrides=["min_score=0"]).audit.suspects
+        sheets.append((out / "suspects.jpg").read_bytes())
+    assert sheets[0] == sheets[1]
