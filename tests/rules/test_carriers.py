@@ -24,7 +24,6 @@ KERNELS = {
     "combine/clusters.py:_iou": "lanes of clusters that move, without a copy",
 }
 NOT_OF_OBJECTS = {
-    "report/draw.py:_overlap": "area that two captions have in common",
     "data/coco/geometry.py:_inside": "sides of a box that lie in its image",
 }
 
