@@ -26,15 +26,24 @@ settings.register_profile(
 settings.load_profile("scantling")
 
 
+PACKAGE = logging.getLogger("scantling")
+UNTOUCHED = (tuple(PACKAGE.handlers), PACKAGE.propagate, PACKAGE.level, signal.getsignal(signal.SIGTERM))
+"""Of the process before any test and any fixture, which may run verbs, too."""
+
+
 @pytest.fixture(autouse=True)
 def unchanged_process() -> Iterator[None]:
     """Verbs set logging and signals for their process; here the process is the tests'."""
-    package = logging.getLogger("scantling")
-    state = (package.handlers, package.propagate, package.level)
-    handler = signal.getsignal(signal.SIGTERM)
+    _reset_process()
     yield
-    package.handlers, package.propagate, package.level = state
-    signal.signal(signal.SIGTERM, handler)
+    _reset_process()
+
+
+def _reset_process() -> None:
+    handlers, PACKAGE.propagate, level, on_sigterm = UNTOUCHED
+    PACKAGE.handlers = list(handlers)
+    PACKAGE.setLevel(level)
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def real_data_root() -> Path | None:

@@ -35,6 +35,7 @@ from torch.nn import functional
 
 from scantling.errors import CheckpointError, ConfigError
 from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD
+from scantling.models.timm_networks import timm_network
 from scantling.models.weights.opener import read_weights
 from scantling.models.weights.published import published_backbone, published_network
 from scantling.models.weights.torchvision_keys import timm_names
@@ -296,7 +297,7 @@ def _create_backbone(config: RefinerConfig) -> nn.Module:
     if config.backbone.startswith(("swin", "vit")):
         options["img_size"] = config.crop_side
     try:
-        make = published_network if config.pretrained else timm.create_model
+        make = published_network if config.pretrained else timm_network
         network: nn.Module = make(config.backbone, num_classes=0, **options)
     except (RuntimeError, TypeError, AttributeError) as error:
         near = timm.list_models(f"*{config.backbone[:6]}*")[:8]

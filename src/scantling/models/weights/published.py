@@ -18,6 +18,7 @@ from torch import nn
 from torchvision.models import detection
 
 from scantling.errors import CheckpointError, ConfigError
+from scantling.models.timm_networks import timm_network
 from scantling.models.weights.opener import read_weights
 from scantling.models.weights.sources import (
     HUB_FILE,
@@ -139,7 +140,7 @@ def published_backbone(name: str) -> Published:
             hint="Name a file, or start from random weights.",
         )
     with torch.device("meta"):
-        size = sum(value.numel() for value in timm.create_model(name).state_dict().values()) * _BYTES
+        size = sum(value.numel() for value in timm_network(name).state_dict().values()) * _BYTES
     hub_id, url = config.hf_hub_id or None, config.url or ""
     if not sha256_prefix(url.rsplit("/", 1)[-1]) and hub_id:
         url = f"https://huggingface.co/{hub_id}/resolve/main/{HUB_FILE}"
