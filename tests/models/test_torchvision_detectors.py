@@ -27,6 +27,8 @@ from scantling.structures.sample import Batch, Frame
 from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
 
 SIZE_HW = (192, 256)
+PROPOSALS = 200
+"""Instead of 1000, for the time that the heads take."""
 MODELS = {
     "torchvision_faster_rcnn_r50": detection.fasterrcnn_resnet50_fpn,
     "torchvision_faster_rcnn_r50_v2": detection.fasterrcnn_resnet50_fpn_v2,
@@ -61,6 +63,7 @@ def confident(model: torch.nn.Module, pixels: torch.Tensor) -> torch.nn.Module:
         1000,
         0.2,
     )  # few, so that masks take moments
+    model.rpn._pre_nms_top_n["testing"] = model.rpn._post_nms_top_n["testing"] = PROPOSALS
     model.transform.min_size, model.transform.max_size = (SIZE_HW[0],), SIZE_HW[1]
     return model.eval()
 
@@ -77,7 +80,8 @@ def imported(peer, name, folder, choice=KEEP):
     torch.save(peer.state_dict(), file)
     summary = import_detector(file, ModelConfig(name=name), folder / "ours", choice=choice)
     tensors, meta = load_checkpoint(summary.checkpoint)
-    model = build_model(ModelConfig(**meta.model), len(meta.class_names)).eval()
+    config = ModelConfig(**{**meta.model, "num_test_proposals": PROPOSALS})
+    model = build_model(config, len(meta.class_names)).eval()
     load_weights(model, weights_in(tensors), source=summary.checkpoint)
     return model, meta, summary
 

@@ -26,15 +26,23 @@ NARROW = {
 }
 
 
-SMALLER = dict.fromkeys(("htc_cb_swin_t", "htc_cb_swin_b"), {"backbone": "convnext_atto"})
-"""Two Swin-B have 176 million weights; two Swin-T are compared with the reference."""
+NARROW_MASKS = {"mask_channels": 16, "mask_convs": 1}
+SMALLER = {
+    **dict.fromkeys(("htc_cb_swin_t", "htc_cb_swin_b"), {"backbone": "convnext_atto"}),
+    **dict.fromkeys(
+        ("cascade_rcnn_x101_64x4d", "cascade_mask_rcnn_x101_64x4d_dcn", "htc_x101_64x4d_dcn"),
+        {"backbone": "resnext50_32x4d"},
+    ),
+}
+"""A smaller network of the family: two Swin-B have 176 million weights. Two Swin-T are compared with the reference."""
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_learns_one_step_and_predicts(name: str) -> None:
     """The whole backbone; pyramid and heads narrow, so that it takes a moment only."""
     torch.manual_seed(0)
-    changes = {**NARROW, **SMALLER.get(name, {})}
+    masks = NARROW_MASKS if ModelConfig(name=name).has_masks else {}
+    changes = {**NARROW, **masks, **SMALLER.get(name, {})}
     model = build_model(ModelConfig(name=name, **changes), num_classes=2).train()
     sample = painted([(10, 20, 50, 60), (90, 30, 150, 110)], [0, 1], seed=1)
     batch = Batch.collate([with_masks(sample)])
