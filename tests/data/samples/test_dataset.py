@@ -11,8 +11,9 @@ import torch
 
 from scantling.data.coco import read_coco
 from scantling.data.io import write_json
+from scantling.data.samples.augmentation import AugmentConfig, build_transforms
 from scantling.data.samples.dataset import DetectionDataset, draw_key, rng_for
-from scantling.data.samples.transforms import AugmentConfig, Compose, build_transforms
+from scantling.data.samples.transforms import Compose
 from scantling.errors import DataError
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from scantling.data.coco import CocoDataset, read_coco
 from scantling.data.io import write_json
+from scantling.data.samples.augmentation import AugmentConfig, build_transforms
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import (
     EpochImage,
@@ -24,7 +25,7 @@ from scantling.data.samples.loader import (
     epoch_order,
     shard,
 )
-from scantling.data.samples.transforms import AugmentConfig, Compose, build_transforms
+from scantling.data.samples.transforms import Compose
 from scantling.errors import DataError
 
 NUM_IMAGES = 9

@@ -16,9 +16,9 @@ from torch import nn
 from scantling.data.coco import CocoDataset
 from scantling.data.findings import name_some
 from scantling.data.io import sha256_of
+from scantling.data.samples.augmentation import build_transforms
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import LoaderConfig, TrainLoader
-from scantling.data.samples.transforms import build_transforms
 from scantling.data.score_maps import save_score_maps
 from scantling.errors import CheckpointError, ConfigError
 from scantling.evaluate.coco_eval import evaluate_results, limits_up_to
