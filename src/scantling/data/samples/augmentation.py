@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from scantling.data.samples.photometric import Photometric
 from scantling.data.samples.transforms import (
+    Closing,
     Compose,
     HorizontalFlip,
     PadTo,
@@ -22,9 +23,15 @@ from scantling.data.samples.transforms import (
     Transform,
     VerticalFlip,
 )
+from scantling.errors import ConfigError
 from scantling.settings.fields import Fraction
 
 Side = Annotated[int, Field(strict=True, ge=16, le=16384)]
+
+Closable = Literal["photometric", "turn"]
+"""Options that training can go without towards its end."""
+
+_OFF: dict[Closable, float | None] = {"photometric": 0.0, "turn": 0.0}
 
 
 class SideRange(BaseModel):
@@ -70,6 +77,9 @@ class AugmentConfig(BaseModel):
         saturation: Largest relative change of saturation.
         hue: Largest turn of the colour circle, in whole turns.
         gamma: Largest relative change of the gamma exponent.
+        close_epochs: So many epochs at the end of training go without the options that `closed` names, so that training
+            ends on images as they are met with later; 0 for none.
+        closed: Options that `close_epochs` switches off.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,6 +100,8 @@ class AugmentConfig(BaseModel):
     saturation: Fraction = 0.0
     hue: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.0
     gamma: Fraction = 0.0
+    close_epochs: Annotated[int, Field(strict=True, ge=0)] = 0
+    closed: tuple[Closable, ...] = ()
 
     @property
     def short_sides(self) -> Sequence[int]:
@@ -106,6 +118,32 @@ class AugmentConfig(BaseModel):
         if self.long_side is not None and longest > self.long_side:
             raise ValueError(f"short_side {longest} is larger than long_side {self.long_side}")
         return self
+
+    def at_the_end(self) -> AugmentConfig:
+        """What is left in the last `close_epochs` epochs."""
+        return self.model_copy(update={name: _OFF[name] for name in self.closed})
+
+
+def closing_of(config: AugmentConfig, epochs: int) -> Closing | None:
+    """What training goes over to in its last epochs; None where it stays as it is.
+
+    Args:
+        config: Of the whole training.
+        epochs: How many epochs training has, if nothing stops it early.
+
+    Raises:
+        ConfigError: Training has no more epochs than are to go without.
+    """
+    end = config.at_the_end()
+    if not config.close_epochs or end == config:
+        return None
+    if config.close_epochs >= epochs:
+        told = f"{config.close_epochs} epochs at the end are to go without {', '.join(config.closed)}"
+        raise ConfigError(
+            f"augment.close_epochs: {told}, and training has {epochs}",
+            hint="Give fewer than train.epochs, or leave these options out.",
+        )
+    return Closing(epochs - config.close_epochs, build_transforms(end))
 
 
 def build_transforms(config: AugmentConfig) -> Compose:

@@ -1,7 +1,8 @@
 """Augmentation: every transform takes (sample, bank, rng) and returns a sample.
 
 `bank` gives other samples to transforms that mix images; `rng` is all the randomness there is. Neighbouring geometric
-transforms are merged by `Compose` into one `View`, so the pixels are resampled once (see `geometry.py`).
+transforms are merged by `Compose` into one `View`, so the pixels are resampled once (see `geometry.py`). No transform
+knows the epoch: which ones are at work in it is the data set's business (`Closing`).
 """
 
 from __future__ import annotations
@@ -60,6 +61,13 @@ class Compose:
 
     def __call__(self, sample: Sample, bank: Bank, rng: np.random.Generator, /) -> Sample:
         """The sample after all transforms."""
+        return render(*self.placed(sample, bank, rng))
+
+    def placed(self, sample: Sample, bank: Bank, rng: np.random.Generator, /) -> tuple[Sample, View]:
+        """The sample after all but the last geometric transforms, and the view of it that these ask for.
+
+        For what goes on to move the image: it changes the view, and pixels are still resampled once.
+        """
         view = View.of(sample)
         for transform in self.transforms:
             if not isinstance(transform, Geometric) or view.finished:
@@ -70,7 +78,20 @@ class Compose:
             else:
                 sample = transform(sample, bank, rng)
                 view = View.of(sample)
-        return render(sample, view)
+        return sample, view
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """What the transforms of a data set give way to in the last epochs of training.
+
+    Attributes:
+        first_epoch: The first epoch in which they do, counted from 0.
+        transforms: What is applied from then on.
+    """
+
+    first_epoch: int
+    transforms: Transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

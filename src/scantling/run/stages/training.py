@@ -16,7 +16,7 @@ from torch import nn
 from scantling.data.coco import CocoDataset
 from scantling.data.findings import name_some
 from scantling.data.io import sha256_of
-from scantling.data.samples.augmentation import build_transforms
+from scantling.data.samples.augmentation import build_transforms, closing_of
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import LoaderConfig, TrainLoader
 from scantling.data.score_maps import save_score_maps
@@ -72,6 +72,7 @@ def check_detectors(context: RunContext, *, begun: bool) -> None:
 def _check_member(context: RunContext, name: str) -> None:
     member, class_names = context.member(name), context.data.train.class_names
     require_precision(member.train.precision, context.device)
+    closing_of(member.augmentation, resolved(member.train.epochs))
     if member.segmenter is not None:
         check_segmenter(member.segmenter, len(class_names))
         return
@@ -201,6 +202,7 @@ def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> Tr
         train,
         transforms,
         seed=context.recipe.seed,
+        closing=closing_of(member.augmentation, resolved(member.train.epochs)),
         masks=member.draws_masks or member.gives_maps,
         skip_invalid=context.recipe.data.skip_invalid,
     )
