@@ -10,6 +10,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
+from scantling.data.coco import CocoDataset
+from scantling.data.samples.copy_paste import CopyPaste, CopyPasteConfig, Occurrences
+from scantling.data.samples.instaboost import InstaBoost, InstaBoostConfig
+from scantling.data.samples.mosaic import MixUp, MixUpConfig, Mosaic, MosaicConfig
 from scantling.data.samples.photometric import Photometric
 from scantling.data.samples.transforms import (
     Closing,
@@ -28,10 +32,17 @@ from scantling.settings.fields import Fraction
 
 Side = Annotated[int, Field(strict=True, ge=16, le=16384)]
 
-Closable = Literal["photometric", "turn"]
+Closable = Literal["instaboost", "copy_paste", "mosaic", "mixup", "photometric", "turn"]
 """Options that training can go without towards its end."""
 
-_OFF: dict[Closable, float | None] = {"photometric": 0.0, "turn": 0.0}
+_OFF: dict[Closable, float | None] = {
+    "instaboost": None,
+    "copy_paste": None,
+    "mosaic": None,
+    "mixup": None,
+    "photometric": 0.0,
+    "turn": 0.0,
+}
 
 
 class SideRange(BaseModel):
@@ -63,11 +74,11 @@ class AugmentConfig(BaseModel):
             side, so that images fit into a square of that length.
         crop: Size of a random crop after resizing, one number for a square or [height, width]; null for none.
         crop_pad: Fill images smaller than the crop with black at the right and bottom.
-        min_visibility: Objects of which a crop leaves a smaller share than this are no targets in it; where a tile
-            does, the region is ignored. The share is that of the mask where objects have masks, else of the box; a
-            crop is drawn again until it shows enough of some object, ten times at most, then put around one, then where
-            it shows the largest share of one, which stays a target even if it is a smaller one: an image with objects
-            is never cropped to one without.
+        min_visibility: Objects of which a crop leaves a smaller share than this are no targets in it, nor those
+            of which pasted objects do; where a tile does, the region is ignored. The share is that of the mask
+            where objects have masks, else of the box; a crop is drawn again until it shows enough of some
+            object, ten times at most, then put around one, then where it shows the largest share of one, which
+            stays a target even if it is a smaller one: an image with objects is never cropped to one without.
         flip: Probability of exchanging left and right.
         vertical_flip: Probability of exchanging top and bottom.
         turn: Probability of a turn by 90, 180 or 270 degrees.
@@ -77,6 +88,10 @@ class AugmentConfig(BaseModel):
         saturation: Largest relative change of saturation.
         hue: Largest turn of the colour circle, in whole turns.
         gamma: Largest relative change of the gamma exponent.
+        instaboost: Objects moved a little within their image, before anything else; null for none. Needs masks.
+        copy_paste: Objects of other training images laid onto the image, after that; null for none.
+        mosaic: Four images in one, each of which has gone through all of the above but colours; null for none.
+        mixup: Another image shining through, a mosaic perhaps; null for none.
         close_epochs: So many epochs at the end of training go without the options that `closed` names, so that training
             ends on images as they are met with later; 0 for none.
         closed: Options that `close_epochs` switches off.
@@ -100,8 +115,12 @@ class AugmentConfig(BaseModel):
     saturation: Fraction = 0.0
     hue: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.0
     gamma: Fraction = 0.0
+    instaboost: InstaBoostConfig | None = None
+    copy_paste: CopyPasteConfig | None = None
+    mosaic: MosaicConfig | None = None
+    mixup: MixUpConfig | None = None
     close_epochs: Annotated[int, Field(strict=True, ge=0)] = 0
-    closed: tuple[Closable, ...] = ()
+    closed: tuple[Closable, ...] = ("mosaic", "mixup")
 
     @property
     def short_sides(self) -> Sequence[int]:
@@ -124,12 +143,29 @@ class AugmentConfig(BaseModel):
         return self.model_copy(update={name: _OFF[name] for name in self.closed})
 
 
-def closing_of(config: AugmentConfig, epochs: int) -> Closing | None:
+def uses_masks(config: AugmentConfig, train: CocoDataset) -> bool:
+    """Whether images have to carry masks for their augmentation, whatever learns from them.
+
+    Raises:
+        ConfigError: They have to, and there are annotations without masks.
+    """
+    lacking = [each for many in train.annotations for each in many if each.segmentation is None]
+    if config.instaboost is not None and lacking:
+        told = f"{len(lacking)} of {train.num_annotations} annotations of {train.file} have no mask"
+        raise ConfigError(
+            f"augment.instaboost: {told}",
+            hint="InstaBoost needs them. Use augment.copy_paste, which can do with boxes, or add masks.",
+        )
+    return not lacking and (config.instaboost, config.copy_paste) != (None, None)
+
+
+def closing_of(config: AugmentConfig, epochs: int, train: CocoDataset | None = None) -> Closing | None:
     """What training goes over to in its last epochs; None where it stays as it is.
 
     Args:
         config: Of the whole training.
         epochs: How many epochs training has, if nothing stops it early.
+        train: As of `build_transforms`.
 
     Raises:
         ConfigError: Training has no more epochs than are to go without.
@@ -143,12 +179,20 @@ def closing_of(config: AugmentConfig, epochs: int) -> Closing | None:
             f"augment.close_epochs: {told}, and training has {epochs}",
             hint="Give fewer than train.epochs, or leave these options out.",
         )
-    return Closing(epochs - config.close_epochs, build_transforms(end))
+    return Closing(epochs - config.close_epochs, build_transforms(end, train))
 
 
-def build_transforms(config: AugmentConfig) -> Compose:
-    """The transforms a configuration asks for: tile, resize, crop, flips and turns, colours; not what is off."""
-    steps: list[Transform] = []
+def build_transforms(config: AugmentConfig, train: CocoDataset | None = None) -> Compose:
+    """The transforms a configuration asks for: pastes, tile, resize, crop, flips and turns, colours; not what is off.
+
+    Args:
+        config: What is done to training images.
+        train: Where copy-paste learns which objects there are, and where they occur; needed for nothing else.
+
+    Raises:
+        ValueError: Copy-paste without a data set.
+    """
+    steps: list[Transform] = [*_pastes(config, train)]
     if config.tile is not None:
         share, visible = config.tile_objects, config.min_visibility
         steps.append(RandomTile(side=config.tile, object_share=share, min_visibility=visible))
@@ -162,10 +206,25 @@ def build_transforms(config: AugmentConfig) -> Compose:
         steps.append(VerticalFlip(probability=config.vertical_flip))
     if config.turn:
         steps.append(RandomRotate90(probability=config.turn))
+    if config.mosaic is not None:
+        steps = [Mosaic(config.mosaic, Compose(tuple(steps)), config.min_visibility)]
+    if config.mixup is not None:
+        steps = [MixUp(config.mixup, Compose(tuple(steps)), config.min_visibility)]
     steps.extend(_colour_steps(config))
     if config.crop is not None and config.crop_pad:
         steps.append(PadTo(size_hw=size_hw))
     return Compose(tuple(steps))
+
+
+def _pastes(config: AugmentConfig, train: CocoDataset | None) -> list[Transform]:
+    steps: list[Transform] = []
+    if config.instaboost is not None:
+        steps.append(InstaBoost(config.instaboost, config.min_visibility))
+    if config.copy_paste is not None:
+        if train is None:
+            raise ValueError("build_transforms: copy_paste needs the training set, found None")
+        steps.append(CopyPaste(config.copy_paste, Occurrences.of(train), config.min_visibility))
+    return steps
 
 
 def _colour_steps(config: AugmentConfig) -> list[Transform]:
