@@ -27,8 +27,8 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms import v2
 
 from scantling.data.images.open import list_images, open_image
+from scantling.data.samples.augmentation import AugmentConfig, SideRange, build_transforms
 from scantling.data.samples.dataset import rng_for
-from scantling.data.samples.transforms import AugmentConfig, SideRange, build_transforms
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Frame, Sample
 

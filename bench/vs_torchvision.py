@@ -29,9 +29,9 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from scantling.data.coco import CocoDataset, read_coco, to_results
+from scantling.data.samples.augmentation import AugmentConfig, build_transforms
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import LoaderConfig, TrainLoader
-from scantling.data.samples.transforms import AugmentConfig, build_transforms
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.backbone import Backbone, BackboneConfig
 from scantling.models.contract import CandidateLimits, Detector, Encoded, total_loss

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.painted import SIDE, painted, painted_batch
-from scantling.data.samples.transforms import AugmentConfig, build_transforms
+from scantling.data.samples.augmentation import AugmentConfig, build_transforms
 from scantling.errors import CheckpointError, ConfigError
 from scantling.models.contract import total_loss
 from scantling.models.fpn_segmenter import dice_loss

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scantling.data.samples.transforms import AugmentConfig, SideRange
+from scantling.data.samples.augmentation import AugmentConfig, SideRange
 from scantling.errors import ConfigError
 from scantling.models.segmenters import SEGMENTERS
 from scantling.models.zoo import MODELS, ModelConfig, build_model

@@ -19,8 +19,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from scantling.data.coco import ImageId, ImageRecord
+from scantling.data.samples.augmentation import Side
 from scantling.data.samples.loader import aspect_order
-from scantling.data.samples.transforms import Side, fit_size
+from scantling.data.samples.transforms import fit_size
 from scantling.data.workers import TaskStream
 from scantling.errors import ConfigError, DataError, Finding, Severity
 from scantling.models.contract import CandidateLimits, Detector

@@ -31,7 +31,7 @@ from scantling.combine.eliminate import EliminateConfig
 from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.semantic import SemanticConfig
 from scantling.combine.tune import TuneConfig
-from scantling.data.samples.transforms import AugmentConfig
+from scantling.data.samples.augmentation import AugmentConfig
 from scantling.data.splits import DataConfig
 from scantling.errors import ConfigError, did_you_mean
 from scantling.models.segmenters import SegmenterConfig

@@ -11,9 +11,10 @@ import torch
 
 from scantling.data.coco import read_coco
 from scantling.data.io import write_json
+from scantling.data.samples.augmentation import AugmentConfig, build_transforms, closing_of
 from scantling.data.samples.dataset import DetectionDataset, draw_key, rng_for
-from scantling.data.samples.transforms import AugmentConfig, Compose, build_transforms
-from scantling.errors import DataError
+from scantling.data.samples.transforms import Compose
+from scantling.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,27 @@ def test_get_depends_on_seed_epoch_image_and_repeat_only(coco):
     assert reference not in others
     alone = replace(dataset, coco=coco.subset([6]))  # now at position 0
     assert picture(alone, 0, 2) == picture(dataset, 1, 2)
+
+
+def test_the_last_epochs_go_without_what_is_closed(coco):
+    settings = {"short_side": (32, 48), "brightness": 0.5, "turn": 0.5}
+    config = AugmentConfig(**settings, close_epochs=2, closed=("photometric", "turn"))
+    plain = AugmentConfig(**{**settings, "photometric": 0.0, "turn": 0.0})
+    whole, without = build_transforms(config), build_transforms(plain)
+    dataset = DetectionDataset(coco, whole, seed=3, closing=closing_of(config, epochs=5))
+    before, after = DetectionDataset(coco, whole, seed=3), DetectionDataset(coco, without, seed=3)
+    for index, epoch in ((0, 0), (1, 2), (0, 3), (2, 4)):
+        expected = (before if epoch < 3 else after).get(index, epoch)
+        assert dataset.get(index, epoch).image.tobytes() == expected.image.tobytes()
+    assert before.get(0, 3).image.tobytes() != after.get(0, 3).image.tobytes()
+
+
+def test_nothing_is_closed_unless_it_was_open_and_epochs_are_left_for_it():
+    assert closing_of(AugmentConfig(close_epochs=2), epochs=5) is None
+    assert closing_of(AugmentConfig(turn=0.5, closed=("turn",)), epochs=5) is None
+    assert closing_of(AugmentConfig(close_epochs=2, closed=("turn",)), epochs=1) is None  # it is off anyway
+    with pytest.raises(ConfigError, match="5 epochs at the end are to go without turn, and training has 5"):
+        closing_of(AugmentConfig(turn=0.5, close_epochs=5, closed=("turn",)), epochs=5)
 
 
 def test_ids_of_different_type_are_different_images():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 import cv2
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from scantling.data.coco import CocoDataset, read_coco
 from scantling.data.io import write_json
+from scantling.data.samples.augmentation import AugmentConfig, build_transforms
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import (
     EpochImage,
@@ -24,7 +26,7 @@ from scantling.data.samples.loader import (
     epoch_order,
     shard,
 )
-from scantling.data.samples.transforms import AugmentConfig, Compose, build_transforms
+from scantling.data.samples.transforms import Compose
 from scantling.errors import DataError
 
 NUM_IMAGES = 9
@@ -55,9 +57,15 @@ def coco(tmp_path_factory):
     return read_coco(root / "all.json")
 
 
-def dataset_of(coco: CocoDataset, seed: int = 1) -> DetectionDataset:
-    config = AugmentConfig(short_side=(32, 48, 64), long_side=96, brightness=0.3, hue=0.1)
-    return DetectionDataset(coco, build_transforms(config), seed=seed)
+MIXING = {"copy_paste": {"probability": 1.0}, "mosaic": {}, "mixup": {"probability": 0.5}}
+"""Everything that draws on other images than the one it is about."""
+
+
+def dataset_of(coco: CocoDataset, seed: int = 1, mixing: Mapping[str, object] = {}) -> DetectionDataset:
+    config = AugmentConfig.model_validate(
+        {"short_side": (32, 48, 64), "long_side": 96, "brightness": 0.3, "hue": 0.1, **mixing}
+    )
+    return DetectionDataset(coco, build_transforms(config, coco), seed=seed)
 
 
 def fingerprint(batches):
@@ -159,11 +167,13 @@ def test_grouping_by_aspect_saves_padding(coco):
 
 
 def test_batches_are_the_same_for_any_number_of_workers_and_any_epoch_order(coco):
-    reference = TrainLoader(dataset_of(coco), LoaderConfig(batch_size=2, repeats=2))
+    reference = TrainLoader(dataset_of(coco, mixing=MIXING), LoaderConfig(batch_size=2, repeats=2))
     expected = {epoch: fingerprint(reference.epoch(epoch)) for epoch in (0, 1)}
     assert expected[0] != expected[1]
     for workers in (1, 2):
-        loader = TrainLoader(dataset_of(coco), LoaderConfig(batch_size=2, repeats=2, workers=workers))
+        loader = TrainLoader(
+            dataset_of(coco, mixing=MIXING), LoaderConfig(batch_size=2, repeats=2, workers=workers)
+        )
         assert fingerprint(loader.epoch(1)) == expected[1]
         assert fingerprint(loader.epoch(0)) == expected[0]
         loader.close()

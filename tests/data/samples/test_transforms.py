@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from scantling.data.samples.augmentation import AugmentConfig, SideRange, build_transforms
 from scantling.data.samples.geometry import View, render, resize_pixels
 from scantling.data.samples.transforms import (
-    AugmentConfig,
     Compose,
     Geometric,
     HorizontalFlip,
@@ -23,9 +23,7 @@ from scantling.data.samples.transforms import (
     RandomRotate90,
     RandomTile,
     ResizeShortSide,
-    SideRange,
     VerticalFlip,
-    build_transforms,
     fit_size,
 )
 from scantling.structures.instances import ImageMasks, Instances

@@ -14,7 +14,7 @@ import numpy as np
 
 from scantling.data.coco import CocoDataset, ImageId
 from scantling.data.images.open import open_image
-from scantling.data.samples.transforms import Transform
+from scantling.data.samples.transforms import Closing, Transform
 from scantling.errors import DataError
 from scantling.structures.sample import Frame, Sample
 
@@ -46,6 +46,7 @@ class DetectionDataset:
     Attributes:
         coco: Records and annotations.
         transforms: Applied by `get`.
+        closing: What is applied in their place in the last epochs; None for the same to the end.
         seed: Of the run.
         masks: Whether samples carry masks.
         skip_invalid: An image that cannot be read is replaced by the next one that can, instead of stopping.
@@ -55,6 +56,7 @@ class DetectionDataset:
     coco: CocoDataset
     transforms: Transform
     seed: int = 0
+    closing: Closing | None = None
     masks: bool = False
     skip_invalid: bool = False
     left_out: dict[str, str] = field(default_factory=dict, compare=False)
@@ -98,5 +100,8 @@ class DetectionDataset:
             epoch: Counted from 0.
             repeat: Which of an epoch's passes over the images, counted from 0.
         """
-        raw = self.sample(index)
-        return self.transforms(raw, self, rng_for(self.seed, epoch, raw.image_id, f"augment {repeat}"))
+        raw, closing = self.sample(index), self.closing
+        transforms = self.transforms
+        if closing is not None and epoch >= closing.first_epoch:
+            transforms = closing.transforms
+        return transforms(raw, self, rng_for(self.seed, epoch, raw.image_id, f"augment {repeat}"))

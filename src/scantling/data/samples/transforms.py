@@ -1,9 +1,8 @@
 """Augmentation: every transform takes (sample, bank, rng) and returns a sample.
 
 `bank` gives other samples to transforms that mix images; `rng` is all the randomness there is. Neighbouring geometric
-transforms are merged by `Compose` into one `View`, so the pixels are resampled once (see `geometry.py`).
-
-    AugmentConfig ── build_transforms ──► Compose: tile ► resize ► crop ► flips, turns ► colours
+transforms are merged by `Compose` into one `View`, so the pixels are resampled once (see `geometry.py`). No transform
+knows the epoch: which ones are at work in it is the data set's business (`Closing`).
 """
 
 from __future__ import annotations
@@ -12,19 +11,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol, Self
+from typing import Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from torch import Tensor
 
 from scantling.data.samples.geometry import View, move_instances, render, seen_of, visible
-from scantling.data.samples.photometric import Photometric
-from scantling.settings.fields import Fraction
 from scantling.structures.instances import Instances
 from scantling.structures.sample import Sample
 
-Side = Annotated[int, Field(strict=True, ge=16, le=16384)]
 _ROUNDING = 1e-6
 
 
@@ -66,6 +61,13 @@ class Compose:
 
     def __call__(self, sample: Sample, bank: Bank, rng: np.random.Generator, /) -> Sample:
         """The sample after all transforms."""
+        return render(*self.placed(sample, bank, rng))
+
+    def placed(self, sample: Sample, bank: Bank, rng: np.random.Generator, /) -> tuple[Sample, View]:
+        """The sample after all but the last geometric transforms, and the view of it that these ask for.
+
+        For what goes on to move the image: it changes the view, and pixels are still resampled once.
+        """
         view = View.of(sample)
         for transform in self.transforms:
             if not isinstance(transform, Geometric) or view.finished:
@@ -76,7 +78,20 @@ class Compose:
             else:
                 sample = transform(sample, bank, rng)
                 view = View.of(sample)
-        return render(sample, view)
+        return sample, view
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """What the transforms of a data set give way to in the last epochs of training.
+
+    Attributes:
+        first_epoch: The first epoch in which they do, counted from 0.
+        transforms: What is applied from then on.
+    """
+
+    first_epoch: int
+    transforms: Transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,118 +290,3 @@ class PadTo(Geometric):
     def place(self, view: View, _rng: np.random.Generator, /) -> View:
         """See `Geometric`."""
         return view.padded(self.size_hw)
-
-
-class SideRange(BaseModel):
-    """Every whole length from `min` to `max`, both included."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    min: Side
-    max: Side
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is larger than max {self.max}")
-        return self
-
-
-class AugmentConfig(BaseModel):
-    """How training images are varied; the defaults are the usual resize and flip.
-
-    Attributes:
-        tile: Side in pixels of a random square that is cut from the image first, for images too large to be taken
-            whole; the rest happens to the square. null: the whole image.
-        tile_objects: Probability that the square shows a random object of the image; the others lie anywhere.
-        short_side: Length of the short side in pixels: one number, a list to choose from, or `{min, max}` for any
-            length between them. The aspect is kept. `auto` is resolved from the sizes of images and objects
-            before training starts.
-        long_side: The long side is never longer than this. null: never longer than the length drawn for the short
-            side, so that images fit into a square of that length.
-        crop: Size of a random crop after resizing, one number for a square or [height, width]; null for none.
-        crop_pad: Fill images smaller than the crop with black at the right and bottom.
-        min_visibility: Objects of which a crop leaves a smaller share than this are no targets in it; where a tile
-            does, the region is ignored. The share is that of the mask where objects have masks, else of the box; a
-            crop is drawn again until it shows enough of some object, ten times at most, then put around one, then where
-            it shows the largest share of one, which stays a target even if it is a smaller one: an image with objects
-            is never cropped to one without.
-        flip: Probability of exchanging left and right.
-        vertical_flip: Probability of exchanging top and bottom.
-        turn: Probability of a turn by 90, 180 or 270 degrees.
-        photometric: Probability of changing colours at all; how much is said by the next five.
-        brightness: Largest relative change of brightness (0.2: factor 0.8 to 1.2).
-        contrast: Largest relative change of contrast.
-        saturation: Largest relative change of saturation.
-        hue: Largest turn of the colour circle, in whole turns.
-        gamma: Largest relative change of the gamma exponent.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tile: Annotated[int, Field(strict=True, ge=32, le=16384)] | None = None
-    tile_objects: Fraction = 0.75
-    short_side: Side | Annotated[tuple[Side, ...], Field(min_length=1)] | SideRange | Literal["auto"] = 800
-    long_side: Side | None = 1333
-    crop: Side | tuple[Side, Side] | None = None
-    crop_pad: StrictBool = False
-    min_visibility: Fraction = 0.1
-    flip: Fraction = 0.5
-    vertical_flip: Fraction = 0.0
-    turn: Fraction = 0.0
-    photometric: Fraction = 1.0
-    brightness: Fraction = 0.0
-    contrast: Fraction = 0.0
-    saturation: Fraction = 0.0
-    hue: Annotated[float, Field(strict=True, ge=0, le=0.5)] = 0.0
-    gamma: Fraction = 0.0
-
-    @property
-    def short_sides(self) -> Sequence[int]:
-        """All lengths that the short side may take, in the order given; none while it is `auto`."""
-        if self.short_side == "auto":
-            return ()
-        if isinstance(self.short_side, SideRange):
-            return range(self.short_side.min, self.short_side.max + 1)
-        return self.short_side if isinstance(self.short_side, tuple) else (self.short_side,)
-
-    @model_validator(mode="after")
-    def _sides_agree(self) -> Self:
-        longest = max(self.short_sides, default=0)
-        if self.long_side is not None and longest > self.long_side:
-            raise ValueError(f"short_side {longest} is larger than long_side {self.long_side}")
-        return self
-
-
-def build_transforms(config: AugmentConfig) -> Compose:
-    """The transforms a configuration asks for: tile, resize, crop, flips and turns, colours; not what is off."""
-    steps: list[Transform] = []
-    if config.tile is not None:
-        share, visible = config.tile_objects, config.min_visibility
-        steps.append(RandomTile(side=config.tile, object_share=share, min_visibility=visible))
-    steps.append(ResizeShortSide(short_side=config.short_sides, long_side=config.long_side))
-    if config.crop is not None:
-        size_hw = (config.crop, config.crop) if isinstance(config.crop, int) else config.crop
-        steps.append(RandomCrop(size_hw=size_hw, min_visibility=config.min_visibility))
-    if config.flip:
-        steps.append(HorizontalFlip(probability=config.flip))
-    if config.vertical_flip:
-        steps.append(VerticalFlip(probability=config.vertical_flip))
-    if config.turn:
-        steps.append(RandomRotate90(probability=config.turn))
-    steps.extend(_colour_steps(config))
-    if config.crop is not None and config.crop_pad:
-        steps.append(PadTo(size_hw=size_hw))
-    return Compose(tuple(steps))
-
-
-def _colour_steps(config: AugmentConfig) -> list[Transform]:
-    step = Photometric(
-        probability=config.photometric,
-        brightness=config.brightness,
-        contrast=config.contrast,
-        saturation=config.saturation,
-        hue=config.hue,
-        gamma=config.gamma,
-    )
-    return [] if step == Photometric(probability=config.photometric) or not config.photometric else [step]

@@ -16,9 +16,9 @@ from torch import nn
 from scantling.data.coco import CocoDataset
 from scantling.data.findings import name_some
 from scantling.data.io import sha256_of
+from scantling.data.samples.augmentation import build_transforms, closing_of, uses_masks
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import LoaderConfig, TrainLoader
-from scantling.data.samples.transforms import build_transforms
 from scantling.data.score_maps import save_score_maps
 from scantling.errors import CheckpointError, ConfigError
 from scantling.evaluate.coco_eval import evaluate_results, limits_up_to
@@ -72,6 +72,8 @@ def check_detectors(context: RunContext, *, begun: bool) -> None:
 def _check_member(context: RunContext, name: str) -> None:
     member, class_names = context.member(name), context.data.train.class_names
     require_precision(member.train.precision, context.device)
+    uses_masks(member.augmentation, context.data.train)
+    closing_of(member.augmentation, resolved(member.train.epochs), context.data.train)
     if member.segmenter is not None:
         check_segmenter(member.segmenter, len(class_names))
         return
@@ -189,7 +191,7 @@ def _train(context: RunContext, unit: TrainingJob) -> None:
 
 
 def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> TrainLoader:
-    transforms = build_transforms(member.augmentation)
+    augment = member.augmentation
     config = LoaderConfig(
         batch_size=resolved(member.train.batch_size),
         repeats=resolved(member.train.repeats),
@@ -199,9 +201,10 @@ def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> Tr
     )
     dataset = DetectionDataset(
         train,
-        transforms,
+        build_transforms(augment, train),
         seed=context.recipe.seed,
-        masks=member.draws_masks or member.gives_maps,
+        closing=closing_of(augment, resolved(member.train.epochs), train),
+        masks=member.draws_masks or member.gives_maps or uses_masks(augment, train),
         skip_invalid=context.recipe.data.skip_invalid,
     )
     return TrainLoader(dataset, config)
