@@ -150,7 +150,7 @@ def evaluate(
     Args:
         results: COCO results file; a `ResultsFile` says what the numbers in it are.
         data: The truth: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
-        iou_type: `bbox` or `segm`.
+        iou_type: `bbox` or `segm`; with masks, how objects that lie in several parts are found whole is measured too.
         backend: `auto`, `pycocotools` or `hotcoco` (same numbers, faster).
         bootstrap: Resamples of the images for a 95 % interval of every AP; 0 for none.
         max_dets: Predictions counted per image and category, best first; COCO's own number is 100.
@@ -181,6 +181,7 @@ def evaluate(
         backend=backend,
         bootstrap=bootstrap,
         max_detections=limits_up_to(max_dets),
+        occlusion=iou_type == "segm",
     )
     tell_warnings(evaluation.findings, log, rest="all of this kind")
     if out is not None:
