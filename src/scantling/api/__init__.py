@@ -27,6 +27,7 @@ from scantling.api.combine import tuned_overrides as tuned_overrides  # noqa: PL
 from scantling.api.data import check as check  # noqa: PLC0414 - part of this module too
 from scantling.api.data import convert as convert  # noqa: PLC0414 - part of this module too
 from scantling.api.data import split as split  # noqa: PLC0414 - part of this module too
+from scantling.api.data import submission as submission  # noqa: PLC0414 - part of this module too
 from scantling.api.data import synth as synth  # noqa: PLC0414 - part of this module too
 from scantling.api.pretrain import pretrain as pretrain  # noqa: PLC0414 - part of this module too
 from scantling.api.refine import refine_ablate as refine_ablate  # noqa: PLC0414 - part of this module too
