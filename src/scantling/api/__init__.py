@@ -27,6 +27,7 @@ from scantling.api.combine import tuned_overrides as tuned_overrides  # noqa: PL
 from scantling.api.data import check as check  # noqa: PLC0414 - part of this module too
 from scantling.api.data import convert as convert  # noqa: PLC0414 - part of this module too
 from scantling.api.data import split as split  # noqa: PLC0414 - part of this module too
+from scantling.api.data import submission as submission  # noqa: PLC0414 - part of this module too
 from scantling.api.data import synth as synth  # noqa: PLC0414 - part of this module too
 from scantling.api.pretrain import pretrain as pretrain  # noqa: PLC0414 - part of this module too
 from scantling.api.refine import refine_ablate as refine_ablate  # noqa: PLC0414 - part of this module too
@@ -150,7 +151,7 @@ def evaluate(
     Args:
         results: COCO results file; a `ResultsFile` says what the numbers in it are.
         data: The truth: a COCO file, a split file, or a split of a data set in any format (`FOLDER:SPLIT`).
-        iou_type: `bbox` or `segm`.
+        iou_type: `bbox` or `segm`; with masks, how objects that lie in several parts are found whole is measured too.
         backend: `auto`, `pycocotools` or `hotcoco` (same numbers, faster).
         bootstrap: Resamples of the images for a 95 % interval of every AP; 0 for none.
         max_dets: Predictions counted per image and category, best first; COCO's own number is 100.
@@ -181,6 +182,7 @@ def evaluate(
         backend=backend,
         bootstrap=bootstrap,
         max_detections=limits_up_to(max_dets),
+        occlusion=iou_type == "segm",
     )
     tell_warnings(evaluation.findings, log, rest="all of this kind")
     if out is not None:

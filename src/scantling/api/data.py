@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from scantling.settings.paths import (
+    GivenResults,
+    ResultsFile,
     folder_of,
     require_existing,
+    require_output,
 )
 
 if TYPE_CHECKING:
+    from scantling.data.coco.image_lists import Submission
     from scantling.data.convert import Converted
     from scantling.data.health.check import DataHealth
     from scantling.data.splitting import SplitResult
@@ -60,6 +64,39 @@ def convert(
         states=tuple(states),
         options=options,
     )
+
+
+def submission(
+    results: GivenResults,
+    data: str | Path,
+    to: Literal["deepsport"],
+    out: str | Path,
+    *,
+    skip_invalid: bool = False,
+) -> Submission:
+    """Write predictions in the layout in which a challenge takes them.
+
+    Args:
+        results: COCO results file with masks; a `ResultsFile` says what the numbers in it are.
+        data: What was predicted, whole: a COCO file, or a split of a data set (`FOLDER:SPLIT`).
+        to: `deepsport`: labels, scores, boxes and masks image by image, in the order of the annotations file.
+        out: JSON file to write.
+        skip_invalid: Leave faulty predictions out, counted, instead of stopping.
+
+    Raises:
+        ScantlingError: A file cannot be used, or a prediction has no mask; then nothing was written.
+    """
+    file = ResultsFile.of(results)
+    require_existing(file.path, "results file")
+    require_existing(folder_of(data), "data set")
+    require_output(Path(out), "submission", [file, data])
+    from scantling.data.coco import read_results
+    from scantling.data.coco.image_lists import write_image_lists
+    from scantling.data.formats.locations import read_given
+
+    dataset = read_given(data)
+    found = read_results(file.path, dataset, image_ids=file.image_ids, skip_invalid=skip_invalid)
+    return write_image_lists(found, dataset, to, Path(out))
 
 
 def check(

@@ -1,4 +1,4 @@
-"""Verbs about predictions: predict, evaluate, report."""
+"""Verbs about predictions: predict, evaluate, submission, report."""
 
 from __future__ import annotations
 
@@ -108,6 +108,23 @@ def evaluate(
     )
     text = "\n\n".join(filter(None, [evaluation.table, interval_table(evaluation)]))
     show(text, metrics_json([evaluation]), as_json=json)
+
+
+@verb
+def submission(
+    results: Annotated[Path, typer.Argument(help="COCO results file of any detector, with masks.")],
+    data: Annotated[Path, typer.Option(help="What was predicted: a COCO file, or FOLDER:SPLIT.")],
+    to: Annotated[Literal["deepsport"], typer.Option(help="Challenge that takes the file.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    image_ids: ImageIdsOption = "auto",
+    skip_invalid: SkipOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Write predictions in the layout in which a challenge takes them."""
+    from scantling import api
+
+    written = api.submission(ResultsFile(results, image_ids), data, to, out, skip_invalid=skip_invalid)
+    show(written.to_text(), written.to_dict(), as_json=json)
 
 
 @verb

@@ -214,6 +214,9 @@ _SPLITS = {
     ),
     "split-same-file": Code(_W, "Leakage: one file is in both splits.", "Remove it from one of them."),
     "split-same-pixels": Code(_W, "Leakage: the same picture is in both splits.", "Remove it from one."),
+    "split-union": Code(
+        _N, "A split is others put together, such as trainval; its parts are compared instead."
+    ),
     "split-missing": Code(_S, "The annotations of a split were not found.", "Use one of the known layouts."),
 }
 
@@ -324,6 +327,16 @@ _RESULTS = {
         _W, "Some predictions lack the box or the mask others have; a missing box is that of the mask.", ""
     ),
     "results-rle": Code(_S, "A predicted mask is not a sound RLE of its image's size.", "Encode it again."),
+    "results-lists-count": Code(
+        _S,
+        "Predictions image by image (labels, scores, bboxes, masks) have more or fewer entries than there are images.",
+        "Give the whole annotations file whose images were predicted: entry i belongs to its i-th image.",
+    ),
+    "results-lists-entry": Code(
+        _S,
+        "In predictions image by image, the lists of an image are not of one length, or what they should hold.",
+        "Write for each prediction a label 0..K-1, a score, a box [x1, y1, x2, y2] and, if any, a mask.",
+    ),
     "results-uncovered": Code(_W, "Images without any prediction.", "Check that all images were predicted."),
     "results-disjoint": Code(_W, "Result files that cover different images.", "Predict the same images."),
     "results-categories-differ": Code(

@@ -29,6 +29,8 @@ from scantling.evaluate.backends import (
 from scantling.evaluate.bootstrap import METRICS as RESAMPLED_METRICS
 from scantling.evaluate.bootstrap import Interval, Resampled, interval, resample, weights_with_all
 from scantling.evaluate.inputs import EvalInputs, IouType, Predictions, eval_inputs, limit_findings
+from scantling.evaluate.occlusion import METRICS as OCCLUSION_METRICS
+from scantling.evaluate.occlusion import OcclusionCounts, count_occluded, occlusion_values
 from scantling.evaluate.outcomes import match_outcomes
 
 T = TypeVar("T")
@@ -67,16 +69,16 @@ class Evaluation:
     Attributes:
         iou_type: `bbox` or `segm`.
         metrics: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl (the ARs named after the limits
-            when these are not 1, 10, 100); in [0, 1], None where undefined, never NaN.
-        table: The twelve lines pycocotools prints, where undefined is -1.000.
+            when these are not 1, 10, 100), and OM, OIR, DPR if asked for; in [0, 1], None where undefined, never NaN.
+        table: The twelve lines pycocotools prints, where undefined is -1.000, and one of occlusion where there is some.
         per_category: In label order.
         curves: The precision, recall and score arrays behind the numbers.
         max_detections: Detection limits per image and category.
         num_images: Images evaluated, with or without objects.
         findings: What the reader of the numbers has to know.
         backend: Engine that matched.
-        intervals: 95 % interval over images of every AP metric and of AR at the last limit, None where undefined; empty
-            without a bootstrap.
+        intervals: 95 % interval over images of every AP metric, of AR at the last limit and of OM, OIR, DPR if asked;
+            None where undefined; empty without a bootstrap.
         num_resamples: Of the bootstrap.
         resampled: Every AP metric of all images, then of each resample; None without a bootstrap.
     """
@@ -104,6 +106,7 @@ def evaluate_results(
     max_detections: Sequence[int] = (1, 10, 100),
     bootstrap: int = 0,
     seed: int = 0,
+    occlusion: bool = False,
 ) -> Evaluation:
     """Evaluate COCO results against a data set.
 
@@ -116,11 +119,14 @@ def evaluate_results(
         max_detections: Three increasing limits; AP is taken at the last.
         bootstrap: Resamples of the images for the intervals; 0 for none.
         seed: Of the resamples.
+        occlusion: Also measure how objects in several parts are found whole; only with masks.
 
     Raises:
         DataError: Results that do not belong to the data set or are damaged; with all findings.
-        UsageError: The detection limits or the backend cannot be used.
+        UsageError: The detection limits or the backend cannot be used, or occlusion is to be measured on boxes.
     """
+    if occlusion and iou_type != "segm":
+        raise UsageError("occlusion is measured on masks", hint="Evaluate masks: --iou-type segm.")
     limits = _check_limits(max_detections)
     engine = resolve_backend(backend)
     inputs = eval_inputs(dataset, results, iou_type)
@@ -137,7 +143,8 @@ def evaluate_results(
         findings=(*inputs.findings, *limit_findings(dataset, limits[-1])),
         backend=engine,
     )
-    return _with_intervals(evaluation, inputs, bootstrap, seed) if bootstrap else evaluation
+    evaluation = _with_intervals(evaluation, inputs, bootstrap, seed) if bootstrap else evaluation
+    return _with_occlusion(evaluation, count_occluded(inputs), seed) if occlusion else evaluation
 
 
 def _with_intervals(evaluation: Evaluation, inputs: EvalInputs, resamples: int, seed: int) -> Evaluation:
@@ -161,6 +168,24 @@ def _with_intervals(evaluation: Evaluation, inputs: EvalInputs, resamples: int, 
         per_category=tuple(per_category),
         num_resamples=resamples,
         resampled=resampled,
+    )
+
+
+def _with_occlusion(evaluation: Evaluation, counts: OcclusionCounts, seed: int) -> Evaluation:
+    """The same evaluation with the occlusion metric, on the same draws of images."""
+    values = occlusion_values(counts, weights_with_all(evaluation.num_images, evaluation.num_resamples, seed))
+    measured = {key: None if np.isnan(found[0]) else float(found[0]) for key, found in values.items()}
+    told = ", ".join(f"{key} = {-1.0 if value is None else value:0.3f}" for key, value in measured.items())
+    split, found = int(counts.split.sum()), int(counts.found.sum())
+    line = (
+        f"\n Occlusion          {told} ({found} of {split} objects in several parts found)" if split else ""
+    )
+    drawn = {key: interval(measured[key], values[key][1:]) for key in values if evaluation.num_resamples}
+    return replace(
+        evaluation,
+        metrics={**evaluation.metrics, **measured},
+        table=evaluation.table + line,
+        intervals={**evaluation.intervals, **drawn},
     )
 
 
@@ -271,8 +296,9 @@ def interval_table(evaluation: Evaluation) -> str:
     if not evaluation.num_resamples:
         return ""
     title = f"95 % intervals over images ({evaluation.num_resamples} resamples)"
-    keys = _named(dict.fromkeys(RESAMPLED_METRICS), evaluation.max_detections[-1])
-    return "\n".join([title, *(_interval_line(evaluation, key) for key in keys)])
+    keys = [*_named(dict.fromkeys(RESAMPLED_METRICS), evaluation.max_detections[-1]), *OCCLUSION_METRICS]
+    lines = [_interval_line(evaluation, key) for key in keys if key in evaluation.metrics]
+    return "\n".join([title, *lines])
 
 
 def _interval_line(evaluation: Evaluation, key: str) -> str:

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, StringConstraints, model_validator
+from pydantic import BaseModel, Field, StrictBool, StringConstraints, model_validator
 
 from scantling.audit.suspects import AuditConfig
 from scantling.combine.eliminate import EliminateConfig
@@ -223,6 +223,7 @@ class EvaluateConfig(Section):
             there are masks. `auto`: masks where a member draws them or brings them.
         max_dets: Predictions counted per image and category, best first; COCO's own number is 100. More than
             `predict.suppress.max_per_image` (100 unless set) are not predicted.
+        occlusion: Also measure, where masks are, how objects that lie in several parts are found whole (OM, OIR, DPR).
     """
 
     split: str = "val"
@@ -230,6 +231,7 @@ class EvaluateConfig(Section):
     bootstrap: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
     iou_type: Literal["auto", "bbox", "segm"] = "auto"
     max_dets: Annotated[int, Field(gt=10)] = 100
+    occlusion: StrictBool = False
 
     @property
     def limits(self) -> dict[str, Any]:

@@ -114,11 +114,12 @@ def require_folder(path: Path, what: str) -> None:
         )
 
 
-Written = Literal["results file", "file of metrics", "gate file", "file of tuned settings"]
+Written = Literal["results file", "submission", "file of metrics", "gate file", "file of tuned settings"]
 """What a verb writes to one file."""
 
 _BEGINNINGS: dict[Written, tuple[bytes, ...]] = {
     "results file": (b"[",),
+    "submission": (b'[{"labels":',),
     "file of metrics": (b'{\n  "bbox/', b'{\n  "segm/'),
     "gate file": (b"refiner:",),
     "file of tuned settings": (b"#", b"suppress:", b"ensemble:"),

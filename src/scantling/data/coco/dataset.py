@@ -202,7 +202,8 @@ def joined(parts: Sequence[CocoDataset]) -> CocoDataset:
     """Several data sets as one.
 
     Ids stay what they are where no two images and no two annotations share one; otherwise all are numbered anew, from 1
-    in the order given. Names of images become relative to the folder that all have in common.
+    in the order given, in which their files' positions follow each other. Names of images become relative to the folder
+    that all have in common.
 
     Args:
         parts: At least one, all with the same names of classes in the same order; categories are those of the first.
@@ -216,11 +217,12 @@ def joined(parts: Sequence[CocoDataset]) -> CocoDataset:
     if any(part.class_names != first.class_names for part in parts):
         raise ValueError(f"{first.file}: joined with data sets of other classes")
     root = Path(os.path.commonpath([part.image_root.absolute() for part in parts]))
-    images = [
-        replace(image, file_name=Path(os.path.relpath(image.path.absolute(), root)).as_posix())
-        for part in parts
-        for image in part.images
-    ]
+    images: list[ImageRecord] = []
+    for part in parts:
+        before = max((image.position + 1 for image in images), default=0)
+        for image in part.images:
+            name = Path(os.path.relpath(image.path.absolute(), root)).as_posix()
+            images.append(replace(image, file_name=name, position=before + image.position))
     annotations = [list(own) for part in parts for own in part.annotations]
     if len({image.id for image in images}) < len(images):
         images = [replace(image, id=number) for number, image in enumerate(images, start=1)]

@@ -194,7 +194,8 @@ def choose_image_root(file: Path, names: Sequence[str]) -> Path:
     """
     step = max(1, len(names) // _PROBED_NAMES)
     probes = list(names)[::step][:_PROBED_NAMES]
-    folders = [folder for folder in _root_candidates(file) if folder.is_dir()]
+    nested = bool(probes) and all("/" in name for name in probes)
+    folders = [folder for folder in _root_candidates(file, nested=nested) if folder.is_dir()]
     scores = [sum(_exists(folder / name) for name in probes) for folder in folders]
     return folders[scores.index(max(scores))] if folders else file.parent
 
@@ -206,14 +207,20 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _root_candidates(file: Path) -> list[Path]:
-    """Folders that may hold the images, the likeliest first."""
+def _root_candidates(file: Path, *, nested: bool) -> list[Path]:
+    """Folders that may hold the images, the likeliest first.
+
+    Args:
+        file: The annotations.
+        nested: The images' names hold folders, so that they are not taken for others in any folder beside.
+    """
     beside, above = file.parent, file.absolute().parent.parent
     split = _SPLIT_PREFIX.sub("", file.stem)
     in_annotations = beside.name.lower() in ("annotations", "annotation")
     tops = (above, beside) if in_annotations else (beside, above)
     named = [top / part for top in tops for part in (f"images/{split}", split, "images", ".")]
-    return named if in_annotations else [beside, *named]
+    beside_them = sorted(above.iterdir()) if nested and in_annotations and above.is_dir() else []
+    return [*named, *beside_them] if in_annotations else [beside, *named]
 
 
 def _annotations_of(folder: Path, name: str) -> Path | None:

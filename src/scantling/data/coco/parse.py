@@ -157,6 +157,8 @@ def parse_images(raw: list[object], root: Path, log: FindingLog) -> list[ImageRe
         log: Takes the findings.
     """
     prefix = os.path.abspath(root).rstrip("/") + "/"  # noqa: PTH100 - must not resolve links
+    ids = [usable_id(record.get("id")) if isinstance(record, dict) else None for record in raw]
+    positions = {identifier: index for index, identifier in enumerate(ids)}
 
     def parse(identifier: ImageId, record: Raw, record_log: RecordLog) -> ImageRecord | None:
         name = _file_name(record.get("file_name"), prefix, record_log)
@@ -165,7 +167,10 @@ def parse_images(raw: list[object], root: Path, log: FindingLog) -> list[ImageRe
         if name is None or size_hw is None:
             return None
         extra = extra_of(record, _IMAGE_KEYS, record_log)
-        return ImageRecord(id=identifier, file_name=name, path=path, size_hw=size_hw, extra=extra)
+        position = positions.get(identifier, 0)
+        return ImageRecord(
+            id=identifier, file_name=name, path=path, size_hw=size_hw, extra=extra, position=position
+        )
 
     images = parse_list(raw, "images", log, parse)
     _warn_of_shared_files(images, log)

@@ -73,6 +73,7 @@ class ImageRecord:
         path: Where the image is expected.
         size_hw: Height and width of the frame in which the labels live.
         extra: Further keys of the record, written back unchanged.
+        position: Place in the file's list, from 0; only what tells images by their places looks at it.
         white: Value that is white in pictures of 16 bits that do not say it themselves; None: 65535.
     """
 
@@ -81,6 +82,7 @@ class ImageRecord:
     path: Path
     size_hw: tuple[int, int]
     extra: Extra = field(default_factory=_no_extra, compare=False)
+    position: int = field(default=0, compare=False)
     white: int | None = None
 
 

@@ -26,6 +26,7 @@ from scantling.data.coco.geometry import (
     numbers_of_box,
     rle_fault,
 )
+from scantling.data.coco.image_lists import are_image_lists, from_image_lists
 from scantling.data.coco.parse import usable_id
 from scantling.data.coco.records import Category, ImageId, ImageRecord, to_rle
 from scantling.data.coco.result_images import NONE, ImagePlaces, shown
@@ -147,7 +148,7 @@ def check_results(
     """Check results of any tool against a data set.
 
     Args:
-        results: Should be a list of result dicts.
+        results: Should be a list of result dicts, or one of predictions image by image (`image_lists`).
         dataset: The data set that was predicted.
         file: Name for messages.
         image_ids: What numbers as `image_id` are; results that were checked before have the data set's ids.
@@ -158,6 +159,8 @@ def check_results(
         DataError: With all findings, if one is an error.
     """
     log = FindingLog(file, Policy(skip_invalid=skip_invalid, strict=strict))
+    if are_image_lists(results):
+        results, image_ids = from_image_lists(results, dataset, log), "id"
     listed = _as_list(results, log)
     records = {index: record for index, record in enumerate(listed) if isinstance(record, dict)}
     for index in sorted(set(range(len(listed))) - records.keys()):

@@ -26,6 +26,7 @@ from scantling.data.health.leaks import (
     compare_all,
     report_scene_duplicates,
     scene_duplicates,
+    unions_among,
 )
 from scantling.data.images.open import pictures_below
 from scantling.data.images.white import dataset_with_white, range_message, white_of
@@ -139,9 +140,13 @@ def check_data(location: Location | str, *, pixels: bool = True, strict: bool = 
     _report_keys(splits, log)
     if location.path.is_dir() and location.split is None and len(splits) == len(readers):
         _report_unlisted(splits, log)
-    for compared in compare_all(splits, pixels=pixels, strict=strict).values():
+    unions = unions_among(splits)
+    for name, parts in unions.items():
+        log.add("split-union", f"{name}: its images are those of {', '.join(parts)}, which are compared")
+    single = {name: dataset for name, dataset in splits.items() if name not in unions}
+    for compared in compare_all(single, pixels=pixels, strict=strict).values():
         findings += compared
-    duplicates = scene_duplicates(splits) if pixels else []
+    duplicates = scene_duplicates(single) if pixels else []
     report_scene_duplicates(duplicates, log)
     order = list(Severity)
     findings = sorted([*findings, *log.findings], key=lambda finding: order.index(finding.severity))

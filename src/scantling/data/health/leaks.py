@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.records import ImageRecord
@@ -69,6 +70,28 @@ def compare_all(
             is_first = earlier == names[0]
             found[name] += tuple(f for f in pair if is_first or CODES[f.code].kind is not Kind.STRUCTURAL)
     return found
+
+
+def unions_among(splits: Mapping[str, CocoDataset]) -> dict[str, list[str]]:
+    """Splits that are others put together, such as `trainval`, and of which; their parts are compared in their place.
+
+    Args:
+        splits: By name; a split without images is a part of none.
+
+    Returns:
+        Names of the parts, by the name of the union: its images are exactly those of two or more others.
+    """
+    images = {name: {record.path.absolute() for record in each.images} for name, each in splits.items()}
+    parts = {
+        name: [other for other, theirs in images.items() if theirs and theirs < own]
+        for name, own in images.items()
+    }
+    unions = {
+        name: within
+        for name, within in parts.items()
+        if len(within) > 1 and set[Path]().union(*(images[other] for other in within)) == images[name]
+    }
+    return {name: [other for other in within if other not in unions] for name, within in unions.items()}
 
 
 def scene_duplicates(splits: Mapping[str, CocoDataset]) -> list[SceneDuplicates]:

@@ -1,17 +1,20 @@
 """How training images are varied: the settings, and the transforms that they ask for.
 
-AugmentConfig ── build_transforms ──► Compose: tile ► resize ► crop ► flips, turns ► colours
+AugmentConfig ── build_transforms ──► Compose: InstaBoost ► copy-paste ► tile ► resize ► affine ► crop ► flips, turns
+                                               ► mosaic ► mixup ► colours ► blur ► noise ► JPEG ► cut-out
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from scantling.data.coco import CocoDataset
+from scantling.data.samples.affine import AffineConfig, RandomAffine
 from scantling.data.samples.copy_paste import CopyPaste, CopyPasteConfig, Occurrences
+from scantling.data.samples.degrade import Blur, CutOut, Jpeg, Noise
 from scantling.data.samples.instaboost import InstaBoost, InstaBoostConfig
 from scantling.data.samples.mosaic import MixUp, MixUpConfig, Mosaic, MosaicConfig
 from scantling.data.samples.photometric import Photometric
@@ -32,16 +35,16 @@ from scantling.settings.fields import Fraction
 
 Side = Annotated[int, Field(strict=True, ge=16, le=16384)]
 
-Closable = Literal["instaboost", "copy_paste", "mosaic", "mixup", "photometric", "turn"]
+_Section = Literal[
+    "instaboost", "copy_paste", "affine", "mosaic", "mixup", "blur", "noise", "jpeg", "cut_out"
+]
+Closable = Literal["photometric", "turn"] | _Section
 """Options that training can go without towards its end."""
 
 _OFF: dict[Closable, float | None] = {
-    "instaboost": None,
-    "copy_paste": None,
-    "mosaic": None,
-    "mixup": None,
     "photometric": 0.0,
     "turn": 0.0,
+    **dict.fromkeys(get_args(_Section)),
 }
 
 
@@ -90,8 +93,13 @@ class AugmentConfig(BaseModel):
         gamma: Largest relative change of the gamma exponent.
         instaboost: Objects moved a little within their image, before anything else; null for none. Needs masks.
         copy_paste: Objects of other training images laid onto the image, after that; null for none.
+        affine: Rotation by any angle, scale, shear and shift, between resize and crop; null for none, `{}` for some.
         mosaic: Four images in one, each of which has gone through all of the above but colours; null for none.
         mixup: Another image shining through, a mosaic perhaps; null for none.
+        blur: Gaussian and motion blur, after colours; null for none, `{}` for some.
+        noise: Noise of a sensor, after that; null for none, `{}` for some.
+        jpeg: Artefacts of JPEG, after that; null for none, `{}` for some.
+        cut_out: Rectangles that hide parts of the image, at last; null for none, `{}` for some.
         close_epochs: So many epochs at the end of training go without the options that `closed` names, so that training
             ends on images as they are met with later; 0 for none.
         closed: Options that `close_epochs` switches off.
@@ -117,8 +125,13 @@ class AugmentConfig(BaseModel):
     gamma: Fraction = 0.0
     instaboost: InstaBoostConfig | None = None
     copy_paste: CopyPasteConfig | None = None
+    affine: AffineConfig | None = None
     mosaic: MosaicConfig | None = None
     mixup: MixUpConfig | None = None
+    blur: Blur | None = None
+    noise: Noise | None = None
+    jpeg: Jpeg | None = None
+    cut_out: CutOut | None = None
     close_epochs: Annotated[int, Field(strict=True, ge=0)] = 0
     closed: tuple[Closable, ...] = ("mosaic", "mixup")
 
@@ -183,7 +196,7 @@ def closing_of(config: AugmentConfig, epochs: int, train: CocoDataset | None = N
 
 
 def build_transforms(config: AugmentConfig, train: CocoDataset | None = None) -> Compose:
-    """The transforms a configuration asks for: pastes, tile, resize, crop, flips and turns, colours; not what is off.
+    """The transforms a configuration asks for, in the order at the top; not what is off.
 
     Args:
         config: What is done to training images.
@@ -197,6 +210,8 @@ def build_transforms(config: AugmentConfig, train: CocoDataset | None = None) ->
         share, visible = config.tile_objects, config.min_visibility
         steps.append(RandomTile(side=config.tile, object_share=share, min_visibility=visible))
     steps.append(ResizeShortSide(short_side=config.short_sides, long_side=config.long_side))
+    if config.affine is not None:
+        steps.append(RandomAffine(config=config.affine, min_visibility=config.min_visibility))
     if config.crop is not None:
         size_hw = (config.crop, config.crop) if isinstance(config.crop, int) else config.crop
         steps.append(RandomCrop(size_hw=size_hw, min_visibility=config.min_visibility))
@@ -211,6 +226,8 @@ def build_transforms(config: AugmentConfig, train: CocoDataset | None = None) ->
     if config.mixup is not None:
         steps = [MixUp(config.mixup, Compose(tuple(steps)), config.min_visibility)]
     steps.extend(_colour_steps(config))
+    worse = (config.blur, config.noise, config.jpeg, config.cut_out)
+    steps.extend(step for step in worse if step is not None)
     if config.crop is not None and config.crop_pad:
         steps.append(PadTo(size_hw=size_hw))
     return Compose(tuple(steps))

@@ -53,6 +53,18 @@ class Geometric(ABC):
         return render(sample, self.place(View.of(sample), rng))
 
 
+class Moving(ABC):
+    """A transform whose map no view can hold; it is joined to that of the geometric ones before it."""
+
+    @abstractmethod
+    def move(self, sample: Sample, view: View, rng: np.random.Generator, /) -> Sample:
+        """The moved sample, given a sample, what is shown of it now, and a source of randomness."""
+
+    def __call__(self, sample: Sample, _bank: Bank, rng: np.random.Generator, /) -> Sample:
+        """Apply this transform alone."""
+        return self.move(sample, View.of(sample), rng)
+
+
 @dataclass(frozen=True, slots=True)
 class Compose:
     """Transforms one after another; a run of geometric ones is done in one go."""
@@ -70,6 +82,10 @@ class Compose:
         """
         view = View.of(sample)
         for transform in self.transforms:
+            if isinstance(transform, Moving):
+                sample = transform.move(sample, view, rng)
+                view = View.of(sample)
+                continue
             if not isinstance(transform, Geometric) or view.finished:
                 sample = render(sample, view)
                 view = View.of(sample)

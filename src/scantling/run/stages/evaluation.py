@@ -68,6 +68,7 @@ def evaluate_stage(context: RunContext) -> Stage:
             "split": split,
             "bootstrap": context.recipe.evaluate.bootstrap,
             **context.recipe.evaluate.limits,
+            **({"occlusion": True} if context.recipe.evaluate.occlusion else {}),
         },
         needs=(*files.values(), *candidates, *maps.values()),
         outputs=tuple(outputs),
@@ -295,6 +296,7 @@ def _evaluations(
             backend=config.backend,
             bootstrap=config.bootstrap,
             max_detections=limits_up_to(config.max_dets),
+            occlusion=config.occlusion and each == "segm",
         )
         for each in sorted(kinds)
     }
