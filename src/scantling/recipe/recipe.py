@@ -4,7 +4,8 @@
     seed:     0
     data:     {root: DIR, train: train, val: val}
     pretrain: {epochs: auto}                     backbones learn from the objects' crops first
-    members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE},
+    members:  {NAME: {model: {...}, augment: {...}, sampling: {...}, train: {...}, predict: {...}},
+               OTHER: {predictions: FILE},
                SEGM: {segmenter: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER_SEGM: {maps: FOLDER}}
     combine:  {tune: {...}, ensemble: {...}, semantic: {...}, eliminate: {...}}
     refine:   {model: {...}, train: {...}, gate: {...}}      sharpen the boxes that come out
@@ -31,6 +32,7 @@ from scantling.combine.eliminate import EliminateConfig
 from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.semantic import SemanticConfig
 from scantling.combine.tune import TuneConfig
+from scantling.data.samples.sampling import SamplingConfig
 from scantling.data.samples.transforms import AugmentConfig
 from scantling.data.splits import DataConfig
 from scantling.errors import ConfigError, did_you_mean
@@ -59,6 +61,7 @@ class MemberConfig(Section):
         segmenter: The segmenter that is trained here, in the place of a detector.
         augment: What its training images go through. A segmenter learns every pixel that shows, so `min_visibility`
             is nothing to it.
+        sampling: How often each training image is shown.
         train: How it is trained.
         predict: How it looks at images; a segmenter has no use for `suppress`.
         predictions: COCO results file of any tool for the evaluated split, or a mapping from split to file.
@@ -73,6 +76,7 @@ class MemberConfig(Section):
     model: ModelConfig | None = None
     segmenter: SegmenterConfig | None = None
     augment: AugmentConfig = AugmentConfig()
+    sampling: SamplingConfig = SamplingConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     predictions: str | dict[str, str] | None = None
