@@ -11,6 +11,7 @@
     refine:   {model: {...}, train: {...}, gate: {...}}      sharpen the boxes that come out
     audit:    {}                                             rank the training labels by how likely they are wrong
     evaluate: {split: val}
+    ablation: {factors: {...}}                               what `ablate` compares
 
 Every section is the pydantic model of the component it configures and lives beside that component, with its
 defaults; this module only puts them together. Reading is strict (`strict_yaml`, `draft`): no unknown key, no
@@ -41,6 +42,7 @@ from scantling.models.suppression import SuppressConfig
 from scantling.models.zoo import ModelConfig
 from scantling.predict.predictor import PredictConfig
 from scantling.pretrain.config import PretrainConfig
+from scantling.recipe.factors import AblationConfig
 from scantling.recipe.shipped import find_recipe, read_recipe
 from scantling.refine.gate import GateConfig
 from scantling.refine.train import RefineConfig
@@ -254,6 +256,7 @@ class Recipe(Section):
     refine: RefineSection | None = None
     audit: AuditConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
+    ablation: AblationConfig | None = None
 
     def on(self, *, data: str | Path | None = None, seed: int | None = None) -> Recipe:
         """The recipe for a data set and with a seed; None keeps the recipe's own.
