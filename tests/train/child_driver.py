@@ -220,7 +220,8 @@ def train_share(out: Path, *, kind: type[TinyModel] = Plain, spoilt: bool = Fals
     if processes.rank == 1:
         model.head.weight.data.zero_()  # the main process' weights must count
     data = Share(processes.rank, processes.world, spoilt=spoilt)
-    config = CONFIG.model_copy(update={"accumulate": 2})
+    average = {"ema": None, "swa": 2} if kind is Classifier else {}
+    config = CONFIG.model_copy(update={"accumulate": 2, **average})
     try:
         fit(model, data, config, out=out, run=run_info())
     except ScantlingError as error:
@@ -244,6 +245,17 @@ def as_torchrun_would(job: Callable[[], object], world: int) -> list[int]:
     return [finish(pid) for pid in [in_child(lambda rank=rank: member(rank)) for rank in range(world)]]
 
 
+def average_statistics(root: Path) -> None:
+    """Means 0 and 2 of two processes, which have seen 4 batches each."""
+    processes = join_processes(torch.device("cpu"))
+    layer = nn.BatchNorm1d(1)
+    layer.running_mean.fill_(2 * processes.rank)
+    layer.num_batches_tracked.fill_(4)
+    processes.average_buffers([layer])
+    told = [layer.running_mean.item(), layer.running_var.item(), layer.num_batches_tracked.item()]
+    (root / f"statistics-{processes.rank}.json").write_text(json.dumps(told))
+
+
 def as_one_and_as_two_processes(root: Path) -> dict[str, Any]:
     """Train the same in one process and in two, and once with bad data on the second one."""
     codes = [finish(in_child(lambda: train_share(root / "one")))]
@@ -251,6 +263,7 @@ def as_one_and_as_two_processes(root: Path) -> dict[str, Any]:
     codes += as_torchrun_would(lambda: train_share(root / "spoilt", spoilt=True), 2)
     codes.append(finish(in_child(lambda: train_share(root / "one-seesaw", kind=Classifier))))
     codes += as_torchrun_would(lambda: train_share(root / "two-seesaw", kind=Classifier), 2)
+    codes += as_torchrun_would(lambda: average_statistics(root), 2)
     return {"codes": codes}
 
 
