@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from scantling.synth.synth import SynthConfig, write_synth
+from scantling.train.checkpoint import load_checkpoint
 
 DRIVER = Path(__file__).with_name("process_driver.py")
 SETTINGS = (
     "model.norm=gn",
+    "model.class_loss=seesaw",
     "train.epochs=2",
     "train.validate_every=1",
     "train.checkpoint_every=1",
@@ -130,6 +132,13 @@ def test_two_processes_stopped_and_resumed_equal_one_that_was_not(launcher, five
     ours, theirs = (read(run / "members/tiny/predictions.json") for run in (two, one))
     assert [result["image_id"] for result in ours] == [result["image_id"] for result in theirs]
     assert [result["score"] for result in ours] == pytest.approx([r["score"] for r in theirs], rel=1e-3)
+    two_counts, one_counts = (
+        load_checkpoint(run / "members/tiny/last.safetensors").tensors["model.head.class_loss.counts"]
+        for run in (two, one)
+    )
+    assert two_counts.tolist() == pytest.approx(
+        one_counts.tolist(), rel=0.02
+    )  # a padding image would be 1/6 more
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     assert read(two / "status.json")["state"] == "done"
 

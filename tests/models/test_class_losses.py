@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from scantling.errors import ConfigError
-from scantling.models.class_losses import SeesawLoss, SoftmaxLoss, make_class_loss
+from scantling.models.class_losses import (
+    SeesawLoss,
+    SoftmaxLoss,
+    count_labels,
+    make_class_loss,
+    make_classifier,
+)
 from scantling.models.contract import CandidateLimits, total_loss
 from scantling.models.zoo import ModelConfig, build_model
 
@@ -58,6 +64,73 @@ def test_seesaw_by_hand():
     assert float(found["class"]) == pytest.approx((first + second) / 3)
     objectness = -(LN(1 / 2) + LN(1 / 4) + LN(1 / 4)) / 3
     assert float(found["objectness"]) == pytest.approx(objectness)
+
+
+def test_seesaw_of_three_classes_by_hand():
+    """Of 8, 4 and 1 seen with this step's: S_ij = (N_j / N_i)^0.8 (s_j / s_i)^2, each factor 1 where it is not due."""
+    loss = SeesawLoss(3)
+    loss.counts.copy_(torch.tensor([7.0, 3, 0, 9]))
+    rows = [
+        [2.0, 5, 3, 1, 1],
+        [6.0, 3, 1, 1, 1],
+        [1.0, 1, 8, 1, 1],
+        [1.0, 1, 1, 1, 3],
+    ]  # before the logarithm
+    logits = torch.tensor(rows).log().requires_grad_()
+    found = loss.losses(logits, torch.tensor([0, 1, 2, 3]))
+    assert loss.counts.tolist() == [8, 4, 1, 10]
+    # class 0, the most frequent, is lowered less towards the rarer ones, and taken for both of them
+    to_1, to_2 = (4 / 8) ** 0.8 * (0.5 / 0.2) ** 2, (1 / 8) ** 0.8 * (0.3 / 0.2) ** 2
+    first = 2 + 5 * to_1 + 3 * to_2
+    # class 1: taken for the more frequent 0, not for the rarer 2
+    second = 3 + 6 * (0.6 / 0.3) ** 2 + 1 * (1 / 4) ** 0.8
+    # class 2, the rarest, is certain: softmax as it is; the fourth is background, which no class learns from
+    assert float(found["class"].detach()) == pytest.approx(-(LN(2 / first) + LN(3 / second) + LN(8 / 10)) / 4)
+    assert float(found["objectness"].detach()) == pytest.approx(-(3 * LN(1 / 2) + LN(3 / 4)) / 4)
+    found["class"].backward()
+    # what pushes class 1 down from a RoI of class 0 is S_01 times what softmax's would be (equation 2)
+    assert float(logits.grad[0, 1]) == pytest.approx(5 * to_1 / first / 4)
+    assert logits.grad[3, :3].tolist() == [0, 0, 0]
+
+
+def test_labels_of_a_repeated_batch_are_not_counted():
+    model = nn.Sequential(SeesawLoss(2))
+    logits, labels = torch.zeros(3, 4), torch.tensor([0, 0, 1])
+    for wanted, counts in ((True, [2, 1, 0]), (False, [2, 1, 0]), (True, [4, 2, 0])):
+        count_labels(model, wanted=wanted)
+        model[0].losses(logits, labels)
+        assert model[0].counts.tolist() == counts
+
+
+def test_the_normalised_classifier_by_hand():
+    layer = make_classifier("normalised", 2, 3)
+    layer.weight.data = torch.tensor([[3.0, 4], [0.0, 2], [0.0, 0]])
+    layer.bias.data = torch.tensor([0.0, 1, 2])
+    # directions (0.6, 0.8) and (0, 1), of the feature (0, -1); 20 times the cosine, and the bias
+    expected = [[-16.0, -19, 2], [12.0, 1, 2], [0.0, 1, 2]]
+    torch.testing.assert_close(layer(torch.tensor([[0.0, -7], [5.0, 0], [0, 0]])), torch.tensor(expected))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.ones(1, 2)).dtype == torch.float32
+    assert type(make_classifier("linear", 2, 3)) is nn.Linear
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_r18_small", "double_head_rcnn_r18_small"])
+def test_only_directions_count_in_a_detector_with_a_normalised_classifier(name):
+    from models.test_detectors import SMALL, two_images
+
+    options = SMALL | {"class_loss": "seesaw", "classifier": "normalised"}
+    model, batch = build_model(ModelConfig(name=name, **options), 2).eval(), two_images()
+
+    def scores():
+        with torch.no_grad():
+            found = model.candidates(model.encode(batch), CandidateLimits(score_threshold=0.0))
+        return torch.cat([each.scores for each in found])
+
+    before = scores()
+    model.head.logits.weight.data *= 7
+    torch.testing.assert_close(scores(), before)
+    model.head.logits.weight.data[0] *= -1
+    assert not torch.allclose(scores(), before)
 
 
 def test_seesaw_without_its_exponents_is_cross_entropy():

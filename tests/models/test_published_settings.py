@@ -65,6 +65,7 @@ HEAD = {
     "aligned": True,
     "class_agnostic": False,
     "class_loss": "softmax",
+    "classifier": "linear",
     "spare_logits": 0,
     "stds": (0.1, 0.1, 0.2, 0.2),
     "class_weight": 1.0,

@@ -24,9 +24,10 @@ from typing import Any
 import accelerate  # noqa: F401 - loaded here so that the children need not
 import torch
 from tiny_training import CONFIG, TinyBatch, TinyData, TinyModel, outcome, run_info, train
-from torch import nn
+from torch import Tensor, nn
 
 from scantling.errors import Interrupted, ScantlingError
+from scantling.models.class_losses import SeesawLoss, make_classifier
 from scantling.train import checkpoint
 from scantling.train.devices import join_processes
 from scantling.train.loop import fit, resumable
@@ -188,15 +189,39 @@ class Share(TinyData):
             yield replace(batch, inputs=inputs, targets=targets[self._part], image_ids=ids)
 
 
-def train_share(out: Path, *, spoilt: bool = False) -> None:
-    """Train on this process' share, without what depends on how a batch is split: dropout, batch statistics."""
+class Plain(TinyModel):
+    """Without what depends on how a batch is split: dropout, batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.norm = nn.Identity(), nn.Identity()
+
+
+class Classifier(Plain):
+    """Learns by Seesaw loss which of two classes an example is, or neither; the second class is rare."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = make_classifier("normalised", 6, 4)
+        self.class_loss = SeesawLoss(2)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        return self.class_loss.probabilities(self.head(self.backbone(inputs)))[:, 0]
+
+    def forward(self, batch: TinyBatch) -> dict[str, Tensor]:
+        labels = torch.bucketize(batch.targets, torch.tensor([0.5, 1.5]))
+        return self.class_loss.losses(self.head(self.backbone(batch.inputs)), labels)
+
+
+def train_share(out: Path, *, kind: type[TinyModel] = Plain, spoilt: bool = False) -> None:
+    """Train on this process' share."""
     processes = join_processes(torch.device("cpu"))
-    model = TinyModel()
-    model.dropout, model.norm = nn.Identity(), nn.Identity()
+    model = kind()
     if processes.rank == 1:
         model.head.weight.data.zero_()  # the main process' weights must count
     data = Share(processes.rank, processes.world, spoilt=spoilt)
-    config = CONFIG.model_copy(update={"accumulate": 2})
+    average = {"ema": None, "swa": 2} if kind is Classifier else {}
+    config = CONFIG.model_copy(update={"accumulate": 2, **average})
     try:
         fit(model, data, config, out=out, run=run_info())
     except ScantlingError as error:
@@ -220,11 +245,25 @@ def as_torchrun_would(job: Callable[[], object], world: int) -> list[int]:
     return [finish(pid) for pid in [in_child(lambda rank=rank: member(rank)) for rank in range(world)]]
 
 
+def average_statistics(root: Path) -> None:
+    """Means 0 and 2 of two processes, which have seen 4 batches each."""
+    processes = join_processes(torch.device("cpu"))
+    layer = nn.BatchNorm1d(1)
+    layer.running_mean.fill_(2 * processes.rank)
+    layer.num_batches_tracked.fill_(4)
+    processes.average_buffers([layer])
+    told = [layer.running_mean.item(), layer.running_var.item(), layer.num_batches_tracked.item()]
+    (root / f"statistics-{processes.rank}.json").write_text(json.dumps(told))
+
+
 def as_one_and_as_two_processes(root: Path) -> dict[str, Any]:
     """Train the same in one process and in two, and once with bad data on the second one."""
     codes = [finish(in_child(lambda: train_share(root / "one")))]
     codes += as_torchrun_would(lambda: train_share(root / "two"), 2)
     codes += as_torchrun_would(lambda: train_share(root / "spoilt", spoilt=True), 2)
+    codes.append(finish(in_child(lambda: train_share(root / "one-seesaw", kind=Classifier))))
+    codes += as_torchrun_would(lambda: train_share(root / "two-seesaw", kind=Classifier), 2)
+    codes += as_torchrun_would(lambda: average_statistics(root), 2)
     return {"codes": codes}
 
 

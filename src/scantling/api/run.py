@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scantling.recipe.recipe import Recipe
     from scantling.recipe.suggest import OpenRecipe
     from scantling.run.ablation import AblationSummary
+    from scantling.run.factors import FactorSummary
     from scantling.run.pipeline import RunSummary
     from scantling.run.plan import Plan
 
@@ -172,12 +173,13 @@ def ablate(
     device: str = "auto",
     overwrite: bool = False,
     jobs: int = 1,
-) -> AblationSummary:
-    """Measure on a data set what each step of a recipe gives; every model is trained once.
+) -> AblationSummary | FactorSummary:
+    """Measure on a data set what each step of a recipe gives, or each factor; every model is trained once.
 
     Args:
         data: Folder of the data set.
-        recipe: Name of a shipped recipe, or a YAML file; its first member is taken apart.
+        recipe: Name of a shipped recipe, or a YAML file. The factors of its `ablation` are compared; where it has none,
+            its first member is taken apart step by step.
         out: Run folder; None is `runs/RECIPE-ablation`.
         init: Backbone weights that the first member is trained from as well.
         overrides: As in `run`.
@@ -186,16 +188,22 @@ def ablate(
         jobs: As in `run`.
 
     Raises:
-        ScantlingError: As in `run`.
+        ScantlingError: As in `run`; or weights are given to a recipe with factors.
     """
     require_folder(Path(data), "data set")
     if init is not None:
         require_existing(Path(init), "weights")
     from scantling.recipe.recipe import load_recipe
     from scantling.run.ablation import ablate_recipe
+    from scantling.run.factors import ablate_factors
 
     loaded = load_recipe(recipe, overrides).on(data=data)
     folder = Path(out) if out is not None else Path("runs") / f"{Path(recipe).stem}-ablation"
+    if loaded.ablation is not None:
+        if init is not None:
+            hint = "Make it one: `ablation: {factors: {weights: {model.init: FILE}}}`."
+            raise UsageError("--init is none of the recipe's factors", hint=hint)
+        return ablate_factors(loaded, folder, device=device, overwrite=overwrite, jobs=jobs)
     weights = Path(init) if init is not None else None
     return ablate_recipe(loaded, folder, init=weights, device=device, overwrite=overwrite, jobs=jobs)
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -77,6 +78,23 @@ def replacing(path: Path | str) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def second_name(path: Path, other: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links; it never loses its first one.
+
+    Args:
+        path: The file, which is only ever replaced as a whole.
+        other: Its second name; what was called so is replaced.
+
+    Raises:
+        UsageError: As `replacing`.
+    """
+    with replacing(other) as temporary:
+        try:
+            temporary.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 def atomic_write(path: Path | str, content: bytes | str) -> None:

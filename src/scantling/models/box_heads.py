@@ -18,7 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from scantling.models.assign import AssignConfig, SampleConfig, assign, sample
-from scantling.models.class_losses import ClassLoss, ClassLossKind, make_class_loss
+from scantling.models.class_losses import (
+    ClassifierKind,
+    ClassLoss,
+    ClassLossKind,
+    make_class_loss,
+    make_classifier,
+)
 from scantling.models.layers import ConvBlock, NormKind, init_conv
 from scantling.models.losses import BoxLossConfig, box_regression_loss
 from scantling.ops.boxes import decode_boxes
@@ -42,6 +48,7 @@ class BoxHeadConfig(BaseModel):
         class_agnostic: One box for all classes, or one per class.
         stds: Scale of the deltas (Girshick 2015).
         class_loss: What the logits mean and how they are trained; see `class_losses`.
+        classifier: The layer that makes the logits; see `class_losses.make_classifier`.
         spare_logits: Rows of the classifier that stand for no class; see `class_losses.SoftmaxLoss`.
         class_weight: Factor of the classification loss.
         box_loss: Regression loss.
@@ -59,6 +66,7 @@ class BoxHeadConfig(BaseModel):
     class_agnostic: bool = False
     stds: Stds = (0.1, 0.1, 0.2, 0.2)
     class_loss: ClassLossKind = "softmax"
+    classifier: ClassifierKind = "linear"
     spare_logits: Annotated[int, Field(ge=0)] = 0
     class_weight: Annotated[float, Field(ge=0)] = 1.0
     box_loss: BoxLossConfig = BoxLossConfig()
@@ -95,9 +103,9 @@ class BoxHead(nn.Module):
         self.num_classes = num_classes
         self.trunk = _trunk(in_channels, config)
         self.class_loss = make_class_loss(config.class_loss, num_classes, config.spare_logits)
-        self.logits = nn.Linear(config.fc_channels, self.class_loss.num_logits(num_classes))
+        num_logits = self.class_loss.num_logits(num_classes)
+        self.logits = make_classifier(config.classifier, config.fc_channels, num_logits)
         self.deltas = nn.Linear(config.fc_channels, 4 if config.class_agnostic else 4 * num_classes)
-        init_conv(self.logits, std=0.01)
         init_conv(self.deltas, std=0.001)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from scantling.models.assign import AssignConfig
 from scantling.models.box_heads import RoiSamples, Stds, decode_deltas, head_losses, sample_rois
-from scantling.models.class_losses import ClassLossKind, make_class_loss
+from scantling.models.class_losses import ClassifierKind, ClassLossKind, make_class_loss, make_classifier
 from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import ConvBlock, NormKind, Residual, RoiPool, init_conv
 from scantling.models.losses import BoxLossConfig
@@ -52,6 +52,7 @@ class DoubleHeadConfig(BaseModel):
         class_agnostic: One box for all classes, or one per class.
         stds: Scale of the deltas.
         class_loss: What the logits mean and how they are trained; see `class_losses`.
+        classifier: The layer that makes the logits; see `class_losses.make_classifier`.
         spare_logits: Rows of the classifier that stand for no class; see `class_losses.SoftmaxLoss`.
         class_weight: Factor of the classification loss.
         box_loss: Regression loss.
@@ -70,6 +71,7 @@ class DoubleHeadConfig(BaseModel):
     class_agnostic: bool = False
     stds: Stds = (0.1, 0.1, 0.2, 0.2)
     class_loss: ClassLossKind = "softmax"
+    classifier: ClassifierKind = "linear"
     spare_logits: Annotated[int, Field(ge=0)] = 0
     class_weight: Annotated[float, Field(ge=0)] = 2.0
     box_loss: BoxLossConfig = BoxLossConfig(weight=2.0)
@@ -107,6 +109,7 @@ class DoubleHeadRCNNOptions(TwoStageOptions):
             aligned=self.roi_aligned,
             class_agnostic=self.class_agnostic,
             class_loss=self.class_loss,
+            classifier=self.classifier,
             spare_logits=self.spare_logits,
             box_loss=self.box_loss_config(),
         )
@@ -184,7 +187,8 @@ class DoubleHead(nn.Module):
         self.widen = widening_block(in_channels, width, norm)
         self.blocks = nn.Sequential(*(bottleneck_block(width, norm) for _ in range(config.num_blocks)))
         self.class_loss = make_class_loss(config.class_loss, num_classes, config.spare_logits)
-        self.logits = nn.Linear(config.fc_channels, self.class_loss.num_logits(num_classes))
+        num_logits = self.class_loss.num_logits(num_classes)
+        self.logits = make_classifier(config.classifier, config.fc_channels, num_logits)
         self.deltas = nn.Linear(width, 4 if config.class_agnostic else 4 * num_classes)
         self._initialise()
 
@@ -209,7 +213,6 @@ class DoubleHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         init_conv(self.widen)
         init_conv(self.blocks)
-        init_conv(self.logits, std=0.01)
         init_conv(self.deltas, std=0.001)
 
 

@@ -22,7 +22,7 @@ from scantling.models.assign import SampleConfig
 from scantling.models.backbone import Backbone, BackboneConfig, BackboneNorm, BackboneStage
 from scantling.models.box_heads import BoxHeadConfig
 from scantling.models.cbnet import CompositeBackbone, CompositeConfig
-from scantling.models.class_losses import ClassLossKind
+from scantling.models.class_losses import ClassifierKind, ClassLossKind, count_labels
 from scantling.models.contract import CandidateLimits, Detector, Encoded
 from scantling.models.layers import NormKind
 from scantling.models.losses import BoxLossConfig, BoxLossKind
@@ -122,6 +122,7 @@ class TwoStageDetector(Detector):
 
         All pyramids' heads learn from the proposals of the first.
         """
+        count_labels(self, wanted=not batch.is_padding)
         pyramids = self.pyramids(self.normalise(batch.images, batch.sizes_hw))
         losses: dict[str, Tensor] = {}
         proposals: list[Tensor] | None = None
@@ -195,6 +196,8 @@ class TwoStageOptions(BaseModel):
         fc_channels: Width of the heads' fully connected layers.
         class_agnostic: One box for all classes, or one per class.
         class_loss: `softmax`, or `seesaw` for classes of very unlike frequency.
+        classifier: The layer that makes the box heads' logits: `linear`, or `normalised`, in which no class wins by the
+            length of its weights, as published with Seesaw loss.
         spare_logits: Rows of the classifier that stand for no class, in imported detectors.
         box_loss: Regression loss of the box heads.
         box_loss_weight: Its factor.
@@ -234,6 +237,7 @@ class TwoStageOptions(BaseModel):
     fc_channels: Count = 1024
     class_agnostic: bool = False
     class_loss: ClassLossKind = "softmax"
+    classifier: ClassifierKind = "linear"
     spare_logits: Annotated[int, Field(ge=0)] = 0
     box_loss: BoxLossKind = "smooth_l1"
     box_loss_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -324,6 +328,7 @@ class BoxHeadOptions(TwoStageOptions):
             aligned=self.roi_aligned,
             class_agnostic=self.class_agnostic,
             class_loss=self.class_loss,
+            classifier=self.classifier,
             spare_logits=self.spare_logits,
             box_loss=self.box_loss_config(),
         )

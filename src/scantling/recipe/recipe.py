@@ -4,12 +4,14 @@
     seed:     0
     data:     {root: DIR, train: train, val: val}
     pretrain: {epochs: auto}                     backbones learn from the objects' crops first
-    members:  {NAME: {model: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER: {predictions: FILE},
+    members:  {NAME: {model: {...}, augment: {...}, sampling: {...}, train: {...}, predict: {...}},
+               OTHER: {predictions: FILE},
                SEGM: {segmenter: {...}, augment: {...}, train: {...}, predict: {...}}, OTHER_SEGM: {maps: FOLDER}}
     combine:  {tune: {...}, ensemble: {...}, semantic: {...}, eliminate: {...}}
     refine:   {model: {...}, train: {...}, gate: {...}}      sharpen the boxes that come out
     audit:    {}                                             rank the training labels by how likely they are wrong
     evaluate: {split: val}
+    ablation: {factors: {...}}                               what `ablate` compares
 
 Every section is the pydantic model of the component it configures and lives beside that component, with its
 defaults; this module only puts them together. Reading is strict (`strict_yaml`, `draft`): no unknown key, no
@@ -32,6 +34,7 @@ from scantling.combine.ensemble import EnsembleConfig
 from scantling.combine.semantic import SemanticConfig
 from scantling.combine.tune import TuneConfig
 from scantling.data.samples.augmentation import AugmentConfig
+from scantling.data.samples.sampling import SamplingConfig
 from scantling.data.splits import DataConfig
 from scantling.errors import ConfigError, did_you_mean
 from scantling.models.segmenters import SegmenterConfig
@@ -39,6 +42,7 @@ from scantling.models.suppression import SuppressConfig
 from scantling.models.zoo import ModelConfig
 from scantling.predict.predictor import PredictConfig
 from scantling.pretrain.config import PretrainConfig
+from scantling.recipe.factors import AblationConfig
 from scantling.recipe.shipped import find_recipe, read_recipe
 from scantling.refine.gate import GateConfig
 from scantling.refine.train import RefineConfig
@@ -59,6 +63,7 @@ class MemberConfig(Section):
         segmenter: The segmenter that is trained here, in the place of a detector.
         augment: What its training images go through. A segmenter learns every pixel that shows, so `min_visibility`
             is nothing to it.
+        sampling: How often each training image is shown.
         train: How it is trained.
         predict: How it looks at images; a segmenter has no use for `suppress`.
         predictions: COCO results file of any tool for the evaluated split, or a mapping from split to file.
@@ -73,6 +78,7 @@ class MemberConfig(Section):
     model: ModelConfig | None = None
     segmenter: SegmenterConfig | None = None
     augment: AugmentConfig = AugmentConfig()
+    sampling: SamplingConfig = SamplingConfig()
     train: TrainConfig = TrainConfig()
     predict: PredictConfig = PredictConfig()
     predictions: str | dict[str, str] | None = None
@@ -252,6 +258,7 @@ class Recipe(Section):
     refine: RefineSection | None = None
     audit: AuditConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
+    ablation: AblationConfig | None = None
 
     def on(self, *, data: str | Path | None = None, seed: int | None = None) -> Recipe:
         """The recipe for a data set and with a seed; None keeps the recipe's own.

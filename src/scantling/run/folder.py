@@ -70,16 +70,18 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        stages: State of each stage met so far: `running`, `done`, `kept` (done earlier and unchanged),
-            `failed` or `interrupted`.
+        stages: State of each stage met so far: `running`, `done`, `kept` (done earlier and unchanged), `shared` (taken
+            over from another run), `failed` or `interrupted`.
         started: When this process began, ISO 8601 in UTC.
         processes: Those that do the run together; only the main one writes.
+        lenders: Folders of runs whose finished work is taken over, where a stage there had the same inputs.
     """
 
     path: Path
     stages: dict[str, str] = field(default_factory=dict)
     started: str = field(default_factory=_now)
     processes: Processes = ALONE
+    lenders: tuple[Path, ...] = ()
     _begun: dict[str, Inputs] = field(default_factory=dict, repr=False)
 
     def do(self, stage: Stage) -> None:
@@ -110,6 +112,11 @@ class RunFolder:
         if stage.is_done(self.path, inputs):
             log.info("%s: already done, kept", stage.title)
             self.note(stage, "kept")
+            return False
+        if (lender := stage.lent_by(self.lenders, inputs)) is not None:
+            log.info("%s: taken over from %s", stage.title, lender.name)
+            stage.take_over(lender, self.path, inputs)
+            self.note(stage, "shared")
             return False
         self._begun[stage.title] = inputs
         self.note(stage, "running")

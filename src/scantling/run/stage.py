@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scantling.data.io import sha256_of, write_json
+from scantling.data.io import second_name, sha256_of, write_json
 from scantling.errors import ConfigError
 
 RECORD = "done.json"
@@ -146,6 +146,22 @@ class Stage:
     def note_end(self, root: Path, inputs: Inputs) -> None:
         """Record what the work left."""
         self._write(root, inputs, {name: sha256_of(root / name) for name in self.outputs})
+
+    def lent_by(self, lenders: Iterable[Path], inputs: Inputs) -> Path | None:
+        """The first of some run folders in which the same stage was done with these inputs; None without one.
+
+        Only work that a device does is worth it; what is written down of it is each run's own.
+        """
+        if not self.resources.gpus:
+            return None
+        kept = (root for root in lenders if self.standing(root, inputs).state is StageState.KEPT)
+        return next(kept, None)
+
+    def take_over(self, lender: Path, root: Path, inputs: Inputs) -> None:
+        """Have what the stage left in another run folder, as a second name of the same files where that is possible."""
+        for name in self.outputs:
+            second_name(lender / name, root / name)
+        self.note_end(root, inputs)
 
     def _write(self, root: Path, inputs: Inputs, outputs: Mapping[str, str]) -> None:
         step = {

@@ -4,7 +4,7 @@
       header["__metadata__"]["scantling"]   JSON of CheckpointMeta: class table, model config, hashes, step, metrics,
                                             state of the training loop, SHA-256 of all this and of every tensor
       model.*                               weights and buffers under their names in the model
-      ema.*                                 their moving average, if training keeps one
+      ema.*, swa.*                          their moving average, or that of the last epochs, if training keeps one
       optimizer.KEY.*                       optimiser state (only in `last`)
 
 Reading never unpickles anything: a foreign file is refused with what it looks like, a damaged one as damaged.
@@ -12,7 +12,6 @@ Reading never unpickles anything: a foreign file is refused with what it looks l
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
-from scantling.data.io import replacing
+from scantling.data.io import replacing, second_name
 from scantling.errors import CheckpointError, TrainingError
 from scantling.models.weights.container import (
     FORMAT_VERSION,
@@ -35,6 +34,7 @@ from scantling.train.rundir import explained_writes
 
 WEIGHTS_PREFIX = "model."
 AVERAGE_PREFIX = "ema."
+EPOCHS_PREFIX = "swa."
 
 
 class CheckpointMeta(BaseModel):
@@ -87,7 +87,7 @@ def save_checkpoint(path: Path | str, tensors: Mapping[str, Tensor], meta: Check
 
     Args:
         path: The file's final name.
-        tensors: Tensors on any device, whose names start with `model.`, `ema.` or `optimizer.`.
+        tensors: Tensors on any device, whose names start with `model.`, `ema.`, `swa.` or `optimizer.`.
         meta: The description to store; its `sha256` is computed here.
 
     Raises:
@@ -110,11 +110,8 @@ def keep_previous(path: Path, previous: Path) -> None:
     """
     if not path.exists():
         return
-    with explained_writes(previous), replacing(previous) as temporary:
-        try:
-            temporary.hardlink_to(path)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, temporary)
+    with explained_writes(previous):
+        second_name(path, previous)
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
@@ -149,9 +146,11 @@ def model_tensors(model: nn.Module, prefix: str = WEIGHTS_PREFIX) -> dict[str, T
 
 
 def weights_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights to predict with, under the model's own names: the moving average where there is one."""
-    prefix = AVERAGE_PREFIX if any(name.startswith(AVERAGE_PREFIX) for name in tensors) else WEIGHTS_PREFIX
-    return tensors_under(tensors, prefix)
+    """Return the weights to predict with, under the model's own names: the average where there is one."""
+    for prefix in (EPOCHS_PREFIX, AVERAGE_PREFIX):
+        if found := tensors_under(tensors, prefix):
+            return found
+    return tensors_under(tensors, WEIGHTS_PREFIX)
 
 
 def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -47,6 +47,10 @@ class TrainConfig(BaseModel):
         clip_norm: Gradients with a larger norm are scaled down to it; null turns clipping off.
         ema: Decay of the moving average of the weights, such as 0.999; null keeps no average. When it is kept, it
             is what is validated and saved as best.
+        swa: Number of last epochs whose final weights are averaged, each counting alike (Izmailov et al. 2018), with
+            BatchNorm statistics estimated anew from a pass over the training images after each of them; null averages
+            none. From the first of these epochs on, the average so far is what is validated and saved as best.
+        swa_lr_scale: Learning rate in these epochs, relative to `lr`; null keeps the schedule's.
         optimizer: `sgd` (momentum), `adamw` or `adadelta`.
         lr: Learning rate after the warm-up. The default follows 0.02 per 16 images (Goyal et al. 2017); `auto` goes by
             the optimiser and by what training starts from.
@@ -87,6 +91,8 @@ class TrainConfig(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     clip_norm: Annotated[float, Field(gt=0)] | None = 35.0
     ema: Decay | None = None
+    swa: Count | None = None
+    swa_lr_scale: Annotated[float, Field(gt=0, le=100)] | None = None
 
     optimizer: Literal["sgd", "adamw", "adadelta"] = "sgd"
     lr: Annotated[float, Field(gt=0, le=100)] | Auto = 0.0025
@@ -121,7 +127,30 @@ class TrainConfig(BaseModel):
             raise ValueError(f"milestones must rise, found {list(self.milestones)}")
         if self.total_batch is not None and self.accumulate != 1:
             raise ValueError("give either accumulate or total_batch, from which it follows")
+        self._require_averages_that_go_together()
         return self
+
+    def _require_averages_that_go_together(self) -> None:
+        if self.swa is None:
+            if self.swa_lr_scale is not None:
+                raise ValueError("swa_lr_scale is for the epochs that swa averages, and there are none")
+            return
+        if self.ema is not None:
+            raise ValueError(
+                "give either ema or swa: each is an average of the weights, and one is predicted with"
+            )
+        if self.early_stopping is not None:
+            raise ValueError(
+                "swa averages the last epochs, which early_stopping may leave out: give one of them"
+            )
+        if self.epochs != "auto" and self.swa > self.epochs:
+            raise ValueError(f"swa is {self.swa}, but there are {self.epochs} epochs")
+
+    def averaged_epochs(self, epochs: int) -> int:
+        """How many of the first `epochs` epochs are among the last ones, which `swa` averages."""
+        if self.swa is None or self.epochs == "auto":
+            return 0
+        return max(0, epochs - max(0, self.epochs - self.swa))
 
     def batches_per_step(self, processes: int) -> int:
         """Batches that each of some processes averages into one step.
@@ -148,5 +177,5 @@ class TrainConfig(BaseModel):
 
     def result_settings(self) -> dict[str, JsonValue]:
         """The settings that the trained weights and the history depend on, as JSON values."""
-        unset = {"total_batch"} if self.total_batch is None else set()
+        unset = {name for name in ("total_batch", "swa", "swa_lr_scale") if getattr(self, name) is None}
         return self.model_dump(mode="json", exclude=unset | _NOT_PART_OF_THE_RESULT)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -224,6 +224,16 @@ class Processes:
             with in_contact():
                 for buffer in model.buffers():
                     dist.broadcast(buffer, src=0)
+
+    def average_buffers(self, layers: Iterable[nn.Module]) -> None:
+        """Give the floating-point buffers of some layers, the same on every process, their mean over all."""
+        if self.world == 1:
+            return
+        with in_contact():
+            for buffer in (buffer for layer in layers for buffer in layer.buffers(recurse=False)):
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer.div_(self.world)
 
     def maximum(self, value: int, device: torch.device) -> int:
         """Return the largest value any process has; cheap enough for every step."""

@@ -71,6 +71,7 @@ class Keeper:
             TrainingError: It cannot be written; the file before it is intact.
         """
         state.average_updates = parts.average.updates if parts.average else 0
+        state.averaged_epochs = parts.epochs_average.epochs if parts.epochs_average else 0
         state.scaler = parts.scaler.state_dict()
         progress = {"step": state.step, "epoch": state.closed_epochs}
         meta = self._meta.model_copy(update=progress | {"training": training_record(state, self._settings)})

@@ -2,7 +2,8 @@
 
     data.epoch(e) -> batches -> Stepper.update -> history, progress
                                    |  every checkpoint_every steps:  last.safetensors (the one before is kept)
-        end of epoch:  validate -> best.safetensors if it gained -> schedule, early stopping -> last
+        end of epoch:  average of the last ones -> validate -> best.safetensors if it gained -> schedule, early
+                       stopping -> last
 
 Promises: a run that was stopped (SIGINT, SIGTERM: the step is finished and saved; SIGKILL: at any moment) and resumed
 ends with the same weights and the same history as one that never stopped, bit for bit on the CPU (with as many
@@ -42,6 +43,7 @@ from scantling.train.rundir import claim_folder
 from scantling.train.signals import SignalGuard, StopRequested
 from scantling.train.state import LoopState, Parts, step_seed
 from scantling.train.step import StepOutcome, Stepper, TrainBatch, explained_failures, refuse_endless_skips
+from scantling.train.swa import EpochAverage
 
 __all__ = ["FitResult", "RunInfo", "TrainBatch", "TrainConfig", "TrainData", "fit", "resumable"]
 
@@ -93,7 +95,7 @@ class FitResult:
     """What a finished run leaves.
 
     Attributes:
-        best: Checkpoint with the weights of the best validation (their moving average if one is kept).
+        best: Checkpoint with the weights of the best validation (an average of them if one is kept).
         last: Checkpoint that holds the state of training.
         history: Entries of `metrics.jsonl`.
         metrics: The validation's metrics of the weights in `best`.
@@ -244,6 +246,12 @@ class _Training:
         state, config = self._state, self._config
         epoch = state.closed_epochs + 1
         is_end = epoch == self._epochs
+        self._stepper.average_epochs(
+            config.averaged_epochs(epoch),
+            state,
+            batches=lambda: self._data.epoch(state.closed_epochs, 0),
+            after_each=self._leave_if_asked,
+        )
         if self._run.validate is not None and (is_end or epoch % config.validate_every == 0):
             self._take_in(self._validate(self._run.validate), epoch)
         elif self._run.validate is None and is_end:
@@ -359,7 +367,13 @@ def _assemble(
     shared = processes.distribute(model, device)
     average = MovingAverage(model, config.ema) if config.ema is not None else None
     scaler = GradScaler(device.type, enabled=config.precision == "fp16")
-    parts = Parts(model=model, optimizer=optimizer, average=average, scaler=scaler)
+    parts = Parts(
+        model=model,
+        optimizer=optimizer,
+        average=average,
+        epochs_average=EpochAverage(model) if config.swa is not None else None,
+        scaler=scaler,
+    )
     return parts, Stepper(shared, parts, config, processes, seed=seed)
 
 

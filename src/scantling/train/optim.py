@@ -117,6 +117,10 @@ class Schedule:
         self.plateau_cuts = 0
         self._config = config
         self._steps = epochs * steps_per_epoch
+        averaged = (
+            epochs if config.swa is None or config.swa_lr_scale is None else max(0, epochs - config.swa)
+        )
+        self._averaged_from = averaged * steps_per_epoch
         self._milestones = [round(epoch * steps_per_epoch) for epoch in config.decay_epochs()]
 
     def scale(self, step: int) -> float:
@@ -134,6 +138,8 @@ class Schedule:
 
     def _body(self, step: int) -> float:
         config = self._config
+        if config.swa_lr_scale is not None and step >= self._averaged_from:
+            return config.swa_lr_scale
         match config.schedule:
             case "step":
                 return float(config.gamma ** bisect_right(self._milestones, step))

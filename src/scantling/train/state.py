@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from scantling.errors import CheckpointError
 from scantling.train.checkpoint import (
     AVERAGE_PREFIX,
+    EPOCHS_PREFIX,
     WEIGHTS_PREFIX,
     Checkpoint,
     CheckpointMeta,
@@ -29,6 +30,7 @@ from scantling.train.checkpoint import (
     tensors_under,
 )
 from scantling.train.ema import MovingAverage
+from scantling.train.swa import EpochAverage
 
 _OPTIMIZER_PREFIX = "optimizer."
 _SHOWN = 10
@@ -50,6 +52,8 @@ class LoopState(BaseModel):
         skipped_steps: Updates left out because fp16 gradients overflowed.
         skipped_in_a_row: Number of updates left out since the last one that took place.
         average_updates: Updates of the moving average.
+        averaged_epochs: Epochs in the average of the last epochs.
+        estimated_epochs: Epochs that were in it when its BatchNorm statistics were estimated.
         meters: Per process, sums and counts of the losses since the last entry of the history.
         scaler: State of the fp16 loss scaling.
     """
@@ -68,6 +72,8 @@ class LoopState(BaseModel):
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     average_updates: int = 0
+    averaged_epochs: int = 0
+    estimated_epochs: int = 0
     meters: list[tuple[dict[str, float], dict[str, int]]] = Field(default_factory=list)
     scaler: dict[str, JsonValue] = Field(default_factory=dict)
 
@@ -94,21 +100,34 @@ class LoopState(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a run changes: the bare model, its optimiser, its moving average and the fp16 loss scaling."""
+    """What a run changes: the bare model, its optimiser, its averages and the fp16 loss scaling.
+
+    Attributes:
+        model: What is trained.
+        optimizer: Of its parameters.
+        average: Their moving average, if one is kept.
+        epochs_average: The average of the last epochs, if one is wanted.
+        scaler: Of fp16 losses.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     average: MovingAverage | None
+    epochs_average: EpochAverage | None = None
     scaler: GradScaler
 
     @property
     def best_model(self) -> nn.Module:
         """The model to validate and to keep: the average where there is one."""
+        if self.epochs_average and self.epochs_average.epochs:
+            return self.epochs_average.model
         return self.average.model if self.average else self.model
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything training needs to go on, by checkpoint name."""
         averaged = model_tensors(self.average.model, AVERAGE_PREFIX) if self.average else {}
+        if self.epochs_average and self.epochs_average.epochs:
+            averaged |= model_tensors(self.epochs_average.model, EPOCHS_PREFIX)
         return model_tensors(self.model) | averaged | dict(_optimizer_tensors(self.optimizer))
 
     def restore(self, tensors: Mapping[str, Tensor], state: LoopState, *, source: Path) -> None:
@@ -121,6 +140,9 @@ class Parts:
         if self.average:
             load_weights(self.average.model, tensors_under(tensors, AVERAGE_PREFIX), source=source)
             self.average.updates = state.average_updates
+        if self.epochs_average and state.averaged_epochs:
+            load_weights(self.epochs_average.model, tensors_under(tensors, EPOCHS_PREFIX), source=source)
+            self.epochs_average.epochs = state.averaged_epochs
         _restore_optimizer(self.optimizer, tensors_under(tensors, _OPTIMIZER_PREFIX), source=source)
         if state.scaler:
             self.scaler.load_state_dict(dict(state.scaler))

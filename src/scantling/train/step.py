@@ -8,7 +8,7 @@ process, so all processes of a distributed run stop together and can say which o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -20,7 +20,8 @@ from scantling.data.workers import worker_failures
 from scantling.errors import TrainingError, is_out_of_memory
 from scantling.train.config import TrainConfig
 from scantling.train.devices import Processes, in_contact, repeatable, without_exchange
-from scantling.train.state import Parts, step_seed
+from scantling.train.state import LoopState, Parts, step_seed
+from scantling.train.swa import estimated_layers, new_statistics
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MAX_SKIPS_IN_A_ROW = 32
@@ -113,12 +114,55 @@ class Stepper:
         images = sum(len(record.image_ids) for record in records)
         return StepOutcome(values, images, skipped=not math.isfinite(norm_value))
 
-    def _backward(self, batch: TrainBatch, weight: Tensor, place: tuple[int, int]) -> _Record:
+    def losses(self, model: nn.Module, batch: TrainBatch, place: tuple[int, int]) -> dict[str, Tensor]:
+        """What a model says of a batch, as it does in training.
+
+        Args:
+            model: The trained one as the processes share it, or another of its kind.
+            batch: On any device.
+            place: Updates done before, and which of its step's batches this is; both seed everything random.
+        """
         step, index = place
         torch.manual_seed(step_seed(self._seed, step, self._processes.rank, index))
         dtype = _AUTOCAST[self._config.precision]
         with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
-            named = self._model(batch.to(self._device))
+            named: dict[str, Tensor] = model(batch.to(self._device))
+        return named
+
+    def average_epochs(
+        self,
+        due: int,
+        state: LoopState,
+        *,
+        batches: Callable[[], Iterator[TrainBatch]],
+        after_each: Callable[[], None],
+    ) -> None:
+        """Take an epoch's weights into the average of the last ones, if it is due, and estimate its statistics.
+
+        Both are done once, also by a run that was stopped between them.
+
+        Args:
+            due: Epochs that have to be in the average.
+            state: Of the run; notes for how many of them the statistics are.
+            batches: Gives the training batches that statistics are estimated from.
+            after_each: Is called after each of them.
+        """
+        average = self._parts.epochs_average
+        if average is None or due == 0:
+            return
+        if average.epochs < due:
+            average.take_in(self._parts.model)
+        layers = estimated_layers(average.model)
+        if layers and state.estimated_epochs < due:
+            with torch.no_grad(), explained_failures(state.step), new_statistics(average.model, layers):
+                for number, batch in enumerate(batches()):
+                    self.losses(average.model, batch, (state.step, number))
+                    after_each()
+                self._processes.average_buffers(layers)
+        state.estimated_epochs = due
+
+    def _backward(self, batch: TrainBatch, weight: Tensor, place: tuple[int, int]) -> _Record:
+        named = self.losses(self._model, batch, place)
         losses = torch.stack([loss.float() for loss in named.values()])
         self._parts.scaler.scale(losses.sum() * weight).backward()  # type: ignore[no-untyped-call]
         return _Record(tuple(named), losses.detach(), weight, batch.image_ids)

@@ -98,7 +98,7 @@ class DetectionDataset:
         Args:
             index: Position of the image record.
             epoch: Counted from 0.
-            repeat: Which of an epoch's passes over the images, counted from 0.
+            repeat: How often the image has been shown in the epoch before.
         """
         raw, closing = self.sample(index), self.closing
         transforms = self.transforms

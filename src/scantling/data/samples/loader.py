@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from scantling.data.coco import ImageId
 from scantling.data.samples.dataset import DetectionDataset, draw_key
+from scantling.data.samples.sampling import Sampler, SamplingConfig, labels_of
 from scantling.data.workers import TaskStream
 from scantling.errors import DataError
 from scantling.settings.fields import Count
@@ -39,6 +40,7 @@ class LoaderConfig(BaseModel):
     Attributes:
         batch_size: Images per step in each process.
         repeats: Passes over the images that make one epoch, each with its own augmentations.
+        sampling: How often each image is shown in a pass.
         workers: Processes that read and augment; 0 does it in the training process.
         size_divisor: Batches are padded to a multiple of this.
         rank: Number of this process.
@@ -51,6 +53,7 @@ class LoaderConfig(BaseModel):
 
     batch_size: Count = 2
     repeats: Count = 1
+    sampling: SamplingConfig = SamplingConfig()
     workers: Index = 0
     size_divisor: Count = 32
     rank: Index = 0
@@ -66,7 +69,7 @@ class LoaderConfig(BaseModel):
 
 
 class EpochImage(NamedTuple):
-    """One image in an epoch: its position in the data set and the number of the pass."""
+    """One image in an epoch: its position in the data set, and how often it has been shown in the epoch before."""
 
     position: int
     repeat: int
@@ -86,21 +89,28 @@ class BatchPlan(NamedTuple):
     is_padding: bool = False
 
 
-def epoch_order(image_ids: Sequence[ImageId], *, seed: int, epoch: int, repeats: int = 1) -> list[EpochImage]:
-    """The order of an epoch: one permutation per pass, the same for any order of the records.
+def epoch_order(
+    image_ids: Sequence[ImageId], *, seed: int, epoch: int, repeats: int = 1, sampler: Sampler | None = None
+) -> list[EpochImage]:
+    """The order of an epoch: every pass in an order of its own, the same for any order of the records.
 
     Args:
         image_ids: Ids in record order; must be distinct.
         seed: Of the run.
         epoch: Counted from 0.
         repeats: Number of passes, one after another.
+        sampler: How often each image is shown in a pass; None shows each once.
     """
     order: list[EpochImage] = []
+    shown = [0] * len(image_ids)
     for repeat in range(repeats):
-        keys = [draw_key(seed, epoch, image_id, f"order {repeat}") for image_id in image_ids]
-        order.extend(
-            EpochImage(position, repeat) for position in sorted(range(len(keys)), key=keys.__getitem__)
-        )
+        keyed: list[tuple[bytes, EpochImage]] = []
+        for position, times in enumerate(sampler.times(epoch, repeat) if sampler else [1] * len(shown)):
+            for number in range(shown[position], shown[position] + times):
+                key = draw_key(seed, epoch, image_ids[position], f"order {number}")
+                keyed.append((key, EpochImage(position, number)))
+            shown[position] += times
+        order.extend(entry for _, entry in sorted(keyed))
     return order
 
 
@@ -212,6 +222,7 @@ class TrainLoader(PlannedBatches[BatchPlan, Batch]):
         self.config = config
         self._ids = [record.id for record in dataset.coco.images]
         wide = [record.size_hw[1] >= record.size_hw[0] for record in dataset.coco.images]
+        self.sampler = Sampler(config.sampling, self._ids, labels_of(dataset.coco), seed=dataset.seed)
         self.left_out: dict[str, str] = {}
         self._groups = wide if config.group_aspect else [False] * len(wide)
         super().__init__(TaskStream(_BuildBatch(dataset, config.size_divisor), config.workers))
@@ -224,13 +235,15 @@ class TrainLoader(PlannedBatches[BatchPlan, Batch]):
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches that each process gets per epoch."""
-        full, rest = divmod(len(self._ids) * self.config.repeats, self._global_size)
+        full, rest = divmod(self.sampler.length * self.config.repeats, self._global_size)
         return full + (rest > 0 and not self.config.drop_last)
 
     def plan(self, epoch: int) -> list[BatchPlan]:
         """The batches of this process in an epoch, as entries."""
         config = self.config
-        order = epoch_order(self._ids, seed=self.dataset.seed, epoch=epoch, repeats=config.repeats)
+        order = epoch_order(
+            self._ids, seed=self.dataset.seed, epoch=epoch, repeats=config.repeats, sampler=self.sampler
+        )
         batches = batched(order, self._global_size, groups=self._groups, drop_last=config.drop_last)
         return [
             BatchPlan(

@@ -24,7 +24,7 @@ from scantling.errors import CheckpointError
 from scantling.models.weights.container import Container, damaged, read_container, require_finite
 from scantling.models.weights.foreign import describe_foreign, looks_like_pytorch
 
-_TRAINING_STATE = ("ema.", "optimizer.")
+_TRAINING_STATE = ("ema.", "swa.", "optimizer.")
 _STATE_KEYS = ("state_dict", "model", "model_ema")
 _SAFE_HINT = "Only tensors and plain values are read; files that need code to be executed are refused."
 _SHOWN = 200

@@ -108,6 +108,8 @@ def _learned_from(context: RunContext, unit: TrainingJob) -> Inputs:
         "train": member.train.result_settings(),
         "initial_weights": initial_weights(context, unit.member).sha256,
     }
+    if member.sampling.method != "uniform":
+        inputs["sampling"] = member.sampling.model_dump(mode="json")
     if unit.fold is not None:
         inputs |= {"data": {"train": data.hashes["train"]}, "fold": [unit.fold, len(context.folds)]}
     return inputs
@@ -195,6 +197,7 @@ def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> Tr
     config = LoaderConfig(
         batch_size=resolved(member.train.batch_size),
         repeats=resolved(member.train.repeats),
+        sampling=member.sampling,
         workers=resolved(member.train.workers),
         rank=context.processes.rank,
         world=context.processes.world,
@@ -207,7 +210,10 @@ def _loader(context: RunContext, member: MemberConfig, train: CocoDataset) -> Tr
         masks=member.draws_masks or member.gives_maps or uses_masks(augment, train),
         skip_invalid=context.recipe.data.skip_invalid,
     )
-    return TrainLoader(dataset, config)
+    loader = TrainLoader(dataset, config)
+    if member.sampling.method != "uniform":
+        log.info("sampling %s: %s", member.sampling.method, loader.sampler.to_text())
+    return loader
 
 
 def _validate(
