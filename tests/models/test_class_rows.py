@@ -86,6 +86,14 @@ def test_labels_of_cells_follow_the_names_and_the_ground_stays_first():
     assert with_rows({name: derived}, (1, None, 0), 2, {})[name] is derived  # a model without the branch
 
 
+def test_classes_of_an_image_have_no_row_behind_them():
+    name, new = "roi_head.glbctx_head.fc.bias", {"context_head.logits.bias": torch.zeros(3)}
+    theirs = {name: torch.tensor([BOLT, NUT])}
+    assert with_rows(theirs, (1, None, 0), 2, new)[name].tolist() == [NUT, 0, BOLT]
+    assert with_rows(theirs, (None, None, None), 2, new)[name].tolist() == [0] * 3
+    assert with_rows(theirs, (1, None, 0), 2, {})[name] is theirs[name]  # a model without that head
+
+
 def small_htc(**options) -> ModelConfig:
     narrow = {"fpn_channels": 16, "fc_channels": 16, "mask_channels": 16, "mask_convs": 1}
     return ModelConfig(name="htc_r18_small", **narrow, **options)

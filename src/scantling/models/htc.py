@@ -20,9 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from scantling.models.box_heads import BoxHead, RoiSamples, sample_rois
@@ -35,7 +33,7 @@ from scantling.models.cascade_rcnn import (
     refine_samples,
     run_stages,
 )
-from scantling.models.context_heads import SemanticHead, SemanticHeadConfig
+from scantling.models.context_heads import SemanticHead, SemanticHeadConfig, SemanticOptions
 from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import RoiPool
 from scantling.models.mask_heads import MaskHead, MaskHeadConfig, positive_boxes, soft_masks
@@ -57,38 +55,14 @@ class HTCConfig(CascadeRCNNConfig):
     semantic: SemanticHeadConfig | None = SemanticHeadConfig()
 
 
-class HTCOptions(CascadeMaskRCNNOptions):
-    """What a recipe may change in a Hybrid Task Cascade.
-
-    Attributes:
-        semantic: Whether there is a semantic branch.
-        semantic_convs: 3x3 convolutions of its head.
-        semantic_weight: Factor of its loss.
-        semantic_labels: Labels it tells apart, where they are not the categories and the ground; imported weights that
-            learned from labels of pixels have their own number.
-    """
-
-    semantic: bool = True
-    semantic_convs: Annotated[int, Field(ge=0)] = 4
-    semantic_weight: Annotated[float, Field(ge=0)] = 0.2
-    semantic_labels: Annotated[int, Field(ge=2)] | None = None
+class HTCOptions(CascadeMaskRCNNOptions, SemanticOptions):
+    """What a recipe may change in a Hybrid Task Cascade."""
 
     def config(self, *, pretrained: bool) -> HTCConfig:
         """All numbers."""
         cascade = super().config(pretrained=pretrained)
-        return HTCConfig.model_validate({**dict(cascade), "semantic": self.semantic_head()})
-
-    def semantic_head(self) -> SemanticHeadConfig | None:
-        """Shape and loss of the semantic head; None for none."""
-        if not self.semantic:
-            return None
-        return SemanticHeadConfig(
-            num_convs=self.semantic_convs,
-            num_labels=self.semantic_labels,
-            pool_samples=self.roi_samples,
-            aligned=self.roi_aligned,
-            weight=self.semantic_weight,
-        )
+        semantic = self.semantic_head(self.box_head())
+        return HTCConfig.model_validate({**dict(cascade), "semantic": semantic})
 
 
 class HTC(TwoStageDetector):
