@@ -56,8 +56,8 @@ def _their_key(key: str, kinds: Mapping[str, str]) -> str:
     if match := re.fullmatch(r"mask_(?:head|stages\.(\d))\.(.+)", key):
         stage = "" if match[1] is None else f"{match[1]}."
         return f"roi_head.mask_head.{stage}{_mask_head(match[2], kind)}"
-    if match := re.fullmatch(r"(semantic_head|context_head|relay)\.(.+)", key):
-        return f"roi_head.{_whole_image(match[1], match[2])}"
+    if match := re.fullmatch(r"(semantic_head|context_head|relay|mask_iou_head)\.(.+)", key):
+        return f"roi_head.{_alone(match[1], match[2])}"
     match = re.fullmatch(r"(?:head|stages\.(\d))\.(.+)", key)
     stage = "" if match[1] is None else f"{match[1]}."
     return f"roi_head.bbox_head.{stage}{_head(match[2], kind)}"
@@ -89,7 +89,10 @@ def _mask_head(key: str, kind: str) -> str:
     return re.sub(r"^logits\.", "conv_logits.", key)
 
 
-def _whole_image(part: str, key: str) -> str:
+def _alone(part: str, key: str) -> str:
+    if part == "mask_iou_head":
+        key = re.sub(r"^(convs|fcs)\.(\d)\.", lambda m: f"{m[1]}.{int(m[2]) // 2}.", key)
+        return f"mask_iou_head.{re.sub(r'^ious.', 'fc_mask_iou.', key)}"
     if part == "relay":
         return f"feat_relay_head.{key}"
     if part == "context_head":

@@ -127,6 +127,23 @@ def test_other_categories_need_no_labels_of_pixels(tmp_path):
     )
 
 
+def test_a_mask_iou_head_is_found_in_the_file(tmp_path):
+    narrow = {"fpn_channels": 16, "fc_channels": 16, "mask_channels": 16, "mask_convs": 1}
+    config = ModelConfig(name="mask_rcnn_r18_small", **narrow)
+    model = build_model(config.with_options(mask_iou=True), 2)
+    theirs = mmdet_weights(model)
+    keys = {"convs.3.weight", "fcs.1.bias", "fc_mask_iou.weight"}
+    assert {f"roi_head.mask_iou_head.{key}" for key in keys} < theirs.keys()
+    torch.save({"state_dict": theirs}, tmp_path / "theirs.pth")
+    choice = HeadChoice(head="by-name", classes=("class_2", "gear", "crank"))
+    summary = import_detector(tmp_path / "theirs.pth", config, tmp_path / "ours", choice=choice)
+    assert set(summary.conversion.used) == set(theirs)
+    tensors, meta = load_checkpoint(summary.checkpoint)
+    assert meta.model["mask_iou"]
+    ious = weights_in(tensors)["mask_iou_head.ious.bias"]
+    assert (len(ious), float(ious[0])) == (3, float(theirs["roi_head.mask_iou_head.fc_mask_iou.bias"][1]))
+
+
 def test_a_semantic_branch_is_not_left_out_in_silence(tmp_path):
     theirs = mmdet_weights(build_model(small_htc(), 2))
     torch.save({"state_dict": theirs}, tmp_path / "theirs.pth")

@@ -43,11 +43,15 @@ VARIANTS = {
         name="cascade_rcnn_r18_small", class_agnostic=False, deform=(3, 4), deform_version=2, **SMALL
     ),
     "mask": ModelConfig(name="mask_rcnn_r18_small", mask_convs=1, mask_channels=32, **SMALL),
+    "mask iou": ModelConfig(
+        name="mask_rcnn_r18_small", mask_convs=1, mask_channels=32, mask_iou=True, **SMALL
+    ),
     "cascade mask": ModelConfig(name="cascade_mask_rcnn_r18_small", mask_convs=1, mask_channels=32, **SMALL),
     "cascade mask agnostic": ModelConfig(
         name="cascade_mask_rcnn_r18_small",
         mask_convs=1,
         mask_class_agnostic=True,
+        mask_iou=True,
         head_norm="sync_bn",
         head="conv_fc",
         mask_norm="gn",
@@ -66,7 +70,13 @@ VARIANTS = {
         **SMALL,
     ),
     "htc cb": ModelConfig(
-        name="htc_cb_r18_small", pruned_stages=1, mask_convs=1, mask_channels=32, semantic_convs=1, **SMALL
+        name="htc_cb_r18_small",
+        pruned_stages=1,
+        mask_convs=1,
+        mask_channels=32,
+        mask_iou=True,
+        semantic_convs=1,
+        **SMALL,
     ),
     "scnet": ModelConfig(
         name="scnet_r18_small",
@@ -87,6 +97,7 @@ VARIANTS = {
         mask_convs=1,
         mask_channels=24,
         mask_class_agnostic=True,
+        mask_iou=True,
         **SMALL,
     ),
     "double head": ModelConfig(name="double_head_rcnn_r18_small", **SMALL),
@@ -158,7 +169,7 @@ def test_images_without_objects(variant: str) -> None:
     losses = model.losses(without_objects())
     total_loss(losses).backward()
     assert all(torch.isfinite(v) for v in losses.values())
-    assert all(float(v.detach()) == 0 for k, v in losses.items() if k.endswith(("/box", "/mask")))
+    assert all(float(v.detach()) == 0 for k, v in losses.items() if k.endswith(("/box", "/mask", "/iou")))
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
 
 

@@ -87,9 +87,10 @@ def under(prefix: str, facts: dict[str, Any]) -> dict[str, Any]:
     return {f"{prefix}.{key}": value for key, value in facts.items()}
 
 
-FASTER = COMMON | under("head", HEAD) | under("assign", AT_HALF) | {"mask": None}
+FASTER = COMMON | under("head", HEAD) | under("assign", AT_HALF) | {"mask": None, "mask_iou": None}
 CASCADE = COMMON | {
     "mask": None,
+    "mask_iou": None,
     "rpn.allowed_border": 0.0,
     "rpn.loss.beta": 1 / 9,
     "rpn.train_proposals": 2000,
@@ -294,6 +295,13 @@ def test_every_number_is_the_published_one_or_a_stated_deviation(name: str) -> N
         if any(told in DEVIATIONS and differing.get(key) == DEVIATIONS[told][0] for told in names(name, key)):
             del differing[key]
     assert differing == {}
+
+
+def test_the_mask_iou_head_is_the_published_one() -> None:
+    """Of Mask Scoring R-CNN: four convolutions, two layers of 1024, loss 1 on half the squared difference."""
+    with torch.device("meta"):
+        found = build_model(ModelConfig(name="mask_rcnn_r50", mask_iou=True), num_classes=2).config.mask_iou
+    assert dict(found) == {"num_convs": 4, "channels": 256, "fc_channels": 1024, "weight": 1.0}
 
 
 def test_every_deviation_is_one() -> None:

@@ -90,6 +90,7 @@ class HTC(TwoStageDetector):
             if config.semantic is None
             else SemanticHead(channels, self.neck.strides, num_classes, config.semantic)
         )
+        self.rank_by_masks(config.mask_iou, config.mask.pool_side)
 
     @property
     def heads(self) -> list[BoxHead]:
@@ -149,10 +150,14 @@ class HTC(TwoStageDetector):
             refined = self._sampled(rois, truths, stage)  # interleaved: masks learn on what the boxes became
             pooled = self.pooled(self.mask_heads[0].pool, levels, semantic, positive_boxes(refined))
             drawing = self.mask_heads[number]
-            drawn = drawing.draw(informed_features(self.mask_heads[: number + 1], pooled)[-1])
+            features = informed_features(self.mask_heads[: number + 1], pooled)
+            drawn = drawing.draw(features[-1])
             found |= drawing.losses(drawn, refined, truths)
             losses |= {f"stage{number}/{name}": stage.weight * value for name, value in found.items()}
-        return losses
+        if self.mask_iou_head is None:
+            return losses
+        before = [m.draw(each) for m, each in zip(self.mask_heads[:-1], features[:-1], strict=True)]
+        return losses | self.mask_iou_losses(self.mask_heads, pooled, [*before, drawn], refined, truths)
 
     def _sampled(
         self, rois: Sequence[Tensor], truths: Sequence[Instances], stage: StageConfig
@@ -173,11 +178,14 @@ class HTC(TwoStageDetector):
         """Candidates of each image for its proposals."""
         return mean_candidates(self.heads[-1], self.run_stages(encoded), encoded.sizes_hw, limits)
 
+    def mask_pooled(self, encoded: Encoded, boxes: Sequence[Tensor]) -> Tensor:
+        """What every mask head reads; see `TwoStageDetector`."""
+        semantic = self.semantic_features(encoded)
+        return self.pooled(self.mask_heads[0].pool, encoded.levels, semantic, boxes)
+
     def mask_logits(self, encoded: Encoded, boxes: Sequence[Tensor]) -> list[Tensor]:
         """What each stage draws, (R, K or 1, M, M), into the boxes [(R_i, 4)] of each image."""
-        semantic = self.semantic_features(encoded)
-        pooled = self.pooled(self.mask_heads[0].pool, encoded.levels, semantic, boxes)
-        features = informed_features(self.mask_heads, pooled)
+        features = informed_features(self.mask_heads, self.mask_pooled(encoded, boxes))
         return [head.draw(each) for head, each in zip(self.mask_heads, features, strict=True)]
 
     def masks(self, encoded: Encoded, instances: Sequence[Instances]) -> list[RoiMasks]:

@@ -230,9 +230,19 @@ def soft_masks(
     Returns:
         For each image its masks, in the order of its boxes.
     """
-    labels = torch.cat([found.labels for found in instances])
+    mean = mean_probabilities(heads, logits, torch.cat([found.labels for found in instances]))
+    return [RoiMasks(probabilities=part) for part in torch.split(mean, [len(each) for each in instances])]
+
+
+def mean_probabilities(heads: Sequence[MaskHead], logits: Iterable[Tensor], labels: Tensor) -> Tensor:
+    """(R, M, M) float32: the mean of what several heads have drawn for each RoI's class.
+
+    Args:
+        heads: At least one.
+        logits: Of each head (R, K or 1, M, M).
+        labels: (R,) in 0..K-1.
+    """
     drawn = [
         head.own_logits(part, labels).float().sigmoid() for head, part in zip(heads, logits, strict=True)
     ]
-    mean = torch.stack(drawn).mean(dim=0)  # (R, M, M)
-    return [RoiMasks(probabilities=part) for part in torch.split(mean, [len(each) for each in instances])]
+    return torch.stack(drawn).mean(dim=0)

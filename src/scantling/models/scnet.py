@@ -161,6 +161,7 @@ class SCNet(TwoStageDetector):
         self.context_head = (
             None if config.context is None else ContextHead(channels, num_classes, config.context)
         )
+        self.rank_by_masks(config.mask_iou, config.mask.pool_side)
 
     @property
     def heads(self) -> list[BoxHead]:
@@ -223,13 +224,15 @@ class SCNet(TwoStageDetector):
             losses |= {f"stage{number}/{name}": stage.weight * value for name, value in found.items()}
             rois = refine_samples(head, samples, logits, deltas, [t.size_hw for t in truths])
         positive = torch.cat([s.matched for s in samples]) >= 0
-        drawn = self.draw(encoded, positive_boxes(samples), hidden[positive])
+        read = self.relayed(encoded, positive_boxes(samples), hidden[positive])
+        drawn = self.mask_head.draw(self.mask_head.features(read))
         found = self.mask_head.losses(drawn, samples, truths)
         weight = sum(stage.weight for stage in self.config.stages)
-        return losses | {f"mask_head/{name}": weight * value for name, value in found.items()}
+        losses |= {f"mask_head/{name}": weight * value for name, value in found.items()}
+        return losses | self.mask_iou_losses([self.mask_head], read, [drawn], samples, truths)
 
-    def draw(self, encoded: Encoded, boxes: Sequence[Tensor], hidden: Tensor) -> Tensor:
-        """What the mask head draws, (R, K or 1, M, M), images one after the other.
+    def relayed(self, encoded: Encoded, boxes: Sequence[Tensor], hidden: Tensor) -> Tensor:
+        """What the mask head reads, (R, C, S, S), images one after the other.
 
         Args:
             encoded: Surveyed.
@@ -237,9 +240,12 @@ class SCNet(TwoStageDetector):
             hidden: (R, F), what the last box head made of them.
         """
         pooled = self.pooled(self.mask_head.pool, encoded, boxes)
-        if self.relay is not None:
-            pooled = pooled + self.relay(hidden)
-        return self.mask_head.draw(self.mask_head.features(pooled))
+        return pooled if self.relay is None else pooled + self.relay(hidden)
+
+    def mask_pooled(self, encoded: Encoded, boxes: Sequence[Tensor]) -> Tensor:
+        """The same for given boxes, which the last box head reads first; see `TwoStageDetector`."""
+        surveyed = self.surveyed(encoded)
+        return self.relayed(surveyed, boxes, self.heads[-1].trunk(self.pooled(self.pool, surveyed, boxes)))
 
     def run_stages(self, encoded: Encoded) -> list[StageOutput]:
         """Test-time pass of the boxes through all stages; see `cascade_rcnn.run_stages`."""
@@ -252,8 +258,7 @@ class SCNet(TwoStageDetector):
 
     def mask_logits(self, encoded: Encoded, boxes: Sequence[Tensor]) -> Tensor:
         """What the mask head draws, (R, K or 1, M, M), into the boxes [(R_i, 4)] of each image."""
-        surveyed = self.surveyed(encoded)
-        return self.draw(surveyed, boxes, self.heads[-1].trunk(self.pooled(self.pool, surveyed, boxes)))
+        return self.mask_head.draw(self.mask_head.features(self.mask_pooled(encoded, boxes)))
 
     def masks(self, encoded: Encoded, instances: Sequence[Instances]) -> list[RoiMasks]:
         """Soft masks (N_i, 28, 28) for the given boxes of each image."""

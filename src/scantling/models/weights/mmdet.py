@@ -106,11 +106,17 @@ _CONTEXT_HEAD = (
     *_PAIRS,
     (r"fc\.(\w+)", r"logits.\1"),
 )
+_MASK_IOU_HEAD = (
+    *((rf"convs\.{i}\.(\w+)", rf"convs.{2 * i}.\1") for i in range(4)),
+    *((rf"fcs\.{i}\.(\w+)", rf"fcs.{2 * i}.\1") for i in range(2)),
+    (r"fc_mask_iou\.(\w+)", r"ious.\1"),
+)
 _RELAY = ((r"fc\.(\w+)", r"fc.\1"),)
 _ALONE = {  # parts of which there is one in a detector: theirs -> ours, and the rules inside
     "semantic_head": ("semantic_head", _SEMANTIC_HEAD),
     "glbctx_head": ("context_head", _CONTEXT_HEAD),
     "feat_relay_head": ("relay", _RELAY),
+    "mask_iou_head": ("mask_iou_head", _MASK_IOU_HEAD),
 }
 _DOUBLE_HEAD = (
     *((rf"fc_branch\.{i}\.(\w+)", rf"fc_trunk.{2 * i + 1}.\1") for i in range(2)),
@@ -207,6 +213,11 @@ def semantic_labels_of(weights: Mapping[str, Tensor]) -> int | None:
     """Labels that a checkpoint's semantic head tells apart; None where it has no such head."""
     found = weights.get(_SEMANTIC_LOGITS)
     return None if found is None else int(found.shape[0])
+
+
+def ranks_by_masks(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint's detector predicts how well its masks fit (Mask Scoring R-CNN)."""
+    return any(key.startswith("roi_head.mask_iou_head.") for key in weights)
 
 
 def pruned_stages_of(weights: Mapping[str, Tensor]) -> int | None:

@@ -44,10 +44,13 @@ PARTS = {
     "semantic head": ("semantic_head.",),
     "context head": ("context_head.",),
     "relay": ("relay.",),
+    "MaskIoU head": ("mask_iou_head.",),
 }
 _PREDICTOR = re.compile(
-    r"(?:head|stages\.\d+|(?:mask|semantic|context)_head|mask_stages\.\d+)\.(logits|deltas)"
+    r"(?:head|stages\.\d+|(?:mask|semantic|context|mask_iou)_head|mask_stages\.\d+)\.(logits|deltas|ious)"
 )
+_NEVER_SHARED = ("context_head.", "mask_iou_head.")
+"""Predictors of which one row is that of the one category, not one for all."""
 _DERIVED = ("num_batches_tracked", "relative_position_index")
 _NO_START = {
     "refiner": "A refiner's backbone is no start for a detector.",
@@ -263,7 +266,7 @@ def _by_class(
     value, initial = weights[key], own[key]
     head = _PREDICTOR.match(key)
     is_classifier = key.startswith(("head.", "stages."))  # with rows behind those of the categories
-    is_logits = head is not None and head[1] == "logits"
+    is_logits = head is not None and head[1] != "deltas"
     step = 1 if is_logits else 4
     if value.shape[1:] != initial.shape[1:]:
         return None
@@ -274,7 +277,7 @@ def _by_class(
         taken = len(initial) == len(cells) and cells[0] is not None
         return moved_rows(value, cells, initial, step) if taken else None
     if not (is_logits and is_classifier):
-        if len(value) == len(initial) == step and not key.startswith("context_head."):
+        if len(value) == len(initial) == step and not key.startswith(_NEVER_SHARED):
             return value  # one for all categories: no rows to be found
         if len(value) != step * len(found) or len(initial) != step * len(wanted):
             return None
