@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from reference.masked_parts import SIZE_HW, write_masked_parts
 
+DRAWS = ("mask_rcnn_r18_small", "cascade_mask_rcnn_r18_small", "scnet_r18_small")
 MODEL = """{{name: {name}, backbone: resnet10t, fpn_channels: 16, fc_channels: 16, num_train_proposals: 50,
             num_test_proposals: 30, num_rois: 16{more}}}"""
 MEMBER = """
@@ -23,8 +24,10 @@ MEMBER = """
 OTHER = "other.json"
 
 
-def member(look: str, name: str = "mask_rcnn_r18_small") -> str:
-    more = ", mask_channels: 8, mask_convs: 1" if "mask" in name else ""
+def member(look: str, name: str = "mask_rcnn_r18_small", options: str = "") -> str:
+    more = ", mask_channels: 8" if name in DRAWS else ""
+    more += ", mask_convs: 1" if "mask" in name else ""
+    more += options
     return MEMBER.format(model=MODEL.format(name=name, more=more), look=look)
 
 
@@ -42,7 +45,7 @@ SEGMENTER = """
     predict: {scales: 48, long_side: 64}
 """
 SEMANTIC = "semantic: {score_threshold: 0.05, map_threshold: 0.02}"
-SIZES = member("scales: [40, 48], flip: true")
+SIZES = member("scales: [40, 48], flip: true", options=", mask_iou: true")
 ONE_SIZE = member("scales: 48")
 RECIPES = {
     "sizes and mirror": recipe({"a": SIZES}, "combine: {tune: {}}"),
@@ -52,7 +55,11 @@ RECIPES = {
         f"combine: {{tune: {{}}, ensemble: {{method: mask_vote, iou_threshold: 0.2}}, {SEMANTIC}, eliminate: {{}}}}",
     ),
     "tiles": recipe(
-        {"a": member("scales: 48, tile: 32, overview: true"), "maps": SEGMENTER}, f"combine: {{{SEMANTIC}}}"
+        {
+            "a": member("scales: 48, tile: 32, overview: true", "scnet_r18_small", ", mask_iou: true"),
+            "maps": SEGMENTER,
+        },
+        f"combine: {{{SEMANTIC}}}",
     ),
     "soft, refined": recipe(
         {"a": ONE_SIZE.replace("score_threshold", "method: soft_linear, score_threshold")},

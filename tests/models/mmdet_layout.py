@@ -56,8 +56,8 @@ def _their_key(key: str, kinds: Mapping[str, str]) -> str:
     if match := re.fullmatch(r"mask_(?:head|stages\.(\d))\.(.+)", key):
         stage = "" if match[1] is None else f"{match[1]}."
         return f"roi_head.mask_head.{stage}{_mask_head(match[2], kind)}"
-    if match := re.fullmatch(r"semantic_head\.(.+)", key):
-        return f"roi_head.semantic_head.{_semantic_head(match[1])}"
+    if match := re.fullmatch(r"(semantic_head|context_head|relay|mask_iou_head)\.(.+)", key):
+        return f"roi_head.{_alone(match[1], match[2])}"
     match = re.fullmatch(r"(?:head|stages\.(\d))\.(.+)", key)
     stage = "" if match[1] is None else f"{match[1]}."
     return f"roi_head.bbox_head.{stage}{_head(match[2], kind)}"
@@ -76,17 +76,32 @@ def _backbone(key: str, kind: str, rules: tuple) -> str:
     return re.sub(r"(^|\.)bn(\d)\.", rf"\1{kind}\2.", key)
 
 
+def _pairs(key: str) -> str:
+    """Blocks of two convolutions."""
+    match = re.fullmatch(r"convs\.(\d)\.branch\.([01])\.0\.(\w+)", key)
+    return key if match is None else f"convs.{match[1]}.conv{int(match[2]) + 1}.{match[3]}"
+
+
 def _mask_head(key: str, kind: str) -> str:
+    key = _pairs(key)
     key = re.sub(r"convs\.(\d)\.[01]\.", rf"convs.\1.{kind}.", key)
     key = re.sub(r"^flow\.[01]\.", f"conv_res.{kind}.", key)
     return re.sub(r"^logits\.", "conv_logits.", key)
 
 
-def _semantic_head(key: str) -> str:
+def _alone(part: str, key: str) -> str:
+    if part == "mask_iou_head":
+        key = re.sub(r"^(convs|fcs)\.(\d)\.", lambda m: f"{m[1]}.{int(m[2]) // 2}.", key)
+        return f"mask_iou_head.{re.sub(r'^ious.', 'fc_mask_iou.', key)}"
+    if part == "relay":
+        return f"feat_relay_head.{key}"
+    if part == "context_head":
+        return f"glbctx_head.{re.sub(r'^logits.', 'fc.', _pairs(key))}"
+    key = _pairs(key)
     key = re.sub(r"^laterals\.(\d)\.0\.", r"lateral_convs.\1.conv.", key)
     key = re.sub(r"^convs\.(\d)\.0\.", r"convs.\1.conv.", key)
     key = re.sub(r"^embed\.0\.", "conv_embedding.conv.", key)
-    return re.sub(r"^logits\.", "conv_logits.", key)
+    return f"semantic_head.{re.sub(r'^logits.', 'conv_logits.', key)}"
 
 
 def _head(key: str, kind: str) -> str:

@@ -86,6 +86,14 @@ def test_labels_of_cells_follow_the_names_and_the_ground_stays_first():
     assert with_rows({name: derived}, (1, None, 0), 2, {})[name] is derived  # a model without the branch
 
 
+def test_classes_of_an_image_have_no_row_behind_them():
+    name, new = "roi_head.glbctx_head.fc.bias", {"context_head.logits.bias": torch.zeros(3)}
+    theirs = {name: torch.tensor([BOLT, NUT])}
+    assert with_rows(theirs, (1, None, 0), 2, new)[name].tolist() == [NUT, 0, BOLT]
+    assert with_rows(theirs, (None, None, None), 2, new)[name].tolist() == [0] * 3
+    assert with_rows(theirs, (1, None, 0), 2, {})[name] is theirs[name]  # a model without that head
+
+
 def small_htc(**options) -> ModelConfig:
     narrow = {"fpn_channels": 16, "fc_channels": 16, "mask_channels": 16, "mask_convs": 1}
     return ModelConfig(name="htc_r18_small", **narrow, **options)
@@ -117,6 +125,23 @@ def test_other_categories_need_no_labels_of_pixels(tmp_path):
     assert torch.equal(
         found["semantic_head.convs.0.0.weight"], theirs["roi_head.semantic_head.convs.0.conv.weight"]
     )
+
+
+def test_a_mask_iou_head_is_found_in_the_file(tmp_path):
+    narrow = {"fpn_channels": 16, "fc_channels": 16, "mask_channels": 16, "mask_convs": 1}
+    config = ModelConfig(name="mask_rcnn_r18_small", **narrow)
+    model = build_model(config.with_options(mask_iou=True), 2)
+    theirs = mmdet_weights(model)
+    keys = {"convs.3.weight", "fcs.1.bias", "fc_mask_iou.weight"}
+    assert {f"roi_head.mask_iou_head.{key}" for key in keys} < theirs.keys()
+    torch.save({"state_dict": theirs}, tmp_path / "theirs.pth")
+    choice = HeadChoice(head="by-name", classes=("class_2", "gear", "crank"))
+    summary = import_detector(tmp_path / "theirs.pth", config, tmp_path / "ours", choice=choice)
+    assert set(summary.conversion.used) == set(theirs)
+    tensors, meta = load_checkpoint(summary.checkpoint)
+    assert meta.model["mask_iou"]
+    ious = weights_in(tensors)["mask_iou_head.ious.bias"]
+    assert (len(ious), float(ious[0])) == (3, float(theirs["roi_head.mask_iou_head.fc_mask_iou.bias"][1]))
 
 
 def test_a_semantic_branch_is_not_left_out_in_silence(tmp_path):

@@ -1,20 +1,21 @@
-"""The semantic head: what it should learn, and the same numbers as MMDetection's."""
+"""Heads for the whole image: what they should learn, and what they lend to others."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from models.conftest import golden_state, unpacked
-from models.test_golden import assert_close
 from scantling.errors import ConfigError
-from scantling.models.context_heads import IGNORED, SemanticHead, SemanticHeadConfig, semantic_targets
-from scantling.models.htc import HTC, HTCOptions
-from scantling.models.weights.mmdet import convert
+from scantling.models.context_heads import (
+    IGNORED,
+    ContextHead,
+    ContextHeadConfig,
+    SemanticHead,
+    SemanticHeadConfig,
+    context_of_rois,
+    semantic_targets,
+)
 from scantling.structures.instances import ImageMasks, Instances
 
 
@@ -92,29 +93,24 @@ def test_fewer_labels_than_categories_are_refused() -> None:
     assert SemanticHead(4, (4, 8), 3, SemanticHeadConfig(num_labels=7)).logits.out_channels == 7
 
 
-def test_logits_and_loss_are_the_references(golden_folder: Path) -> None:
-    """SCNet's semantic head is HTC's with shortcuts; MMDetection has computed it on the scene."""
-    state = golden_state("scnet_r50_dcn_seesaw")
-    config = HTCOptions(deform=(2, 3, 4)).config(pretrained=False)
-    model = HTC(config.model_copy(update={"semantic": SemanticHeadConfig(residual=True)}), 3).eval()
-    conversion = convert(state, model)
-    parts = ("backbone.", "neck.", "roi_head.semantic_head.")
-    assert {key for key in state if key.startswith(parts)} <= conversion.used.keys()
-    assert not [key for key in conversion.missing if key.startswith(("backbone.", "neck.", "semantic_head."))]
-    model.load_state_dict(model.state_dict() | conversion.weights)
-    arrays = np.load(golden_folder / "scene.npz")
-    image = torch.from_numpy(arrays["image"])
-    size_hw = (192, 256)
-    truth = Instances(
-        size_hw=size_hw,
-        boxes=torch.from_numpy(arrays["gt_boxes"]),
-        labels=torch.from_numpy(arrays["gt_labels"]),
-        masks=ImageMasks.from_dense(unpacked(arrays["gt_masks"], 3, size_hw)),
-    )
-    with torch.no_grad():
-        logits = model.semantic_head(model.features(image)).logits
-    expected = torch.from_numpy(np.load(golden_folder / "scnet_r50_dcn_seesaw.npz")["semantic_logits"])
-    assert_close(logits[:, :, ::4, ::4], expected)
-    facts = json.loads((golden_folder / "scnet_r50_dcn_seesaw.json").read_text())["losses"]
-    found = float(model.semantic_head.losses(logits, [truth])["class"])
-    assert found == pytest.approx(facts["loss_semantic_seg"], rel=1e-3)
+def test_the_context_is_the_mean_over_the_cells_of_the_image() -> None:
+    head = ContextHead(1, 2, ContextHeadConfig(num_convs=0))
+    # 100 x 70 pixels are 2 rows and 2 columns of cells of 64; the map is padded to 3 x 3
+    level = torch.tensor([[1.0, 2, 99], [3, 6, 99], [99, 99, 99]]).expand(2, 1, 3, 3)
+    found = head(level, 64, [(100, 70), (30, 128)])
+    assert found.features.tolist() == [[3.0], [1.5]]
+    torch.testing.assert_close(found.logits, head.logits(found.features))
+    rois = [torch.zeros(2, 4), torch.zeros(1, 4)]
+    assert context_of_rois(found.features, rois).flatten().tolist() == [3.0, 3.0, 1.5]
+    assert context_of_rois(found.features, [rois[0][:0], rois[0][:0]]).shape == (0, 1, 1, 1)
+
+
+def test_the_loss_of_the_context_is_the_mean_over_images_and_classes() -> None:
+    head = ContextHead(1, 2, ContextHeadConfig(num_convs=0, weight=2.0))
+    some = scene((8, 8), [(0, 0, 8, 8), (0, 0, 4, 4)], [1, 1])
+    none = Instances.empty((8, 8), scored=False)
+    logits = torch.tensor([[0.8, 0.3], [0.6, 0.9]]).logit()
+    found = float(head.losses(logits, [some, none])["class"])
+    assert found == pytest.approx(2.0 * -(np.log(0.2) + np.log(0.3) + np.log(0.4) + np.log(0.1)) / 4)
+    crowd = some.replace(is_crowd=torch.tensor([True, True]))
+    assert float(head.losses(logits, [crowd, none])["class"]) == pytest.approx(found)

@@ -3,11 +3,13 @@
 The facts are the settings of its configuration files, by our words: `faster-rcnn_r50_fpn`, `cascade-rcnn_r50_fpn`,
 `cascade-rcnn_x101-64x4d_fpn`, `dconv/cascade-rcnn_r50-dconv-c3-c5_fpn`, `gn/mask-rcnn_r50_fpn_gn-all`,
 `double_heads/dh-faster-rcnn_r50_fpn`, `mask-rcnn_r50_fpn`, `cascade-mask-rcnn_r50_fpn`,
-`htc_r50_fpn`, `htc-without-semantic_r50_fpn`, `htc_x101-64x4d-dconv-c3-c5_fpn`,
-`swin/mask-rcnn_swin-t-p4-w7_fpn`, `convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou`; of the Swin
-authors' own repository for the cascade on Swin; of CBNetV2's, `faster_rcnn_cbv2d1_r50_fpn`,
+`htc_r50_fpn`, `htc-without-semantic_r50_fpn`, `htc_x101-64x4d-dconv-c3-c5_fpn`, `scnet_r50_fpn`,
+`scnet_x101-64x4d_fpn`, `swin/mask-rcnn_swin-t-p4-w7_fpn`,
+`convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou`; of the Swin authors' own repository for the cascade on
+Swin; of CBNetV2's, `faster_rcnn_cbv2d1_r50_fpn`,
 `htc_cbv2_swin_base_patch4_window7_mstrain_400-1400_giou_4conv1f` (and that at Swin-T's sizes, which is the golden
-case); and of torchvision's constructors. Where ours differ on purpose,
+case); of team RalleyTheValley's report, SCNet with deformable convolution and Seesaw loss; and of torchvision's
+constructors. Where ours differ on purpose,
 DEVIATIONS says so.
 """
 
@@ -86,9 +88,10 @@ def under(prefix: str, facts: dict[str, Any]) -> dict[str, Any]:
     return {f"{prefix}.{key}": value for key, value in facts.items()}
 
 
-FASTER = COMMON | under("head", HEAD) | under("assign", AT_HALF) | {"mask": None}
+FASTER = COMMON | under("head", HEAD) | under("assign", AT_HALF) | {"mask": None, "mask_iou": None}
 CASCADE = COMMON | {
     "mask": None,
+    "mask_iou": None,
     "rpn.allowed_border": 0.0,
     "rpn.loss.beta": 1 / 9,
     "rpn.train_proposals": 2000,
@@ -114,6 +117,7 @@ DOUBLE = COMMON | under("head", DOUBLE_HEAD) | under("assign", AT_HALF)
 MASK_HEAD = {
     "num_convs": 4,
     "channels": 256,
+    "residual": False,
     "norm": "none",
     "pool_side": 14,
     "pool_samples": 0,
@@ -135,6 +139,9 @@ SEMANTIC_HEAD = {
     "weight": 0.2,
 }
 HTC = CASCADE_MASK | under("semantic", SEMANTIC_HEAD)
+SCNET = HTC | {"semantic.residual": True, "mask.num_convs": 12, "mask.residual": True, "relay": True}
+SCNET |= under("context", {"num_convs": 4, "residual": True, "weight": 3.0})
+SEESAW = {f"stages.{stage}.head.class_loss": "seesaw" for stage in range(3)}
 
 
 def conv_giou(norm: str, class_agnostic: bool) -> dict[str, Any]:  # noqa: FBT001
@@ -201,6 +208,9 @@ FACTS = {
     "htc_cb_swin_t": composite(HTC_SWIN, pruned=0),
     "htc_cb_swin_b": composite(HTC_SWIN, pruned=0)
     | {"backbone.name": "swin_base_patch4_window7_224", "backbone.drop_path": 0.3},
+    "scnet_r50": SCNET,
+    "scnet_r50_dcn_seesaw": SCNET | SEESAW | {"backbone.deform": (2, 3, 4)},
+    "scnet_x101_64x4d": SCNET | {"backbone.name": "resnext101_64x4d"},
     "torchvision_faster_rcnn_r50": FASTER | TORCHVISION,
     "torchvision_faster_rcnn_r50_v2": FASTER | TORCHVISION_V2,
     "torchvision_mask_rcnn_r50": MASK | TORCHVISION | TORCHVISION_MASK,
@@ -214,6 +224,7 @@ OWN = (
     "cascade_mask_rcnn_r18_small",
     "htc_r18_small",
     "htc_cb_r18_small",
+    "scnet_r18_small",
     "htc_without_semantic_r50_giou",
 )
 """Made for CPUs and few images, or of parts published apart; nobody else has published them."""
@@ -285,6 +296,13 @@ def test_every_number_is_the_published_one_or_a_stated_deviation(name: str) -> N
         if any(told in DEVIATIONS and differing.get(key) == DEVIATIONS[told][0] for told in names(name, key)):
             del differing[key]
     assert differing == {}
+
+
+def test_the_mask_iou_head_is_the_published_one() -> None:
+    """Of Mask Scoring R-CNN: four convolutions, two layers of 1024, loss 1 on half the squared difference."""
+    with torch.device("meta"):
+        found = build_model(ModelConfig(name="mask_rcnn_r50", mask_iou=True), num_classes=2).config.mask_iou
+    assert dict(found) == {"num_convs": 4, "channels": 256, "fc_channels": 1024, "weight": 1.0}
 
 
 def test_every_deviation_is_one() -> None:

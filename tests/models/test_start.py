@@ -99,6 +99,25 @@ def test_labels_of_other_things_are_kept_by_the_same_categories_alone(names, is_
     assert torch.equal(model["semantic_head.logits.weight"], expected["semantic_head.logits.weight"])
 
 
+SCNET = {"name": "scnet_r18_small", "mask_channels": 16}
+
+
+def test_classes_of_an_image_follow_their_categories(tmp_path):
+    path = tmp_path / "best.safetensors"
+    source = saved(path, class_loss="seesaw", **SCNET)
+    model, before, taken = started(path, ("Gear", "x", "bolt"), class_loss="seesaw", **SCNET)
+    assert {part: taken.parts[part] for part in ("context head", "relay")} == {
+        "context head": (6, 6),
+        "relay": (2, 2),
+    }
+    key = "context_head.logits.weight"
+    assert torch.equal(model[key][[0, 2]], source[key][[2, 0]])
+    assert torch.equal(model[key][1], before[key][1])
+    saved(path, names=("bolt",), **SCNET)
+    model, before, _ = started(path, ("nut",), **SCNET)
+    assert torch.equal(model[key], before[key])  # one row, of another category
+
+
 def test_a_cascade_starts_a_hybrid_task_cascade(tmp_path):
     """All but what the masks tell each other, and the semantic branch."""
     path = tmp_path / "best.safetensors"

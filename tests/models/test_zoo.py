@@ -62,7 +62,7 @@ def test_a_model_learns_one_step_and_predicts(name: str) -> None:
         (found[0].masks is not None)
         == model.has_masks
         == ModelConfig(name=name).has_masks
-        == ("mask" in name or name.startswith("htc_"))
+        == ("mask" in name or name.startswith(("htc_", "scnet_")))
     )
     assert (found[0].boxes[:, 2:] <= torch.tensor([160, 128])).all()
 

@@ -141,6 +141,9 @@ class ScaleDetector(MaskedColourDetector):
         labels = torch.zeros(len(seen), dtype=torch.int64)
         return [Instances(size_hw=(height, width), boxes=boxes, labels=labels, scores=torch.tensor(scores))]
 
+    def mask_ious(self, encoded, instances, masks):
+        return [own.probabilities[:, 0, 0] * 0.5 for own in masks]
+
     def masks(self, encoded, instances):
         self.drawn.append((encoded.sizes_hw[0][0], instances[0].boxes / encoded.sizes_hw[0][0]))
         grey = 1 - encoded.sizes_hw[0][0] / 200
@@ -165,7 +168,44 @@ def test_boxes_of_seven_sizes_are_merged_first_and_their_masks_averaged_then(arr
     for _, drawn in model.drawn:
         torch.testing.assert_close(drawn, expected, atol=1e-4, rtol=0)
     mean = 1 - sum(sizes) / 7 / 200
+    model.ranks_by_masks = True
+    ((_, ranked),) = Predictor(model, config, CLASS_NAMES).predict_records([record])
+    assert ranked.scores.tolist() == pytest.approx([score * mean / 2 for score in found.scores.tolist()])
     assert found.masks.probabilities.unique().tolist() == pytest.approx([round(mean * 255) / 255], abs=1e-6)
+
+
+class JudgingDetector(MaskedColourDetector):
+    """Says of a mask that it fits as well as its box is wide, in shares of 200 pixels."""
+
+    ranks_by_masks = True
+
+    def mask_ious(self, encoded, instances, masks):
+        return [(found.boxes[:, 2] - found.boxes[:, 0]) / 200 for found in instances]
+
+
+@pytest.mark.parametrize("tile", [None, 64])
+def test_the_iou_of_masks_comes_along_the_mean_of_all_tiles_that_draw(arrows, tile):
+    record, masks = arrows
+    config = PredictConfig(scales=120 if tile is None else 64, tile=tile, overlap=0.25, long_side=None)
+    predictor = Predictor(JudgingDetector(), config, CLASS_NAMES)
+    ((_, found),) = predictor.masks([record], {7: given(masks)})
+    assert found.scores.tolist() == [1, 1], "scores of given boxes are left alone"
+    boxes = found.boxes
+    if tile is None:
+        expected = (boxes[:, 2] - boxes[:, 0]) / 200
+    else:
+        grid = TileGrid.over(SIZE_HW, 64, 0.25)
+        windows = torch.tensor(grid.windows, dtype=torch.float32)
+        widths = torch.minimum(windows[:, None, 2], boxes[:, 2]) - torch.maximum(
+            windows[:, None, 0], boxes[:, 0]
+        )
+        chosen = tiles_of(grid, boxes)
+        assert chosen.sum(dim=0).min() > 1
+        expected = (widths * chosen).sum(dim=0) / chosen.sum(dim=0) / 200
+    torch.testing.assert_close(found.mask_ious, expected, atol=1e-5, rtol=0)
+    ((_, alone),) = predictor.predict_records([record])
+    assert alone.mask_ious is None
+    assert (alone.scores < 0.9).all()
 
 
 def test_images_without_detections_have_no_masks_and_stay_in_order(arrows, tmp_path):

@@ -180,7 +180,8 @@ def test_saved_rows_keep_their_masks(dataset, tmp_path, kind):
     found = detections_of(RESULTS, dataset)
     rng = np.random.default_rng(0)
     if kind == "soft":
-        found = found.replace(soft_masks=rng.integers(0, 256, (2, 4, 4)).astype(np.uint8))
+        soft = rng.integers(0, 256, (2, 4, 4)).astype(np.uint8)
+        found = found.replace(soft_masks=soft, mask_ious=np.array([0.25, 0.5]))
     else:
         found = found.replace(masks=object_column([rle(2, range(2, 7)), rle(30, range(0, 29))]))
     for rows in (slice(None), slice(0)):
@@ -188,7 +189,11 @@ def test_saved_rows_keep_their_masks(dataset, tmp_path, kind):
         loaded, extra = load_detections(tmp_path / "masks.safetensors")
         assert extra["rows"].tolist() == list(range(len(found[rows])))
         assert results_of(loaded, dataset) == results_of(found[rows], dataset)
-        assert (loaded.soft_masks is not None) == (kind == "soft")
+        assert (loaded.soft_masks is not None) == (kind == "soft") == (loaded.mask_ious is not None)
+        assert kind != "soft" or loaded.mask_ious.tolist() == [0.25, 0.5][rows]
+    if kind == "soft":
+        with pytest.raises(ValueError, match="IoUs of masks in all sets or in none"):
+            Detections.cat([found, found.replace(mask_ious=None)])
     mixed = found.replace(soft_masks=None, masks=object_column([rle(2, range(2, 7)), None]))
     with pytest.raises(ValueError, match="in every row or in none"):
         save_detections(mixed, tmp_path / "masks.safetensors")

@@ -27,7 +27,7 @@ from scantling.evaluate.outcomes import MatchedDetections, PairedInputs
 from scantling.models.suppression import DEFAULT, SuppressConfig, by_category, suppress_detections
 from scantling.ops.suppress_options import SuppressMethod
 from scantling.settings.fields import Fraction, NonNegative, Positive
-from scantling.structures.detections import Detections
+from scantling.structures.detections import Detections, mask_scores
 
 _FIELDS = ("method", "iou_threshold", "sigma")
 
@@ -126,17 +126,13 @@ def tune_suppression(
     limit = min(max_detections, base.max_per_image or max_detections)
     ways = list(dict.fromkeys([*in_use, *grid]))
     outcomes = {
-        option: paired.outcomes(
-            *suppress_detections(considered, _alone(base, option), names), max_detections=limit
-        )
+        option: paired.outcomes(*_kept(considered, _alone(base, option), names), max_detections=limit)
         for option in ways
     }
     selection = select([outcomes_by_label(outcomes, in_use), *(outcomes[option] for option in grid)], config)
     found = _suppression(base, selection, (in_use, grid), names)
     before, after = (
-        mean_ap(
-            paired.outcomes(*suppress_detections(considered, settings, names), max_detections=max_detections)
-        )
+        mean_ap(paired.outcomes(*_kept(considered, settings, names), max_detections=max_detections))
         for settings in (base, found)
     )
     words = [[str(option), *map(str, grid)] for option in in_use]
@@ -164,6 +160,15 @@ def rows_to_tune(
         settings = _alone(base, option).model_copy(update={"max_per_image": base.max_per_image})
         kept[suppress_detections(seen, settings, class_names)[0]] = True
     return considered[kept]
+
+
+def _kept(
+    candidates: Detections, settings: SuppressConfig, names: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Rows that stay, and their scores, by their masks where a detector ranks by them."""
+    rows, scores = suppress_detections(candidates, settings, names)
+    ious = candidates.mask_ious
+    return rows, scores if ious is None else mask_scores(scores, ious[rows])
 
 
 def require_objects(dataset: CocoDataset) -> tuple[str, ...]:

@@ -171,6 +171,8 @@ def save_detections(detections: Detections, path: Path, **extra: NDArray[Any]) -
     }
     if detections.soft_masks is not None:
         columns["soft_masks"] = np.ascontiguousarray(detections.soft_masks)
+    if detections.mask_ious is not None:
+        columns["mask_ious"] = detections.mask_ious.astype(np.float32)
     if detections.masks is not None:
         columns |= _mask_columns(detections.masks)
     atomic_write(path, save(columns | {name: column.astype(np.int32) for name, column in extra.items()}))
@@ -184,12 +186,14 @@ def load_detections(path: Path) -> SavedDetections:
     """
     try:
         columns = load(path.read_bytes())
+        ious = columns.pop("mask_ious", None)
         detections = Detections(
             images=columns.pop("images").astype(np.int64),
             labels=columns.pop("labels").astype(np.int64),
             scores=columns.pop("scores").astype(np.float64),
             boxes=columns.pop("boxes").astype(np.float64),
             soft_masks=columns.pop("soft_masks", None),
+            mask_ious=None if ious is None else ious.astype(np.float64),
             masks=_masks_of(columns) if "mask_counts" in columns else None,
         )
     except (OSError, SafetensorError, KeyError, ValueError) as error:

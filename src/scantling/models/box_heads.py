@@ -110,7 +110,10 @@ class BoxHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """(R, C, S, S) -> logits (R, L), deltas (R, 4) or (R, K, 4)."""
-        hidden = self.trunk(pooled)
+        return self.predict(self.trunk(pooled))
+
+    def predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head says of its own features (R, F), `trunk(pooled)`; see `forward`."""
         deltas = self.deltas(hidden)
         return self.logits(hidden), deltas if self.config.class_agnostic else deltas.view(
             -1, self.num_classes, 4

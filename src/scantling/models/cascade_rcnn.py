@@ -31,6 +31,7 @@ from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoiSamples, sampl
 from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import RoiPool
 from scantling.models.mask_heads import MaskHead, MaskHeadConfig, MaskOptions, positive_boxes, soft_masks
+from scantling.models.mask_iou import MaskIoUConfig, MaskIoUOptions
 from scantling.models.two_stage import BoxHeadOptions, TwoStageConfig, TwoStageDetector, top_candidates
 from scantling.settings.fields import Fraction
 from scantling.structures.instances import Instances
@@ -79,10 +80,12 @@ class CascadeRCNNConfig(TwoStageConfig):
     Attributes:
         stages: The box heads in order.
         mask: Shape of every stage's mask head; None for boxes alone.
+        mask_iou: What predicts how well masks fit; None for none.
     """
 
     stages: tuple[StageConfig, ...] = published_stages(BoxHeadConfig(class_agnostic=True))
     mask: MaskHeadConfig | None = None
+    mask_iou: MaskIoUConfig | None = None
 
 
 class CascadeRCNNOptions(BoxHeadOptions):
@@ -104,13 +107,17 @@ class CascadeRCNNOptions(BoxHeadOptions):
         return CascadeRCNNConfig(stages=stages, **self.shared(pretrained=pretrained))
 
 
-class CascadeMaskRCNNOptions(CascadeRCNNOptions, MaskOptions):
+class CascadeMaskRCNNOptions(CascadeRCNNOptions, MaskOptions, MaskIoUOptions):
     """What a recipe may change in a Cascade Mask R-CNN."""
 
     def config(self, *, pretrained: bool) -> CascadeRCNNConfig:
         """All numbers."""
         boxes = super().config(pretrained=pretrained)
-        return boxes.model_copy(update={"mask": self.mask_head(self.box_head())})
+        own = {
+            "mask": self.mask_head(self.box_head()),
+            "mask_iou": self.mask_iou_head(self.mask_channels, self.fc_channels),
+        }
+        return boxes.model_copy(update=own)
 
 
 class CascadeRCNN(TwoStageDetector):
@@ -134,6 +141,8 @@ class CascadeRCNN(TwoStageDetector):
             for _ in config.stages
             if config.mask is not None
         )
+        if config.mask is not None:
+            self.rank_by_masks(config.mask_iou, config.mask.pool_side)
 
     @property
     def heads(self) -> list[BoxHead]:
@@ -157,10 +166,14 @@ class CascadeRCNN(TwoStageDetector):
             logits, deltas = head(self.pool(levels, [s.boxes for s in samples]))
             found = head.losses(logits, deltas, RoiSamples.cat(samples))
             if self.has_masks:
-                drawn = self.mask_heads[number](levels, positive_boxes(samples))
+                pooled = self.mask_pooled(encoded, positive_boxes(samples))
+                drawn = self.mask_heads[number].draw(self.mask_heads[number].features(pooled))
                 found |= self.mask_heads[number].losses(drawn, samples, truths)
             losses |= {f"stage{number}/{name}": stage.weight * value for name, value in found.items()}
             rois = refine_samples(head, samples, logits, deltas, [t.size_hw for t in truths])
+        if self.mask_iou_head is not None:
+            all_drawn = [head.draw(head.features(pooled)) for head in self.mask_heads[:-1]]
+            losses |= self.mask_iou_losses(self.mask_heads, pooled, [*all_drawn, drawn], samples, truths)
         return losses
 
     def run_stages(self, encoded: Encoded) -> list[StageOutput]:
@@ -170,6 +183,13 @@ class CascadeRCNN(TwoStageDetector):
     def roi_candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:
         """Candidates of each image for its proposals."""
         return mean_candidates(self.heads[-1], self.run_stages(encoded), encoded.sizes_hw, limits)
+
+    def mask_pooled(self, encoded: Encoded, boxes: Sequence[Tensor]) -> Tensor:
+        """What every mask head reads; see `TwoStageDetector`."""
+        if not self.has_masks:
+            return super().mask_pooled(encoded, boxes)
+        pooled: Tensor = self.mask_heads[0].pool(encoded.levels, boxes)
+        return pooled
 
     def masks(self, encoded: Encoded, instances: Sequence[Instances]) -> list[RoiMasks]:
         """Soft masks (N_i, 28, 28) for the given boxes of each image: the mean of all stages'."""

@@ -4,6 +4,7 @@
     encode(batch)               -> Encoded          features once; opaque to callers
     candidates(encoded, limits) -> [Instances]      scored boxes before suppression
     masks(encoded, instances)   -> [RoiMasks]       for given boxes: after suppression, after refinement, of any tool
+    mask_ious(encoded, instances, masks) -> [(N,)]  how well they fit, of a detector that ranks by it: `ranks_by_masks`
 
 Boxes are absolute xyxy in the frame of the batch's images. K foreground classes are 0..K-1. Suppression and category
 names are the caller's; see `suppression.detect` for all steps in a row.
@@ -64,10 +65,12 @@ class Detector(nn.Module, ABC):
     Attributes:
         num_classes: Number of foreground classes K.
         has_masks: Whether `masks` gives any, and training needs the masks of the truth.
+        ranks_by_masks: Whether `mask_ious` gives any, by which scores are multiplied once masks are drawn.
     """
 
     num_classes: int
     has_masks: bool = False
+    ranks_by_masks: bool = False
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -96,6 +99,24 @@ class Detector(nn.Module, ABC):
             TypeError: The detector has no masks.
         """
         raise TypeError(f"{type(self).__name__} has no masks")
+
+    def mask_ious(
+        self,
+        encoded: Encoded,  # noqa: ARG002 - the signature is what methods with a MaskIoU head have
+        instances: Sequence[Instances],  # noqa: ARG002
+        masks: Sequence[RoiMasks],  # noqa: ARG002
+    ) -> list[Tensor]:
+        """Predicted IoU, (N,) in [0, 1] for each image, of drawn masks with the objects they stand for.
+
+        Args:
+            encoded: As for `masks`.
+            instances: As for `masks`.
+            masks: What `masks` gave for them.
+
+        Raises:
+            TypeError: The detector predicts none.
+        """
+        raise TypeError(f"{type(self).__name__} does not rank by masks")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The losses, so that DistributedDataParallel sees them."""

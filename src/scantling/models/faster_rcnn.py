@@ -7,7 +7,8 @@
     test:      softmax, decode ──► (box, class) candidates ── NMS ──► detections
     masks:     p2..p5, boxes ── MaskHead ──► (R, 28, 28); learned from the positives of the same sample
 
-Mask R-CNN is this class with a mask head (`config.mask`). Dims: B images, C channels, R RoIs, K classes.
+Mask R-CNN is this class with a mask head (`config.mask`), Mask Scoring R-CNN with a MaskIoU head too
+(`config.mask_iou`). Dims: B images, C channels, R RoIs, K classes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from scantling.models.box_heads import BoxHead, BoxHeadConfig, RoiSamples, sampl
 from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import RoiPool
 from scantling.models.mask_heads import MaskHead, MaskHeadConfig, MaskOptions, positive_boxes, soft_masks
+from scantling.models.mask_iou import MaskIoUConfig, MaskIoUOptions
 from scantling.models.two_stage import BoxHeadOptions, TwoStageConfig, TwoStageDetector, top_candidates
 from scantling.structures.instances import Instances
 from scantling.structures.masks import RoiMasks
@@ -34,11 +36,13 @@ class FasterRCNNConfig(TwoStageConfig):
         head: The box head.
         assign: Overlaps of its positives and negatives.
         mask: The mask head; None for boxes alone.
+        mask_iou: What predicts how well masks fit; None for none.
     """
 
     head: BoxHeadConfig = BoxHeadConfig()
     assign: AssignConfig = AssignConfig()
     mask: MaskHeadConfig | None = None
+    mask_iou: MaskIoUConfig | None = None
 
 
 class FasterRCNNOptions(BoxHeadOptions):
@@ -49,14 +53,18 @@ class FasterRCNNOptions(BoxHeadOptions):
         return FasterRCNNConfig(head=self.box_head(), **self.shared(pretrained=pretrained))
 
 
-class MaskRCNNOptions(FasterRCNNOptions, MaskOptions):
+class MaskRCNNOptions(FasterRCNNOptions, MaskOptions, MaskIoUOptions):
     """What a recipe may change in a Mask R-CNN."""
 
     def config(self, *, pretrained: bool) -> FasterRCNNConfig:
         """All numbers; truths claim their best RoI, as published for this method alone."""
         boxes = super().config(pretrained=pretrained)
         claiming = boxes.assign.model_copy(update={"low_quality_iou": boxes.assign.positive_iou})
-        return boxes.model_copy(update={"assign": claiming, "mask": self.mask_head(boxes.head)})
+        own = {
+            "mask": self.mask_head(boxes.head),
+            "mask_iou": self.mask_iou_head(self.mask_channels, self.fc_channels),
+        }
+        return boxes.model_copy(update={"assign": claiming, **own})
 
 
 class FasterRCNN(TwoStageDetector):
@@ -78,6 +86,8 @@ class FasterRCNN(TwoStageDetector):
         self.mask_head = (
             None if config.mask is None else MaskHead(self.neck.channels, strides, num_classes, config.mask)
         )
+        if config.mask is not None:
+            self.rank_by_masks(config.mask_iou, config.mask.pool_side)
 
     def roi_losses(self, encoded: Encoded, truths: Sequence[Instances]) -> dict[str, Tensor]:
         """Losses of the heads on sampled proposals."""
@@ -90,9 +100,11 @@ class FasterRCNN(TwoStageDetector):
         found = self.head.losses(logits, deltas, RoiSamples.cat(samples))
         losses = {f"box_head/{name}": value for name, value in found.items()}
         if self.mask_head is not None:
-            logits = self.mask_head(encoded.levels, positive_boxes(samples))
-            drawn = self.mask_head.losses(logits, samples, truths)
-            losses |= {f"mask_head/{name}": value for name, value in drawn.items()}
+            pooled = self.mask_pooled(encoded, positive_boxes(samples))
+            drawn = self.mask_head.draw(self.mask_head.features(pooled))
+            found = self.mask_head.losses(drawn, samples, truths)
+            losses |= {f"mask_head/{name}": value for name, value in found.items()}
+            losses |= self.mask_iou_losses([self.mask_head], pooled, [drawn], samples, truths)
         return losses
 
     def roi_candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:
@@ -105,6 +117,13 @@ class FasterRCNN(TwoStageDetector):
         return [
             top_candidates(self.head.decode(rois, d, size), s, size, limits) for rois, d, s, size in parts
         ]
+
+    def mask_pooled(self, encoded: Encoded, boxes: Sequence[Tensor]) -> Tensor:
+        """What the mask head reads; see `TwoStageDetector`."""
+        if self.mask_head is None:
+            return super().mask_pooled(encoded, boxes)
+        pooled: Tensor = self.mask_head.pool(encoded.levels, boxes)
+        return pooled
 
     def masks(self, encoded: Encoded, instances: Sequence[Instances]) -> list[RoiMasks]:
         """Soft masks (N_i, 28, 28) for the given boxes of each image."""

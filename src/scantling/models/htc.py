@@ -20,9 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from scantling.models.box_heads import BoxHead, RoiSamples, sample_rois
@@ -35,7 +33,7 @@ from scantling.models.cascade_rcnn import (
     refine_samples,
     run_stages,
 )
-from scantling.models.context_heads import SemanticHead, SemanticHeadConfig
+from scantling.models.context_heads import SemanticHead, SemanticHeadConfig, SemanticOptions
 from scantling.models.contract import CandidateLimits, Encoded
 from scantling.models.layers import RoiPool
 from scantling.models.mask_heads import MaskHead, MaskHeadConfig, positive_boxes, soft_masks
@@ -57,38 +55,14 @@ class HTCConfig(CascadeRCNNConfig):
     semantic: SemanticHeadConfig | None = SemanticHeadConfig()
 
 
-class HTCOptions(CascadeMaskRCNNOptions):
-    """What a recipe may change in a Hybrid Task Cascade.
-
-    Attributes:
-        semantic: Whether there is a semantic branch.
-        semantic_convs: 3x3 convolutions of its head.
-        semantic_weight: Factor of its loss.
-        semantic_labels: Labels it tells apart, where they are not the categories and the ground; imported weights that
-            learned from labels of pixels have their own number.
-    """
-
-    semantic: bool = True
-    semantic_convs: Annotated[int, Field(ge=0)] = 4
-    semantic_weight: Annotated[float, Field(ge=0)] = 0.2
-    semantic_labels: Annotated[int, Field(ge=2)] | None = None
+class HTCOptions(CascadeMaskRCNNOptions, SemanticOptions):
+    """What a recipe may change in a Hybrid Task Cascade."""
 
     def config(self, *, pretrained: bool) -> HTCConfig:
         """All numbers."""
         cascade = super().config(pretrained=pretrained)
-        return HTCConfig.model_validate({**dict(cascade), "semantic": self.semantic_head()})
-
-    def semantic_head(self) -> SemanticHeadConfig | None:
-        """Shape and loss of the semantic head; None for none."""
-        if not self.semantic:
-            return None
-        return SemanticHeadConfig(
-            num_convs=self.semantic_convs,
-            num_labels=self.semantic_labels,
-            pool_samples=self.roi_samples,
-            aligned=self.roi_aligned,
-            weight=self.semantic_weight,
-        )
+        semantic = self.semantic_head(self.box_head())
+        return HTCConfig.model_validate({**dict(cascade), "semantic": semantic})
 
 
 class HTC(TwoStageDetector):
@@ -116,6 +90,7 @@ class HTC(TwoStageDetector):
             if config.semantic is None
             else SemanticHead(channels, self.neck.strides, num_classes, config.semantic)
         )
+        self.rank_by_masks(config.mask_iou, config.mask.pool_side)
 
     @property
     def heads(self) -> list[BoxHead]:
@@ -175,10 +150,14 @@ class HTC(TwoStageDetector):
             refined = self._sampled(rois, truths, stage)  # interleaved: masks learn on what the boxes became
             pooled = self.pooled(self.mask_heads[0].pool, levels, semantic, positive_boxes(refined))
             drawing = self.mask_heads[number]
-            drawn = drawing.draw(informed_features(self.mask_heads[: number + 1], pooled)[-1])
+            features = informed_features(self.mask_heads[: number + 1], pooled)
+            drawn = drawing.draw(features[-1])
             found |= drawing.losses(drawn, refined, truths)
             losses |= {f"stage{number}/{name}": stage.weight * value for name, value in found.items()}
-        return losses
+        if self.mask_iou_head is None:
+            return losses
+        before = [m.draw(each) for m, each in zip(self.mask_heads[:-1], features[:-1], strict=True)]
+        return losses | self.mask_iou_losses(self.mask_heads, pooled, [*before, drawn], refined, truths)
 
     def _sampled(
         self, rois: Sequence[Tensor], truths: Sequence[Instances], stage: StageConfig
@@ -199,11 +178,14 @@ class HTC(TwoStageDetector):
         """Candidates of each image for its proposals."""
         return mean_candidates(self.heads[-1], self.run_stages(encoded), encoded.sizes_hw, limits)
 
+    def mask_pooled(self, encoded: Encoded, boxes: Sequence[Tensor]) -> Tensor:
+        """What every mask head reads; see `TwoStageDetector`."""
+        semantic = self.semantic_features(encoded)
+        return self.pooled(self.mask_heads[0].pool, encoded.levels, semantic, boxes)
+
     def mask_logits(self, encoded: Encoded, boxes: Sequence[Tensor]) -> list[Tensor]:
         """What each stage draws, (R, K or 1, M, M), into the boxes [(R_i, 4)] of each image."""
-        semantic = self.semantic_features(encoded)
-        pooled = self.pooled(self.mask_heads[0].pool, encoded.levels, semantic, boxes)
-        features = informed_features(self.mask_heads, pooled)
+        features = informed_features(self.mask_heads, self.mask_pooled(encoded, boxes))
         return [head.draw(each) for head, each in zip(self.mask_heads, features, strict=True)]
 
     def masks(self, encoded: Encoded, instances: Sequence[Instances]) -> list[RoiMasks]:

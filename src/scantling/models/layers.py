@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d, roi_align
 
+from scantling.errors import ConfigError
 from scantling.ops.boxes import enlarge_boxes
 
 NormKind = Literal["none", "bn", "sync_bn", "gn"]
@@ -83,6 +84,40 @@ class Residual(nn.Module):
         """(R, C, S, S) -> (R, C', S, S)."""
         total: Tensor = self.branch(x) + self.shortcut(x)
         return torch.relu(total) if self.relu else total
+
+
+def conv_stack(
+    in_channels: int, channels: int, num_convs: int, norm: NormKind = "none", *, residual: bool = False
+) -> nn.Sequential:
+    """3x3 convolutions in a row, or each two of them with a shortcut around (as SCNet has them in all its maps).
+
+    Args:
+        in_channels: Input width.
+        channels: Width of the convolutions.
+        num_convs: How many; 0 is the identity.
+        norm: Their normalisation.
+        residual: Whether each two have a shortcut: conv, ReLU, conv, and the sum as it is.
+
+    Raises:
+        ConfigError: An odd number of convolutions in pairs.
+    """
+    if residual and num_convs % 2:
+        raise ConfigError(
+            f"{num_convs} convolutions of which each two have a shortcut",
+            hint="Give an even number (mask_convs, semantic_convs, context_convs), or residual: false.",
+        )
+    blocks: list[nn.Module] = []
+    for _ in range(num_convs // 2 if residual else num_convs):
+        first = ConvBlock(in_channels, channels, 3, norm)
+        if residual:
+            same = in_channels == channels
+            shortcut = nn.Identity() if same else ConvBlock(in_channels, channels, 1, norm, relu=False)
+            pair = nn.Sequential(first, ConvBlock(channels, channels, 3, norm, relu=False))
+            blocks.append(Residual(pair, shortcut, relu=False))
+        else:
+            blocks.append(first)
+        in_channels = channels
+    return nn.Sequential(*blocks)
 
 
 def init_conv(module: nn.Module, std: float | None = None) -> None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from scantling.models.box_heads import BoxHeadConfig, RoiSamples
-from scantling.models.layers import ConvBlock, NormKind, RoiPool, init_conv
+from scantling.models.layers import ConvBlock, NormKind, RoiPool, conv_stack, init_conv
 from scantling.settings.fields import Count
 from scantling.structures.instances import Instances
 from scantling.structures.masks import ImageMasks, RoiMasks
@@ -35,6 +35,7 @@ class MaskHeadConfig(BaseModel):
     Attributes:
         num_convs: 3x3 convolutions before the resolution is doubled.
         channels: Their width.
+        residual: Whether each two of them have a shortcut, as in SCNet.
         norm: Normalisation of the convolutions.
         pool_side: Cells per side of the pooled RoI; masks have twice as many.
         pool_samples: Samples per cell and direction; see `layers.RoiPool`.
@@ -47,6 +48,7 @@ class MaskHeadConfig(BaseModel):
 
     num_convs: Annotated[int, Field(ge=0)] = 4
     channels: Count = 256
+    residual: bool = False
     norm: NormKind = "none"
     pool_side: Count = 14
     pool_samples: Annotated[int, Field(ge=0)] = 2
@@ -116,13 +118,13 @@ class MaskHead(nn.Module):
         self.num_classes = num_classes
         self.side = 2 * config.pool_side
         self.pool = RoiPool(strides, config.pool_side, config.pool_samples, aligned=config.aligned)
-        widths = [in_channels, *[config.channels] * config.num_convs]
-        self.convs = nn.Sequential(
-            *(ConvBlock(i, o, 3, config.norm) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.convs = conv_stack(
+            in_channels, config.channels, config.num_convs, config.norm, residual=config.residual
         )
-        self.upsample = nn.ConvTranspose2d(widths[-1], config.channels, 2, stride=2)
+        width = config.channels if config.num_convs else in_channels
+        self.upsample = nn.ConvTranspose2d(width, config.channels, 2, stride=2)
         self.logits = nn.Conv2d(config.channels, 1 if config.class_agnostic else num_classes, 1)
-        self.flow = ConvBlock(widths[-1], in_channels, 1, config.norm) if informed else None
+        self.flow = ConvBlock(width, in_channels, 1, config.norm) if informed else None
         init_conv(self)
         # as the other predictors start: undecided. He's initialisation goes by the number of classes, and with few of
         # them the first masks would be certain and wrong.
@@ -228,9 +230,19 @@ def soft_masks(
     Returns:
         For each image its masks, in the order of its boxes.
     """
-    labels = torch.cat([found.labels for found in instances])
+    mean = mean_probabilities(heads, logits, torch.cat([found.labels for found in instances]))
+    return [RoiMasks(probabilities=part) for part in torch.split(mean, [len(each) for each in instances])]
+
+
+def mean_probabilities(heads: Sequence[MaskHead], logits: Iterable[Tensor], labels: Tensor) -> Tensor:
+    """(R, M, M) float32: the mean of what several heads have drawn for each RoI's class.
+
+    Args:
+        heads: At least one.
+        logits: Of each head (R, K or 1, M, M).
+        labels: (R,) in 0..K-1.
+    """
     drawn = [
         head.own_logits(part, labels).float().sigmoid() for head, part in zip(heads, logits, strict=True)
     ]
-    mean = torch.stack(drawn).mean(dim=0)  # (R, M, M)
-    return [RoiMasks(probabilities=part) for part in torch.split(mean, [len(each) for each in instances])]
+    return torch.stack(drawn).mean(dim=0)

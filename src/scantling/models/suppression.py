@@ -200,7 +200,11 @@ def detect(
     if not model.has_masks:
         return kept
     masks = model.masks(encoded, kept)
-    return [found.replace(masks=own) for found, own in zip(kept, masks, strict=True)]
+    drawn = [found.replace(masks=own) for found, own in zip(kept, masks, strict=True)]
+    if not model.ranks_by_masks:
+        return drawn
+    ious = model.mask_ious(encoded, kept, masks)
+    return [each.replace(mask_ious=own).ranked_by_masks() for each, own in zip(drawn, ious, strict=True)]
 
 
 def suppress_detections(

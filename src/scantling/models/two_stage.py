@@ -14,23 +14,27 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from scantling.models.anchors import AnchorConfig
 from scantling.models.assign import SampleConfig
 from scantling.models.backbone import Backbone, BackboneConfig, BackboneNorm, BackboneStage
-from scantling.models.box_heads import BoxHeadConfig
+from scantling.models.box_heads import BoxHeadConfig, RoiSamples
 from scantling.models.cbnet import CompositeBackbone, CompositeConfig
 from scantling.models.class_losses import ClassifierKind, ClassLossKind, count_labels
 from scantling.models.contract import CandidateLimits, Detector, Encoded
 from scantling.models.layers import NormKind
 from scantling.models.losses import BoxLossConfig, BoxLossKind
+from scantling.models.mask_heads import MaskHead, mean_probabilities
+from scantling.models.mask_iou import MaskIoUConfig, MaskIoUHead, predicted_ious
 from scantling.models.neck import FPN, FPNConfig
 from scantling.models.normalise import PIXEL_MEAN, PIXEL_STD, Normalise
 from scantling.models.rpn import RPN, RPNConfig
 from scantling.settings.fields import Count, Positive
 from scantling.structures.instances import Instances
+from scantling.structures.masks import RoiMasks
 from scantling.structures.sample import Batch
 
 
@@ -92,10 +96,46 @@ class TwoStageDetector(Detector):
         )
         self.neck = FPN(self.backbone.channels, self.backbone.strides, config.neck)
         self.rpn = RPN(self.neck.channels, self.neck.strides, config.rpn)
+        self.mask_iou_head: MaskIoUHead | None = None
+
+    def rank_by_masks(self, config: MaskIoUConfig | None, side: int) -> None:
+        """Give the detector a MaskIoU head, where its settings have one.
+
+        Args:
+            config: Shape and loss; None for no such head.
+            side: Cells per side of the RoIs that its mask heads read.
+        """
+        if config is not None:
+            self.mask_iou_head = MaskIoUHead(self.neck.channels, side, self.num_classes, config)
+            self.ranks_by_masks = True
 
     @abstractmethod
     def roi_losses(self, encoded: Encoded, truths: Sequence[Instances]) -> dict[str, Tensor]:
         """Losses of the heads, given the levels and the proposals of each image."""
+
+    def mask_iou_losses(
+        self,
+        heads: Sequence[MaskHead],
+        pooled: Tensor,
+        drawn: Sequence[Tensor],
+        samples: Sequence[RoiSamples],
+        truths: Sequence[Instances],
+    ) -> dict[str, Tensor]:
+        """Loss of the MaskIoU head on the positives' mean masks; none where there is no such head.
+
+        Args:
+            heads: The mask heads.
+            pooled: (P, C, S, S), what they read.
+            drawn: Of each (P, K or 1, M, M).
+            samples: RoIs of each image.
+            truths: Ground truth of each image with its masks.
+        """
+        if self.mask_iou_head is None:
+            return {}
+        labels = torch.cat([s.labels[s.matched >= 0] for s in samples])
+        probabilities = mean_probabilities(heads, drawn, labels)
+        found = self.mask_iou_head.losses(pooled, probabilities, samples, truths)
+        return {f"mask_iou_head/{name}": value for name, value in found.items()}
 
     @abstractmethod
     def roi_candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:
@@ -145,6 +185,27 @@ class TwoStageDetector(Detector):
     def candidates(self, encoded: Encoded, limits: CandidateLimits) -> list[Instances]:
         """Scored boxes before suppression, best first."""
         return self.roi_candidates(encoded, limits)
+
+    def mask_pooled(self, encoded: Encoded, boxes: Sequence[Tensor]) -> Tensor:  # noqa: ARG002 - see `Detector.masks`
+        """What the mask heads read, (R, C, S, S), images one after the other.
+
+        Args:
+            encoded: Of the batch that the boxes lie in.
+            boxes: For each image (R_i, 4) xyxy.
+
+        Raises:
+            TypeError: The detector has no masks.
+        """
+        raise TypeError(f"{type(self).__name__} has no masks")
+
+    def mask_ious(
+        self, encoded: Encoded, instances: Sequence[Instances], masks: Sequence[RoiMasks]
+    ) -> list[Tensor]:
+        """Predicted IoU of drawn masks with their objects; see `mask_iou`."""
+        if self.mask_iou_head is None:
+            return super().mask_ious(encoded, instances, masks)
+        pooled = self.mask_pooled(encoded, [found.boxes for found in instances])
+        return predicted_ious(self.mask_iou_head, pooled, instances, masks)
 
 
 def top_candidates(

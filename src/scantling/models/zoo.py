@@ -25,6 +25,7 @@ from scantling.models.faster_rcnn import FasterRCNN, FasterRCNNOptions, MaskRCNN
 from scantling.models.htc import HTC, HTCOptions
 from scantling.models.mask_heads import MaskOptions
 from scantling.models.named import NamedConfig
+from scantling.models.scnet import SCNet, SCNetOptions
 from scantling.models.weights.published import recommended
 from scantling.models.weights.sources import find_weights
 from scantling.models.weights.start import Start, read_start, require_fit, take
@@ -72,6 +73,10 @@ def _hybrid_task_cascade(options: HTCOptions, num_classes: int, pretrained: bool
     return HTC(options.config(pretrained=pretrained), num_classes)
 
 
+def _sample_consistency(options: SCNetOptions, num_classes: int, pretrained: bool) -> SCNet:  # noqa: FBT001
+    return SCNet(options.config(pretrained=pretrained), num_classes)
+
+
 def _faster(**hyperparameters: Any) -> Preset:
     return Preset(options=FasterRCNNOptions(**hyperparameters), build=_faster_rcnn)
 
@@ -94,6 +99,10 @@ def _double(**hyperparameters: Any) -> Preset:
 
 def _htc(**hyperparameters: Any) -> Preset:
     return Preset(options=HTCOptions(**hyperparameters), build=_hybrid_task_cascade)
+
+
+def _scnet(**hyperparameters: Any) -> Preset:
+    return Preset(options=SCNetOptions(**hyperparameters), build=_sample_consistency)
 
 
 # Backbones. ResNets keep BatchNorm's running statistics fixed (`bn_eval`) unless said otherwise.
@@ -190,6 +199,12 @@ MODELS: Mapping[str, Preset] = {
     "htc_cb_swin_b": _htc(**SWIN_B, **HTC_CB),  # the VISION'23 detector (Aoi-overfitting-Team)
     "htc_cb_r18_small": _htc(**SMALL_MASK, semantic_convs=2, composite=True),
     "htc_r18_small": _htc(**SMALL_MASK, semantic_convs=2),
+    "scnet_r50": _scnet(),
+    "scnet_r50_dcn_seesaw": _scnet(
+        **DCN, class_loss="seesaw"
+    ),  # the DeepSportRadar detector (RalleyTheValley)
+    "scnet_x101_64x4d": _scnet(**X101),
+    "scnet_r18_small": _scnet(**SMALL_MASK, semantic_convs=2, context_convs=2),
     "torchvision_faster_rcnn_r50": _faster(**TORCHVISION),
     "torchvision_faster_rcnn_r50_v2": _faster(**TORCHVISION_V2),
     "torchvision_mask_rcnn_r50": _mask(**TORCHVISION),

@@ -162,15 +162,17 @@ def find_masks(
         records = [dataset.images[image] for image in shown]
         boxes = {
             dataset.images[image].id: Instances.from_detections(
-                rows[index].replace(masks=None, soft_masks=None), dataset.images[image].size_hw
+                rows[index].replace(masks=None, soft_masks=None, mask_ious=None),
+                dataset.images[image].size_hw,
             )
             for image, index in shown.items()
         }
         drawn = {}
         for record, found in predictor.masks(records, boxes):
             image = dataset.index_of[record.id]
+            seen = found.to_detections(image)
             drawn[image] = rows[shown[image]].replace(
-                masks=(seen := found.to_detections(image)).masks, soft_masks=seen.soft_masks
+                masks=seen.masks, soft_masks=seen.soft_masks, mask_ious=seen.mask_ious
             )
     parts = {image: part for each in processes.gather_on_main(drawn) for image, part in each.items()}
     if not parts:

@@ -18,6 +18,7 @@ from scantling.models.weights.mmdet import (
     norm_of,
     num_classes_of,
     pruned_stages_of,
+    ranks_by_masks,
     read_mmdet_checkpoint,
     semantic_labels_of,
 )
@@ -206,6 +207,7 @@ def _as_trained(model: ModelConfig, foreign: ForeignCheckpoint, choice: HeadChoi
         "head_norm": norm_of(foreign.weights, "roi_head.bbox_head."),
         "mask_norm": norm_of(foreign.weights, "roi_head.mask_head."),
         "class_loss": class_loss_of(foreign.weights),
+        "mask_iou": ranks_by_masks(foreign.weights),
     }
     labels = semantic_labels_of(foreign.weights)
     if choice.head == "keep" and labels != num_classes_of(foreign.weights, told["class_loss"]) + 1:

@@ -4,6 +4,7 @@
         └─ each view: Frame.apply_boxes ── Detector.masks ──► (N, M, M) ── flipped back ──┐
                                                                                 mean ◄────┘ one soft mask per box
     tiles: a box inside a tile has the mask drawn there; a longer one that of every tile it meets, united in the image
+    a detector that ranks by masks: the IoU it predicts of each, the mean of views and of tiles, comes along
 
 Only the boxes that are kept get masks, never all candidates. A mask stays a square stretched over its box through all
 views; it is laid over the image once, when results are written. N: boxes of an image; M: side of a mask.
@@ -31,11 +32,14 @@ ViewsOf = Callable[[Sequence[Batch]], Views]
 def mean_masks(views: Views, found: Sequence[Instances]) -> list[Instances]:
     """The same instances with soft masks, averaged over the views, in the 255 steps in which a run keeps them.
 
+    The IoU that a detector predicts of its masks is averaged likewise; scores stay as they are.
+
     Args:
         views: Of the images.
         found: For each image its instances in original pixels, in main memory; may be empty.
     """
     network, totals = views.network, [torch.zeros(0) for _ in found]
+    ious = [torch.zeros(len(each)) for each in found]
     if not any(len(each) for each in found):
         return [each.replace(masks=ImageMasks.empty(each.size_hw)) for each in found]
     for batch, features in views.encoded():
@@ -47,10 +51,15 @@ def mean_masks(views: Views, found: Sequence[Instances]) -> list[Instances]:
             upright = frame.invert(boxes.replace(masks=masks)).masks
             soft = upright.probabilities if isinstance(upright, RoiMasks) else masks.probabilities
             totals[image] = soft.float() if not totals[image].numel() else totals[image] + soft
+        for image, seen in enumerate(network.mask_ious(features, placed, drawn) or ()):
+            ious[image] += seen.cpu()
     count = len(views.batches)
     return [
-        each.replace(masks=RoiMasks(probabilities=(total / count * 255).round().cpu() / 255))
-        for each, total in zip(found, totals, strict=True)
+        each.replace(
+            masks=RoiMasks(probabilities=(total / count * 255).round().cpu() / 255),
+            mask_ious=ious[image] / count if network.model.ranks_by_masks else None,
+        )
+        for image, (each, total) in enumerate(zip(found, totals, strict=True))
     ]
 
 
@@ -84,6 +93,7 @@ def tile_masks(  # noqa: PLR0913 - an image, how it is cut, how a part of it is 
     chosen = tiles_of(grid, found.boxes)  # (T, N)
     masks = ImageMasks.empty(found.size_hw)
     parts: list[tuple[Tensor, ImageMasks]] = []
+    ious: Tensor | None = None
     wanted = [index for index in range(len(grid)) if bool(chosen[index].any())]
     for start in range(0, len(wanted), batch_size):
         some = wanted[start : start + batch_size]
@@ -97,9 +107,12 @@ def tile_masks(  # noqa: PLR0913 - an image, how it is cut, how a part of it is 
             soft = part.masks
             if isinstance(soft, RoiMasks):
                 parts.append((own, soft.to_image(part.boxes, found.size_hw)))
+            if part.mask_ious is not None:
+                ious = torch.zeros(len(found)) if ious is None else ious
+                ious[own] += part.mask_ious / chosen[:, own].sum(dim=0)
     if parts:
         masks = ImageMasks.united([(own.tolist(), part) for own, part in parts], len(found), found.size_hw)
-    return found.replace(masks=masks)
+    return found.replace(masks=masks, mask_ious=ious)
 
 
 def tiles_of(grid: TileGrid, boxes: Tensor) -> Tensor:

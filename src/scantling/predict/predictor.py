@@ -168,7 +168,8 @@ class Predictor:
             found: By image id its instances in original pixels, in main memory.
 
         Yields:
-            Each record once, its instances with masks.
+            Each record once, its instances with masks, and the IoU that is predicted of them where the detector ranks
+            by it; their scores as they were.
 
         Raises:
             DataError: An image cannot be read.
@@ -244,7 +245,7 @@ class Predictor:
         for loaded, views in self._loaded(records):
             found = [self._suppressed(in_original_pixels(seen)) for seen in views.candidates(self._limits)]
             if self.model.has_masks:
-                found = mean_masks(views, found)
+                found = [each.ranked_by_masks() for each in mean_masks(views, found)]
             yield _Seen(zip(loaded.records, found, strict=True), loaded.failures)
 
     def _draw_in_images(
@@ -278,7 +279,7 @@ class Predictor:
 
         def detect(_: ImageRecord, sample: Sample) -> Instances:
             found = self._suppressed([self._look_through_tiles(sample)])
-            return self._drawn_in_tiles(sample, found) if self.model.has_masks else found
+            return self._drawn_in_tiles(sample, found).ranked_by_masks() if self.model.has_masks else found
 
         return self._samples(records, detect)
 

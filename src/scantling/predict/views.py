@@ -116,6 +116,15 @@ class Network:
         with self._inference():
             return self.model.masks(encoded, instances)
 
+    def mask_ious(
+        self, encoded: Encoded, instances: Sequence[Instances], masks: Sequence[RoiMasks]
+    ) -> list[Tensor] | None:
+        """See `Detector.mask_ious`; None of a detector that does not rank by masks."""
+        if not self.model.ranks_by_masks:
+            return None
+        with self._inference():
+            return self.model.mask_ious(encoded, instances, masks)
+
     def _inference(self) -> AbstractContextManager[None]:
         return inference(self.device, self.precision)
 

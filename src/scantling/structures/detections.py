@@ -32,6 +32,8 @@ class Detections:
         masks: (N,) masks in the frame of their image; None where no row has one.
         soft_masks: (N, M, M) uint8, share of 255 that each cell of the box belongs to the object, before it is pasted
             into the image; None where there are none.
+        mask_ious: (N,) float64 in [0, 1], IoU with their objects that a detector predicts of the masks; None where it
+            predicts none, or the scores have been multiplied by it.
         extra: (N,) further keys of another tool's results as a mapping, None for a row without any; None where no row
             has some.
     """
@@ -42,6 +44,7 @@ class Detections:
     boxes: NDArray[np.float64]
     masks: MaskColumn | None = None
     soft_masks: NDArray[np.uint8] | None = None
+    mask_ious: NDArray[np.float64] | None = None
     extra: NDArray[np.object_] | None = None
 
     def __post_init__(self) -> None:
@@ -49,7 +52,7 @@ class Detections:
         shapes = [self.images.shape, self.labels.shape, self.scores.shape, self.boxes.shape]
         if shapes != [(count,), (count,), (count,), (count, 4)]:
             raise ValueError(f"Detections: expected (N,) three times and (N, 4), found {shapes}")
-        for name in ("masks", "extra"):
+        for name in ("masks", "mask_ious", "extra"):
             if (column := getattr(self, name)) is not None and column.shape != (count,):
                 raise ValueError(f"Detections.{name}: expected ({count},), found {column.shape}")
         soft = self.soft_masks
@@ -101,9 +104,21 @@ class Detections:
         """(N,) whether a row has a mask in the frame of its image."""
         return np.array([mask is not None for mask in self.mask_column], dtype=bool)
 
+    def ranked_by_masks(self) -> Self:
+        """Scores times the predicted IoU of the masks, best first in each image; without a prediction the same rows."""
+        if self.mask_ious is None:
+            return self
+        return self.replace(scores=mask_scores(self.scores, self.mask_ious), mask_ious=None).by_score()
+
     def by_score(self) -> Self:
         """The same rows image by image, best first; equal scores keep their order."""
         return self[np.lexsort((-self.scores, self.images))]
+
+
+def mask_scores(scores: NDArray[np.float64], mask_ious: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores (N,) times the predicted IoU of the masks (N,), in single precision as a detector multiplies them."""
+    product = scores.astype(np.float32) * mask_ious.astype(np.float32)
+    return product.astype(np.float64)
 
 
 def object_column(values: Sequence[object]) -> NDArray[np.object_]:
@@ -118,6 +133,8 @@ def _joined(name: str, parts: Sequence[Detections]) -> NDArray[Any] | None:
     columns = [getattr(part, name) for part in parts]
     if all(column is None for column in columns):
         return None
+    if name == "mask_ious" and any(column is None for column in columns):
+        raise ValueError("Detections.cat: expected predicted IoUs of masks in all sets or in none")
     if name == "soft_masks":
         sides = {None if column is None else column.shape[1:] for column in columns}
         if len(sides) > 1:

@@ -29,6 +29,8 @@ class Instances:
         labels: (N,) int64, 0..K-1.
         scores: (N,) float32 in [0, 1]; None means ground truth.
         masks: N masks in the image's or the boxes' frame, or None.
+        mask_ious: (N,) float32 in [0, 1], IoU with their objects that a detector predicts of the masks; None where it
+            predicts none, or the scores have been multiplied by it.
         is_crowd: (N,) bool, ground truth only: a region of many objects, never a target.
         ids: (N,) int64, ground truth only: ids of the annotations.
     """
@@ -38,6 +40,7 @@ class Instances:
     labels: Tensor
     scores: Tensor | None = None
     masks: Masks | None = None
+    mask_ious: Tensor | None = None
     is_crowd: Tensor | None = None
     ids: Tensor | None = None
 
@@ -46,7 +49,7 @@ class Instances:
         count = self.boxes.shape[0] if self.boxes.ndim else 0
         _check_field("boxes", self.boxes, torch.float32, (count, 4))
         _check_field("labels", self.labels, torch.int64, (count,))
-        for name, dtype in (("scores", torch.float32), ("is_crowd", torch.bool), ("ids", torch.int64)):
+        for name, dtype in _OPTIONAL:
             if (value := getattr(self, name)) is not None:
                 _check_field(name, value, dtype, (count,))
         if self.masks is not None and len(self.masks) != count:
@@ -105,6 +108,20 @@ class Instances:
         """The same objects with their tensors on another device."""
         return replace(self, **{name: value.to(device) for name, value in self._given().items()})
 
+    def ranked_by_masks(self) -> Self:
+        """Scores times the predicted IoU of the masks, best first; the same objects where none is predicted.
+
+        Raises:
+            TypeError: Ground truth, which has no scores.
+        """
+        if self.mask_ious is None:
+            return self
+        if self.scores is None:
+            raise TypeError("expected scored predictions, found ground truth (scores is None)")
+        scores = self.scores * self.mask_ious
+        order = scores.argsort(descending=True, stable=True)
+        return self.replace(scores=scores, mask_ious=None)[order]
+
     def to_detections(self, position: int) -> Detections:
         """The objects as rows of a data set; soft masks in 255 steps, image masks as run lengths.
 
@@ -128,6 +145,7 @@ class Instances:
             boxes=self.boxes.detach().cpu().double().numpy(),
             masks=masks,
             soft_masks=soft,
+            mask_ious=None if self.mask_ious is None else self.mask_ious.cpu().double().numpy(),
         )
 
     @classmethod
@@ -149,6 +167,7 @@ class Instances:
             labels=torch.from_numpy(rows.labels),
             scores=torch.from_numpy(rows.scores).float(),
             masks=masks,
+            mask_ious=None if rows.mask_ious is None else torch.from_numpy(rows.mask_ious).float(),
         )
 
     def _given(self) -> dict[str, Any]:
@@ -156,6 +175,12 @@ class Instances:
         return {name: value for name in _PER_INSTANCE if (value := getattr(self, name)) is not None}
 
 
+_OPTIONAL = (
+    ("scores", torch.float32),
+    ("mask_ious", torch.float32),
+    ("is_crowd", torch.bool),
+    ("ids", torch.int64),
+)
 _PER_INSTANCE = tuple(field.name for field in fields(Instances) if field.name != "size_hw")
 
 

@@ -3,6 +3,7 @@
 their head: (K' + 1, C) classes, background last ── rows ──► our head: (K + 1, C)
 their boxes, one per class: (4 K', C) ────────────── rows ──► (4 K, C)
 their masks, one per class: (K', C, 1, 1) ────────── rows ──► (K, C, 1, 1)
+their classes of an image, IoU of masks: (K', C) ── rows ──► (K, C)
 their labels of cells, ground first: (K' + 1, C, 1, 1) rows ► (K + 1, C, 1, 1); labels of other things start anew
 """
 
@@ -21,6 +22,8 @@ _PREDICTORS = (
     (r"roi_head\.bbox_head\.(\d+)\.fc_reg\.(\w+)", r"stages.\1.deltas.\2", 4),
     (r"roi_head\.mask_head\.conv_logits\.(\w+)", r"mask_head.logits.\1", 1),
     (r"roi_head\.mask_head\.(\d+)\.conv_logits\.(\w+)", r"mask_stages.\1.logits.\2", 1),
+    (r"roi_head\.glbctx_head\.fc\.(\w+)", r"context_head.logits.\1", 1),
+    (r"roi_head\.mask_iou_head\.fc_mask_iou\.(\w+)", r"mask_iou_head.ious.\1", 1),
     (r"roi_heads\.box_predictor\.cls_score\.(\w+)", r"head.logits.\1", 1),
     (r"roi_heads\.box_predictor\.bbox_pred\.(\w+)", r"head.deltas.\1", 4),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"mask_head.logits.\1", 1),
@@ -59,7 +62,9 @@ def with_rows(
             is_classifier = match is not None and ("cls" in pattern)
             if match is None or not (is_classifier or len(value) == step * num_found):
                 continue
-            initial = fresh[match.expand(name)]
+            initial = fresh.get(match.expand(name))
+            if initial is None:  # a part that the model does not have
+                continue
             taken = list(rows)
             if is_classifier and any(row is not None for row in rows):
                 taken += range(num_found, num_found + len(initial) - len(rows))

@@ -81,7 +81,12 @@ _HEAD = (
     (r"fc_reg\.(\w+)", r"deltas.\1"),
     (r"loss_cls\.cum_samples", r"class_loss.counts"),
 )
+_PAIRS = (  # each two convolutions with a shortcut, as SCNet has them
+    *((rf"convs\.(\d+)\.conv{i + 1}\.(\w+)", rf"convs.\1.branch.{i}.0.\2") for i in range(2)),
+    *((rf"convs\.(\d+)\.(?:bn|gn){i + 1}\.(\w+)", rf"convs.\1.branch.{i}.1.\2") for i in range(2)),
+)
 _MASK_HEAD = (
+    *_PAIRS,
     (r"convs\.(\d+)\.conv\.(\w+)", r"convs.\1.0.\2"),
     (r"convs\.(\d+)\.(?:bn|gn)\.(\w+)", r"convs.\1.1.\2"),
     (r"upsample\.(\w+)", r"upsample.\1"),
@@ -92,10 +97,27 @@ _MASK_HEAD = (
 _SEMANTIC_HEAD = (
     (r"lateral_convs\.(\d+)\.conv\.(\w+)", r"laterals.\1.0.\2"),
     (r"convs\.(\d+)\.conv\.(\w+)", r"convs.\1.0.\2"),
-    *((rf"convs\.(\d+)\.conv{i + 1}\.(\w+)", rf"convs.\1.branch.{i}.0.\2") for i in range(2)),
+    *_PAIRS,
     (r"conv_embedding\.conv\.(\w+)", r"embed.0.\1"),
     (r"conv_logits\.(\w+)", r"logits.\1"),
 )
+_CONTEXT_HEAD = (
+    (r"convs\.(\d+)\.conv\.(\w+)", r"convs.\1.0.\2"),
+    *_PAIRS,
+    (r"fc\.(\w+)", r"logits.\1"),
+)
+_MASK_IOU_HEAD = (
+    *((rf"convs\.{i}\.(\w+)", rf"convs.{2 * i}.\1") for i in range(4)),
+    *((rf"fcs\.{i}\.(\w+)", rf"fcs.{2 * i}.\1") for i in range(2)),
+    (r"fc_mask_iou\.(\w+)", r"ious.\1"),
+)
+_RELAY = ((r"fc\.(\w+)", r"fc.\1"),)
+_ALONE = {  # parts of which there is one in a detector: theirs -> ours, and the rules inside
+    "semantic_head": ("semantic_head", _SEMANTIC_HEAD),
+    "glbctx_head": ("context_head", _CONTEXT_HEAD),
+    "feat_relay_head": ("relay", _RELAY),
+    "mask_iou_head": ("mask_iou_head", _MASK_IOU_HEAD),
+}
 _DOUBLE_HEAD = (
     *((rf"fc_branch\.{i}\.(\w+)", rf"fc_trunk.{2 * i + 1}.\1") for i in range(2)),
     *((rf"res_block\.conv{i + 1}\.conv\.(\w+)", rf"widen.branch.{i}.0.\1") for i in range(2)),
@@ -112,7 +134,7 @@ _STATISTICS = re.compile(r"(.*)\.running_(?:mean|var)")
 _CLASSIFIER = re.compile(r"roi_head\.bbox_head\.(?:0\.)?fc_cls\.weight")
 _SHARED_FC = r"shared_fcs\.(\d+)\.(\w+)"
 _SEMANTIC_LOGITS = "roi_head.semantic_head.conv_logits.weight"
-_ROI_HEAD = r"roi_head\.(bbox|mask|semantic)_head\.(?:(\d+)\.)?(.+)"
+_ROI_HEAD = r"roi_head\.(\w+_head)\.(?:(\d+)\.)?(.+)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +215,11 @@ def semantic_labels_of(weights: Mapping[str, Tensor]) -> int | None:
     return None if found is None else int(found.shape[0])
 
 
+def ranks_by_masks(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint's detector predicts how well its masks fit (Mask Scoring R-CNN)."""
+    return any(key.startswith("roi_head.mask_iou_head.") for key in weights)
+
+
 def pruned_stages_of(weights: Mapping[str, Tensor]) -> int | None:
     """First stages that the lead of a checkpoint's composite backbone leaves out; None where there is one backbone."""
     stages = [int(match[1]) for key in weights if (match := re.match(r"backbone\.cb_linears\.(\d)\.", key))]
@@ -258,10 +285,13 @@ def _translate(key: str, first_fc: int) -> str | None:
     if head is None:
         return _apply((*_BACKBONE, *_SWIN, *_CONVNEXT, *_NECK, *_RPN), key)
     kind, stage, rest = head.groups()
-    if kind == "semantic":
-        inner = _apply(_SEMANTIC_HEAD, rest)
-        return None if inner is None else f"semantic_head.{inner}"
-    if kind == "mask":
+    if kind in _ALONE:
+        place, rules = _ALONE[kind]
+        inner = _apply(rules, rest)
+        return None if inner is None else f"{place}.{inner}"
+    if kind not in ("bbox_head", "mask_head"):
+        return None
+    if kind == "mask_head":
         place = "mask_head" if stage is None else f"mask_stages.{stage}"
         inner = _apply(_MASK_HEAD, rest)
         return None if inner is None else f"{place}.{inner}"

@@ -42,8 +42,15 @@ PARTS = {
     "box heads": ("head.", "stages."),
     "mask heads": ("mask_head.", "mask_stages."),
     "semantic head": ("semantic_head.",),
+    "context head": ("context_head.",),
+    "relay": ("relay.",),
+    "MaskIoU head": ("mask_iou_head.",),
 }
-_PREDICTOR = re.compile(r"(?:head|stages\.\d+|(?:mask|semantic)_head|mask_stages\.\d+)\.(logits|deltas)")
+_PREDICTOR = re.compile(
+    r"(?:head|stages\.\d+|(?:mask|semantic|context|mask_iou)_head|mask_stages\.\d+)\.(logits|deltas|ious)"
+)
+_NEVER_SHARED = ("context_head.", "mask_iou_head.")
+"""Predictors of which one row is that of the one category, not one for all."""
 _DERIVED = ("num_batches_tracked", "relative_position_index")
 _NO_START = {
     "refiner": "A refiner's backbone is no start for a detector.",
@@ -258,7 +265,8 @@ def _by_class(
     """A predictor's tensor with rows by category; None where nothing of it can be taken."""
     value, initial = weights[key], own[key]
     head = _PREDICTOR.match(key)
-    is_mask, is_logits = key.startswith("mask"), head is not None and head[1] == "logits"
+    is_classifier = key.startswith(("head.", "stages."))  # with rows behind those of the categories
+    is_logits = head is not None and head[1] != "deltas"
     step = 1 if is_logits else 4
     if value.shape[1:] != initial.shape[1:]:
         return None
@@ -268,15 +276,15 @@ def _by_class(
         cells = label_rows(rows_by_name(wanted, found), len(found), len(value))
         taken = len(initial) == len(cells) and cells[0] is not None
         return moved_rows(value, cells, initial, step) if taken else None
-    if not is_logits or is_mask:  # one for all categories: no rows to be found
-        if len(value) == len(initial) == step:
-            return value
+    if not (is_logits and is_classifier):
+        if len(value) == len(initial) == step and not key.startswith(_NEVER_SHARED):
+            return value  # one for all categories: no rows to be found
         if len(value) != step * len(found) or len(initial) != step * len(wanted):
             return None
     rows = rows_by_name(wanted, found)
     if not any(row is not None for row in rows):
         return None
-    if is_logits and not is_mask:
+    if is_logits and is_classifier:
         counts = f"{key.rpartition('.logits')[0]}.class_loss.counts"
         if (counts in weights) != (counts in own):  # softmax's rows behind the categories mean something else
             return None

@@ -269,7 +269,8 @@ def _with_masks(
         known = np.concatenate([known, new])
     order = np.argsort(known)
     own = masks[order[np.searchsorted(known, rows, sorter=order)]]
-    return found.replace(masks=own.masks, soft_masks=own.soft_masks)
+    drawn = found.replace(masks=own.masks, soft_masks=own.soft_masks, mask_ious=own.mask_ious)
+    return drawn.ranked_by_masks()
 
 
 def _trained(context: RunContext, unit: TrainingJob) -> Detector:
@@ -338,7 +339,9 @@ def _tunable(context: RunContext, unit: TrainingJob, split: str, kind: IouType) 
     model, parts = _trained(context, unit), list[Detections]()
     for some in _in_portions(rows, candidates.images, suppress.max_per_image or len(rows)):
         drawn = _drawn(context, unit, model, split, some, ALONE)
-        own = candidates[some].replace(masks=drawn.masks, soft_masks=drawn.soft_masks)
+        own = candidates[some].replace(
+            masks=drawn.masks, soft_masks=drawn.soft_masks, mask_ious=drawn.mask_ious
+        )
         parts.append(pasted(own, dataset_of(context, split)))
     return Detections.cat(parts)
 
