@@ -137,7 +137,10 @@ def train(
 def ablate(
     data: Annotated[Path, typer.Argument(help="Folder of a data set with the splits train and val.")],
     recipe: Annotated[
-        str, typer.Option(help="Name of a shipped recipe, or a YAML file; its first member is taken apart.")
+        str,
+        typer.Option(
+            help="Name of a shipped recipe, or a YAML file; its factors are compared, or its first member taken apart."
+        ),
     ] = "parts-cpu",
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/RECIPE-ablation if left out.")] = None,
     init: Annotated[
