@@ -35,7 +35,8 @@ _SHORTER_MEMBER = (
     "model.num_train_proposals=50",
     "model.num_rois=16",
 )
-_SHORTER_SEGMENTER = (*(s for s in _SHORTER_MEMBER if not s.startswith("model.")), "segmenter.channels=16")
+_OF_BOXES = ("model.", "predict.suppress.")
+_SHORTER_SEGMENTER = (*(s for s in _SHORTER_MEMBER if not s.startswith(_OF_BOXES)), "segmenter.channels=16")
 _SHORTER_PRETRAINING = ("pretrain.epochs=1", "pretrain.side=32")
 _SHORTER_REFINER = ("refine.train.epochs=1", "refine.train.repeats=1")
 _MARK = re.compile(r"<!-- shortened(?:: ([\w, -]+))? -->")
