@@ -186,7 +186,7 @@ class JudgingDetector(MaskedColourDetector):
 @pytest.mark.parametrize("tile", [None, 64])
 def test_the_iou_of_masks_comes_along_the_mean_of_all_tiles_that_draw(arrows, tile):
     record, masks = arrows
-    config = PredictConfig(scales=120 if tile is None else 64, tile=tile, overlap=0.25, long_side=None)
+    config = PredictConfig(scales=120 if tile is None else 64, tile=tile, overlap=0.25)
     predictor = Predictor(JudgingDetector(), config, CLASS_NAMES)
     ((_, found),) = predictor.masks([record], {7: given(masks)})
     assert found.scores.tolist() == [1, 1], "scores of given boxes are left alone"
