@@ -1,12 +1,12 @@
-"""A run on the DeepSportRadar layout: two splits trained on, category id 0, the occlusion metric, and what is handed in."""
+"""A run on the DeepSportRadar layout: two splits trained on, category id 0, occlusion, and what is handed in."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from reference.deepsport_layout import faults_of_submission, write_deepsport
 
+from reference.deepsport_layout import faults_of_submission, write_deepsport
 from scantling import api
 
 TINY = (
