@@ -15,6 +15,7 @@ from scantling.models.segmenters import SEGMENTERS
 from scantling.models.zoo import MODELS, ModelConfig, build_model
 from scantling.predict.predictor import PredictConfig
 from scantling.recipe.auto import RULES, resolve
+from scantling.recipe.factors import combinations_of, overrides_of
 from scantling.recipe.facts import DataFacts
 from scantling.recipe.recipe import MemberConfig, Recipe, load_recipe, parse_recipe
 from scantling.recipe.shipped import find_recipe, read_recipe, shipped_recipes
@@ -162,6 +163,76 @@ def test_the_vision_detector_is_built_and_decays_as_published():
     norms = {name for name in trained if re.search(r"norm\d?\.|norms\.|trunk\.\d\.1\.", name)}
     assert (len(tables), spared) == (2 * 20, tables | norms)
     assert not any(".layers_0." in name or ".layers_1." in name or "patch_embed" in name for name in trained)
+
+
+def test_the_deepsport_detector_is_the_published_one():
+    """The report of team RalleyTheValley; MMDetection's SCNet and 20-epoch schedule where it says "unchanged"."""
+    recipe = load_recipe("deepsport-scnet")
+    check_without_val(recipe)
+    assert (recipe.data.train, recipe.evaluate.split) == (("train", "val"), "test")
+    assert (recipe.evaluate.iou_type, recipe.evaluate.occlusion) == ("segm", True)
+    member = recipe.members["scnet"]
+    options = member.detector.hyperparameters
+    assert (options["backbone"], tuple(options["deform"]), options["class_loss"]) == (
+        "resnet50",
+        (2, 3, 4),
+        "seesaw",
+    )
+    assert all(options[name] for name in ("semantic", "context", "relay", "residual"))
+    assert (options["semantic_weight"], options["context_weight"], options["mask_convs"]) == (0.2, 3.0, 12)
+    train = member.train
+    assert (train.epochs, train.batch_size, train.total_batch, train.milestones) == (20, 2, 2, (16, 19))
+    assert (train.optimizer, train.momentum, train.weight_decay, train.norm_decay) == ("sgd", 0.9, 1e-4, True)
+    assert train.lr == pytest.approx(0.02 * 2 / 16)
+    assert (train.warmup_steps, train.warmup_scale, train.clip_norm) == (500, 0.001, None)
+    augment = member.augmentation
+    assert (augment.short_side, augment.long_side, augment.flip) == (800, 1333, 0.5)
+    boost = augment.instaboost
+    assert (boost.probability, boost.min_scale, boost.max_scale, boost.angle) == (0.5, 0.8, 1.2, 1.0)
+    assert boost.shift == pytest.approx(1 / 15)
+    suppress = member.predict.suppress
+    assert (suppress.method, suppress.iou_threshold, suppress.score_threshold) == ("hard", 0.5, 0.001)
+
+
+def test_the_later_winner_has_all_that_it_is_made_of():
+    recipe = load_recipe("deepsport-strong")
+    check_without_val(recipe)
+    member = recipe.members["htc"]
+    options = member.detector.hyperparameters
+    assert member.detector.name == "htc_cb_swin_b"
+    assert (options["composite"], options["semantic"], options["mask_iou"], options["head_norm"]) == (
+        True,
+        False,
+        True,
+        "sync_bn",
+    )
+    augment = member.augmentation
+    assert (augment.short_side, augment.long_side) == (SideRange(min=820, max=3080), 3680)
+    assert augment.crop == (1440, 1920)
+    assert (augment.copy_paste.place, augment.copy_paste.probability) == ("learned", 0.8)
+    assert (augment.affine.shear, augment.affine.translate, augment.affine.rotate) == (10.0, 0.1, 0.0)
+    assert augment.brightness == pytest.approx(32 / 255, abs=0.001)
+    train = member.train
+    assert (train.epochs, train.milestones, train.swa, train.optimizer) == (100, (25, 50), 12, "adamw")
+
+
+def test_the_ablation_of_deepsport_has_all_combinations_and_leads_to_its_recipe():
+    """With all four factors the member is that of `deepsport-scnet`, but for the splits."""
+    recipe, whole = load_recipe("deepsport-ablation"), load_recipe("deepsport-scnet").members["scnet"]
+    rows = combinations_of(recipe.ablation)
+    assert (len(rows), rows[-1].factors) == (16, ("scnet", "seesaw", "dcn", "instaboost"))
+    settings = [text for name in rows[-1].factors for text in overrides_of(recipe.ablation.factors[name])]
+    member = load_recipe("deepsport-ablation", settings).members["detector"]
+    assert member.detector.init == whole.detector.init
+    ours, theirs = member.detector.hyperparameters, whole.detector.hyperparameters
+    assert {key: value for key, value in ours.items() if key != "deform"} == {
+        key: value for key, value in theirs.items() if key != "deform"
+    }
+    assert tuple(ours["deform"]) == tuple(theirs["deform"])
+    assert member.augment == whole.augment
+    assert member.train.model_copy(update={"validate_every": 1}) == whole.train
+    assert member.predict == whole.predict
+    assert recipe.evaluate.split == "val"
 
 
 def test_recipes_for_few_images_tune_and_keep_what_counts():

@@ -102,6 +102,6 @@ def faults_of_submission(content: Any, images: list[dict[str, Any]]) -> list[str
         for mask in entry["masks"]:
             if mask["size"] != [image["height"], image["width"]] or not isinstance(mask["counts"], str):
                 faults.append(f"{index}: mask of {mask['size']}")
-            elif not coco_mask.area(mask):
-                faults.append(f"{index}: empty mask")
+            elif coco_mask.decode([mask]).shape != (image["height"], image["width"], 1):
+                faults.append(f"{index}: not run lengths of its size")
     return faults
