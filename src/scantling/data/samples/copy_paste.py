@@ -9,7 +9,7 @@ As published, another image, here one with objects, is chosen at random, scaled 
 part of its objects goes where it comes to lie (`place: scene`). Two further rules place each object by itself:
 `anywhere`, and `learned`, which takes the place and size of a random training object of the same category and moves
 it a little; so players stand on the floor, small where they are far away (the idea of location-aware copy-paste,
-arXiv 2211.11282, which used the shape of a basketball court). Deviations:
+arXiv 2211.11282; how places are learned is our own). Deviations:
 
 * The image below is not jittered here: `short_side` and `crop` do that for the whole afterwards.
 * Objects that the border of their image cuts are not taken, as they would be cut in the middle of the other.
