@@ -25,7 +25,7 @@ SETTINGS = (
     "train.checkpoint_every=1",
     "train.ema=0.9",
 )
-PATIENCE = 150  # seconds for one start, run and end; some ten where the machine is free
+PATIENCE = 240  # seconds for one start, run and end; some ten where the machine is free
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * PATIENCE + 60)]
 
 

@@ -26,7 +26,7 @@ NARROW = {
 }
 
 
-NARROW_MASKS = {"mask_channels": 16, "mask_convs": 1}
+NARROW_MASKS = {"mask_channels": 16, "mask_convs": 2}
 SMALLER = {
     **dict.fromkeys(("htc_cb_swin_t", "htc_cb_swin_b"), {"backbone": "convnext_atto"}),
     **dict.fromkeys(

@@ -73,12 +73,13 @@ def _check_member(context: RunContext, name: str) -> None:
     member, class_names = context.member(name), context.data.train.class_names
     require_precision(member.train.precision, context.device)
     uses_masks(member.augmentation, context.data.train)
-    closing_of(member.augmentation, resolved(member.train.epochs), context.data.train)
     if member.segmenter is not None:
         check_segmenter(member.segmenter, len(class_names))
-        return
-    member.predict.suppress.thresholds(class_names)
-    check_initial_weights(member.detector, len(class_names))
+    else:
+        member.predict.suppress.thresholds(class_names)
+        check_initial_weights(member.detector, len(class_names))
+    if member.augmentation.close_epochs:
+        closing_of(member.augmentation, resolved(member.train.epochs), context.data.train)
 
 
 def train_stage(context: RunContext, unit: TrainingJob) -> Stage:
