@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from rich.console import Console
 
 from scantling.data.coco import CocoDataset
@@ -34,7 +33,7 @@ from scantling.run.ablation import JSON, TEXT
 from scantling.run.context import Workplace
 from scantling.run.engines.local import check_jobs, do_here, do_side_by_side
 from scantling.run.folder import METRICS, RECIPE, RunFolder, open_run, write_environment
-from scantling.run.pipeline import available_for, do_stages, prepared_run
+from scantling.run.pipeline import available_for, do_stages, part_of
 from scantling.run.results import own_results
 from scantling.run.stage import Resources, Stage
 from scantling.run.stages.evaluation import judged_by_metrics, result_files
@@ -202,20 +201,10 @@ def runs_of(context: FactorsContext) -> tuple[Stage, ...]:
 
 def _run_combination(context: FactorsContext, name: str) -> None:
     """The run of one combination, which takes over what others have trained."""
-    log.info("%s: begins", name)
-    try:
-        with prepared_run(
-            context.recipes[name],
-            context.root / COMBINATIONS / name,
-            device=str(context.device),
-            overwrite=context.overwrite,
-            console=context.console,
-        ) as (own, run):
-            run.lenders = tuple(context.root / COMBINATIONS / owner for owner in context.owners[name])
-            do_stages(own, run)
-    finally:
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch says nothing of its type
-            torch.cuda.empty_cache()  # the next run may need all of it
+    folders = context.root / COMBINATIONS
+    with part_of(context, context.recipes[name], folders / name, overwrite=context.overwrite) as (own, run):
+        run.lenders = tuple(folders / owner for owner in context.owners[name])
+        do_stages(own, run)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from scantling.recipe.facts import measure
 from scantling.recipe.recipe import Recipe
 from scantling.recipe.suggest import OpenRecipe, resolve_auto
 from scantling.report.build import REASONS
-from scantling.run.context import RunContext
+from scantling.run.context import RunContext, Workplace
 from scantling.run.engines.local import check_jobs, do_side_by_side
 from scantling.run.folder import (
     CATEGORIES,
@@ -178,6 +178,33 @@ def prepared_run(
     with open_run(out, overwrite=overwrite, processes=processes) as run:
         processes.on_main(partial(_write_facts, context, reasons))
         yield context, run
+
+
+@contextmanager
+def part_of(
+    whole: Workplace, recipe: Recipe, folder: Path, *, overwrite: bool, jobs: int = 1
+) -> Iterator[tuple[RunContext, RunFolder]]:
+    """One of the runs that something larger consists of (a suite, an ablation), before its first stage.
+
+    Afterwards it leaves the GPU's memory to the next.
+
+    Args:
+        whole: Where that is done.
+        recipe: Of this run.
+        folder: Of this run.
+        overwrite: As in `run_recipe`.
+        jobs: As in `run_recipe`.
+    """
+    log.info("%s: begins", folder.name)
+    device, console = str(whole.device), whole.console
+    try:
+        with prepared_run(
+            recipe, folder, device=device, overwrite=overwrite, jobs=jobs, console=console
+        ) as opened:
+            yield opened
+    finally:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch says nothing of its type
+            torch.cuda.empty_cache()
 
 
 def _checked_context(

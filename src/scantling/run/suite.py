@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from scantling.data.formats.layouts import find_data_sets, is_data_set
@@ -37,7 +36,7 @@ from scantling.report.suite_page import SetLink, SuiteContent, write_suite_page
 from scantling.run.context import Workplace
 from scantling.run.engines.local import do_here, do_side_by_side
 from scantling.run.folder import METRICS, RECIPE, REPORT, RunFolder, open_run, write_environment
-from scantling.run.pipeline import available_for, do_stages, plan_recipe, prepared_run
+from scantling.run.pipeline import available_for, do_stages, part_of, plan_recipe
 from scantling.run.plan import Plan
 from scantling.run.stage import Resources, Stage
 from scantling.run.stages.suite import SUBMITTED, set_result, stages_in_suite
@@ -213,21 +212,12 @@ def sets_of(context: SuiteContext) -> tuple[Stage, ...]:
 
 def _run_set(context: SuiteContext, name: str) -> None:
     """The run of one data set, with what the suite adds."""
-    log.info("%s: begins", name)
-    recipe, folder = context.recipes[name], context.root / name
-    try:
-        with prepared_run(
-            recipe,
-            folder,
-            device=str(context.device),
-            overwrite=context.overwrite,
-            jobs=context.jobs,
-            console=context.console,
-        ) as (own, run):
-            do_stages(own, run, jobs=context.jobs, build=stages_in_suite)
-    finally:
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch says nothing of its type
-            torch.cuda.empty_cache()  # the next set may need all of it
+    folder, jobs = context.root / name, context.jobs
+    with part_of(context, context.recipes[name], folder, overwrite=context.overwrite, jobs=jobs) as (
+        own,
+        run,
+    ):
+        do_stages(own, run, jobs=jobs, build=stages_in_suite)
 
 
 @dataclass
