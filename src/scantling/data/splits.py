@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from scantling.data.coco import CocoDataset, ReadOptions, Task, find_split, joined
+from scantling.data.coco.layout import alias_of
 from scantling.data.findings import FindingLog, Policy, summarise, tell_warnings
 from scantling.data.formats.layouts import Layout, announce, detect_format
 from scantling.data.formats.locations import Location, read_location
@@ -66,8 +67,13 @@ class DataConfig(Section):
 
     @property
     def has_val(self) -> bool:
-        """Whether there is a split that nothing is trained on and that picks the best checkpoint."""
-        return self.val is not None and (isinstance(self.train, str) or self.val not in self.train)
+        """Whether there is a split that nothing is trained on and that picks the best checkpoint.
+
+        A split `valid` that is trained on is `val`, too.
+        """
+        if self.val is None or isinstance(self.train, str):
+            return self.val is not None
+        return alias_of(self.val, self.train) is None
 
     def entries(self, name: str) -> tuple[str, ...]:
         """What is said of a split: names in the folder, or files; several where splits are trained on together.

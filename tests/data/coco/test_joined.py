@@ -108,6 +108,9 @@ def test_there_is_no_val_where_it_is_null_or_trained_on(folder):
     assert config_of(folder).has_val
     assert config_of(folder, train=("train",)).has_val
     assert not config_of(folder, train=TOGETHER).has_val
+    for own in ("valid", "val2017"):  # what folders call it
+        assert not config_of(folder, train=("train", own)).has_val
+    assert config_of(folder, train=("train", "extra")).has_val
     assert not config_of(folder, val=None).has_val
     with pytest.raises(UsageError, match="no such split: data.val is null, or is trained on") as caught:
         read_run_data(config_of(folder, train=TOGETHER), "val")
