@@ -464,8 +464,8 @@ def test_an_image_is_detected_alike_alone_and_beside_a_larger_one() -> None:
         ("double head", 260),
         ("mask", 240),
         ("cascade mask", 160),
-        ("htc", 110),
-        ("scnet", 110),
+        ("htc", 120),
+        ("scnet", 150),
     ],
 )
 def test_two_images_are_overfitted(variant: str, steps: int) -> None:
