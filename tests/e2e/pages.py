@@ -27,6 +27,7 @@ _SHORTER_MEMBER = (
     "train.epochs=1",
     "train.repeats=1",
     "augment.short_side=64",
+    "augment.close_epochs=0",
     "predict.scales=64",
     "predict.suppress.max_candidates=40",
     "predict.suppress.max_per_image=20",
