@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from scantling.data.coco import CocoDataset, read_coco, to_results
+from scantling.data.samples.augmentation import AugmentConfig, build_transforms
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import LoaderConfig, TrainLoader
-from scantling.data.samples.transforms import AugmentConfig, build_transforms
 from scantling.evaluate.coco_eval import evaluate_results
 from scantling.models.contract import Detector, total_loss
 from scantling.models.suppression import SuppressConfig
