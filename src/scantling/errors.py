@@ -141,6 +141,24 @@ _OUT_OF_MEMORY = (
 )
 
 
+def is_known(error: BaseException) -> bool:
+    """Whether an error is the input's or the machine's fault, not the program's."""
+    return isinstance(error, ScantlingError | OSError) or is_out_of_memory(error)
+
+
+def in_a_line(error: BaseException) -> str:
+    """Why something failed, in one short line: of several findings the first."""
+    findings = error.findings if isinstance(error, DataError) else ()
+    told = str(error) if isinstance(error, ScantlingError) else f"{type(error).__name__}: {error}"
+    if findings:
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        told = f"{findings[0]}{more}"
+    return " ".join(told.split("\n")[0].split())[:_REASON_LENGTH]
+
+
+_REASON_LENGTH = 300
+
+
 def did_you_mean(word: str, names: Iterable[str]) -> str:
     """The end of a message that suggests the nearest of some names; empty when none is near."""
     known = list(names)

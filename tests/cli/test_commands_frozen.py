@@ -32,8 +32,12 @@ TRANSLATED = {
     "deform",
     "init",
     "pretrained",
+    "engine",
+    "address",
 }
-"""Options that the command line turns into overrides of the recipe, of prediction, an ensemble or pretraining."""
+"""Options that the command line turns into overrides of the recipe, of prediction, an ensemble or pretraining, or into
+an `Engine`, which the argument `jobs` takes.
+"""
 NAMES = {"recipes list": "recipes", "recipes show": "recipe_text", "recipes suggest": "suggest"}
 
 

@@ -62,8 +62,8 @@ def build(context: Context) -> list[Stage]:
         action = partial(work, context, name)
         return Stage(folder=name, name=name, inputs=dict, needs=needs, outputs=outputs, action=action)
 
-    second = {"error": fail, "killed": die, "stay": stay}[scenario]
-    return [stage("a", stay), stage("b", second), stage("c", write, ("a/out.txt", "b/out.txt"))]
+    first, second = {"error": (finish, fail), "killed": (finish, die), "stay": (stay, stay)}[scenario]
+    return [stage("a", first), stage("b", second), stage("c", write, ("a/out.txt", "b/out.txt"))]
 
 
 def build_unrelated(context: Context) -> list[Stage]:
@@ -98,6 +98,7 @@ class Notes:
     begun: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
     failed: dict[str, Exception] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
 
     def begin(self, stage: Stage) -> bool:
         self.begun.append(stage.title)
@@ -109,6 +110,9 @@ class Notes:
     def fail(self, stage: Stage, error: Exception) -> None:
         self.failed[stage.title] = error
 
+    def leave(self, stage: Stage, cause: Stage) -> None:
+        self.left[stage.title] = cause.title
+
 
 def arrive(context: Context, name: str) -> None:
     """Wait for the other, so that one after the other would never end."""
@@ -118,6 +122,14 @@ def arrive(context: Context, name: str) -> None:
     (folder / f"{name}.tmp").rename(folder / name)
     context.console.print(f"{name} is here")
     wait_for(folder / "a", folder / "b")
+
+
+def finish(context: Context, name: str) -> None:
+    """Only after the other has failed."""
+    arrive(context, name)
+    wait_for(context.root.parent / "failed")
+    (context.root / name).mkdir(exist_ok=True)
+    write(context, name)
 
 
 def write(context: Context, name: str) -> None:
@@ -136,11 +148,13 @@ def stay(context: Context, name: str) -> None:
 
 def fail(context: Context, name: str) -> None:
     arrive(context, name)
+    (context.root.parent / "failed").touch()
     raise DataError("b is broken", findings=[FINDING], hint="Mend it.")
 
 
 def die(context: Context, name: str) -> None:
     arrive(context, name)
+    (context.root.parent / "failed").touch()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -150,6 +164,7 @@ def do(root: Path, jobs: int = 2) -> dict[str, str]:
     context = context_at(root)
     with open_run(root) as run:
         do_side_by_side(context, run, build, jobs)
+        run.require_all()
     return run.stages
 
 

@@ -19,8 +19,9 @@ import torch
 from run import side_by_side_stages as stages
 from scantling.errors import DataError, Interrupted, TrainingError, UsageError
 from scantling.recipe.recipe import parse_recipe
-from scantling.run.engines.local import check_jobs, do_side_by_side
-from scantling.run.engines.worker import Failed, _failure
+from scantling.run.engines.choice import Engine, check_engine
+from scantling.run.engines.local import do_side_by_side
+from scantling.run.engines.worker import Failed, failure_of
 from scantling.run.pipeline import available_for, run_recipe
 from scantling.synth.synth import SynthConfig, write_synth
 from scantling.train.devices import Processes
@@ -50,7 +51,7 @@ def wait_until_gone(tmp_path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["error", "killed"])
-def test_a_failure_arrives_whole_and_lets_the_others_save_their_state(tmp_path, name, capsys):
+def test_a_failure_arrives_whole_and_stops_only_what_needs_the_stage(tmp_path, name, capsys):
     root = scenario(tmp_path, name)
     with pytest.raises(DataError if name == "error" else TrainingError) as caught:
         stages.do(root)
@@ -60,14 +61,16 @@ def test_a_failure_arrives_whole_and_lets_the_others_save_their_state(tmp_path, 
     else:
         assert "b: its process ended by signal 9" in str(caught.value)
         assert "--jobs" in str(caught.value.hint)
-    assert (tmp_path / "saved-a").read_text() == str(int(signal.SIGTERM))
     assert len({*wait_until_gone(tmp_path), os.getpid()}) == 3
     told = capsys.readouterr().err
     assert "a: a is here\n" in told
     assert "b: b is here\n" in told
     status = json.loads((root / "status.json").read_text())
-    assert (status["state"], status["stages"]) == ("failed", {"a": "failed", "b": "failed"})
+    assert (status["state"], status["stages"]) == ("failed", {"a": "done", "b": "failed", "c": "left"})
+    assert (root / "a/out.txt").is_file()
     assert not (root / "c").exists()
+    log = (root / "run.log").read_text()
+    assert "1 of 3 stages failed: b; 1 were left, as they need what these would have made: c" in log
 
 
 def test_where_failures_are_noted_the_others_are_done(tmp_path):
@@ -122,7 +125,7 @@ def test_what_failed_is_told_by_whatever_can_travel():
             super().__init__(f"{one} and {two}")
 
     def through(error: BaseException) -> BaseException:
-        failed = pickle.loads(pickle.dumps(_failure(error)))
+        failed = pickle.loads(pickle.dumps(failure_of(error)))
         assert isinstance(failed, Failed)
         with pytest.raises(BaseException) as caught:  # noqa: PT011 - the type is what is tested
             raise failed.as_error()
@@ -150,8 +153,8 @@ def test_processes_that_do_each_stage_together_are_not_shared_out(tmp_path):
     root = scenario(tmp_path, "stay")
     context = replace(stages.context_at(root), processes=Processes(rank=0, world=2))
     with pytest.raises(UsageError, match="torchrun"):
-        check_jobs(context, 2)
-    check_jobs(context, 1)
+        check_engine(Engine(jobs=2), context)
+    check_engine(Engine(), context)
 
 
 RECIPE = """
@@ -179,7 +182,7 @@ def test_a_run_side_by_side_equals_one_stage_after_the_other_to_the_bit(tmp_path
     recipe = recipe.model_copy(update={"members": dict.fromkeys(("one", "two"), recipe.members["one"])})
     recipe = recipe.on(data=tmp_path / "data")
     first = run_recipe(recipe, tmp_path / "first", device="cpu")
-    second = run_recipe(recipe, tmp_path / "second", device="cpu", jobs=2)
+    second = run_recipe(recipe, tmp_path / "second", device="cpu", engine=Engine(jobs=2))
     assert (second.metrics, second.steps) == (first.metrics, first.steps)
     ours, theirs = files_in(tmp_path / "second"), files_in(tmp_path / "first")
     assert ours.keys() == theirs.keys()

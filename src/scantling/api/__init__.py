@@ -46,6 +46,7 @@ from scantling.api.semantic import tune_semantic as tune_semantic  # noqa: PLC04
 from scantling.api.suite import plan_suite as plan_suite  # noqa: PLC0414 - part of this module too
 from scantling.api.suite import suite as suite  # noqa: PLC0414 - part of this module too
 from scantling.errors import UsageError
+from scantling.run.engines.choice import Engine as Engine  # noqa: PLC0414 - part of this module too
 from scantling.settings.paths import (
     GivenResults,
     ResultsFile,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from scantling.api.data import synth
 from scantling.errors import UsageError
+from scantling.run.engines.choice import Engine
 from scantling.settings.paths import require_existing, require_folder
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def run(
     seed: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
-    jobs: int = 1,
+    jobs: int | Engine = 1,
 ) -> RunSummary:
     """Do everything a recipe says, into a run folder; what is done and unchanged is not done again.
 
@@ -47,7 +48,7 @@ def run(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         overwrite: Start over in the folder of an earlier run.
         jobs: Stages that are done side by side, each in a process of its own (and on a GPU of its own where there are
-            several); the result is the same to the bit.
+            several); the result is the same to the bit. An `Engine` has them done by a cluster.
 
     Raises:
         ScantlingError: Recipe, data, device or folder cannot be used; then nothing was written.
@@ -55,7 +56,7 @@ def run(
     loaded, folder = _recipe_and_folder(recipe, data, out, overrides=overrides, seed=seed)
     from scantling.run.pipeline import run_recipe
 
-    return run_recipe(loaded, folder, device=device, overwrite=overwrite, jobs=jobs)
+    return run_recipe(loaded, folder, device=device, overwrite=overwrite, engine=Engine.of(jobs))
 
 
 def plan(
@@ -109,7 +110,7 @@ def demo(
     seed: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
-    jobs: int = 1,
+    jobs: int | Engine = 1,
 ) -> RunSummary:
     """Generate inspection scenes beside the run folder, and run the recipe `parts-cpu` on them, up to its report.
 
@@ -150,7 +151,7 @@ def train(
     seed: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
-    jobs: int = 1,
+    jobs: int | Engine = 1,
 ) -> RunSummary:
     """Train the detectors of a recipe on a data set, evaluate them and write the report.
 
@@ -160,7 +161,7 @@ def train(
     loaded, folder = _recipe_and_folder(recipe, data, out, overrides=overrides, seed=seed)
     from scantling.run.pipeline import run_recipe
 
-    return run_recipe(loaded, folder, device=device, overwrite=overwrite, jobs=jobs)
+    return run_recipe(loaded, folder, device=device, overwrite=overwrite, engine=Engine.of(jobs))
 
 
 def ablate(
@@ -172,7 +173,7 @@ def ablate(
     overrides: Iterable[str] = (),
     device: str = "auto",
     overwrite: bool = False,
-    jobs: int = 1,
+    jobs: int | Engine = 1,
 ) -> AblationSummary | FactorSummary:
     """Measure on a data set what each step of a recipe gives, or each factor; every model is trained once.
 
@@ -203,9 +204,11 @@ def ablate(
         if init is not None:
             hint = "Make it one: `ablation: {factors: {weights: {model.init: FILE}}}`."
             raise UsageError("--init is none of the recipe's factors", hint=hint)
-        return ablate_factors(loaded, folder, device=device, overwrite=overwrite, jobs=jobs)
+        return ablate_factors(loaded, folder, device=device, overwrite=overwrite, engine=Engine.of(jobs))
     weights = Path(init) if init is not None else None
-    return ablate_recipe(loaded, folder, init=weights, device=device, overwrite=overwrite, jobs=jobs)
+    return ablate_recipe(
+        loaded, folder, init=weights, device=device, overwrite=overwrite, engine=Engine.of(jobs)
+    )
 
 
 def report(run: str | Path) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scantling.run.engines.choice import Engine
 from scantling.settings.paths import require_folder
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def suite(
     seed: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
-    jobs: int = 1,
+    jobs: int | Engine = 1,
 ) -> SuiteSummary:
     """Run a recipe, or the recipes of a suite together, on every data set of a folder; one table over all.
 
@@ -36,7 +37,7 @@ def suite(
         device: As in `run`.
         overwrite: Start the run of every set over.
         jobs: Data sets that are done side by side, each in a process of its own (and on a GPU of its own where there
-            are several).
+            are several). An `Engine` has their stages done by a cluster.
 
     Raises:
         ScantlingError: Recipe, folders or device cannot be used. What goes wrong with one data set is not raised, but
@@ -54,7 +55,7 @@ def suite(
         seed=seed,
         device=device,
         overwrite=overwrite,
-        jobs=jobs,
+        engine=Engine.of(jobs),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from json import dumps as dump_json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -38,6 +38,14 @@ OverwriteOption = Annotated[
 JobsOption = Annotated[
     int, typer.Option(min=1, help="Stages done side by side, each in a process of its own, on one machine.")
 ]
+EngineOption = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Who does the stages: processes of this machine, or tasks of a Ray cluster."),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Of the Ray cluster, or auto; without it Ray uses this machine."),
+]
 PlanOption = Annotated[
     bool, typer.Option("--plan", help="Print what would be done, kept or redone, and why; do nothing.")
 ]
@@ -56,6 +64,8 @@ def run(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     jobs: JobsOption = 1,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
     plan: PlanOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -66,7 +76,8 @@ def run(
     from scantling import api
 
     options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict, folds=folds)
-    do = api.plan if plan else partial(api.run, jobs=jobs)
+    who = api.Engine(name=engine, jobs=jobs, address=address)
+    do = api.plan if plan else partial(api.run, jobs=who)
     summary = do(recipe, data, out, overrides=options, seed=seed, device=device, overwrite=overwrite)
     show_run(summary, as_json=json)
 
@@ -81,13 +92,16 @@ def demo(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     jobs: JobsOption = 1,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
     json: JsonOption = False,
 ) -> None:
     """Generate inspection scenes, run the whole solution on them at small size, and write its report."""
     from scantling import api
 
+    who = api.Engine(name=engine, jobs=jobs, address=address)
     summary = api.demo(
-        out, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite, jobs=jobs
+        out, overrides=overrides or (), seed=seed, device=device, overwrite=overwrite, jobs=who
     )
     show_run(summary, as_json=json)
 
@@ -118,6 +132,8 @@ def train(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     jobs: JobsOption = 1,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
     plan: PlanOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -128,7 +144,8 @@ def train(
         *start_overrides(init, pretrained=pretrained),
         *data_overrides(overrides, skip_invalid=skip_invalid, strict=strict),
     ]
-    do = partial(api.plan, recipe, data) if plan else partial(api.train, data, recipe, jobs=jobs)
+    who = api.Engine(name=engine, jobs=jobs, address=address)
+    do = partial(api.plan, recipe, data) if plan else partial(api.train, data, recipe, jobs=who)
     summary = do(out=out, overrides=options, seed=seed, device=device, overwrite=overwrite)
     show_run(summary, as_json=json)
 
@@ -153,14 +170,17 @@ def ablate(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     jobs: JobsOption = 1,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure what each step of a recipe gives on a data set; every model is trained once."""
     from scantling import api
 
     options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict, folds=folds)
+    who = api.Engine(name=engine, jobs=jobs, address=address)
     summary = api.ablate(
-        data, recipe, out, init=init, overrides=options, device=device, overwrite=overwrite, jobs=jobs
+        data, recipe, out, init=init, overrides=options, device=device, overwrite=overwrite, jobs=who
     )
     show(summary.to_text(), summary.to_dict(), as_json=json)
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scantling.cli.run_verbs import OverwriteOption, PlanOption, SetOption, StrictOption, data_overrides
+from scantling.cli.run_verbs import (
+    AddressOption,
+    EngineOption,
+    OverwriteOption,
+    PlanOption,
+    SetOption,
+    StrictOption,
+    data_overrides,
+)
 from scantling.cli.shell import DeviceOption, JsonOption, SeedOption, SkipOption, show, verb
 from scantling.errors import ScantlingError
 
@@ -37,6 +45,8 @@ def suite(
     jobs: Annotated[
         int, typer.Option(min=1, help="Data sets done side by side, each in a process of its own.")
     ] = 1,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
     plan: PlanOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -48,7 +58,8 @@ def suite(
 
     options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict)
     names = [name.strip() for given in sets or () for name in given.split(",") if name.strip()]
-    do = api.plan_suite if plan else partial(api.suite, jobs=jobs)
+    who = api.Engine(name=engine, jobs=jobs, address=address)
+    do = api.plan_suite if plan else partial(api.suite, jobs=who)
     summary = do(
         recipe, data, out, sets=names, overrides=options, seed=seed, device=device, overwrite=overwrite
     )

@@ -25,6 +25,7 @@ from scantling.models.suppression import SuppressConfig
 from scantling.models.zoo import INIT_PRETRAIN
 from scantling.recipe.recipe import CombineConfig, MemberConfig, Recipe, SemanticSection, TuneSection
 from scantling.run.context import RunContext
+from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine
 from scantling.run.folder import METRICS
 from scantling.run.pipeline import do_stages, prepared_run, stages_of
 from scantling.run.stage import Resources, Stage
@@ -69,7 +70,7 @@ def ablate_recipe(
     init: Path | None = None,
     device: str = "auto",
     overwrite: bool = False,
-    jobs: int = 1,
+    engine: Engine = ONE_AFTER_THE_OTHER,
 ) -> AblationSummary:
     """Run a recipe with everything switched on, and measure what each step gives.
 
@@ -80,14 +81,14 @@ def ablate_recipe(
         init: Weights of a backbone that the first member is also trained from.
         device: As in `run_recipe`.
         overwrite: As in `run_recipe`.
-        jobs: As in `run_recipe`.
+        engine: As in `run_recipe`.
 
     Raises:
         ScantlingError: As in `run_recipe`; or the first member is not trained here.
     """
     widened = with_variants(recipe, init)
-    with prepared_run(widened, out, device=device, overwrite=overwrite, jobs=jobs) as (context, run):
-        do_stages(context, run, jobs=jobs, build=_stages)
+    with prepared_run(widened, out, device=device, overwrite=overwrite, engine=engine) as (context, run):
+        do_stages(context, run, engine=engine, build=_stages)
         return context.processes.on_main(partial(_measure, context))
 
 

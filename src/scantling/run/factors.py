@@ -31,7 +31,7 @@ from scantling.recipe.factors import AblationConfig, FactorCombination, combinat
 from scantling.recipe.recipe import Recipe, fingerprint, parse_recipe
 from scantling.run.ablation import JSON, TEXT
 from scantling.run.context import Workplace
-from scantling.run.engines.local import check_jobs, do_here, do_side_by_side
+from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, check_engine, do_with
 from scantling.run.folder import METRICS, RECIPE, RunFolder, open_run, write_environment
 from scantling.run.pipeline import available_for, do_stages, part_of
 from scantling.run.results import own_results
@@ -86,7 +86,12 @@ class FactorSummary:
 
 
 def ablate_factors(
-    recipe: Recipe, out: Path, *, device: str = "auto", overwrite: bool = False, jobs: int = 1
+    recipe: Recipe,
+    out: Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    engine: Engine = ONE_AFTER_THE_OTHER,
 ) -> FactorSummary:
     """Run a recipe with each combination of its factors, and measure what they give.
 
@@ -95,7 +100,7 @@ def ablate_factors(
         out: Folder of the ablation; that of an earlier one is continued.
         device: As in `run_recipe`.
         overwrite: Start the run of every combination over.
-        jobs: Combinations that are done side by side, each in a process of its own.
+        engine: Who does the combinations.
 
     Raises:
         ScantlingError: As in `run_recipe`; or a factor does not fit the recipe.
@@ -118,16 +123,12 @@ def ablate_factors(
         owners=owners_of(recipes),
         overwrite=overwrite,
     )
-    check_jobs(context, jobs)
+    check_engine(engine, context)
     with open_run(out, processes=processes) as run:
         processes.on_main(partial(_write_facts, context, recipe))
         folder = _CombinationRuns(run)
-        if jobs > 1:
-            do_side_by_side(context, folder, runs_of, jobs)
-        else:
-            for stage in runs_of(context):
-                folder.begin(stage)
-                do_here(folder, stage)
+        do_with(engine, context, folder, runs_of)
+        run.require_all()
         return processes.on_main(partial(_measure, context, recipe.ablation))
 
 
@@ -223,8 +224,12 @@ class _CombinationRuns:
         self.run.note(stage, "done")
 
     def fail(self, stage: Stage, error: Exception) -> None:
-        """End the ablation."""
+        """Note that a run could not be done."""
         self.run.fail(stage, error)
+
+    def leave(self, stage: Stage, cause: Stage) -> None:
+        """Note that a run is not begun, as it takes over what another would have trained."""
+        self.run.leave(stage, cause)
 
 
 def _write_facts(context: FactorsContext, recipe: Recipe) -> None:

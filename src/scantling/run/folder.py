@@ -29,9 +29,17 @@ import torch
 
 from scantling import __version__
 from scantling.data.io import write_json
-from scantling.errors import FOR_THE_FILE, Interrupted, ScantlingError, UsageError
+from scantling.errors import (
+    FOR_THE_FILE,
+    Interrupted,
+    ScantlingError,
+    UsageError,
+    in_a_line,
+    is_known,
+)
 from scantling.report.build import REASONS
 from scantling.run.stage import Inputs, Stage, remove_recorded
+from scantling.run.throttle import Throttle
 from scantling.train.devices import ALONE, Processes, describe_device
 from scantling.train.rundir import LOCK_NAME, claim_folder
 
@@ -71,10 +79,11 @@ class RunFolder:
     Attributes:
         path: The folder.
         stages: State of each stage met so far: `running`, `done`, `kept` (done earlier and unchanged), `shared` (taken
-            over from another run), `failed` or `interrupted`.
+            over from another run), `failed`, `left` (not begun, as it needs what failed) or `interrupted`.
         started: When this process began, ISO 8601 in UTC.
         processes: Those that do the run together; only the main one writes.
         lenders: Folders of runs whose finished work is taken over, where a stage there had the same inputs.
+        failures: What each stage raised that could not be done, by its title.
     """
 
     path: Path
@@ -82,7 +91,9 @@ class RunFolder:
     started: str = field(default_factory=_now)
     processes: Processes = ALONE
     lenders: tuple[Path, ...] = ()
+    failures: dict[str, Exception] = field(default_factory=dict)
     _begun: dict[str, Inputs] = field(default_factory=dict, repr=False)
+    _throttle: Throttle = field(default_factory=Throttle, repr=False)
 
     def do(self, stage: Stage) -> None:
         """Do a stage, unless it was done with the same inputs and its outputs are intact.
@@ -128,18 +139,43 @@ class RunFolder:
         stage.note_end(self.path, self._begun.pop(stage.title))
         self.note(stage, "done")
 
-    def fail(self, stage: Stage, error: Exception) -> None:  # noqa: ARG002 - whichever it is
-        """End the run: what comes next needs what the stage would have left.
+    def fail(self, stage: Stage, error: Exception) -> None:
+        """Note what a stage raised; those that do not need it go on."""
+        self.failures[stage.title] = error
+        log.error("%s failed: %s", stage.title, in_a_line(error))
+        if not is_known(error):
+            log.error("%s", type(error).__name__, exc_info=error, extra={FOR_THE_FILE: True})
+        self.note(stage, "failed")
+
+    def leave(self, stage: Stage, cause: Stage) -> None:
+        """Note that a stage is not begun, as it needs what another would have left."""
+        log.warning("%s: not begun, it needs what %s would have left", stage.title, cause.title)
+        self.note(stage, "left")
+
+    def require_all(self) -> None:
+        """End a run of which not every stage could be done, after those that could.
 
         Raises:
-            Exception: The error.
+            Exception: What the first stage raised that failed.
         """
-        raise error
+        if not self.failures:
+            return
+        left = [title for title, state in self.stages.items() if state == "left"]
+        told = [f"{len(self.failures)} of {len(self.stages)} stages failed: {', '.join(self.failures)}"]
+        if left:
+            told.append(f"{len(left)} were left, as they need what these would have made: {', '.join(left)}")
+        log.error("%s (log: %s)", "; ".join(told), self.path / LOG)
+        log.error("The same command given again does only what is missing.")
+        raise next(iter(self.failures.values()))
 
     def note(self, stage: Stage, state: str) -> None:
         """Note how a stage stands, for whoever looks at the folder meanwhile."""
         self.stages[stage.title] = state
-        self.write_status("running")
+        self._throttle.soon(partial(self.write_status, "running"))
+
+    def end_with(self, state: str, message: str | None = None) -> None:
+        """Write the last status."""
+        self._throttle.now(partial(self.write_status, state, message))
 
     def write_status(self, state: str, message: str | None = None) -> None:
         """Write `status.json`: what a person or a script looks at to see how the run stands."""
@@ -183,12 +219,12 @@ def open_run(path: Path, *, overwrite: bool = False, processes: Processes = ALON
             run.write_status("running")
             started = processes.from_main(run.started)
             with processes.together():
-                _require_sight(path, started)
+                require_sight(path, started)
             yield run
         except BaseException as error:
             _note_failure(run, error)
             raise
-        run.write_status("done")
+        run.end_with("done")
 
 
 def _take(run: RunFolder, stack: ExitStack, *, overwrite: bool) -> None:
@@ -200,8 +236,16 @@ def _take(run: RunFolder, stack: ExitStack, *, overwrite: bool) -> None:
     stack.enter_context(_log_file(run.path / LOG))
 
 
-def _require_sight(path: Path, started: str) -> None:
-    """Refuse to work where the main process' folder is not to be seen; a network folder may need a moment."""
+def require_sight(path: Path, started: str | None) -> None:
+    """Refuse to work where the main process' folder is not to be seen; a network folder may need a moment.
+
+    Args:
+        path: The folder of a run.
+        started: When the run began, as the main process wrote it there.
+
+    Raises:
+        UsageError: It is not to be seen here.
+    """
     deadline = time.monotonic() + _SIGHT_SECONDS
     while not (is_run_folder(path) and read_started(path) == started):
         if time.monotonic() > deadline:
@@ -277,12 +321,12 @@ def _log_file(path: Path) -> Iterator[None]:
 
 def _note_failure(run: RunFolder, error: BaseException) -> None:
     interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
-    if not interrupted and not isinstance(error, ScantlingError):
+    if not interrupted and not isinstance(error, ScantlingError) and error not in run.failures.values():
         log.error("%s: %s", type(error).__name__, error, exc_info=error, extra={FOR_THE_FILE: True})
     state = "interrupted" if interrupted else "failed"
     run.stages = {name: state if old == "running" else old for name, old in run.stages.items()}
     try:
-        run.write_status(state, str(error) or type(error).__name__)
+        run.end_with(state, str(error) or type(error).__name__)
     except UsageError as problem:  # a full disk, say: the first error is the one to tell
         log.warning("status.json could not be written: %s", problem)
 

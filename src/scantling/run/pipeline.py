@@ -5,7 +5,7 @@
        ─► refine ─► audit labels ─► evaluate ─► report
 
 Nothing is written before all of the data has been checked. `stages_of` lists the stages before any is done, so that
-they can be shown (`plan_recipe`) or done side by side (`jobs`). What happens after prediction is `run/steps.py`.
+they can be shown (`plan_recipe`) or done side by side (`run/engines`). What happens after prediction is `run/steps.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scantling.recipe.recipe import Recipe
 from scantling.recipe.suggest import OpenRecipe, resolve_auto
 from scantling.report.build import REASONS
 from scantling.run.context import RunContext, Workplace
-from scantling.run.engines.local import check_jobs, do_side_by_side
+from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, check_engine, do_with
 from scantling.run.folder import (
     CATEGORIES,
     DATA,
@@ -129,7 +129,7 @@ def run_recipe(
     *,
     device: str = "auto",
     overwrite: bool = False,
-    jobs: int = 1,
+    engine: Engine = ONE_AFTER_THE_OTHER,
 ) -> RunSummary:
     """Do what a recipe says; what is done and unchanged is kept, what was interrupted goes on.
 
@@ -138,15 +138,15 @@ def run_recipe(
         out: Run folder; that of an earlier run of the same recipe is continued.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         overwrite: Start over in the folder of an earlier run.
-        jobs: Stages that are done side by side, each in a process of its own, where they do not need one another;
-            on a machine with several GPUs each has one. The result is the same to the bit.
+        engine: Who does the stages; those that do not need one another may be done side by side, each in a process of
+            its own and on a GPU of its own where there are several. The result is the same to the bit.
 
     Raises:
         ScantlingError: The data, a setting, the device or the folder cannot be used; then nothing was written.
         Interrupted: SIGINT or SIGTERM arrived; everything is saved.
     """
-    with prepared_run(recipe, out, device=device, overwrite=overwrite, jobs=jobs) as (context, run):
-        do_stages(context, run, jobs=jobs)
+    with prepared_run(recipe, out, device=device, overwrite=overwrite, engine=engine) as (context, run):
+        do_stages(context, run, engine=engine)
     return context.processes.on_main(partial(summarise, out))
 
 
@@ -157,7 +157,7 @@ def prepared_run(
     *,
     device: str,
     overwrite: bool,
-    jobs: int = 1,
+    engine: Engine = ONE_AFTER_THE_OTHER,
     console: Console | None = None,
 ) -> Iterator[tuple[RunContext, RunFolder]]:
     """A run before its first stage: everything is checked, the folder is held and says what is to be done.
@@ -169,11 +169,11 @@ def prepared_run(
         out: As there.
         device: As there.
         overwrite: As there.
-        jobs: As there.
+        engine: As there.
         console: On which progress is shown; None: standard error, unless nobody wants to see it.
     """
     context, reasons = _checked_context(recipe, out, device=device, begun=not overwrite, console=console)
-    check_jobs(context, jobs)
+    check_engine(engine, context)
     processes = context.processes
     with open_run(out, overwrite=overwrite, processes=processes) as run:
         processes.on_main(partial(_write_facts, context, reasons))
@@ -182,7 +182,12 @@ def prepared_run(
 
 @contextmanager
 def part_of(
-    whole: Workplace, recipe: Recipe, folder: Path, *, overwrite: bool, jobs: int = 1
+    whole: Workplace,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    overwrite: bool,
+    engine: Engine = ONE_AFTER_THE_OTHER,
 ) -> Iterator[tuple[RunContext, RunFolder]]:
     """One of the runs that something larger consists of (a suite, an ablation), before its first stage.
 
@@ -193,13 +198,13 @@ def part_of(
         recipe: Of this run.
         folder: Of this run.
         overwrite: As in `run_recipe`.
-        jobs: As in `run_recipe`.
+        engine: As in `run_recipe`.
     """
     log.info("%s: begins", folder.name)
     device, console = str(whole.device), whole.console
     try:
         with prepared_run(
-            recipe, folder, device=device, overwrite=overwrite, jobs=jobs, console=console
+            recipe, folder, device=device, overwrite=overwrite, engine=engine, console=console
         ) as opened:
             yield opened
     finally:
@@ -268,7 +273,7 @@ def do_stages(
     context: RunContext,
     run: RunFolder,
     *,
-    jobs: int = 1,
+    engine: Engine = ONE_AFTER_THE_OTHER,
     build: Callable[[RunContext], Sequence[Stage]] | None = None,
 ) -> None:
     """Do the stages of a run, each after those whose files it needs.
@@ -276,18 +281,20 @@ def do_stages(
     Args:
         context: Of the run.
         run: Its folder.
-        jobs: Stages done side by side.
+        engine: Who does them.
         build: Lists the stages, in an order in which they can be done; a function of a module. None: `stages_of`.
 
     Raises:
-        UsageError: Stages cannot be shared out, as several processes do this run together already.
+        ScantlingError: A stage cannot be begun, as it was done with other settings say.
+        Exception: What the first stage raised that failed, when all that do not need it are done.
     """
     build = build or stages_of
-    if jobs > 1:
-        do_side_by_side(context, run, build, jobs)
-    else:
+    if context.processes.world > 1:
         for stage in build(context):
             run.do(stage)
+    else:
+        do_with(engine, context, run, build)
+        run.require_all()
 
 
 def stages_of(context: RunContext) -> tuple[Stage, ...]:

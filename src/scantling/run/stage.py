@@ -72,6 +72,8 @@ class Stage:
         outputs: Files the step leaves, relative to the run folder.
         action: The work.
         working_files: Files the step keeps for itself while it works, such as training state.
+        whole_files: Every file is written under another name and moved to its own as a whole, and made anew does no
+            harm; so the work needs no folder of its own where several machines share the run's.
         costly: The result is never thrown away silently: other inputs than the recorded ones are an error.
         resources: What it computes with.
     """
@@ -83,6 +85,7 @@ class Stage:
     outputs: tuple[str, ...]
     action: Callable[[], object]
     working_files: tuple[str, ...] = ()
+    whole_files: bool = False
     costly: bool = False
     resources: Resources = Resources()
 
@@ -95,6 +98,11 @@ class Stage:
     def alone(self) -> bool:
         """Whether the main process does the work while the others wait."""
         return self.resources.processes == 1
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it works in the run folder itself: its state must outlive the machine, or its files come whole."""
+        return bool(self.working_files) or self.whole_files
 
     def missing(self, root: Path) -> list[str]:
         """Those of `needs` that do not exist yet."""

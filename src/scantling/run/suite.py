@@ -21,21 +21,21 @@ from rich.console import Console
 
 from scantling.data.formats.layouts import find_data_sets, is_data_set
 from scantling.data.io import atomic_write, write_json
-from scantling.errors import (
-    FOR_THE_FILE,
-    DataError,
-    ScantlingError,
-    UsageError,
-    did_you_mean,
-    is_out_of_memory,
-)
+from scantling.errors import FOR_THE_FILE, ScantlingError, UsageError, did_you_mean, in_a_line, is_known
 from scantling.evaluate.over_sets import SetResult
 from scantling.recipe.recipe import Recipe
 from scantling.recipe.suite import Suite
 from scantling.report.suite_page import SetLink, SuiteContent, write_suite_page
 from scantling.run.context import Workplace
-from scantling.run.engines.local import do_here, do_side_by_side
-from scantling.run.folder import METRICS, RECIPE, REPORT, RunFolder, open_run, write_environment
+from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, do_with
+from scantling.run.folder import (
+    METRICS,
+    RECIPE,
+    REPORT,
+    RunFolder,
+    open_run,
+    write_environment,
+)
 from scantling.run.pipeline import available_for, do_stages, part_of, plan_recipe
 from scantling.run.plan import Plan
 from scantling.run.stage import Resources, Stage
@@ -44,7 +44,6 @@ from scantling.run.suite_summary import PAGE, SuitePlan, SuiteSummary, log_of
 from scantling.train.devices import join_processes, resolve_device
 
 TEXT, JSON = "suite.md", "suite.json"
-_REASON_LENGTH = 300
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +55,12 @@ class SuiteContext(Workplace):
     Attributes:
         recipes: The recipe on each data set, by its name.
         overwrite: Start the run of each set over.
-        jobs: Stages of one run that are done side by side.
+        engine: Who does the stages of each run.
     """
 
     recipes: Mapping[str, Recipe]
     overwrite: bool = False
-    jobs: int = 1
+    engine: Engine = ONE_AFTER_THE_OTHER
 
 
 def run_suite(
@@ -73,7 +72,7 @@ def run_suite(
     seed: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
-    jobs: int = 1,
+    engine: Engine = ONE_AFTER_THE_OTHER,
 ) -> SuiteSummary:
     """Run a suite on the data sets of a folder; what is done and unchanged is kept.
 
@@ -85,7 +84,7 @@ def run_suite(
         seed: Of all randomness; None takes the recipe's own.
         device: As in `run_recipe`.
         overwrite: Start the run of every set over.
-        jobs: Sets that are done side by side, each in a process of its own; of a single set, stages.
+        engine: Who does the sets; of a single set, its stages.
 
     Raises:
         ScantlingError: There is no data set, or the device or the folder cannot be used.
@@ -106,17 +105,12 @@ def run_suite(
         console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
         recipes=recipes,
         overwrite=overwrite,
-        jobs=jobs if len(recipes) == 1 else 1,
+        engine=engine if len(recipes) == 1 else ONE_AFTER_THE_OTHER,
     )
     with open_run(out) as run:
         write_environment(out, device=chosen)
         folder = SuiteFolder(run)
-        if jobs > 1 and len(recipes) > 1:
-            do_side_by_side(context, folder, sets_of, jobs)
-        else:
-            for stage in sets_of(context):
-                folder.begin(stage)
-                do_here(folder, stage)
+        do_with(engine if len(recipes) > 1 else ONE_AFTER_THE_OTHER, context, folder, sets_of)
         results = tuple(folder.result_of(name) for name in recipes)
         summary = SuiteSummary(out=out, results=results, bugs=tuple(folder.bugs))
         _write(summary, suite)
@@ -212,12 +206,9 @@ def sets_of(context: SuiteContext) -> tuple[Stage, ...]:
 
 def _run_set(context: SuiteContext, name: str) -> None:
     """The run of one data set, with what the suite adds."""
-    folder, jobs = context.root / name, context.jobs
-    with part_of(context, context.recipes[name], folder, overwrite=context.overwrite, jobs=jobs) as (
-        own,
-        run,
-    ):
-        do_stages(own, run, jobs=jobs, build=stages_in_suite)
+    recipe, folder, engine = context.recipes[name], context.root / name, context.engine
+    with part_of(context, recipe, folder, overwrite=context.overwrite, engine=engine) as (own, run):
+        do_stages(own, run, engine=engine, build=stages_in_suite)
 
 
 @dataclass
@@ -245,28 +236,22 @@ class SuiteFolder:
 
     def fail(self, stage: Stage, error: Exception) -> None:
         """Note that a set could not be done, and why."""
-        is_known = isinstance(error, ScantlingError | OSError) or is_out_of_memory(error)
-        if not is_known:
+        if not is_known(error):
             self.bugs.append(stage.name)
             log.error("%s: %s", type(error).__name__, error, exc_info=error, extra={FOR_THE_FILE: True})
         told = str(error) if isinstance(error, ScantlingError) else f"{type(error).__name__}: {error}"
         log.error("%s failed: %s", stage.name, told)
-        self.failures[stage.name] = _in_a_line(error, told)
+        self.failures[stage.name] = in_a_line(error)
         self.run.note(stage, "failed")
+
+    def leave(self, stage: Stage, cause: Stage) -> None:
+        """Sets need nothing of one another."""
+        raise TypeError(f"{stage.name} needs nothing of {cause.name}")
 
     def result_of(self, name: str) -> SetResult:
         """What came of a set."""
         failure = self.failures.get(name)
         return SetResult(name=name, failure=failure) if failure else set_result(self.run.path / name, name)
-
-
-def _in_a_line(error: Exception, told: str) -> str:
-    """Why a set failed, for a table: of several findings the first."""
-    findings = error.findings if isinstance(error, DataError) else ()
-    if findings:
-        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-        told = f"{findings[0]}{more}"
-    return " ".join(told.split("\n")[0].split())[:_REASON_LENGTH]
 
 
 def _write(summary: SuiteSummary, suite: Suite) -> None:

@@ -6,8 +6,7 @@
 
 The main process alone holds the run folder, decides what is done, and writes records and status; a worker does nothing
 but the action of a stage, as the main process would. So the files are the same to the bit, with as many threads. A
-signal ends all workers as it would end a run: what trains saves its state first. What a failure means the folder says:
-in that of a run it ends the others in the same way, in that of a suite they go on.
+signal ends all workers as it would end a run: what trains saves its state first.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import TYPE_CHECKING, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 import torch
 
-from scantling.errors import Interrupted, TrainingError, UsageError
+from scantling.errors import Interrupted, TrainingError
+from scantling.run.engines.schedule import GRACE_SECONDS, STOPPED, Ended, Records, do_all
 from scantling.run.engines.worker import Done, Failed, LogEntry, LogLine, Message, WorkerOrder, work
-from scantling.run.plan import makers_of
 from scantling.run.stage import Stage
 from scantling.train.signals import SignalGuard, StopRequested
 
@@ -37,40 +36,6 @@ if TYPE_CHECKING:
     from scantling.run.context import Workplace
 
 W = TypeVar("W", bound="Workplace")
-
-_GRACE_SECONDS = 300.0
-"""How long workers may take to save their state before they are killed."""
-_STOPPED = "stopped by {}; what trained has saved its state, resume the run to go on from there"
-
-
-class Records(Protocol):
-    """What is written down of the stages: the folder of a run, or that of a suite."""
-
-    def begin(self, stage: Stage) -> bool:
-        """Note the start of a stage that is to be done; False where it is done already."""
-
-    def end(self, stage: Stage) -> None:
-        """Note what a stage left."""
-
-    def fail(self, stage: Stage, error: Exception) -> None:
-        """Note that a stage could not be done; raises the error where the others are nothing without it."""
-
-
-def do_here(run: Records, stage: Stage) -> None:
-    """Do a stage that was begun, in this process.
-
-    Raises:
-        Interrupted: A signal arrived.
-        Exception: What the stage raised, where `run` does not go on without it.
-    """
-    try:
-        stage.action()
-    except Interrupted:
-        raise
-    except Exception as error:  # noqa: BLE001 - the folder says what it means
-        run.fail(stage, error)
-    else:
-        run.end(stage)
 
 
 def do_side_by_side(context: W, run: Records, build: Callable[[W], Sequence[Stage]], jobs: int) -> None:
@@ -83,54 +48,12 @@ def do_side_by_side(context: W, run: Records, build: Callable[[W], Sequence[Stag
         jobs: Number of processes.
 
     Raises:
-        UsageError: Several processes do this run together already.
         Interrupted: A signal arrived here or at a worker; what trained has saved its state.
-        Exception: Whatever a stage raised, where `run` does not go on without it; `TrainingError` if its worker died.
+        ScantlingError: A stage cannot be begun. What it raised, or `TrainingError` if its worker died, is noted.
     """
-    check_jobs(context, jobs)
     crew = _Crew(context, build, jobs)
     with crew.at_work():
-        _do_all(crew, run, list(build(context)))
-
-
-def check_jobs(context: Workplace, jobs: int) -> None:
-    """Refuse to share out the stages of a run whose processes do each stage together.
-
-    Raises:
-        UsageError: There are several processes already.
-    """
-    if jobs > 1 and context.processes.world > 1:
-        raise UsageError("--jobs does not go with torchrun, whose processes do each stage together")
-
-
-def _do_all(crew: _Crew[W], run: Records, waiting: list[Stage]) -> None:
-    """Begin stages as soon as they can be, in their order, until all are done."""
-    makers, by_title = makers_of(waiting), {stage.title: stage for stage in waiting}
-    while waiting or crew.busy:
-        undone = {stage.title for stage in waiting} | crew.busy.keys()
-        ready = [stage for stage in waiting if not any(makers.get(need) in undone for need in stage.needs)]
-        if not ready or not crew.is_free:
-            ended = crew.ended()
-            for title in ended.done:
-                run.end(by_title[title])
-            for title, error in ended.failed.items():
-                run.fail(by_title[title], error)
-            continue
-        stage = ready[0]
-        waiting.remove(stage)
-        if not run.begin(stage):
-            continue
-        if len(ready) > 1 or crew.busy:
-            crew.start(stage.title)
-        else:  # a process of its own would have no company
-            do_here(run, stage)
-
-
-class _Ended(NamedTuple):
-    """Titles of the stages that are done, and of those that are not, with what ended them."""
-
-    done: list[str]
-    failed: dict[str, Exception]
+        do_all(build(context), run, crew)
 
 
 @dataclass(slots=True, eq=False)
@@ -171,8 +94,13 @@ class _Crew(Generic[W]):
         """Whether one more stage can be begun."""
         return len(self.busy) < self._jobs
 
-    def start(self, title: str) -> None:
+    def wants(self, *, company: bool) -> bool:
+        """A stage without company is done in the main process: a worker would only cost its start."""
+        return company
+
+    def start(self, stage: Stage) -> None:
         """Let a worker do a stage: one that waits, or a new one."""
+        title = stage.title
         for worker in [one for one in self._workers if one.title is None]:
             with suppress(OSError):
                 worker.connection.send(title)
@@ -183,13 +111,13 @@ class _Crew(Generic[W]):
         worker.title = title
         worker.connection.send(title)
 
-    def ended(self) -> _Ended:
+    def ended(self) -> Ended:
         """Wait for something to happen; the stages that have ended by then.
 
         Raises:
             Interrupted: A signal arrived here or at a worker.
         """
-        ended = _Ended([], {})
+        ended = Ended([], {})
         with SignalGuard() as guard:  # so that no message is read by half
             try:
                 with guard.interruptible():
@@ -211,7 +139,7 @@ class _Crew(Generic[W]):
                     ended.failed[str(title)] = message.as_error()
                     self._leave(worker)
         if guard.signum is not None:
-            raise Interrupted(guard.signum, _STOPPED.format(signal.Signals(guard.signum).name))
+            raise Interrupted(guard.signum, STOPPED.format(signal.Signals(guard.signum).name))
         return ended
 
     @contextmanager
@@ -296,7 +224,7 @@ class _Crew(Generic[W]):
                     worker.process.terminate()
 
     def _hear_out(self) -> None:
-        deadline = time.monotonic() + _GRACE_SECONDS
+        deadline = time.monotonic() + GRACE_SECONDS
         speaking = [worker for worker in self._workers if worker.process.exitcode is None]
         while speaking and time.monotonic() < deadline:
             ready = wait([one.connection for one in speaking], 1.0)
@@ -306,5 +234,5 @@ class _Crew(Generic[W]):
                 except TrainingError:  # it is gone, as it was told
                     speaking.remove(worker)
         for worker in speaking:
-            log.warning("%s: did not end within %.0f seconds, killed", worker.title, _GRACE_SECONDS)
+            log.warning("%s: did not end within %.0f seconds, killed", worker.title, GRACE_SECONDS)
             worker.process.kill()

@@ -124,7 +124,7 @@ def _listen(channel: _Channel, order: WorkerOrder[W]) -> None:
         try:
             stages[title].action()
         except BaseException as error:  # noqa: BLE001 - told to the main process, which raises it
-            channel.send(_failure(error))
+            channel.send(failure_of(error))
             return
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch says nothing of its type
             torch.cuda.empty_cache()  # others on this GPU need it meanwhile
@@ -168,7 +168,8 @@ class _Channel:
             raise Interrupted(signum, "interrupted")
 
 
-def _failure(error: BaseException) -> Failed:
+def failure_of(error: BaseException) -> Failed:
+    """What is to be told of an error: itself where it can travel, else its words."""
     if isinstance(error, Interrupted):
         return Failed(None, error.signum, error.message)
     error.add_note("in another process:\n" + "".join(traceback.format_exception(error)))

@@ -1,0 +1,101 @@
+"""Who does the stages of a run: this process, several of this machine, or a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, get_args
+
+from scantling.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:  # so that a command that is refused loads nothing heavy
+    from scantling.run.context import Workplace
+    from scantling.run.engines.schedule import Records
+    from scantling.run.stage import Stage
+
+W = TypeVar("W", bound="Workplace")
+EngineName: TypeAlias = Literal["local", "ray"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Who does the stages.
+
+    Attributes:
+        name: `local`, processes of this machine; `ray`, tasks of a Ray cluster.
+        jobs: Stages done side by side on this machine.
+        address: Of a Ray cluster; None starts Ray on this machine, or joins the cluster it belongs to.
+    """
+
+    name: EngineName = "local"
+    jobs: int = 1
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse options of another engine.
+
+        Raises:
+            UsageError: `address` without Ray, or `jobs` with it.
+        """
+        if self.name not in get_args(EngineName):
+            raise UsageError(
+                f"there is no engine {self.name!r}{did_you_mean(self.name, get_args(EngineName))}"
+            )
+        if self.name == "local" and self.address is not None:
+            raise UsageError(
+                "--address is for --engine ray", hint=f"Add --engine ray --address {self.address}."
+            )
+        if self.name == "ray" and self.jobs > 1:
+            hint = "Leave --jobs out: Ray does as many stages at a time as its processors and GPUs allow."
+            raise UsageError("--jobs is for --engine local", hint=hint)
+
+    @classmethod
+    def of(cls, jobs: int | Engine) -> Engine:
+        """The engine that a number of stages side by side stands for."""
+        return jobs if isinstance(jobs, Engine) else cls(jobs=jobs)
+
+
+ONE_AFTER_THE_OTHER = Engine()
+
+
+def do_with(engine: Engine, context: W, records: Records, build: Callable[[W], Sequence[Stage]]) -> None:
+    """Do all stages.
+
+    Args:
+        engine: Who does them.
+        context: Where they are done, in the only process that does so.
+        records: What is done already, and where it is written down.
+        build: Lists the stages, in an order in which they can be done; a function of a module.
+
+    Raises:
+        UsageError: The engine is not installed or cannot be reached.
+        Interrupted: A signal arrived; what trained has saved its state.
+        ScantlingError: A stage cannot be begun. What a stage raised is noted.
+    """
+    if engine.name == "ray":
+        from scantling.run.engines.ray import do_on_ray
+
+        do_on_ray(context, records, build, engine.address)
+    elif engine.jobs > 1:
+        from scantling.run.engines.local import do_side_by_side
+
+        do_side_by_side(context, records, build, engine.jobs)
+    else:
+        from scantling.run.engines.schedule import do_all
+
+        do_all(build(context), records)
+
+
+def check_engine(engine: Engine, context: Workplace) -> None:
+    """Refuse to share out the stages of a run whose processes do each stage together.
+
+    Raises:
+        UsageError: There are several processes already, or the engine cannot be used.
+    """
+    if engine != ONE_AFTER_THE_OTHER and context.processes.world > 1:
+        option = f"--engine {engine.name}" if engine.name != "local" else "--jobs"
+        raise UsageError(f"{option} does not go with torchrun, whose processes do each stage together")
+    if engine.name == "ray":
+        from scantling.run.engines.ray import require_ray
+
+        require_ray()

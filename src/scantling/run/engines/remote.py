@@ -1,0 +1,219 @@
+"""A stage done by a process that shares nothing with the one that schedules but the run folder.
+
+    order (where, what, how) ──► lease on the stage ──► work ──► outputs moved into the run folder ──► told how it went
+
+What trains works in the run folder itself, so that its state outlives the machine. Everything else works in a folder
+of its own on the local disk, and only whole files are moved to the others, the declared outputs last, and only while
+the lease is held.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import platform
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+import torch
+from rich.console import Console
+
+from scantling import __version__
+from scantling.errors import UsageError
+from scantling.run.engines.worker import Done, Failed, failure_of
+from scantling.run.folder import read_started, require_sight
+from scantling.run.leases import PATIENCE_SECONDS, Lease, Leases
+from scantling.run.stage import RECORD, Stage
+
+if TYPE_CHECKING:
+    from scantling.run.context import Workplace
+
+W = TypeVar("W", bound="Workplace")
+
+LOGS = "logs"
+
+log = logging.getLogger(__name__)
+
+
+class Versions(NamedTuple):
+    """What must be the same wherever the stages of a run are done, for the same result."""
+
+    scantling: str
+    torch: str
+    python: str
+
+    @classmethod
+    def here(cls) -> Versions:
+        """Of this process."""
+        return cls(__version__, str(torch.__version__), platform.python_version())
+
+    def differences(self, other: Versions) -> list[str]:
+        """Such as `torch 2.11.0, here 2.12.0`."""
+        return [
+            f"{name} {own}, here {theirs}"
+            for name, own, theirs in zip(self._fields, self, other, strict=True)
+            if own != theirs
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteOrder(Generic[W]):
+    """What a process elsewhere has to know.
+
+    Attributes:
+        context: Where stages are done; its device is that of the scheduler.
+        build: Lists the stages.
+        started: When the run began, as its folder's status says.
+        threads: PyTorch's, as where it is scheduled: sums of two are not those of one.
+        versions: Of the scheduler.
+        patience: Seconds after which a silent holder of a lease is taken for dead.
+    """
+
+    context: W
+    build: Callable[[W], Sequence[Stage]]
+    started: str | None
+    threads: int
+    versions: Versions
+    patience: float = PATIENCE_SECONDS
+
+    @classmethod
+    def of(
+        cls, context: W, build: Callable[[W], Sequence[Stage]], *, patience: float = PATIENCE_SECONDS
+    ) -> RemoteOrder[W]:
+        """An order from this process, for a run folder that is open."""
+        return cls(
+            context=replace(context, root=context.root.absolute()),
+            build=build,
+            started=read_started(context.root),
+            threads=torch.get_num_threads(),
+            versions=Versions.here(),
+            patience=patience,
+        )
+
+
+class Workshop(Generic[W]):
+    """Does the stages of one order, one after the other.
+
+    Args:
+        order: What was ordered.
+
+    Raises:
+        UsageError: This machine does not see the run folder, or has other versions.
+    """
+
+    def __init__(self, order: RemoteOrder[W]) -> None:
+        self._order, self._root = order, order.context.root
+        if differing := order.versions.differences(Versions.here()):
+            raise UsageError(
+                f"{socket.gethostname()}: has other versions than the machine that schedules: {'; '.join(differing)}",
+                hint="Install the same on all machines: results would differ.",
+            )
+        require_sight(self._root, order.started)
+        torch.set_num_threads(order.threads)
+        self._leases = Leases(root=self._root, patience=order.patience)
+        self._stages = {stage.title: stage for stage in self._stages_at(self._root)}
+
+    def do(self, title: str) -> Done | Failed:
+        """Do a stage as soon as nobody else does it, and tell how it went."""
+        try:
+            with self._lease_of(title).kept() as lease, _told_in(log_of_stage(self._root, title)):
+                self._work(self._stages[title], lease)
+        except BaseException as error:  # noqa: BLE001 - told to who ordered it, and raised there
+            return failure_of(error)
+        finally:
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch says nothing of its type
+                torch.cuda.empty_cache()
+        return Done()
+
+    def _lease_of(self, title: str) -> Lease:
+        """The lease; an earlier attempt on a machine that is gone holds it until it has been silent for long enough."""
+        told = False
+        while (lease := self._leases.take(title)) is None:
+            if not told:
+                log.info("%s: waiting for the lease", title)
+                told = True
+            time.sleep(min(1.0, self._order.patience / 20))
+        return lease
+
+    def _work(self, stage: Stage, lease: Lease) -> None:
+        if stage.in_place:
+            stage.action()
+            return
+        with tempfile.TemporaryDirectory(prefix="scantling-") as name:
+            scratch = Path(name)
+            _mirror(self._root, scratch, stage)
+            own = {each.title: each for each in self._stages_at(scratch)}[stage.title]
+            own.action()
+            lease.require()
+            _move_out(scratch, self._root, last=stage.outputs)
+
+    def _stages_at(self, root: Path) -> Sequence[Stage]:
+        given, console = self._order.context, Console(file=io.StringIO(), quiet=True)
+        device = _device_here(given.device)
+        return self._order.build(replace(given, root=root, console=console, device=device, devices=()))
+
+
+def log_of_stage(root: Path, title: str) -> Path:
+    """Where a stage that is done elsewhere keeps its log."""
+    return root / LOGS / f"{title.replace('/', '.')}.log"
+
+
+def _device_here(device: torch.device) -> torch.device:
+    """The scheduler's kind of device: of the GPUs a process is given, it sees no others."""
+    return torch.device("cuda:0") if device.type == "cuda" else device
+
+
+@contextmanager
+def _told_in(path: Path) -> Iterator[None]:
+    """Write the package's log into a file meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("scantling")
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        handler.close()
+
+
+def _mirror(root: Path, scratch: Path, stage: Stage) -> None:
+    """Let the files of the run folder be seen under another folder, but for what the stage leaves itself."""
+    own = {*stage.outputs, *stage.working_files}
+    wanted = [name for name in stage.needs if (root / name).is_file() and not Path(name).is_absolute()]
+    wanted += [entry.name for entry in root.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+    for name in wanted:
+        if name not in own:
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                (scratch / name).symlink_to((root / name).absolute())
+    (scratch / stage.folder).mkdir(parents=True, exist_ok=True)
+
+
+def _move_out(scratch: Path, root: Path, *, last: Sequence[str]) -> None:
+    """Move what was made into the run folder, each file at once, those in `last` after all others."""
+    made = {
+        path.relative_to(scratch).as_posix(): path
+        for path in sorted(scratch.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
+    for name in [*(name for name in made if name not in last), *(name for name in last if name in made)]:
+        if Path(name).name == RECORD:
+            continue
+        target = root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.copyfile(made[name], temporary)
+        temporary.replace(target)

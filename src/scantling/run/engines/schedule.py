@@ -1,0 +1,178 @@
+"""Which stage is done next, whoever does it: the graph of files, walked once.
+
+    stages ──► Agenda: those whose needs are all there ──► this process, or a crew (processes; tasks of a cluster)
+                  ▲                                              │
+                  └── records (begin, end, fail, leave) ◄────────┘
+
+A stage that fails stops none that does not need what it would have left. What is decided per stage takes the same time
+however many there are.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, Protocol
+
+from scantling.errors import Interrupted
+from scantling.run.plan import makers_of
+from scantling.run.stage import Stage
+
+GRACE_SECONDS = 300.0
+"""How long a crew may take to save its state after a signal, before it is killed."""
+STOPPED = "stopped by {}; what trained has saved its state, resume the run to go on from there"
+
+
+class Records(Protocol):
+    """What is written down of the stages: the folder of a run, or that of a suite."""
+
+    def begin(self, stage: Stage) -> bool:
+        """Note the start of a stage that is to be done; False where it is done already."""
+
+    def end(self, stage: Stage) -> None:
+        """Note what a stage left."""
+
+    def fail(self, stage: Stage, error: Exception) -> None:
+        """Note that a stage could not be done."""
+
+    def leave(self, stage: Stage, cause: Stage) -> None:
+        """Note that a stage is not begun: it needs what a stage that failed would have left."""
+
+
+class Ended(NamedTuple):
+    """Titles of the stages that are done, and of those that are not, with what ended them."""
+
+    done: list[str]
+    failed: dict[str, Exception]
+
+
+class Crew(Protocol):
+    """Those who do stages side by side."""
+
+    @property
+    def busy(self) -> Collection[str]:
+        """Titles of the stages that are being done."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether one more stage can be begun."""
+
+    def wants(self, *, company: bool) -> bool:
+        """Whether they take the next stage, or it is done in this process.
+
+        Args:
+            company: Another stage is being done meanwhile, or could be.
+        """
+
+    def start(self, stage: Stage) -> None:
+        """Let one of them do a stage that was begun."""
+
+    def ended(self) -> Ended:
+        """Wait for something to happen; the stages that have ended by then.
+
+        Raises:
+            Interrupted: A signal arrived here or there.
+        """
+
+
+class Agenda:
+    """The stages that are left, and which of them can be done now.
+
+    Args:
+        stages: In an order in which they can be done, which is kept among those that can be done now.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages, makers = list(stages), makers_of(stages)
+        self._number = {stage.title: number for number, stage in enumerate(stages)}
+        self._users: dict[str, list[int]] = {stage.title: [] for stage in stages}
+        self._lacking: list[int] = []
+        self._is_open = [True] * len(stages)
+        for number, stage in enumerate(stages):
+            before = {makers[need] for need in stage.needs if need in makers}
+            self._lacking.append(len(before))
+            for title in before:
+                self._users[title].append(number)
+        self._ready = [number for number, lacking in enumerate(self._lacking) if not lacking]
+
+    def __bool__(self) -> bool:
+        """Whether a stage can be done now."""
+        return bool(self._ready)
+
+    def take(self) -> Stage:
+        """The first stage that can be done now; it is not given again."""
+        number = heapq.heappop(self._ready)
+        self._is_open[number] = False
+        return self._stages[number]
+
+    def stage(self, title: str) -> Stage:
+        """The stage of this title."""
+        return self._stages[self._number[title]]
+
+    def note_done(self, stage: Stage) -> None:
+        """What the stage leaves is there."""
+        for number in self._users[stage.title]:
+            self._lacking[number] -= 1
+            if not self._lacking[number] and self._is_open[number]:
+                heapq.heappush(self._ready, number)
+
+    def drop_after(self, stage: Stage) -> list[Stage]:
+        """All that need what a stage would have left, directly or not; they are not given any more."""
+        reached, waiting = set[int](), list(self._users[stage.title])
+        while waiting:
+            number = waiting.pop()
+            if self._is_open[number]:
+                self._is_open[number] = False
+                reached.add(number)
+                waiting += self._users[self._stages[number].title]
+        return [self._stages[number] for number in sorted(reached)]
+
+
+def do_all(stages: Sequence[Stage], records: Records, crew: Crew | None = None) -> None:
+    """Do all stages, each as soon as what it needs is there.
+
+    Args:
+        stages: In an order in which one process could do them.
+        records: What is done already, and where it is written down.
+        crew: Who does them; None: this process, one after the other.
+
+    Raises:
+        Interrupted: A signal arrived.
+        ScantlingError: A stage cannot be begun, as it was done with other settings say.
+    """
+    agenda = Agenda(stages)
+    while agenda or (crew is not None and crew.busy):
+        if crew is not None and not (agenda and crew.is_free):
+            ended = crew.ended()
+            for title in ended.done:
+                records.end(agenda.stage(title))
+                agenda.note_done(agenda.stage(title))
+            for title, error in ended.failed.items():
+                _give_up(agenda, records, agenda.stage(title), error)
+            continue
+        stage = agenda.take()
+        if not records.begin(stage):
+            agenda.note_done(stage)
+        elif crew is not None and crew.wants(company=bool(agenda or crew.busy)):
+            crew.start(stage)
+        else:
+            _do_here(agenda, records, stage)
+
+
+def _do_here(agenda: Agenda, records: Records, stage: Stage) -> None:
+    """Do a stage that was begun, in this process."""
+    try:
+        stage.action()
+    except Interrupted:
+        raise
+    except Exception as error:  # noqa: BLE001 - noted; what does not need the stage goes on
+        _give_up(agenda, records, stage, error)
+    else:
+        records.end(stage)
+        agenda.note_done(stage)
+
+
+def _give_up(agenda: Agenda, records: Records, stage: Stage, error: Exception) -> None:
+    records.fail(stage, error)
+    for later in agenda.drop_after(stage):
+        records.leave(later, stage)

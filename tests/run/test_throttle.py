@@ -1,0 +1,53 @@
+"""A status that is written often: at once where that is cheap, and never lost."""
+
+from __future__ import annotations
+
+import threading
+
+from scantling.run.throttle import Throttle
+
+
+def test_what_is_dear_to_write_is_written_a_little_later_and_the_newest_wins(monkeypatch):
+    now, written, timers = [0.0], [], []
+    monkeypatch.setattr("scantling.run.throttle.time.monotonic", lambda: now[0])
+
+    class Timer:
+        def __init__(self, seconds, call, arguments):
+            self.fire = lambda: call(*arguments)
+            timers.append(self)
+            self.cancelled = False
+
+        def start(self):
+            pass
+
+        def cancel(self):
+            self.cancelled = True
+
+    monkeypatch.setattr("scantling.run.throttle.threading.Timer", Timer)
+    throttle, state = Throttle(), {"n": 0}
+
+    def write() -> None:
+        now[0] += 0.1
+        written.append(state["n"])
+
+    throttle.soon(write)
+    for number in (1, 2, 3):
+        state["n"] = number
+        throttle.soon(write)
+    assert (written, len(timers)) == ([0], 1)
+    timers[0].fire()
+    assert written == [0, 3]
+    now[0] += 2.1
+    throttle.soon(write)
+    assert written == [0, 3, 3]
+    throttle.soon(write)
+    throttle.now(lambda: written.append("last"))
+    timers[1].fire()  # too late to be cancelled
+    assert (written[3:], timers[1].cancelled) == (["last"], True)
+
+
+def test_a_status_that_waits_is_written_without_being_asked_again():
+    throttle, written = Throttle(), threading.Event()
+    throttle.now(lambda: threading.Event().wait(0.05))
+    throttle.soon(written.set)
+    assert written.wait(60)
