@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from rich.console import Console
 
 from reference.vision_layout import write_vision_set
 from scantling.errors import DataError, Finding, Severity, UsageError
@@ -19,7 +15,7 @@ from scantling.recipe.recipe import parse_recipe
 from scantling.recipe.suite import Suite
 from scantling.run.folder import open_run
 from scantling.run.stages.suite import step_after_step
-from scantling.run.suite import SuiteContext, SuiteFolder, recipes_of, sets_of
+from scantling.run.suite import SuiteFolder, recipes_of
 from scantling.run.suite_summary import SuiteSummary
 
 RECIPE = parse_recipe("members: {a: {model: {name: faster_rcnn_r18_small}}}", file="r.yaml")
@@ -73,21 +69,6 @@ def test_rows_are_those_of_the_papers_third_table_and_end_with_the_run(members, 
     assert (found[-1].members, found[-1].steps) == (members, steps)
 
 
-def context(tmp_path: Path, names: tuple[str, ...] = ("x", "y")) -> SuiteContext:
-    console = Console(file=io.StringIO())
-    recipes = {name: RECIPE.on(data=tmp_path / name, seed=3) for name in names}
-    return SuiteContext(root=tmp_path, device=torch.device("cpu"), console=console, recipes=recipes)
-
-
-def test_what_a_set_looks_at_goes_to_another_process(tmp_path):
-    own = context(tmp_path)
-    sent = pickle.loads(pickle.dumps(own))
-    assert not hasattr(sent, "console")
-    there = replace(own, console=Console(stderr=True))
-    assert sent.recipes == there.recipes
-    assert [stage.title for stage in sets_of(sent)] == ["x", "y"]
-
-
 def test_a_failure_is_told_in_a_line_with_its_place(tmp_path):
     finding = Finding(code="box-size", severity=Severity.ERROR, message="is odd", file="a.json", id=7)
     errors = {
@@ -98,9 +79,9 @@ def test_a_failure_is_told_in_a_line_with_its_place(tmp_path):
     }
     with open_run(tmp_path / "out") as run:
         folder = SuiteFolder(run)
-        for stage in sets_of(context(tmp_path / "out", tuple(errors))):
-            folder.begin(stage)
-            folder.fail(stage, errors[stage.name])
+        for name, error in errors.items():
+            folder.begin(name)
+            folder.fail(name, error)
     assert folder.failures == {
         "x": "error [box-size] a.json: id 7: is odd (and 1 more)",
         "y": "no space left",

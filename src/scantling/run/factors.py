@@ -21,7 +21,7 @@ from rich.console import Console
 from scantling.data.coco import CocoDataset
 from scantling.data.io import atomic_write, read_json, write_json
 from scantling.data.splits import read_run_data
-from scantling.errors import ConfigError, UsageError
+from scantling.errors import ConfigError, UsageError, in_a_line
 from scantling.evaluate.bootstrap import weights_with_all
 from scantling.evaluate.compare import resampled_metrics
 from scantling.evaluate.effects import Effect, effects_text, main_effects
@@ -31,32 +31,17 @@ from scantling.recipe.factors import AblationConfig, FactorCombination, combinat
 from scantling.recipe.recipe import Recipe, fingerprint, parse_recipe
 from scantling.run.ablation import JSON, TEXT
 from scantling.run.context import Workplace
-from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, check_engine, do_with
+from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, check_engine
 from scantling.run.folder import METRICS, RECIPE, RunFolder, open_run, write_environment
-from scantling.run.pipeline import available_for, do_stages, part_of
+from scantling.run.pipeline import available_for, stages_of
 from scantling.run.results import own_results
-from scantling.run.stage import Resources, Stage
+from scantling.run.several import do_runs
 from scantling.run.stages.evaluation import judged_by_metrics, result_files
 from scantling.train.devices import join_processes, resolve_device
 
 COMBINATIONS = "combinations"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FactorsContext(Workplace):
-    """What every combination may look at.
-
-    Attributes:
-        recipes: The recipe with each combination, by its folder's name, in the order in which they are done.
-        owners: For each the combinations that train what it trains, too, before it.
-        overwrite: Start each run over.
-    """
-
-    recipes: Mapping[str, Recipe]
-    owners: Mapping[str, tuple[str, ...]]
-    overwrite: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +85,7 @@ def ablate_factors(
         out: Folder of the ablation; that of an earlier one is continued.
         device: As in `run_recipe`.
         overwrite: Start the run of every combination over.
-        engine: Who does the combinations.
+        engine: Who does the stages of all combinations.
 
     Raises:
         ScantlingError: As in `run_recipe`; or a factor does not fit the recipe.
@@ -113,23 +98,29 @@ def ablate_factors(
         raise UsageError(f"{out}: is the folder of a single run", hint="Choose another --out.")
     chosen = resolve_device(device)
     processes = join_processes(chosen)
-    context = FactorsContext(
+    place = Workplace(
         root=out,
         device=chosen,
         devices=available_for(device, chosen),
         console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
         processes=processes,
-        recipes=recipes,
-        owners=owners_of(recipes),
-        overwrite=overwrite,
     )
-    check_engine(engine, context)
+    check_engine(engine, place)
+    folders = {f"{COMBINATIONS}/{name}": one for name, one in recipes.items()}
     with open_run(out, processes=processes) as run:
-        processes.on_main(partial(_write_facts, context, recipe))
+        processes.on_main(partial(_write_facts, place, recipe))
         folder = _CombinationRuns(run)
-        do_with(engine, context, folder, runs_of)
-        run.require_all()
-        return processes.on_main(partial(_measure, context, recipe.ablation))
+        do_runs(
+            place,
+            folders,
+            folder,
+            build=stages_of,
+            engine=engine,
+            overwrite=overwrite,
+            after=owners_of(folders),
+        )
+        folder.require_all()
+        return processes.on_main(partial(_measure, out, recipes, recipe.ablation))
 
 
 def recipe_with(recipe: Recipe, config: AblationConfig, combination: FactorCombination) -> Recipe:
@@ -184,68 +175,56 @@ def _trained(recipe: Recipe) -> list[str]:
     return [fingerprint([*common, each]) for each in found]
 
 
-def runs_of(context: FactorsContext) -> tuple[Stage, ...]:
-    """The run of every combination, as the stages of an ablation."""
-    return tuple(
-        Stage(
-            folder=f"{COMBINATIONS}/{name}",
-            name=name,
-            inputs=dict,
-            needs=tuple(f"{COMBINATIONS}/{owner}/{METRICS}" for owner in context.owners[name]),
-            outputs=(f"{COMBINATIONS}/{name}/{METRICS}",),
-            action=partial(_run_combination, context, name),
-            resources=Resources(gpus=1, processes=None),
-        )
-        for name in context.recipes
-    )
-
-
-def _run_combination(context: FactorsContext, name: str) -> None:
-    """The run of one combination, which takes over what others have trained."""
-    folders = context.root / COMBINATIONS
-    with part_of(context, context.recipes[name], folders / name, overwrite=context.overwrite) as (own, run):
-        run.lenders = tuple(folders / owner for owner in context.owners[name])
-        do_stages(own, run)
-
-
 @dataclass(frozen=True, slots=True)
 class _CombinationRuns:
-    """The open folder of an ablation: the runs know what is done of them, and none is worth much alone."""
+    """The open folder of an ablation: none of the runs is worth much alone."""
 
     run: RunFolder
 
-    def begin(self, stage: Stage) -> bool:
+    def begin(self, name: str) -> None:
         """Note that a run is begun."""
-        self.run.note(stage, "running")
-        return True
+        self.run.note_run(_short(name), "running")
 
-    def end(self, stage: Stage) -> None:
+    def end(self, name: str) -> None:
         """Note that a run is done."""
-        self.run.note(stage, "done")
+        self.run.note_run(_short(name), "done")
 
-    def fail(self, stage: Stage, error: Exception) -> None:
-        """Note that a run could not be done."""
-        self.run.fail(stage, error)
+    def fail(self, name: str, error: Exception) -> None:
+        """Note that a run could not be done; the others go on."""
+        self.run.failures[_short(name)] = error
+        log.error("%s failed: %s", _short(name), in_a_line(error))
+        self.run.note_run(_short(name), "failed")
 
-    def leave(self, stage: Stage, cause: Stage) -> None:
-        """Note that a run is not begun, as it takes over what another would have trained."""
-        self.run.leave(stage, cause)
+    def require_all(self) -> None:
+        """End an ablation of which a run is missing.
+
+        Raises:
+            Exception: What the first run raised that failed.
+        """
+        self.run.require_all()
 
 
-def _write_facts(context: FactorsContext, recipe: Recipe) -> None:
+def _short(name: str) -> str:
+    return name.removeprefix(f"{COMBINATIONS}/")
+
+
+def _write_facts(context: Workplace, recipe: Recipe) -> None:
     atomic_write(context.root / RECIPE, recipe.to_yaml())
     write_environment(context.root, device=context.device)
 
 
-def _measure(context: FactorsContext, config: AblationConfig) -> FactorSummary:
+def _measure(out: Path, recipes: Mapping[str, Recipe], config: AblationConfig) -> FactorSummary:
     """The table over all combinations, written and returned."""
-    first = next(iter(context.recipes.values()))
-    masks = any(recipe.needs_masks for recipe in context.recipes.values())
+    first = next(iter(recipes.values()))
+    masks = any(recipe.needs_masks for recipe in recipes.values())
     data = read_run_data(first.data, first.evaluate.split, with_masks=masks)
-    kinds = {judged_by_metrics(context.root / COMBINATIONS / name) for name in context.recipes}
+    kinds = {judged_by_metrics(out / COMBINATIONS / name) for name in recipes}
     kind: IouType = "segm" if kinds == {"segm"} else "bbox"
     combinations = combinations_of(config)
-    variants = [_variant(context, each, data.target, kind) for each in combinations]
+    variants = [
+        _variant(out / COMBINATIONS / each.folder, recipes[each.folder], each, data.target, kind)
+        for each in combinations
+    ]
     table = compare_variants(
         data.target,
         variants,
@@ -263,17 +242,16 @@ def _measure(context: FactorsContext, config: AblationConfig) -> FactorSummary:
     parts = [" ".join(notes), table.to_text()]
     if effects:
         parts.append(f"**Each factor, over all settings of the others**\n\n{effects_text(effects)}")
-    summary = FactorSummary(out=context.root, table=table, effects=effects, text="\n\n".join(parts))
-    atomic_write(context.root / TEXT, summary.text + "\n")
-    write_json(context.root / JSON, {**table.to_dict(), "effects": list(map(asdict, effects))}, indent=2)
+    summary = FactorSummary(out=out, table=table, effects=effects, text="\n\n".join(parts))
+    atomic_write(out / TEXT, summary.text + "\n")
+    write_json(out / JSON, {**table.to_dict(), "effects": list(map(asdict, effects))}, indent=2)
     return summary
 
 
 def _variant(
-    context: FactorsContext, combination: FactorCombination, target: CocoDataset, kind: IouType
+    root: Path, recipe: Recipe, combination: FactorCombination, target: CocoDataset, kind: IouType
 ) -> Variant:
     """What the run of a combination has found in the end, measured."""
-    root, recipe = context.root / COMBINATIONS / combination.folder, context.recipes[combination.folder]
     last = cast("dict[str, Any]", read_json(root / METRICS)).get("stage")
     if last is None:
         raise UsageError(f"{root}: no member finds objects, so there is nothing to measure")

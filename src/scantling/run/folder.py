@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -173,6 +174,11 @@ class RunFolder:
         self.stages[stage.title] = state
         self._throttle.soon(partial(self.write_status, "running"))
 
+    def note_run(self, name: str, state: str) -> None:
+        """Note how one of several runs stands that are done in folders of their own."""
+        self.stages[name] = state
+        self._throttle.soon(partial(self.write_status, "running"))
+
     def end_with(self, state: str, message: str | None = None) -> None:
         """Write the last status."""
         self._throttle.now(partial(self.write_status, state, message))
@@ -301,12 +307,37 @@ def write_environment(path: Path, *, device: torch.device) -> None:
     write_json(path / ENVIRONMENT, environment, indent=2)
 
 
+_told_of: ContextVar[Path | None] = ContextVar("told_of", default=None)
+"""The folder of the run that this thread works for, where several are open."""
+
+
+@contextmanager
+def telling_of(path: Path) -> Iterator[None]:
+    """What is logged meanwhile is told in the log of this folder, and of those that it lies in, alone.
+
+    Args:
+        path: The open folder of a run, or of several.
+    """
+    token = _told_of.set(path)
+    try:
+        yield
+    finally:
+        _told_of.reset(token)
+
+
+def _is_told_in(folder: Path, record: logging.LogRecord) -> bool:  # noqa: ARG001 - whatever it says
+    """Whether an entry is for the log of a folder."""
+    place = _told_of.get()
+    return place is None or place.is_relative_to(folder)
+
+
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Send everything scantling logs to a file as well, whatever is shown on the terminal."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.setLevel(logging.INFO)
+    handler.addFilter(partial(_is_told_in, path.parent))
     package = logging.getLogger("scantling")
     level = package.level
     package.addHandler(handler)

@@ -200,7 +200,6 @@ def part_of(
         overwrite: As in `run_recipe`.
         engine: As in `run_recipe`.
     """
-    log.info("%s: begins", folder.name)
     device, console = str(whole.device), whole.console
     try:
         with prepared_run(

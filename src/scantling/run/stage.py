@@ -92,7 +92,8 @@ class Stage:
     @property
     def title(self) -> str:
         """Name of the stage in the whole run."""
-        return f"{self.folder}/{self.name}" if self.folder != self.name else self.name
+        own = self.folder == self.name or self.folder.endswith(f"/{self.name}")
+        return self.folder if own else f"{self.folder}/{self.name}"
 
     @property
     def alone(self) -> bool:

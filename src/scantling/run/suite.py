@@ -4,8 +4,8 @@
                                                                        ├─► suite.md  suite.json  suite.html
                            a set that fails: its reason and its log ──┘
 
-Each set is an ordinary run folder. Sets need nothing of one another: they are done side by side by the engine that does
-the stages of a run, and one that fails is noted while the others go on. The same command given again does what is
+Each set is an ordinary run folder. Sets need nothing of one another: their stages are done side by side as those of one
+run are (`several.py`), and a set that fails is noted while the others go on. The same command given again does what is
 missing: the stages of each run know what is done.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -27,18 +26,17 @@ from scantling.recipe.recipe import Recipe
 from scantling.recipe.suite import Suite
 from scantling.report.suite_page import SetLink, SuiteContent, write_suite_page
 from scantling.run.context import Workplace
-from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, do_with
+from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, check_engine
 from scantling.run.folder import (
-    METRICS,
     RECIPE,
     REPORT,
     RunFolder,
     open_run,
     write_environment,
 )
-from scantling.run.pipeline import available_for, do_stages, part_of, plan_recipe
+from scantling.run.pipeline import available_for, plan_recipe
 from scantling.run.plan import Plan
-from scantling.run.stage import Resources, Stage
+from scantling.run.several import do_runs
 from scantling.run.stages.suite import SUBMITTED, set_result, stages_in_suite
 from scantling.run.suite_summary import PAGE, SuitePlan, SuiteSummary, log_of
 from scantling.train.devices import join_processes, resolve_device
@@ -46,21 +44,6 @@ from scantling.train.devices import join_processes, resolve_device
 TEXT, JSON = "suite.md", "suite.json"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuiteContext(Workplace):
-    """What every set of a suite may look at.
-
-    Attributes:
-        recipes: The recipe on each data set, by its name.
-        overwrite: Start the run of each set over.
-        engine: Who does the stages of each run.
-    """
-
-    recipes: Mapping[str, Recipe]
-    overwrite: bool = False
-    engine: Engine = ONE_AFTER_THE_OTHER
 
 
 def run_suite(
@@ -84,7 +67,7 @@ def run_suite(
         seed: Of all randomness; None takes the recipe's own.
         device: As in `run_recipe`.
         overwrite: Start the run of every set over.
-        engine: Who does the sets; of a single set, its stages.
+        engine: Who does the stages of all sets.
 
     Raises:
         ScantlingError: There is no data set, or the device or the folder cannot be used.
@@ -98,19 +81,17 @@ def run_suite(
             "a suite does not go with torchrun, whose processes do one run together",
             hint="Sets are done side by side with --jobs; `torchrun ... scantling run` does that of a single one.",
         )
-    context = SuiteContext(
+    place = Workplace(
         root=out,
         device=chosen,
         devices=available_for(device, chosen),
         console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
-        recipes=recipes,
-        overwrite=overwrite,
-        engine=engine if len(recipes) == 1 else ONE_AFTER_THE_OTHER,
     )
+    check_engine(engine, place)
     with open_run(out) as run:
         write_environment(out, device=chosen)
         folder = SuiteFolder(run)
-        do_with(engine if len(recipes) > 1 else ONE_AFTER_THE_OTHER, context, folder, sets_of)
+        do_runs(place, recipes, folder, build=stages_in_suite, engine=engine, overwrite=overwrite)
         results = tuple(folder.result_of(name) for name in recipes)
         summary = SuiteSummary(out=out, results=results, bugs=tuple(folder.bugs))
         _write(summary, suite)
@@ -189,28 +170,6 @@ def _check_out(out: Path, recipes: Mapping[str, Recipe]) -> None:
         raise UsageError(f"{out / taken[0]}: is a file; the data set of that name needs a folder there")
 
 
-def sets_of(context: SuiteContext) -> tuple[Stage, ...]:
-    """The run of every data set, as the stages of a suite."""
-    return tuple(
-        Stage(
-            folder=name,
-            name=name,
-            inputs=dict,
-            outputs=(f"{name}/{METRICS}",),
-            action=partial(_run_set, context, name),
-            resources=Resources(gpus=1),
-        )
-        for name in context.recipes
-    )
-
-
-def _run_set(context: SuiteContext, name: str) -> None:
-    """The run of one data set, with what the suite adds."""
-    recipe, folder, engine = context.recipes[name], context.root / name, context.engine
-    with part_of(context, recipe, folder, overwrite=context.overwrite, engine=engine) as (own, run):
-        do_stages(own, run, engine=engine, build=stages_in_suite)
-
-
 @dataclass
 class SuiteFolder:
     """The open folder of a suite: a set that fails is noted, and the others go on.
@@ -225,28 +184,23 @@ class SuiteFolder:
     failures: dict[str, str] = field(default_factory=dict)
     bugs: list[str] = field(default_factory=list)
 
-    def begin(self, stage: Stage) -> bool:
-        """Note that a set is begun; its own stages know what is done."""
-        self.run.note(stage, "running")
-        return True
+    def begin(self, name: str) -> None:
+        """Note that a set is begun."""
+        self.run.note_run(name, "running")
 
-    def end(self, stage: Stage) -> None:
+    def end(self, name: str) -> None:
         """Note that a set is done."""
-        self.run.note(stage, "done")
+        self.run.note_run(name, "done")
 
-    def fail(self, stage: Stage, error: Exception) -> None:
+    def fail(self, name: str, error: Exception) -> None:
         """Note that a set could not be done, and why."""
         if not is_known(error):
-            self.bugs.append(stage.name)
+            self.bugs.append(name)
             log.error("%s: %s", type(error).__name__, error, exc_info=error, extra={FOR_THE_FILE: True})
         told = str(error) if isinstance(error, ScantlingError) else f"{type(error).__name__}: {error}"
-        log.error("%s failed: %s", stage.name, told)
-        self.failures[stage.name] = in_a_line(error)
-        self.run.note(stage, "failed")
-
-    def leave(self, stage: Stage, cause: Stage) -> None:
-        """Sets need nothing of one another."""
-        raise TypeError(f"{stage.name} needs nothing of {cause.name}")
+        log.error("%s failed: %s", name, told)
+        self.failures[name] = in_a_line(error)
+        self.run.note_run(name, "failed")
 
     def result_of(self, name: str) -> SetResult:
         """What came of a set."""

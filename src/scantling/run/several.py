@@ -1,0 +1,227 @@
+"""Several runs as one graph: the data sets of a suite, the combinations of an ablation.
+
+    {folder: recipe} ──► every run is prepared and checked ──► stages of all ──► any engine ──► each run's own records
+
+Each is an ordinary run in a folder of its own. Stages of unlike runs need nothing of one another, unless a run waits
+for others whose models it takes over; so they are done side by side as the stages of one run are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from scantling.errors import Interrupted
+from scantling.recipe.recipe import Recipe
+from scantling.run.context import RunContext, Workplace
+from scantling.run.engines.choice import Engine, do_with
+from scantling.run.folder import METRICS, RunFolder, telling_of
+from scantling.run.pipeline import part_of
+from scantling.run.stage import Stage
+
+log = logging.getLogger(__name__)
+
+
+class WholeRecords(Protocol):
+    """What is written down of each run as a whole."""
+
+    def begin(self, name: str) -> None:
+        """Note that the first stage of a run is begun."""
+
+    def end(self, name: str) -> None:
+        """Note that all stages of a run are done."""
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Note that a run could not be prepared, or that a stage failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsContext(Workplace):
+    """What the stages of several runs look at.
+
+    Attributes:
+        runs: Of each run by its folder, relative to the root.
+        build: Lists the stages of one run; a function of a module.
+        after: For a folder those of the runs that must be finished before.
+    """
+
+    runs: Mapping[str, RunContext]
+    build: Callable[[RunContext], Sequence[Stage]]
+    after: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def stages_of(self, folder: str) -> Sequence[Stage]:
+        """The stages of one run as it lists them itself."""
+        own = replace(
+            self.runs[folder],
+            root=self.root / folder,
+            console=self.console,
+            device=self.device,
+            devices=self.devices,
+        )
+        return self.build(own)
+
+
+def stages_of_runs(context: RunsContext) -> tuple[Stage, ...]:
+    """The stages of all runs, named from the root."""
+    return tuple(
+        _from_root(folder, stage, context.after.get(folder, ()))
+        for folder in context.runs
+        for stage in context.stages_of(folder)
+    )
+
+
+def do_runs(
+    whole: Workplace,
+    recipes: Mapping[str, Recipe],
+    records: WholeRecords,
+    *,
+    build: Callable[[RunContext], Sequence[Stage]],
+    engine: Engine,
+    overwrite: bool = False,
+    after: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Do the runs of some recipes, each in its folder; one that fails costs no other that does not wait for it.
+
+    Args:
+        whole: Where; its folder is open.
+        recipes: By folder, relative to that of the whole.
+        records: What is noted of each run.
+        build: Lists the stages of a run; a function of a module.
+        engine: Who does them.
+        overwrite: Start each run over.
+        after: For a folder those of runs before it, whose finished work it takes over.
+
+    Raises:
+        Interrupted: A signal arrived; what trained has saved its state.
+    """
+    waits = after or {}
+    with telling_of(whole.root), ExitStack() as together:
+        opened = dict[str, _OpenRun]()
+        for folder, recipe in recipes.items():
+            stack = together.enter_context(ExitStack())
+            try:
+                with telling_of(whole.root / folder):
+                    context, run = stack.enter_context(
+                        part_of(whole, recipe, whole.root / folder, overwrite=overwrite, engine=engine)
+                    )
+            except Interrupted:
+                raise
+            except Exception as error:  # noqa: BLE001 - noted; the others go on
+                records.fail(folder, error)
+            else:
+                run.lenders = tuple(whole.root / other for other in waits.get(folder, ()))
+                opened[folder] = _OpenRun(context, run, stack)
+        runs = {folder: one.context for folder, one in opened.items()}
+        context_of_all = RunsContext(
+            root=whole.root,
+            device=whole.device,
+            devices=whole.devices,
+            console=whole.console,
+            processes=whole.processes,
+            runs=runs,
+            build=build,
+            after=waits,
+        )
+        if whole.processes.world > 1:
+            _do_together(context_of_all, opened, records)
+        else:
+            notes = _Notes(context_of_all, opened, records)
+            do_with(engine, context_of_all, notes, stages_of_runs)
+        for folder, one in opened.items():
+            _close(folder, one, records)
+
+
+class _OpenRun(NamedTuple):
+    """A run that was prepared, and what ends it."""
+
+    context: RunContext
+    run: RunFolder
+    stack: ExitStack
+
+
+class _Notes:
+    """Writes down what becomes of each stage in the folder of its run."""
+
+    def __init__(self, context: RunsContext, opened: Mapping[str, _OpenRun], records: WholeRecords) -> None:
+        self._opened, self._records = opened, records
+        self._own = {
+            _from_root(folder, stage).title: (folder, stage)
+            for folder in opened
+            for stage in context.stages_of(folder)
+        }
+        self._begun = set[str]()
+
+    def begin(self, stage: Stage) -> bool:
+        """Note the start of a stage that is to be done; False where it is done already."""
+        folder = self._own[stage.title][0]
+        if folder not in self._begun:
+            self._begun.add(folder)
+            log.info("%s: begins", folder)
+            self._records.begin(folder)
+        with self._run_of(stage) as (run, own):
+            return run.begin(own)
+
+    def end(self, stage: Stage) -> None:
+        """Note what a stage left."""
+        with self._run_of(stage) as (run, own):
+            run.end(own)
+
+    def fail(self, stage: Stage, error: Exception) -> None:
+        """Note that a stage could not be done."""
+        with self._run_of(stage) as (run, own):
+            run.fail(own, error)
+
+    def leave(self, stage: Stage, cause: Stage) -> None:
+        """Note that a stage is not begun; the cause may be one of another run."""
+        with self._run_of(stage) as (run, own):
+            run.leave(own, cause)
+
+    @contextmanager
+    def _run_of(self, stage: Stage) -> Iterator[tuple[RunFolder, Stage]]:
+        """The run of a stage, and the stage as the run names it; what is logged meanwhile is the run's."""
+        folder, own = self._own[stage.title]
+        run = self._opened[folder].run
+        with telling_of(run.path):
+            yield run, own
+
+
+def _do_together(context: RunsContext, opened: Mapping[str, _OpenRun], records: WholeRecords) -> None:
+    """One run after the other, each stage by all processes (`torchrun`); what fails ends all."""
+    for folder, one in opened.items():
+        log.info("%s: begins", folder)
+        records.begin(folder)
+        with telling_of(one.run.path):
+            for stage in context.stages_of(folder):
+                one.run.do(stage)
+
+
+def _close(folder: str, one: _OpenRun, records: WholeRecords) -> None:
+    """Write the last status of a run, and note how it went."""
+    try:
+        with one.stack, telling_of(one.run.path):
+            one.run.require_all()
+    except Interrupted:
+        raise
+    except Exception as error:  # noqa: BLE001 - noted
+        records.fail(folder, error)
+    else:
+        records.end(folder)
+
+
+def _from_root(folder: str, stage: Stage, after: Sequence[str] = ()) -> Stage:
+    """A stage of a run, with its files named from the root of all; it waits for the end of some runs."""
+
+    def named(files: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name if Path(name).is_absolute() else f"{folder}/{name}" for name in files)
+
+    return replace(
+        stage,
+        folder=f"{folder}/{stage.folder}",
+        needs=(*named(stage.needs), *(f"{other}/{METRICS}" for other in after)),
+        outputs=named(stage.outputs),
+        working_files=named(stage.working_files),
+    )
