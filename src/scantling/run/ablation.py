@@ -143,6 +143,7 @@ def _ablate_stage(context: RunContext) -> Stage:
         },
         needs=(METRICS,),
         outputs=(TEXT, JSON),
+        whole_files=True,
         action=partial(_write, context),
         resources=Resources(gpus=1),
     )

@@ -25,11 +25,14 @@ class Engine:
         name: `local`, processes of this machine; `ray`, tasks of a Ray cluster.
         jobs: Stages done side by side on this machine.
         address: Of a Ray cluster; None starts Ray on this machine, or joins the cluster it belongs to.
+        patience: Seconds after which a process on another machine is taken for dead that gave no sign of life; None:
+            those of `leases.py`, long enough for a network folder.
     """
 
     name: EngineName = "local"
     jobs: int = 1
     address: str | None = None
+    patience: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse options of another engine.
@@ -74,8 +77,9 @@ def do_with(engine: Engine, context: W, records: Records, build: Callable[[W], S
     """
     if engine.name == "ray":
         from scantling.run.engines.ray import do_on_ray
+        from scantling.run.leases import PATIENCE_SECONDS
 
-        do_on_ray(context, records, build, engine.address)
+        do_on_ray(context, records, build, engine.address, patience=engine.patience or PATIENCE_SECONDS)
     elif engine.jobs > 1:
         from scantling.run.engines.local import do_side_by_side
 

@@ -112,6 +112,15 @@ def _without_masks(context: RunContext) -> list[str]:
     return [name for name in own if not context.member(name).draws_masks]
 
 
+def learned_files(context: RunContext) -> list[str]:
+    """Files of what the run learns for its suppression and its steps, relative to the run folder."""
+    recipe = context.recipe
+    tuned = [name for name in recipe.detecting_members if name not in recipe.foreign_members]
+    suppression = [tuned_file(name) for name in tuned] if recipe.tunes_suppression else []
+    steps = [file for step in applied_steps(context) for file in step.needs()]
+    return list(dict.fromkeys([*suppression, *steps]))
+
+
 def weights_stage(context: RunContext) -> Stage:
     """Choose how much each member counts, on images that none of them has learned from."""
     files = _member_files(context, context.tuning_split)

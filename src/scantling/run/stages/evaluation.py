@@ -29,6 +29,7 @@ from scantling.run.context import PREDICTIONS, RunContext
 from scantling.run.folder import METRICS, RECIPE, REPORT
 from scantling.run.results import own_results
 from scantling.run.stage import Stage, hashes_of
+from scantling.run.stages.combining import learned_files
 from scantling.run.stages.detecting import Way, detections_with, ways_of
 from scantling.run.stages.refining import SUSPECTS
 from scantling.run.stages.semantic import evaluated_maps
@@ -53,7 +54,8 @@ def evaluate_stage(context: RunContext) -> Stage:
     recipe, split = context.recipe, context.data.evaluated
     files = result_files(recipe)
     units = [unit for unit in context.units() if not context.member(unit.member).gives_maps]
-    candidates = [unit.candidates(split) for unit in units]  # for the table of what each step gave
+    seen = [unit.candidates(split) for unit in units]  # for the table of what each step gave
+    seen += [unit.masks(split) for unit in units if context.member(unit.member).draws_masks]
     maps = {name: context.maps_file(name, split) for name in recipe.map_members}
     outputs = [METRICS, *([SEMANTIC] if maps else [])]
     if files:
@@ -70,7 +72,7 @@ def evaluate_stage(context: RunContext) -> Stage:
             **context.recipe.evaluate.limits,
             **({"occlusion": True} if context.recipe.evaluate.occlusion else {}),
         },
-        needs=(*files.values(), *candidates, *maps.values()),
+        needs=(*files.values(), *seen, *maps.values(), *learned_files(context)),
         outputs=tuple(outputs),
         action=partial(_evaluate, context),
     )
@@ -92,6 +94,7 @@ def report_stage(context: RunContext) -> Stage:
         needs=(METRICS, *files.values(), *([SUSPECTS] if context.recipe.audit is not None else [])),
         outputs=(REPORT,),
         action=write,
+        whole_files=True,
     )
 
 

@@ -60,6 +60,7 @@ def _rows_stage(context: RunContext) -> Stage:
         },
         needs=(METRICS, *files.values()),
         outputs=(ROWS, DRAWS),
+        whole_files=True,
         action=partial(_write_rows, context),
         resources=Resources(gpus=1),
     )
@@ -180,6 +181,7 @@ def _submission_stage(context: RunContext, source: str) -> Stage:
         },
         needs=(METRICS, *files.values()),
         outputs=(SUBMITTED,),
+        whole_files=True,
         action=partial(_write_submission, context, source),
         resources=Resources(gpus=1),
     )

@@ -1,0 +1,222 @@
+"""Stages done elsewhere, here in this process: in a folder of their own, under a lease, with the same files as ever."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from reference.masked_parts import write_masked_parts
+from scantling.errors import DataError, UsageError
+from scantling.recipe.recipe import parse_recipe
+from scantling.run.context import Workplace
+from scantling.run.engines import remote
+from scantling.run.engines.remote import RemoteOrder, Versions, Workshop, log_of_stage
+from scantling.run.engines.schedule import Ended, do_all
+from scantling.run.engines.worker import Done, Failed
+from scantling.run.folder import open_run
+from scantling.run.leases import LeaseLost, Leases
+from scantling.run.pipeline import prepared_run, run_recipe, stages_of
+from scantling.run.stage import Stage
+from scantling.synth.synth import SynthConfig, write_synth
+
+pytestmark = pytest.mark.timeout(300)
+
+BOXES = """
+pretrain: {epochs: 1, batch_size: 8, side: 32, queue: 16, embedding: 8, workers: 0}
+members:
+  one:
+    model: {name: faster_rcnn_r18_small, backbone: test_resnet, init: pretrain, fpn_channels: 16, fc_channels: 16,
+            num_train_proposals: 50, num_test_proposals: 30, num_rois: 16}
+    augment: {short_side: 48, long_side: 64}
+    train: {epochs: 1, batch_size: 4, workers: 0, warmup_steps: 2}
+    predict: {scales: 48, long_side: 64, suppress: {score_threshold: 0.0, max_per_image: 12}}
+combine: {tune: {}, ensemble: {}, eliminate: {}}
+refine: {model: {backbone: test_resnet, side: 32}, train: {epochs: 1, repeats: 1}}
+audit: {}
+evaluate: {bootstrap: 10}
+"""
+MASKS = """
+members:
+  one:
+    model: {name: mask_rcnn_r18_small, backbone: test_resnet, fpn_channels: 16, fc_channels: 16,
+            num_train_proposals: 50, num_test_proposals: 30, num_rois: 16, mask_channels: 8, mask_convs: 1}
+    augment: {short_side: 48, long_side: 64}
+    train: {epochs: 1, batch_size: 4, workers: 0, warmup_steps: 2, lr: 0.05}
+    predict: {scales: 48, long_side: 72, suppress: {score_threshold: 0.0, max_per_image: 6}}
+  light:
+    segmenter: {name: fpn_r18_small, backbone: test_resnet, channels: 16}
+    augment: {short_side: 48, long_side: 64}
+    train: {epochs: 1, batch_size: 4, workers: 0, warmup_steps: 2}
+    predict: {scales: 48, long_side: 72}
+data: {folds: 2}
+combine: {tune: {}, semantic: {}, eliminate: {}}
+evaluate: {bootstrap: 10}
+"""
+OWN = {"env.json", "run.log", "status.json", "report.html", "done.json"}
+
+
+class OneElsewhere:
+    """A crew of one workshop that shares nothing with the scheduler but the folder, though the process is this one."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop, self.busy = workshop, list[str]()
+
+    @property
+    def is_free(self) -> bool:
+        return not self.busy
+
+    def wants(self, *, company: bool) -> bool:
+        return True
+
+    def start(self, stage: Stage) -> None:
+        self.busy.append(stage.title)
+
+    def ended(self) -> Ended:
+        title = self.busy.pop()
+        outcome = self.workshop.do(title)
+        return Ended([title], {}) if isinstance(outcome, Done) else Ended([], {title: outcome.as_error()})
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in OWN]
+    named = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    return {name: held for name, held in named.items() if not name.startswith(("leases/", "logs/"))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_every_kind_of_stage_says_all_that_it_needs_and_leaves_the_same_files(tmp_path, kind):
+    """In a folder of its own a stage sees no other files than those it names."""
+    data = tmp_path / "data"
+    if kind == "boxes":
+        write_synth(
+            data, SynthConfig(size_hw=(72, 96)), splits={"train": 8, "val": 3}, seed=0, layout="delftbikes"
+        )
+    else:
+        write_masked_parts(data, {"train": 8, "val": 4}, seed=0)
+    recipe = parse_recipe({"boxes": BOXES, "masks": MASKS}[kind], file="r.yaml").on(data=data)
+    run_recipe(recipe, tmp_path / "alone", device="cpu")
+    root = tmp_path / "shared"
+    with prepared_run(recipe, root, device="cpu", overwrite=False) as (context, run):
+        workshop = Workshop(RemoteOrder.of(context, stages_of))
+        do_all(stages_of(context), run, OneElsewhere(workshop))
+        run.require_all()
+    first, second = files_in(root), files_in(tmp_path / "alone")
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+    page = (root / "report.html").read_text()
+    assert "scantling-" not in page, "no path of a folder that is gone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words(Workplace):
+    """What the stages below look at."""
+
+    word: str = "one"
+
+
+def build(context: Words) -> Sequence[Stage]:
+    def stage(name: str, needs: tuple[str, ...] = (), **options) -> Stage:
+        outputs = (f"{name}/out.txt", f"{name}/more/last.txt")
+        action = partial(write, context, name)
+        return Stage(
+            folder=name, name=name, inputs=dict, needs=needs, outputs=outputs, action=action, **options
+        )
+
+    return [stage("a"), stage("b", ("a/out.txt",)), stage("bad"), stage("c", working_files=("c/state",))]
+
+
+def write(context: Words, name: str) -> None:
+    folder = context.root / name
+    (folder / "more").mkdir(parents=True, exist_ok=True)
+    if name == "bad":
+        (folder / "out.txt").write_text("half")
+        raise DataError("bad is bad", hint="Mend it.")
+    seen = sorted(path.relative_to(context.root).as_posix() for path in context.root.rglob("*.txt"))
+    (folder / "out.txt").write_text(f"{context.word} sees {seen}")
+    (folder / "more/last.txt").write_text("last")
+    (folder / "extra.txt").write_text("beside")
+    logging.getLogger("scantling.test").info("%s was here", name)
+
+
+@pytest.fixture
+def words(tmp_path) -> Words:
+    console = Console(file=io.StringIO())
+    return Words(root=tmp_path / "run", device=torch.device("cpu"), console=console)
+
+
+def test_work_is_done_in_a_folder_of_its_own_and_moved_as_a_whole(words, tmp_path):
+    with open_run(words.root):
+        workshop = Workshop(RemoteOrder.of(words, build))
+        assert workshop.do("a") == Done()
+        assert workshop.do("b") == Done()
+        failed = workshop.do("bad")
+    assert (words.root / "a/out.txt").read_text() == "one sees []"
+    assert (words.root / "b/out.txt").read_text() == "one sees ['a/out.txt']"
+    assert (words.root / "b/extra.txt").read_text() == "beside"
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, DataError)
+    assert not (words.root / "bad/out.txt").exists()
+    assert "b was here" in log_of_stage(words.root, "b").read_text()
+    assert "b was here" not in log_of_stage(words.root, "a").read_text()
+
+
+def test_what_has_a_state_works_in_the_shared_folder(words):
+    with open_run(words.root):
+        workshop = Workshop(RemoteOrder.of(words, build))
+        assert workshop.do("a") == Done()
+        assert workshop.do("c") == Done()
+    assert "a/more/last.txt" in (words.root / "c/out.txt").read_text()
+
+
+def test_nothing_is_moved_once_the_lease_is_lost(words, monkeypatch):
+    """Another process takes the stage over while it is being done."""
+    usual = write
+
+    def slow(context: Words, name: str) -> None:
+        usual(context, name)
+        others = Leases(root=words.root, patience=0.0)
+        while others.take(name) is None:
+            pass
+
+    monkeypatch.setattr(f"{__name__}.write", slow)
+    with open_run(words.root):
+        outcome = Workshop(RemoteOrder.of(words, build)).do("a")
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, LeaseLost)
+    assert not (words.root / "a/out.txt").exists()
+
+
+def test_a_folder_that_is_not_the_same_everywhere_is_refused(words, tmp_path, monkeypatch):
+    monkeypatch.setattr("scantling.run.folder._SIGHT_SECONDS", 0.0)
+    with open_run(words.root):
+        order = RemoteOrder.of(words, build)
+    elsewhere = replace(order, context=replace(words, root=tmp_path / "elsewhere"))
+    with pytest.raises(UsageError, match="does not see what the main process writes there"):
+        Workshop(elsewhere)
+    with pytest.raises(UsageError, match="does not see"):
+        Workshop(replace(order, started="2020-01-01T00:00:00+00:00"))
+
+
+def test_other_versions_are_refused(words):
+    with open_run(words.root):
+        order = RemoteOrder.of(words, build)
+        versions = Versions.here()
+        other = replace(order, versions=versions._replace(torch="1.0"))
+        with pytest.raises(UsageError, match=r"other versions .*: torch 1\.0, here ") as caught:
+            Workshop(other)
+    assert "Install the same" in str(caught.value.hint)
+    assert versions.differences(versions) == []
+
+
+def test_a_gpu_elsewhere_is_the_first_that_is_seen_there():
+    assert remote._device_here(torch.device("cuda:3")) == torch.device("cuda:0")
+    assert remote._device_here(torch.device("cpu")) == torch.device("cpu")
