@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +25,7 @@ from scantling.errors import Interrupted, TrainingError, UsageError
 from scantling.run.engines.remote import RemoteOrder, Workshop, log_of_stage
 from scantling.run.engines.schedule import GRACE_SECONDS, STOPPED, Ended, Records, do_all
 from scantling.run.engines.worker import Done, Failed
-from scantling.run.leases import PATIENCE_SECONDS
+from scantling.run.leases import PATIENCE_SECONDS, Leases
 from scantling.run.stage import Stage
 from scantling.train.signals import SignalGuard
 
@@ -38,6 +39,8 @@ _MOST_TASKS = 1000
 _RETRIES = 10
 """Times that a stage is begun again whose machine is gone."""
 _WAIT_SECONDS = 1.0
+_ANSWER_SECONDS = 10.0
+_REMEDY = "Look at it with `ray status`, or leave --address out to use this machine."
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +76,7 @@ def connected(address: str | None) -> Iterator[Any]:
         yield ray
         return
     found = address or os.environ.get("RAY_ADDRESS") or "local"
+    _require_answer(found)
     options = {"include_dashboard": False} if found == "local" else {}
     try:
         ray.init(
@@ -84,12 +88,26 @@ def connected(address: str | None) -> Iterator[Any]:
             **options,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        hint = "Look at it with `ray status`, or leave --address out to use this machine."
-        raise UsageError(f"no Ray cluster answers at {found}: {error}", hint=hint) from error
+        raise UsageError(f"no Ray cluster answers at {found}: {error}", hint=_REMEDY) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would try for minutes.
+
+    Raises:
+        UsageError: Nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise UsageError(f"no Ray cluster answers at {address}: {error}", hint=_REMEDY) from error
 
 
 def do_on_ray(
@@ -201,12 +219,20 @@ class RayCrew(Generic[W]):
         for task in self._titles:
             with suppress(ValueError, RuntimeError):
                 self._ray.cancel(task)
-        deadline, waiting = time.monotonic() + GRACE_SECONDS, list(self._titles)
-        while waiting and time.monotonic() < deadline:
-            _, waiting = self._ray.wait(waiting, num_returns=len(waiting), timeout=_WAIT_SECONDS)
-        for task in waiting:
-            log.warning("%s: did not end within %.0f seconds, killed", self._titles[task], GRACE_SECONDS)
-            self._ray.cancel(task, force=True)
+        leases = Leases(root=self._context.root)
+        deadline, waiting = time.monotonic() + GRACE_SECONDS, dict(self._titles)
+        while (
+            waiting and time.monotonic() < deadline
+        ):  # Ray calls a task ended that is still saving its state
+            time.sleep(_WAIT_SECONDS / 10)
+            states = {task: leases.state(title) for task, title in waiting.items()}
+            waiting = {
+                task: waiting[task] for task, state in states.items() if state and state.outcome is None
+            }
+        for task, title in waiting.items():
+            log.warning("%s: did not end within %.0f seconds, killed", title, GRACE_SECONDS)
+            with suppress(ValueError, RuntimeError):
+                self._ray.cancel(task, force=True)
 
     def _outcome(self, task: Any, title: str) -> Done | Exception:
         """How a task went.
