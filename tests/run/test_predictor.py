@@ -41,6 +41,11 @@ class Seeing:
                 Instances(size_hw=record.size_hw, boxes=boxes, labels=labels, scores=torch.tensor([0.5])),
             )
 
+    def take_findings(self) -> tuple[Finding, ...]:
+        taken = tuple(self.findings)
+        self.findings.clear()
+        return taken
+
 
 def unreadable(number: int) -> Finding:
     return Finding(
@@ -60,4 +65,5 @@ def test_warnings_of_every_member_are_told_once():
     )
     found = [record.id for record, _ in run.predict(RECORDS)]
     assert found == [1, 2]
-    assert run.findings == [unreadable(0), unreadable(2)]
+    assert run.take_findings() == (unreadable(0), unreadable(2))
+    assert run.take_findings() == ()
