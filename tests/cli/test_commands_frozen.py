@@ -32,8 +32,14 @@ TRANSLATED = {
     "deform",
     "init",
     "pretrained",
+    "shards",
+    "shard_size",
+    "shard",
+    "jobs",
+    "resume",
 }
-"""Options that the command line turns into overrides of the recipe, of prediction, an ensemble or pretraining."""
+"""Options that the command line turns into overrides of the recipe, of prediction, an ensemble or pretraining, or into
+the `Shards` of `api.predict_shards`."""
 NAMES = {"recipes list": "recipes", "recipes show": "recipe_text", "recipes suggest": "suggest"}
 
 

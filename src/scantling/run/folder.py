@@ -197,7 +197,7 @@ def _take(run: RunFolder, stack: ExitStack, *, overwrite: bool) -> None:
     stack.enter_context(claim_folder(run.path, resume=True))
     if overwrite:
         _remove_run(run.path)
-    stack.enter_context(_log_file(run.path / LOG))
+    stack.enter_context(log_file(run.path / LOG))
 
 
 def _require_sight(path: Path, started: str) -> None:
@@ -258,7 +258,7 @@ def write_environment(path: Path, *, device: torch.device) -> None:
 
 
 @contextmanager
-def _log_file(path: Path) -> Iterator[None]:
+def log_file(path: Path) -> Iterator[None]:
     """Send everything scantling logs to a file as well, whatever is shown on the terminal."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
