@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,8 +39,11 @@ def predict(
         Path | None, typer.Option(help="Folder for a segmenter's score maps, in the place of objects.")
     ] = None,
     shards: Annotated[
-        Path | None,
-        typer.Option(help="Folder for results shard by shard, for very many images; then `scantling merge`."),
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for results shard by shard, for very many images; then `scantling merge`.",
+        ),
     ] = None,
     shard_size: Annotated[int | None, typer.Option(min=1, help="Images of a shard; 500 if left out.")] = None,
     shard: Annotated[
@@ -88,7 +92,7 @@ def predict(
         part = api.PartOfShards.parse(shard or "1/1")
         summary = api.predict_shards(
             source,
-            api.Shards(folder=shards, size=shard_size, part=part, jobs=jobs, resume=resume),
+            replace(api.Shards.of(shards), size=shard_size, part=part, jobs=jobs, resume=resume),
             run=run,
             checkpoint=checkpoint,
             overrides=given,

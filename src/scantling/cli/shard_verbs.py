@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from scantling.run.shards.summary import ShardSummary
 
 
-def refuse_with_shards(shards: Path, *, out: Path | None, overlays: Path | None, maps: Path | None) -> None:
+def refuse_with_shards(shards: str, *, out: Path | None, overlays: Path | None, maps: Path | None) -> None:
     """Refuse options that do not go with `--shards`.
 
     Raises:
         UsageError: One of them is given.
     """
     if out is not None:
-        hint = f"When they are done: scantling merge {shlex.quote(str(shards))} --out {shlex.quote(str(out))}"
+        hint = f"When they are done: scantling merge {shlex.quote(shards)} --out {shlex.quote(str(out))}"
         raise UsageError("--shards and --out: results of shards are put together afterwards", hint=hint)
     if maps is not None:
         raise UsageError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from scantling.errors import UsageError
+from scantling.settings.paths import is_url
 
 DEFAULT_SIZE = 500
 """Images of a shard: enough that starting one costs nothing, few enough that little is lost when one is cut short."""
@@ -67,8 +68,19 @@ class Shards:
 
     @classmethod
     def of(cls, given: GivenShards) -> Shards:
-        """Shards as they were given."""
-        return given if isinstance(given, Shards) else cls(folder=Path(given))
+        """Shards as they were given.
+
+        Raises:
+            UsageError: The folder is a URL.
+        """
+        if isinstance(given, Shards):
+            return given
+        if is_url(str(given)):
+            hint = "Copy the folder there when it is done; SOURCE may be a URL."
+            raise UsageError(
+                f"--shards {given}: shards need a folder on this machine or a common drive", hint=hint
+            )
+        return cls(folder=Path(given))
 
     @property
     def command(self) -> str:

@@ -270,6 +270,19 @@ def test_progress_says_speed_and_time_left(photos, weights, tmp_path, caplog):
     assert len(told) == 4
 
 
+def test_nothing_is_written_where_a_prediction_cannot_begin(photos, weights, tmp_path):
+    content = {"images": [{"id": 1, "file_name": "1.png", "width": 60, "height": 40}], "annotations": []}
+    (photos / "val.json").write_text(json.dumps({**content, "categories": [{"id": 1, "name": "red"}]}))
+    with pytest.raises(UsageError, match="green, blue"):
+        in_shards(photos / "val.json", tmp_path / "out", weights)
+    with pytest.raises(UsageError, match="no file fits"):
+        in_shards(f"{photos}/*.jpg", tmp_path / "out", weights)
+    assert not (tmp_path / "out").exists()
+    found = in_shards(photos / "val.json", tmp_path / "out", weights, skip_invalid=True)
+    assert (found.objects, found.left_out) == (0, {"green": 1})
+    assert in_shards(None, tmp_path / "out", size=None, resume=True).left_out == {"green": 1}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_side_by_side_with_a_process_that_is_killed_every_image_comes_once(tmp_path):

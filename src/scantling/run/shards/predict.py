@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import torch
 from rich.console import Console
 
+from scantling.data.coco import Category
 from scantling.data.io import replacing
 from scantling.errors import UsageError
 from scantling.predict.listing import list_source
 from scantling.run.engines.local import do_here, do_side_by_side
 from scantling.run.pipeline import available_for
+from scantling.run.predictions import OwnCategories
 from scantling.run.shards.folder import ShardFolder, open_shards
 from scantling.run.shards.model import ChosenModel
 from scantling.run.shards.plan import (
@@ -82,7 +85,9 @@ def predict_in_shards(request: ShardRequest, *, device: str = "auto") -> ShardSu
             "prediction in shards does not go with torchrun, whose processes do one thing together",
             hint="Start it with --jobs N, or on each machine with --shard I/N.",
         )
-    plan = open_plan(request)
+    model = _chosen_model(request)
+    predictor = model.load(str(chosen))  # whatever is wrong with it is told before anything is written
+    plan = open_plan(replace(request, model=model), predictor.categories)
     for finding in plan.findings:
         log.warning("%s", finding.removeprefix("warning "))
     context = PredictContext(
@@ -91,13 +96,11 @@ def predict_in_shards(request: ShardRequest, *, device: str = "auto") -> ShardSu
         devices=available_for(device, chosen),
         console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
         plan=plan,
-        model=_model_of(plan, request.model),
+        model=model,
         part=shards.part,
+        loaded=predictor if shards.jobs == 1 else None,
     )
-    refuse_difference(shards.folder, plan, replace(plan, identity=_identity(context.model, plan)))
-    first = context if shards.jobs == 1 else replace(context)  # other processes load it for themselves
-    first.categories()  # whatever is wrong with the model is told before anything is done
-    del first
+    del predictor
     log.info("%s: %d images in %d shards", plan.source, plan.num_images, plan.num_shards)
     with open_shards(shards.folder, plan, shards.part) as folder:
         do_shards(context, folder, jobs=shards.jobs)
@@ -116,36 +119,68 @@ def do_shards(context: PredictContext, folder: ShardFolder, *, jobs: int) -> Non
             do_here(folder, stage)
 
 
-def open_plan(request: ShardRequest) -> ShardPlan:
-    """The plan of a folder: that which is there, if it is what is asked for, or a new one.
+def _chosen_model(request: ShardRequest) -> ChosenModel:
+    """What predicts: as given, or as planned in the folder.
 
     Raises:
-        UsageError: Another prediction was begun there, or there is nothing to go on with.
+        UsageError: The folder cannot be used, or nothing is given and nothing planned.
     """
-    folder, size = request.shards.folder, request.shards.size
+    folder = request.shards.folder
     _check_folder(folder)
     if not (folder / PLAN).is_file():
         if request.source is None or request.model is None:
             hint = "Begin with SOURCE, and --run DIR or --checkpoint FILE."
             raise UsageError(f"{folder}: there is no prediction to go on with", hint=hint)
-        _make_or_await(folder, request)
+        return request.model
+    plan = read_plan(folder)
+    settings = tuple(plan.identity["settings"])
+    model = request.model or ChosenModel(
+        run=_path(plan.model.get("run")), checkpoint=_path(plan.model.get("checkpoint")), settings=settings
+    )
+    if request.shards.resume and not model.settings:
+        model = replace(model, settings=settings)
+    identity = {**model.identity, "skip_invalid": plan.identity["skip_invalid"]}
+    refuse_difference(folder, plan, replace(plan, identity=identity))
+    return model
+
+
+def open_plan(request: ShardRequest, found: Sequence[Category]) -> ShardPlan:
+    """The plan of a folder: that which is there, if it is what is asked for, or a new one.
+
+    Args:
+        request: With a model; with a source where there is no plan yet.
+        found: The categories of the predictor, which the data set must have.
+
+    Raises:
+        UsageError: Another prediction was begun there, or the data set lacks a category.
+    """
+    folder, size = request.shards.folder, request.shards.size
+    if not (folder / PLAN).is_file():
+        is_new = not folder.exists()
+        try:
+            _make_or_await(folder, request, found)
+        except BaseException:
+            if is_new:
+                with suppress(OSError):  # another process has begun to use it
+                    folder.rmdir()
+            raise
     plan = read_plan(folder)
     asked = replace(plan, shard_size=size or plan.shard_size)
     if not request.shards.resume and request.source is not None:
-        asked = _asked_anew(request, asked)
+        asked = _listed(request, asked.shard_size, cast("BinaryIO", _Nowhere()))
         plan = replace(plan, root=asked.root)  # where the images are on this machine
     refuse_difference(folder, plan, asked)
     return plan
 
 
-def _make_or_await(folder: Path, request: ShardRequest) -> None:
+def _make_or_await(folder: Path, request: ShardRequest, found: Sequence[Category]) -> None:
     """Write the plan, or wait for it where another process is about to."""
     waited = False
     while not (folder / PLAN).is_file():
         try:
             with claim_folder(folder, resume=True):
                 if not (folder / PLAN).is_file():
-                    _write_plan(folder, request)
+                    _write_plan(folder, request, found)
         except FolderInUseError:
             if not waited:
                 log.info("%s: another process lists the images", folder)
@@ -153,15 +188,11 @@ def _make_or_await(folder: Path, request: ShardRequest) -> None:
             time.sleep(_WAIT_SECONDS)
 
 
-def _write_plan(folder: Path, request: ShardRequest) -> None:
+def _write_plan(folder: Path, request: ShardRequest, found: Sequence[Category]) -> None:
     with replacing(folder / IMAGES) as temporary, temporary.open("wb") as stream:
         plan = _listed(request, request.shards.size or DEFAULT_SIZE, stream)
+        OwnCategories.of(plan.source, plan.declared, found, skip_unknown=request.skip_invalid)
     write_plan(folder, plan)
-
-
-def _asked_anew(request: ShardRequest, before: ShardPlan) -> ShardPlan:
-    """What the plan would be today, with nothing written."""
-    return _listed(request, before.shard_size, cast("BinaryIO", _Nowhere()))
 
 
 def _listed(request: ShardRequest, size: int, stream: BinaryIO) -> ShardPlan:
@@ -173,17 +204,8 @@ def _listed(request: ShardRequest, size: int, stream: BinaryIO) -> ShardPlan:
     return plan_for(listing, images, source=source, model=named, identity=identity, size=size)
 
 
-def _model_of(plan: ShardPlan, given: ChosenModel | None) -> ChosenModel:
-    """What predicts: as given, or as planned; settings that are not given anew are those of the plan."""
-    settings = tuple(plan.identity["settings"])
-    if given is None:
-        paths: Mapping[str, Any] = {name: Path(path) for name, path in plan.model.items()}
-        return ChosenModel(**paths, settings=settings)
-    return given if given.settings else replace(given, settings=settings)
-
-
-def _identity(model: ChosenModel, plan: ShardPlan) -> dict[str, Any]:
-    return {**model.identity, "skip_invalid": plan.identity["skip_invalid"]}
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
 
 
 def _check_folder(folder: Path) -> None:

@@ -33,6 +33,7 @@ from scantling.settings.shards import PartOfShards
 
 PREDICTIONS, SUMMARY = "predictions.jsonl", "summary.json"
 _LINE_SECONDS = 30.0
+_OF_THIS_PROCESS = ("loaded", "predictor")
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +46,22 @@ class PredictContext(Workplace):
         plan: What is predicted, in which shards.
         model: What predicts.
         part: The shards that are done here.
+        loaded: The model, where this process has loaded it already.
     """
 
     plan: ShardPlan
     model: ChosenModel
     part: PartOfShards = PartOfShards()
+    loaded: ImagePredictor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What goes to another process, which loads its own predictor."""
-        return {name: value for name, value in super().__getstate__().items() if name != "predictor"}
+        return {name: value for name, value in super().__getstate__().items() if name not in _OF_THIS_PROCESS}
 
     @cached_property
     def predictor(self) -> ImagePredictor:
         """What predicts, loaded when it is first needed in this process."""
-        return self.model.load(str(self.device))
+        return self.loaded or self.model.load(str(self.device))
 
     def categories(self) -> OwnCategories:
         """How what is found is written, counted anew.
