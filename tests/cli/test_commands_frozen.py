@@ -34,9 +34,14 @@ TRANSLATED = {
     "pretrained",
     "engine",
     "address",
+    "shards",
+    "shard_size",
+    "shard",
+    "jobs",
+    "resume",
 }
-"""Options that the command line turns into overrides of the recipe, of prediction, an ensemble or pretraining, or into
-an `Engine`, which the argument `jobs` takes.
+"""Options that the command line turns into overrides of the recipe, of prediction, an ensemble or pretraining, into an
+`Engine`, which the argument `jobs` takes, or into the `Shards` of `api.predict_shards`.
 """
 NAMES = {"recipes list": "recipes", "recipes show": "recipe_text", "recipes suggest": "suggest"}
 

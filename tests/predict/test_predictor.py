@@ -147,11 +147,10 @@ def test_a_damaged_image_is_a_finding_and_the_rest_goes_on(paint, workers):
         predict([good[0], bad, *good[1:]], **settings)
 
 
-def test_when_no_image_can_be_read_it_is_an_error_that_names_them_all(paint):
+def test_when_no_image_can_be_read_each_is_a_finding(paint):
     records = [damaged(paint(f"bad{i}.png", (50, 60), {})) for i in range(3)]
-    with pytest.raises(DataError, match="none of the 3 images") as caught:
-        predict(records, scales=50, batch_size=2, skip_invalid=True)
-    assert len(caught.value.findings) == 3
+    found, predictor = predict(records, scales=50, batch_size=2, skip_invalid=True)
+    assert (found, len(predictor.findings)) == ({}, 3)
 
 
 def test_images_are_read_only_when_their_turn_comes(paint, monkeypatch):

@@ -196,14 +196,14 @@ def test_nothing_is_moved_once_the_lease_is_lost(words, monkeypatch):
 
 
 def test_a_folder_that_is_not_the_same_everywhere_is_refused(words, tmp_path, monkeypatch):
-    monkeypatch.setattr("scantling.run.folder._SIGHT_SECONDS", 0.0)
+    monkeypatch.setattr("scantling.run.engines.remote._SIGHT_SECONDS", 0.0)
     with open_run(words.root):
         order = RemoteOrder.of(words, build)
     elsewhere = replace(order, context=replace(words, root=tmp_path / "elsewhere"))
-    with pytest.raises(UsageError, match="does not see what the main process writes there"):
+    with pytest.raises(UsageError, match="does not see what the scheduling process writes there"):
         Workshop(elsewhere)
     with pytest.raises(UsageError, match="does not see"):
-        Workshop(replace(order, started="2020-01-01T00:00:00+00:00"))
+        Workshop(replace(order, token="another"))
 
 
 def test_other_versions_are_refused(words):

@@ -120,6 +120,18 @@ def test_run_and_prediction_with_it_agree_for_every_subset_of_steps(trained, par
         assert [r["bbox"] for r in before] != [r["bbox"] for r in expected]
 
 
+def test_the_outcome_is_the_same_however_many_images_go_through_at_once(trained, parts):
+    folder, folds = trained
+    _, images = outcome_of(recipe_with(folds, parts, (True, True, True)), folder)
+    detectors = load_run(folder, ["batch_size=1"], device="cpu")
+    assert isinstance(detectors, RunDetectors)
+    assert detectors.images_at_once >= len(images) == 3
+    whole = predicted(detectors, images)
+    for count in (1, 2):
+        detectors.images_at_once = count
+        assert predicted(detectors, images) == whole
+
+
 @pytest.mark.parametrize(
     ("changes", "members"),
     [

@@ -43,6 +43,8 @@ from scantling.api.run import run as run  # noqa: PLC0414 - part of this module 
 from scantling.api.run import train as train  # noqa: PLC0414 - part of this module too
 from scantling.api.semantic import fuse_semantic as fuse_semantic  # noqa: PLC0414 - part of this module too
 from scantling.api.semantic import tune_semantic as tune_semantic  # noqa: PLC0414 - part of this module too
+from scantling.api.shards import merge as merge  # noqa: PLC0414 - part of this module too
+from scantling.api.shards import predict_shards as predict_shards  # noqa: PLC0414 - part of this module too
 from scantling.api.suite import plan_suite as plan_suite  # noqa: PLC0414 - part of this module too
 from scantling.api.suite import suite as suite  # noqa: PLC0414 - part of this module too
 from scantling.errors import UsageError
@@ -51,10 +53,14 @@ from scantling.settings.paths import (
     GivenResults,
     ResultsFile,
     folder_of,
+    is_url,
     require_existing,
     require_folder,
     require_output,
+    require_source,
 )
+from scantling.settings.shards import PartOfShards as PartOfShards  # noqa: PLC0414 - part of this module too
+from scantling.settings.shards import Shards as Shards  # noqa: PLC0414 - part of this module too
 
 if TYPE_CHECKING:
     from scantling.doctor import Diagnosis
@@ -82,10 +88,11 @@ def predict(
     device: str = "auto",
     skip_invalid: bool = False,
 ) -> Predictions | MapPredictions:
-    """Detect objects in an image, a folder of images, or the images of a COCO file; or score their pixels.
+    """Detect objects in images, or score their pixels; very many of them better with `predict_shards`.
 
     Args:
-        source: What to look at.
+        source: What to look at: an image; a folder; a COCO file, or a split of a data set (`FOLDER:SPLIT`); a text file
+            with a path or URL in each line; a pattern (`photos/**/*.jpg`); or the URL of an image, folder or pattern.
         run: Run folder, whose members predict and are combined as the run does; the best one where it combines none.
         checkpoint: Checkpoint file, instead of `run`.
         out: COCO results file to write.
@@ -100,11 +107,12 @@ def predict(
     Raises:
         ScantlingError: The source, the checkpoint or a setting cannot be used.
     """
-    require_existing(folder_of(source), "source")
+    require_source(source)
     if (run is None) == (checkpoint is None):
         raise UsageError("give either --run DIR or --checkpoint FILE")
     if out is not None:
-        require_output(Path(out), "results file", [source, run, checkpoint])
+        read = None if is_url(str(source)) else source
+        require_output(Path(out), "results file", [read, run, checkpoint])
     if maps is not None:
         if out is not None or overlays is not None:
             raise UsageError("--maps is for pixels, --out and --overlays are for objects: give one of them")
@@ -116,7 +124,7 @@ def predict(
             if checkpoint is not None
             else load_run_segmenters(require_run(Path(run or "")), overrides, device=device)
         )
-        return predict_maps(Path(source), chosen, Path(maps), skip_invalid=skip_invalid)
+        return predict_maps(source, chosen, Path(maps), skip_invalid=skip_invalid)
     from scantling.predict.loaded import load_detector
     from scantling.run.predictions import predict_source
     from scantling.run.predictor import load_run
@@ -127,7 +135,7 @@ def predict(
     else:
         detector = load_run(require_run(Path(run or "")), overrides, device=device)
     return predict_source(
-        Path(source),
+        source,
         detector,
         out=Path(out) if out else None,
         overlays=Path(overlays) if overlays else None,

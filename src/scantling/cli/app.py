@@ -20,6 +20,7 @@ from scantling.cli import (
     result_verbs,
     run_verbs,
     semantic_verbs,
+    shard_verbs,
     suite_verb,
     tune_verbs,
 )
@@ -55,6 +56,7 @@ app.command("train")(run_verbs.train)
 app.command("ablate")(run_verbs.ablate)
 app.command("suite")(suite_verb.suite)
 app.command("predict")(result_verbs.predict)
+app.command("merge")(shard_verbs.merge)
 app.command("evaluate")(result_verbs.evaluate)
 app.command("compare")(compare_verb.compare)
 app.command("ensemble")(ensemble_verb.ensemble)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from scantling.cli.run_verbs import AddressOption, EngineOption
+from scantling.cli.shard_verbs import refuse_with_shards, show_shards
 from scantling.cli.shell import (
     DeviceOption,
     DifficultOption,
@@ -17,14 +20,18 @@ from scantling.cli.shell import (
     show,
     verb,
 )
+from scantling.errors import UsageError
 from scantling.settings.paths import ResultsFile
+
+_SOURCES = (
+    "An image, a folder, a COCO file, FOLDER:SPLIT, a text file of paths or URLs, a quoted pattern such as "
+    "'photos/**/*.jpg', or a URL of one (s3://, gs://, https://). May be left out with --resume."
+)
 
 
 @verb
 def predict(
-    source: Annotated[
-        Path, typer.Argument(help="An image, a folder of images, a COCO file, or FOLDER:SPLIT.")
-    ],
+    source: Annotated[str | None, typer.Argument(help=_SOURCES)] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder whose detector predicts.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file, instead of --run.")] = None,
     out: Annotated[Path | None, typer.Option(help="COCO results file; printed if left out.")] = None,
@@ -32,6 +39,30 @@ def predict(
     maps: Annotated[
         Path | None, typer.Option(help="Folder for a segmenter's score maps, in the place of objects.")
     ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for results shard by shard, for very many images; then `scantling merge`.",
+        ),
+    ] = None,
+    shard_size: Annotated[int | None, typer.Option(min=1, help="Images of a shard; 500 if left out.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Do every N-th shard from the I-th on: machine I of N.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Shards done side by side, each in a process of its own.")
+    ] = 1,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with --shards as planned, without listing the images anew; SOURCE, --run and --checkpoint "
+            "may be left out.",
+        ),
+    ] = False,
     tile: Annotated[
         int | None, typer.Option(metavar="SIZE", help="Cut images into tiles of this side, in pixels.")
     ] = None,
@@ -50,11 +81,36 @@ def predict(
     skip_invalid: SkipOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Detect objects in images; the result is a COCO results list with the data set's own category ids."""
+    """Detect objects in images; the result is a COCO results list with the data set's own category ids.
+
+    Very many images are predicted in --shards, on one machine or several; the same command does what is missing.
+    """
     from scantling import api
 
+    who = api.Engine(name=engine, jobs=jobs, address=address)
     settings = api.tuned_overrides(tuned) if tuned is not None else []
     tiling = [f"{key}={value}" for key, value in (("tile", tile), ("overlap", overlap)) if value is not None]
+    given = [*settings, *(overrides or ()), *tiling]
+    if shards is not None:
+        refuse_with_shards(shards, out=out, overlays=overlays, maps=maps)
+        part = api.PartOfShards.parse(shard or "1/1")
+        summary = api.predict_shards(
+            source,
+            replace(api.Shards.of(shards), size=shard_size, part=part, resume=resume),
+            run=run,
+            checkpoint=checkpoint,
+            overrides=given,
+            device=device,
+            jobs=who,
+            skip_invalid=skip_invalid,
+        )
+        show_shards(summary, as_json=json)
+        return
+    if source is None:
+        raise UsageError("SOURCE is missing", hint="Only --shards FOLDER --resume knows it already.")
+    if shard_size or shard or who != api.Engine() or resume:
+        hint = "Very many images are predicted into a folder: --shards FOLDER."
+        raise UsageError("--shard-size, --shard, --jobs, --engine and --resume are for --shards", hint=hint)
     found = api.predict(
         source,
         run=run,
@@ -62,7 +118,7 @@ def predict(
         out=out,
         overlays=overlays,
         maps=maps,
-        overrides=[*settings, *(overrides or ()), *tiling],
+        overrides=given,
         device=device,
         skip_invalid=skip_invalid,
     )

@@ -172,6 +172,9 @@ _IMAGES = {
         "Correct the record, or restore the file.",
     ),
     "image-missing": Code(_G, "There is no such image file.", "Check file_name and the image folder."),
+    "image-unreachable": Code(
+        _G, "An image could not be fetched from its URL.", "Check the URL and the network."
+    ),
     "image-unreadable": Code(_G, "The image file is empty, a folder, or cannot be opened.", "Restore it."),
     "image-format": Code(
         _G,

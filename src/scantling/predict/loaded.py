@@ -45,16 +45,11 @@ class ImagePredictor(Protocol):
     def white(self) -> int | None:
         """Value that was white in the pictures of 16 bits that it learned from; None for the full range."""
 
-    @property
-    def findings(self) -> Sequence[Finding]:
-        """Warnings about images left out so far."""
-
     def predict(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
-        """Detections of each readable image in original pixels; those that cannot be read become findings.
+        """Detections of each readable image in original pixels; those that cannot be read become findings."""
 
-        Raises:
-            DataError: None of the images can be read.
-        """
+    def take_findings(self) -> tuple[Finding, ...]:
+        """Warnings about images left out since this was last asked, each once; they are forgotten then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +66,13 @@ class LoadedDetector:
     categories: tuple[Category, ...]
     white: int | None = None
 
-    @property
-    def findings(self) -> Sequence[Finding]:
-        """Warnings about images left out so far."""
-        return self.predictor.findings
-
     def predict(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
         """Detections of each readable image; see `ImagePredictor`."""
         return self.predictor.predict_records(records, skip_invalid=True)
+
+    def take_findings(self) -> tuple[Finding, ...]:
+        """Warnings about images left out since this was last asked; see `ImagePredictor`."""
+        return _taken(self.predictor.findings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +90,6 @@ class LoadedSegmenter:
     white: int | None = None
 
     @property
-    def findings(self) -> Sequence[Finding]:
-        """Warnings about images left out so far."""
-        return self.predictor.findings
-
-    @property
     def by_category(self) -> bool:
         """Whether its maps tell categories apart."""
         return self.predictor.model.by_category
@@ -108,6 +97,16 @@ class LoadedSegmenter:
     def predict(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, ScoreMap]]:
         """The score map of each readable image; see `ScorePredictor.predict`."""
         return self.predictor.predict(records, skip_invalid=True)
+
+    def take_findings(self) -> tuple[Finding, ...]:
+        """Warnings about images left out since this was last asked; see `ImagePredictor`."""
+        return _taken(self.predictor.findings)
+
+
+def _taken(findings: list[Finding]) -> tuple[Finding, ...]:
+    taken = tuple(findings)
+    findings.clear()
+    return taken
 
 
 def load_segmenter(path: Path, overrides: Iterable[str] = (), *, device: str = "auto") -> LoadedSegmenter:

@@ -151,11 +151,11 @@ class Predictor:
             Each readable record once, with its detections in main memory.
 
         Raises:
-            DataError: An image cannot be read; with `skip_invalid`, none of them can.
+            DataError: An image cannot be read, and `skip_invalid` is not given.
             TrainingError: A reading process died.
         """
         looks = self._detect_in_tiles(records) if self._tiled else self._detect_in_images(records)
-        for seen in self._readable(looks, len(records), skip_invalid=skip_invalid):
+        for seen in self._readable(looks, skip_invalid=skip_invalid):
             yield from seen.views
 
     def masks(
@@ -176,7 +176,7 @@ class Predictor:
             TypeError: The detector has no masks.
         """
         looks = self._draw_in_tiles(records, found) if self._tiled else self._draw_in_images(records, found)
-        for seen in self._readable(looks, len(records), skip_invalid=False):
+        for seen in self._readable(looks, skip_invalid=False):
             yield from seen.views
 
     def candidates(
@@ -196,22 +196,17 @@ class Predictor:
             TrainingError: A reading process died.
         """
         look = self._look_at_tiles if self._tiled else self._look_at_images
-        for seen in self._readable(look(records), len(records), skip_invalid=skip_invalid):
+        for seen in self._readable(look(records), skip_invalid=skip_invalid):
             yield from seen.views
 
-    def _readable(self, looks: Iterable[_Seen[T]], count: int, *, skip_invalid: bool) -> Iterator[_Seen[T]]:
+    def _readable(self, looks: Iterable[_Seen[T]], *, skip_invalid: bool) -> Iterator[_Seen[T]]:
         """The same, with the model in evaluation mode; images that cannot be read are told or end it."""
-        failures: list[DataError] = []
         with self._evaluating():
             for seen in looks:
-                failures.extend(seen.failures)
-                if failures and not skip_invalid:
-                    raise failures[0]
+                if seen.failures and not skip_invalid:
+                    raise seen.failures[0]
                 self.findings.extend(finding for error in seen.failures for finding in _as_warnings(error))
                 yield seen
-        if count and len(failures) == count:
-            findings = [finding for error in failures for finding in error.findings]
-            raise DataError(f"none of the {count} images can be read", findings=findings)
 
     @property
     def _tiled(self) -> bool:

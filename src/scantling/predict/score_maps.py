@@ -70,25 +70,20 @@ class ScorePredictor:
             skip_invalid: Go on after an image that cannot be read; it is then a warning in `findings`.
 
         Raises:
-            DataError: An image cannot be read; with `skip_invalid`, none of them can.
+            DataError: An image cannot be read, and `skip_invalid` is not given.
         """
-        failures = list[DataError]()
         training = self.model.training
         self.model.eval()
         try:
             for shown, failed in self._in_tiles(records) if self.config.tile_side else self._whole(records):
-                failures += failed
-                if failures and not skip_invalid:
-                    raise failures[0]
+                if failed and not skip_invalid:
+                    raise failed[0]
                 told = (finding for error in failed for finding in error.findings)
                 self.findings += [replace(finding, severity=Severity.WARNING) for finding in told]
                 for record, views in shown:
                     yield record, self._map_of(record, views)
         finally:
             self.model.train(training)
-        if records and len(failures) == len(records):
-            findings = [finding for error in failures for finding in error.findings]
-            raise DataError(f"none of the {len(records)} images can be read", findings=findings)
 
     def _whole(
         self, records: Sequence[ImageRecord]

@@ -225,7 +225,7 @@ def open_run(path: Path, *, overwrite: bool = False, processes: Processes = ALON
             run.write_status("running")
             started = processes.from_main(run.started)
             with processes.together():
-                require_sight(path, started)
+                _require_sight(path, started)
             yield run
         except BaseException as error:
             _note_failure(run, error)
@@ -239,10 +239,10 @@ def _take(run: RunFolder, stack: ExitStack, *, overwrite: bool) -> None:
     stack.enter_context(claim_folder(run.path, resume=True))
     if overwrite:
         _remove_run(run.path)
-    stack.enter_context(_log_file(run.path / LOG))
+    stack.enter_context(log_file(run.path / LOG))
 
 
-def require_sight(path: Path, started: str | None) -> None:
+def _require_sight(path: Path, started: str) -> None:
     """Refuse to work where the main process' folder is not to be seen; a network folder may need a moment.
 
     Args:
@@ -332,7 +332,7 @@ def _is_told_in(folder: Path, record: logging.LogRecord) -> bool:  # noqa: ARG00
 
 
 @contextmanager
-def _log_file(path: Path) -> Iterator[None]:
+def log_file(path: Path) -> Iterator[None]:
     """Send everything scantling logs to a file as well, whatever is shown on the terminal."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -12,7 +12,7 @@ import io
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,19 @@ from PIL import Image
 from scantling.data.coco import ImageRecord
 from scantling.data.images.white import with_white
 from scantling.data.io import atomic_write
+from scantling.data.score_maps import PackedMap
 from scantling.errors import Finding, UsageError
 from scantling.predict.loaded import LoadedSegmenter, load_segmenter
-from scantling.predict.sources import open_source
+from scantling.predict.sources import none_readable, place_of_output, portions_of
 from scantling.recipe.recipe import load_recipe
 from scantling.run.context import TrainingJob
 from scantling.run.folder import RECIPE
 from scantling.structures.score_maps import ScoreMap
 
 log = logging.getLogger(__name__)
+
+MAPS_AT_ONCE = 64
+"""Images of which the maps of all segmenters but one are held at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,27 +94,38 @@ def load_run_segmenters(
 
 
 def score_maps_of(
-    segmenters: Sequence[LoadedSegmenter], records: Sequence[ImageRecord]
+    segmenters: Sequence[LoadedSegmenter],
+    records: Sequence[ImageRecord],
+    *,
+    images_at_once: int = MAPS_AT_ONCE,
 ) -> Iterator[tuple[ImageRecord, ScoreMap]]:
     """The score map of each readable image: the mean of what the segmenters say.
 
     Args:
         segmenters: At least one; several must look at images in the same way.
-        records: Images to read; all segmenters but the last look at all of them before the first map comes.
+        records: Images to read.
+        images_at_once: Of several segmenters, each looks at so many images before the first map of these comes.
     """
     *others, last = segmenters
-    said = [{id(record): one for record, one in segmenter.predict(records)} for segmenter in others]
-    for record, one in last.predict(records):
-        yield record, one if not said else ScoreMap.mean([*(each[id(record)] for each in said), one])
+    if not others:
+        yield from last.predict(records)
+        return
+    for start in range(0, len(records), images_at_once):
+        some = records[start : start + images_at_once]
+        said = [
+            {id(record): PackedMap.of(one) for record, one in segmenter.predict(some)} for segmenter in others
+        ]
+        for record, one in last.predict(some):
+            yield record, ScoreMap.mean([*(each[id(record)].unpack() for each in said), one])
 
 
 def predict_maps(
-    source: Path, segmenters: Sequence[LoadedSegmenter], folder: Path, *, skip_invalid: bool = False
+    source: Path | str, segmenters: Sequence[LoadedSegmenter], folder: Path, *, skip_invalid: bool = False
 ) -> MapPredictions:
     """Score the pixels of every image of a source, and write a map for each.
 
     Args:
-        source: An image, a folder, a COCO file, or a split of a data set in any format (`FOLDER:SPLIT`).
+        source: Any that `predict.listing` lists.
         segmenters: At least one, all of one member.
         folder: Where the maps go; made if need be.
         skip_invalid: Leave out and count faulty records instead of refusing them.
@@ -120,26 +135,32 @@ def predict_maps(
         UsageError: A map would overwrite an image, or two images would have one map.
     """
     first = segmenters[0]
-    records, findings, _ = open_source(source, skip_invalid=skip_invalid)
-    records = with_white(records, first.white)
-    paths = _paths(records, folder, ".npy" if first.by_category else ".png")
-    log.info("%s: %d images", source, len(records))
-    count = 0
-    for record, one in score_maps_of(segmenters, records):
-        content = _npy(one, len(first.categories)) if first.by_category else _png(one)
-        atomic_write(paths[id(record)], content)
-        count += 1
-    findings = (*findings, *(finding for segmenter in segmenters[-1:] for finding in segmenter.findings))
+    suffix = ".npy" if first.by_category else ".png"
+    findings, count, taken = list[Finding](), 0, set[Path]()
+    for portion in portions_of(source, skip_invalid=skip_invalid):
+        records = with_white(portion.records, first.white)
+        paths = _paths(records, folder, suffix, taken)
+        if records:
+            log.info("%s: %d images", source, len(records))
+        for record, one in score_maps_of(segmenters, records):
+            content = _npy(one, len(first.categories)) if first.by_category else _png(one)
+            atomic_write(paths[id(record)], content)
+            count += 1
+        said = [segmenter.take_findings() for segmenter in segmenters]  # all say the same of an image
+        findings += [*portion.findings, *portion.told(said[-1])]
+    if not count:
+        raise none_readable(source, findings)
     for finding in findings:
         log.warning("%s", str(finding).removeprefix("warning "))
-    return MapPredictions(folder=folder, num_images=count, findings=findings)
+    return MapPredictions(folder=folder, num_images=count, findings=tuple(findings))
 
 
-def _paths(records: Sequence[ImageRecord], folder: Path, suffix: str) -> dict[int, Path]:
-    """Where each image's map goes, by the record's identity."""
-    paths = {id(record): folder / PurePosixPath(record.file_name).with_suffix(suffix) for record in records}
-    if len(set(paths.values())) < len(records):
+def _paths(records: Sequence[ImageRecord], folder: Path, suffix: str, taken: set[Path]) -> dict[int, Path]:
+    """Where each image's map goes, by the record's identity; none of the places is taken, and then all are."""
+    paths = {id(record): place_of_output(folder, record.file_name).with_suffix(suffix) for record in records}
+    if len(set(paths.values())) < len(records) or not taken.isdisjoint(paths.values()):
         raise UsageError(f"{folder}: two images differ in their ending alone, and would have one map")
+    taken.update(paths.values())
     for record in records:
         if paths[id(record)].resolve() == record.path.resolve():
             hint = "Nothing was changed. Choose another folder for --maps."

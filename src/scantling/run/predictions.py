@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,17 +18,16 @@ from scantling.data.coco import (
     ImageRecord,
     to_results,
     with_file_names,
-    write_results,
 )
 from scantling.data.coco.records import told_apart
 from scantling.data.findings import name_some
 from scantling.data.images.open import open_image
 from scantling.data.images.white import with_white
-from scantling.data.io import replacing
+from scantling.data.io import replacing, write_json
 from scantling.errors import Finding, UsageError
 from scantling.evaluate.inputs import Result
 from scantling.predict.loaded import ImagePredictor
-from scantling.predict.sources import open_source
+from scantling.predict.sources import none_readable, place_of_output, portions_of
 from scantling.report.draw import draw
 from scantling.structures.instances import Instances
 
@@ -74,7 +73,7 @@ class Predictions:
 
 
 def predict_source(
-    source: Path,
+    source: Path | str,
     predictor: ImagePredictor,
     *,
     out: Path | None = None,
@@ -84,8 +83,7 @@ def predict_source(
     """Look at every image of a source; those that cannot be read are left out and counted.
 
     Args:
-        source: An image, a folder, a COCO file, or a split of a data set in any format (`FOLDER:SPLIT`), whose own
-            category ids are then written.
+        source: Any that `predict.listing` lists; of a data set, its own category ids are written.
         predictor: A detector (`load_detector`), or a run's (`run.predictor.load_run`).
         out: COCO results file to write.
         overlays: Folder for copies of the images with what scores at least 0.3 drawn on them.
@@ -96,46 +94,103 @@ def predict_source(
         DataError: There is no usable image.
         UsageError: `overlays` would overwrite the images that are looked at, or the data set lacks a category.
     """
-    records, findings, own = open_source(source, skip_invalid=skip_invalid)
-    records = with_white(records, predictor.white)
-    if overlays is not None:
-        _refuse_overwriting(overlays, records)
-    log.info("%s: %d images", source, len(records))
-    ids = _ids_for(source, own, predictor.categories, skip_unknown=skip_invalid)
-    names = [category.name for category in predictor.categories]
-    categories = [
-        replace(category, id=ids.get(label, category.id))
-        for label, category in enumerate(predictor.categories)
-    ]
-    known = torch.tensor([label in ids for label in range(len(names))], dtype=torch.bool)
-    results: dict[ImageId, Sequence[Result]] = {}
-    left_out: Counter[str] = Counter()
-    for record, everything in predictor.predict(records):
-        instances = everything[known[everything.labels]]
-        left_out.update(names[label] for label in everything.labels[~known[everything.labels]].tolist())
-        results[record.id] = to_results(record.id, instances, categories)
+    naming: OwnCategories | None = None
+    found, findings, used = list[Result](), list[Finding](), 0
+    for portion in portions_of(source, skip_invalid=skip_invalid):
+        records = with_white(portion.records, predictor.white)
         if overlays is not None:
-            _write_overlay(overlay_path(overlays, record), record, instances, names)
-    listed = [result for record in records for result in results.get(record.id, ())]
-    found = with_file_names(listed, records)
-    findings = (*findings, *predictor.findings)
+            _refuse_overwriting(overlays, records)
+        if records:
+            log.info("%s: %d images", source, len(records))
+        naming = naming or OwnCategories.of(
+            source, portion.categories, predictor.categories, skip_unknown=skip_invalid
+        )
+        results: dict[ImageId, Sequence[Result]] = {}
+        for record, instances in predictor.predict(records):
+            results[record.id] = naming.results_of(record, instances)
+            if overlays is not None:
+                _write_overlay(
+                    overlay_path(overlays, record), record, naming.known_in(instances), naming.names
+                )
+        found += [result for record in records for result in results.get(record.id, ())]
+        findings += [*portion.findings, *portion.told(predictor.take_findings())]
+        used += len(results)
+    if not used:
+        raise none_readable(source, findings)
     for finding in findings:
         log.warning("%s", str(finding).removeprefix("warning "))
     if out is not None:
-        write_results(found, out, records)
+        write_json(out, found)
     return Predictions(
-        results=found, num_images=len(results), findings=findings, out=out, left_out=dict(left_out)
+        results=found,
+        num_images=used,
+        findings=tuple(findings),
+        out=out,
+        left_out=dict(naming.left_out) if naming else {},
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnCategories:
+    """What is found, written with the category ids of a data set.
+
+    Attributes:
+        categories: By label of the predictor, with the id that is written.
+        known: (K,) whether the data set has the category; what is found of others is left out.
+        left_out: Objects left out so far, by the name of their category.
+    """
+
+    categories: tuple[Category, ...]
+    known: torch.Tensor
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(
+        cls, source: object, declared: Sequence[Category], found: Sequence[Category], *, skip_unknown: bool
+    ) -> OwnCategories:
+        """By the names of the categories.
+
+        Args:
+            source: For messages.
+            declared: Of the data set; none where it is no data set, and the predictor's ids are written.
+            found: The predictor's, in label order.
+            skip_unknown: Leave out what is found of a category that the data set does not have.
+
+        Raises:
+            UsageError: The data set lacks a category, and that is to be refused.
+        """
+        ids = _ids_for(source, declared, found, skip_unknown=skip_unknown)
+        categories = tuple(
+            replace(category, id=ids.get(label, category.id)) for label, category in enumerate(found)
+        )
+        known = torch.tensor([label in ids for label in range(len(categories))], dtype=torch.bool)
+        return cls(categories=categories, known=known)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the categories, in label order."""
+        return [category.name for category in self.categories]
+
+    def known_in(self, instances: Instances) -> Instances:
+        """Those of categories that the data set has."""
+        return instances[self.known[instances.labels]]
+
+    def results_of(self, record: ImageRecord, instances: Instances) -> Sequence[Result]:
+        """COCO results of an image with its file name; what is left out is counted."""
+        names, lost = self.names, instances.labels[~self.known[instances.labels]]
+        self.left_out.update(names[label] for label in lost.tolist())
+        results = to_results(record.id, self.known_in(instances), self.categories)
+        return with_file_names(results, [record])
 
 
 def overlay_path(folder: Path, record: ImageRecord) -> Path:
     """Where the picture of an image goes: its own name, made a JPEG."""
-    name = PurePosixPath(record.file_name)
-    return folder / (name if name.suffix.lower() in {".jpg", ".jpeg"} else f"{name}.jpg")
+    path = place_of_output(folder, record.file_name)
+    return path if path.suffix.lower() in {".jpg", ".jpeg"} else path.with_name(f"{path.name}.jpg")
 
 
 def _ids_for(
-    source: Path,
+    source: object,
     declared: Sequence[Category],
     found: Sequence[Category],
     *,

@@ -40,6 +40,9 @@ from scantling.structures.score_maps import ScoreMaps
 
 log = logging.getLogger(__name__)
 
+IMAGES_AT_ONCE = 256
+"""So many images at a time go through all of a run: more of them take more memory and are not faster."""
+
 
 def load_run(root: Path, overrides: Iterable[str] = (), *, device: str = "auto") -> ImagePredictor:
     """Everything that a finished run predicts with.
@@ -67,6 +70,24 @@ def load_run(root: Path, overrides: Iterable[str] = (), *, device: str = "auto")
         maps_of = partial(_new_maps, segmenters)
     steps = steps_of(recipe, root, device=str(first.predictor.device), maps_of=maps_of)
     return RunDetectors(root=root, steps=steps, members=members) if steps else first
+
+
+def files_of_run(root: Path) -> list[str]:
+    """The files that decide what `load_run` predicts, relative to the run folder.
+
+    Raises:
+        UsageError: As in `load_run`.
+    """
+    recipe = load_recipe(root / RECIPE)
+    files = [RECIPE]
+    for name in _members(root, recipe):
+        files += [unit.weights for unit in _units(recipe, name)]
+        files += [tuned_file(name)] if recipe.tunes_suppression else []
+    recipe = _with_own_maps(root, recipe)
+    if recipe.combining.semantic is not None:
+        files += [unit.weights for unit in _units(recipe, recipe.map_member())]
+    files += [file for step in steps_of(recipe, root) for file in step.needs()]
+    return list(dict.fromkeys(files))
 
 
 def _members(root: Path, recipe: Recipe) -> list[str]:
@@ -103,6 +124,8 @@ def _with_own_maps(root: Path, recipe: Recipe) -> Recipe:
 def _new_maps(segmenters: Sequence[LoadedSegmenter], _name: str, images: CocoDataset) -> ScoreMaps:
     """What the segmenters of a member say of new images; those that cannot be read have no map."""
     found = {id(record): PackedMap.of(one) for record, one in score_maps_of(segmenters, images.images)}
+    for segmenter in segmenters:
+        segmenter.take_findings()  # the detectors say the same of these images
     packed = [found.get(id(record)) for record in images.images]
     return ScoreMaps(len(packed), lambda position: one.unpack() if (one := packed[position]) else None)
 
@@ -136,17 +159,22 @@ def _detector(
 class RunDetectors:
     """All detectors of a run; see `ImagePredictor`.
 
+    No step looks from one image to another, so that images go through all of them a few at a time: the outcome is the
+    same, and memory does not grow with their number.
+
     Attributes:
         root: The run folder.
         steps: What is done with what they find, in the order of the run.
         members: Detectors by member, one for each fold.
-        findings: Warnings of every detector about images left out so far, each once.
+        images_at_once: Images that go through all detectors and steps before the next ones do.
+        findings: Warnings about images left out since they were last asked for, by their text: each is told once.
     """
 
     root: Path
     steps: Sequence[Step]
     members: Mapping[str, Sequence[LoadedDetector]]
-    findings: list[Finding] = field(default_factory=list)
+    images_at_once: int = IMAGES_AT_ONCE
+    findings: dict[str, Finding] = field(default_factory=dict)
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -159,38 +187,43 @@ class RunDetectors:
         return next(iter(self.members.values()))[0].white
 
     def predict(self, records: Sequence[ImageRecord]) -> Iterator[tuple[ImageRecord, Instances]]:
-        """Detections of each readable image; see `ImagePredictor`.
-
-        Every detector looks at all images before the first comes.
+        """Detections of each readable image, in the order given; see `ImagePredictor`.
 
         Args:
-            records: Images to read.
+            records: Images to read; every detector looks at `images_at_once` of them before the first of these comes.
         """
+        bare = total = 0
+        for start in range(0, len(records), self.images_at_once):
+            some = records[start : start + self.images_at_once]
+            readable, outcome = self._outcome(some)
+            total += len(outcome)
+            bare += 0 if outcome.masks is None else sum(mask is None for mask in outcome.masks)
+            for position in sorted(readable):
+                record = some[position]
+                yield record, Instances.from_detections(outcome[outcome.images == position], record.size_hw)
+        if bare:
+            told = "%d of %d objects have no mask: images that hold one of them are written without masks"
+            log.warning(told, bare, total)
+
+    def take_findings(self) -> tuple[Finding, ...]:
+        """Warnings of every detector, each once; see `ImagePredictor`."""
+        taken = tuple(self.findings.values())
+        self.findings.clear()
+        return taken
+
+    def _outcome(self, records: Sequence[ImageRecord]) -> tuple[set[int], Detections]:
+        """Positions of the images that can be read, and what all detectors and steps make of them."""
         place = {id(record): position for position, record in enumerate(records)}
         readable, found = set[int](), dict[str, Detections]()
         for name, detectors in self.members.items():
             for number, detector in enumerate(detectors):
                 unit = TrainingJob(name, None if len(detectors) == 1 else number)
-                log.info("%s", unit.title)
-                known = len(detector.findings)
+                log.debug("%s: %d images", unit.title, len(records))
                 seen = {place[id(record)]: instances for record, instances in detector.predict(records)}
                 readable |= seen.keys()
                 found[unit.title] = Detections.cat([one.to_detections(p) for p, one in sorted(seen.items())])
-                self._note(detector.findings[known:])
-        outcome = apply_steps(self.steps, found, self._as_dataset(records))
-        bare = 0 if outcome.masks is None else sum(mask is None for mask in outcome.masks)
-        if bare:
-            told = "%d of %d objects have no mask: images that hold one of them are written without masks"
-            log.warning(told, bare, len(outcome))
-        for position in sorted(readable):
-            record = records[position]
-            yield record, Instances.from_detections(outcome[outcome.images == position], record.size_hw)
-
-    def _note(self, findings: Iterable[Finding]) -> None:
-        """Keep warnings; what every detector says of an image is said once."""
-        for finding in findings:
-            if finding not in self.findings:
-                self.findings.append(finding)
+                self.findings |= {str(finding): finding for finding in detector.take_findings()}
+        return readable, apply_steps(self.steps, found, self._as_dataset(records))
 
     def _as_dataset(self, records: Sequence[ImageRecord]) -> CocoDataset:
         return CocoDataset(

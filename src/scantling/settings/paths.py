@@ -21,6 +21,27 @@ categories or one for each); 0 for the ground and anything else for the foregrou
 _OTHER_OUT = "Nothing was changed. Choose another file for --out."
 
 
+def is_url(text: str) -> bool:
+    """Whether a source is a URL: a protocol, then `://`."""
+    protocol, slashes, _ = text.partition("://")
+    return bool(slashes) and protocol.replace("+", "").isalnum()
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a source has wildcards, and is not the name of a file that has them in it."""
+    return any(letter in text for letter in "*?[") and not (Path(text).exists() or is_url(text))
+
+
+def require_source(source: str | Path) -> None:
+    """Refuse a path to images that leads nowhere; patterns and URLs are looked at later.
+
+    Raises:
+        UsageError: As `require_existing`.
+    """
+    if not (is_url(str(source)) or is_pattern(str(source))):
+        require_existing(folder_of(source), "source")
+
+
 def require_existing(path: Path, what: str) -> None:
     """Refuse a path that leads nowhere before anything heavy is loaded.
 
@@ -114,11 +135,21 @@ def require_folder(path: Path, what: str) -> None:
         )
 
 
-Written = Literal["results file", "submission", "file of metrics", "gate file", "file of tuned settings"]
+Written = Literal[
+    "results file",
+    "file of results in lines",
+    "parquet file",
+    "submission",
+    "file of metrics",
+    "gate file",
+    "file of tuned settings",
+]
 """What a verb writes to one file."""
 
 _BEGINNINGS: dict[Written, tuple[bytes, ...]] = {
     "results file": (b"[",),
+    "file of results in lines": (b"{",),
+    "parquet file": (b"PAR1",),
     "submission": (b'[{"labels":',),
     "file of metrics": (b'{\n  "bbox/', b'{\n  "segm/'),
     "gate file": (b"refiner:",),

@@ -68,6 +68,11 @@ class Pace:
         self.step = step
         self._images += images
 
+    @property
+    def images_per_second(self) -> float:
+        """Mean speed so far."""
+        return self._images / max(time.monotonic() - self._began, 1e-9)
+
     def describe(self) -> str:
         """Return such as `12.3 images/s, 0:04:10 left`."""
         elapsed = max(time.monotonic() - self._began, 1e-9)
@@ -75,7 +80,7 @@ class Pace:
         if done == 0:
             return "starting"
         left = timedelta(seconds=round(elapsed / done * (self.total - self.step)))
-        return f"{self._images / elapsed:.1f} images/s, {left} left"
+        return f"{self.images_per_second:.1f} images/s, {left} left"
 
 
 class LineReporter:

@@ -18,6 +18,10 @@ _SHOWN = 5
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class FolderInUseError(UsageError):
+    """Another process holds the folder."""
+
+
 @contextmanager
 def claim_folder(
     folder: Path | str, *, resume: bool = False, overwrite: bool = False, known: Collection[str] = ()
@@ -36,7 +40,7 @@ def claim_folder(
 
     Raises:
         UsageError: It is a file, cannot be written to, holds files and neither `resume` nor `overwrite` is given, or
-            another run uses it.
+            another run uses it (`FolderInUseError`).
     """
     folder = Path(folder)
     _create(folder)
@@ -117,7 +121,7 @@ def _open_lock(path: Path) -> IO[str]:
             stream.seek(0)
             owner = _owner(stream.read())
             stream.close()
-            raise UsageError(
+            raise FolderInUseError(
                 f"{path.parent} is in use by another run ({owner})",
                 hint="Wait for it, or give another folder.",
             )

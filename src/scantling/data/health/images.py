@@ -196,6 +196,25 @@ def single_image(path: Path) -> FolderImages:
     return FolderImages((record,), log.findings)
 
 
+class LookedAt(NamedTuple):
+    """What the header of an image file says.
+
+    Attributes:
+        size_hw: Of the upright image; None if it cannot be used.
+        problems: What is wrong with it, or remarkable.
+    """
+
+    size_hw: tuple[int, int] | None
+    problems: tuple[FileFault, ...]
+
+
+def look_at_header(path: Path) -> LookedAt:
+    """What the header of an image file says; unlike `problems_of`, nothing is remembered of it."""
+    problems = _look_at(path, None, Look())
+    usable = all(CODES[problem.code].kind is not Kind.GEOMETRY for problem in problems)
+    return LookedAt(image_header(path).upright_hw if usable else None, problems)
+
+
 def _recorded(path: Path, folder: Path, log: FindingLog, look: Look) -> ImageRecord | None:
     """Note what is wrong with an image, and make its record unless it cannot be used."""
     name = _name(path, folder)

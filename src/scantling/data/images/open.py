@@ -44,6 +44,7 @@ __all__ = [
     "MAX_PIXELS",
     "PICTURE_SUFFIXES",
     "ImageHeader",
+    "begins_as_image",
     "decode_image",
     "image_header",
     "list_images",
@@ -325,7 +326,7 @@ def list_images(folder: Path | str) -> list[Path]:
     if not folder.is_dir():
         code = "file-missing" if not folder.exists() else "file-unreadable"
         refuse(code, str(folder), "this is not a folder", hint=hint_for_missing(folder))
-    images = [path for path in files_below(folder) if not path.name.startswith(".") and _is_image(path)]
+    images = [path for path in files_below(folder) if not path.name.startswith(".") and begins_as_image(path)]
     if not images:
         refuse("no-image-in-folder", str(folder), "the folder holds no image")
     return images
@@ -350,7 +351,8 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
 
 
-def _is_image(path: Path) -> bool:
+def begins_as_image(path: Path) -> bool:
+    """Whether the first bytes of a file are those of an image; whether it can be opened only opening it says."""
     try:
         with path.open("rb") as stream:
             return sniff(stream.read(16)) is not None

@@ -17,6 +17,7 @@ import shutil
 import socket
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -27,10 +28,10 @@ import torch
 from rich.console import Console
 
 from scantling import __version__
+from scantling.data.io import atomic_write
 from scantling.errors import UsageError
 from scantling.run.engines.worker import Done, Failed, failure_of
-from scantling.run.folder import read_started, require_sight
-from scantling.run.leases import PATIENCE_SECONDS, Lease, Leases
+from scantling.run.leases import LEASES, PATIENCE_SECONDS, Lease, Leases
 from scantling.run.stage import RECORD, Stage
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 W = TypeVar("W", bound="Workplace")
 
 LOGS = "logs"
+TOKEN = "token.txt"
+_SIGHT_SECONDS = 20.0
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,7 @@ class RemoteOrder(Generic[W]):
     Attributes:
         context: Where stages are done; its device is that of the scheduler.
         build: Lists the stages.
-        started: When the run began, as its folder's status says.
+        token: What the scheduler has written into the folder: who reads it there sees the same folder.
         threads: PyTorch's, as where it is scheduled: sums of two are not those of one.
         versions: Of the scheduler.
         patience: Seconds after which a silent holder of a lease is taken for dead.
@@ -79,7 +82,7 @@ class RemoteOrder(Generic[W]):
 
     context: W
     build: Callable[[W], Sequence[Stage]]
-    started: str | None
+    token: str
     threads: int
     versions: Versions
     patience: float = PATIENCE_SECONDS
@@ -92,7 +95,7 @@ class RemoteOrder(Generic[W]):
         return cls(
             context=replace(context, root=context.root.absolute()),
             build=build,
-            started=read_started(context.root),
+            token=_leave_token(context.root),
             threads=torch.get_num_threads(),
             versions=Versions.here(),
             patience=patience,
@@ -116,7 +119,7 @@ class Workshop(Generic[W]):
                 f"{socket.gethostname()}: has other versions than the machine that schedules: {'; '.join(differing)}",
                 hint="Install the same on all machines: results would differ.",
             )
-        require_sight(self._root, order.started)
+        _require_token(self._root, order.token)
         torch.set_num_threads(order.threads)
         self._leases = Leases(root=self._root, patience=order.patience)
         self._stages = {stage.title: stage for stage in self._stages_at(self._root)}
@@ -159,6 +162,32 @@ class Workshop(Generic[W]):
         given, console = self._order.context, Console(file=io.StringIO(), quiet=True)
         device = _device_here(given.device)
         return self._order.build(replace(given, root=root, console=console, device=device, devices=()))
+
+
+def _leave_token(root: Path) -> str:
+    """Write something into the folder by which it can be known again."""
+    token = uuid.uuid4().hex
+    atomic_write(root / LEASES / TOKEN, token)
+    return token
+
+
+def _require_token(root: Path, token: str) -> None:
+    """Refuse to work where the scheduler's folder is not to be seen; a network folder may need a moment.
+
+    Raises:
+        UsageError: It is not to be seen here.
+    """
+    deadline = time.monotonic() + _SIGHT_SECONDS
+    while True:
+        with suppress(OSError):
+            if (root / LEASES / TOKEN).read_text(encoding="utf-8") == token:
+                return
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"{root}: {socket.gethostname()} does not see what the scheduling process writes there",
+                hint="The folder must be the same on all machines, under the same path: on a network drive, say.",
+            )
+        time.sleep(0.1)
 
 
 def log_of_stage(root: Path, title: str) -> Path:
