@@ -29,11 +29,11 @@ from scantling.data.samples.augmentation import AugmentConfig, build_transforms,
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import LoaderConfig, TrainLoader
 from scantling.evaluate.coco_eval import evaluate_results
-from scantling.models.contract import Detector, total_loss
+from scantling.models.contract import Detector
 from scantling.models.suppression import SuppressConfig
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.predict.predictor import PredictConfig, Predictor
-from vs_torchvision import BATCH, LR, OURS, interval
+from vs_torchvision import BATCH, OURS, fit_batches, interval
 
 CLOSED = 0.2
 SINGLE: dict[str, dict[str, Any]] = {
@@ -82,20 +82,7 @@ def train_one(train: CocoDataset, settings: dict[str, Any], seed: int, steps: in
         closing=closing_of(config, epochs, train),
         masks=masks,
     )
-    loader = TrainLoader(dataset, LoaderConfig(batch_size=BATCH))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LR, total_steps=max(2, steps), pct_start=0.1, cycle_momentum=False
-    )
-    for step in range(steps):
-        epoch, place = divmod(step, loader.steps_per_epoch)
-        if place == 0:
-            batches = loader.epoch(epoch)
-        optimizer.zero_grad()
-        total_loss(model.losses(next(batches))).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        schedule.step()
+    fit_batches(model, TrainLoader(dataset, LoaderConfig(batch_size=BATCH)), steps)
     return model
 
 

@@ -21,13 +21,13 @@ from scantling.data.samples.augmentation import AugmentConfig, build_transforms
 from scantling.data.samples.dataset import DetectionDataset
 from scantling.data.samples.loader import LoaderConfig, TrainLoader
 from scantling.evaluate.coco_eval import evaluate_results
-from scantling.models.contract import Detector, total_loss
+from scantling.models.contract import Detector
 from scantling.models.suppression import SuppressConfig
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.synth.scene import SynthConfig
 from scantling.synth.synth import write_synth
-from vs_torchvision import interval
+from vs_torchvision import fit_batches, interval
 
 SHORT, LONG, LR = 120, 160, 2e-3
 SMALLER = {
@@ -43,18 +43,7 @@ def trained(train: CocoDataset, name: str, seed: int, steps: int, *, judging: bo
     augment = AugmentConfig(short_side=SHORT, long_side=LONG, vertical_flip=0.5)
     dataset = DetectionDataset(train, build_transforms(augment), seed=seed, masks=True)
     loader = TrainLoader(dataset, LoaderConfig(batch_size=2))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
-    for step in range(steps):
-        epoch, place = divmod(step, loader.steps_per_epoch)
-        if place == 0:
-            batches = loader.epoch(epoch)
-        torch.manual_seed(1000 * seed + step)
-        optimizer.zero_grad()
-        total_loss(model.losses(next(batches))).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        schedule.step()
+    fit_batches(model, loader, steps, lr=LR, cycle_momentum=True, step_seed=1000 * seed)
     return model
 
 

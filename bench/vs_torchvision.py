@@ -139,16 +139,40 @@ def fit_steps(model: Detector, train: CocoDataset, seed: int, steps: int) -> flo
         short_side={"min": 224, "max": 288}, long_side=LONG, vertical_flip=0.5, brightness=0.2
     )
     dataset = DetectionDataset(train, build_transforms(augment), seed=seed)
-    loader = TrainLoader(dataset, LoaderConfig(batch_size=BATCH))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05)
+    return fit_batches(model, TrainLoader(dataset, LoaderConfig(batch_size=BATCH)), steps)
+
+
+def fit_batches(
+    model: Detector,
+    loader: TrainLoader,
+    steps: int,
+    *,
+    lr: float = LR,
+    cycle_momentum: bool = False,
+    step_seed: int | None = None,
+) -> float:
+    """Train a detector on the batches of a loader, epoch after epoch. Returns seconds.
+
+    Args:
+        model: In training mode.
+        loader: Its batches, in its order.
+        steps: One batch each.
+        lr: Highest learning rate, after a tenth of the steps.
+        cycle_momentum: Whether AdamW's first beta moves against the learning rate.
+        step_seed: The n-th step draws (anchors, RoIs) from torch's random state of this number plus n; None goes on
+            with the state there is.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LR, total_steps=max(2, steps), pct_start=0.1, cycle_momentum=False
+        optimizer, lr, total_steps=max(2, steps), pct_start=0.1, cycle_momentum=cycle_momentum
     )
     start = time.perf_counter()
     for step in range(steps):
         epoch, place = divmod(step, loader.steps_per_epoch)
         if place == 0:
             batches = loader.epoch(epoch)
+        if step_seed is not None:
+            torch.manual_seed(step_seed + step)
         optimizer.zero_grad()
         total_loss(model.losses(next(batches))).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from reference.forked import Forked
 from scantling.cli.app import app
 from scantling.synth.synth import SynthConfig, write_synth
 
@@ -20,7 +19,8 @@ RECIPE = """
 about: A few steps with a tiny detector.
 members:
   tiny:
-    model: {name: faster_rcnn_r18_small, fpn_channels: 16, fc_channels: 16, num_train_proposals: 50, num_rois: 16}
+    model: {name: faster_rcnn_r18_small, backbone: test_resnet, fpn_channels: 16, fc_channels: 16,
+            num_train_proposals: 50, num_rois: 16}
     augment: {short_side: 48, long_side: 64}
     train: {epochs: 4, batch_size: 1, workers: 0, validate_every: 2, warmup_steps: 2, log_every: 1}
     predict: {scales: 48, long_side: 64, suppress: {score_threshold: 0.0, max_per_image: 20}}
@@ -50,20 +50,20 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture
-def start(environment):
+def start(environment, tmp_path_factory):
     """Start the command in a process of its own."""
-    begun: list[subprocess.Popen] = []
+    begun: list[Forked] = []
 
-    def run(*arguments: object, **options) -> subprocess.Popen:
-        command = [sys.executable, "-m", "scantling", *map(str, arguments)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        begun.append(subprocess.Popen(command, env=environment, **{**pipes, **options}))
-        return begun[-1]
+    def run(*arguments: object, start_new_session: bool = False) -> Forked:
+        folder, command = tmp_path_factory.mktemp("said"), [str(argument) for argument in arguments]
+        own = Forked(command, folder, environment=environment, start_new_session=start_new_session)
+        begun.append(own)
+        return own
 
     yield run
     for process in begun:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

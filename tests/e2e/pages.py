@@ -23,6 +23,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUN, SHOWN = {"console", "python"}, {"text", "yaml", "json", "html"}
+_SMALLER_BACKBONE = "model.backbone=test_resnet"
 _SHORTER_MEMBER = (
     "train.epochs=1",
     "train.repeats=1",
@@ -31,13 +32,18 @@ _SHORTER_MEMBER = (
     "predict.scales=64",
     "predict.suppress.max_candidates=40",
     "predict.suppress.max_per_image=20",
+    _SMALLER_BACKBONE,
     "model.fpn_channels=16",
     "model.fc_channels=16",
     "model.num_train_proposals=50",
     "model.num_rois=16",
 )
 _OF_BOXES = ("model.", "predict.suppress.")
-_SHORTER_SEGMENTER = (*(s for s in _SHORTER_MEMBER if not s.startswith(_OF_BOXES)), "segmenter.channels=16")
+_SHORTER_SEGMENTER = (
+    *(s for s in _SHORTER_MEMBER if not s.startswith(_OF_BOXES)),
+    "segmenter.channels=16",
+    "segmenter.backbone=test_resnet",
+)
 _SHORTER_PRETRAINING = ("pretrain.epochs=1", "pretrain.side=32")
 _SHORTER_REFINER = ("refine.train.epochs=1", "refine.train.repeats=1")
 _MARK = re.compile(r"<!-- shortened(?:: ([\w, -]+))? -->")
@@ -83,7 +89,10 @@ class Command:
     @property
     def needs_shell(self) -> bool:
         """Whether it is more than the command scantling with its arguments."""
-        return not self.line.startswith("scantling ") or bool(re.search(r"[|<>;&$*`~]", self.line))
+        plain = re.sub(
+            r"""'[^']*'|"[^"$`]*\"""", "", self.line
+        )  # what stands in quotes is for nobody but the command
+        return not plain.startswith("scantling ") or bool(re.search(r"[|<>;&$*`~]", plain))
 
     @property
     def whole(self) -> str:
@@ -92,16 +101,25 @@ class Command:
         if not (self.shortened and trains):
             return self.line
         whole = len(self.shortened) > 1
+        keeps_backbone = ".backbone=" in self.line  # what it starts from has another one
         pretrains, refines = (whole and f"{part}=null" not in self.line for part in ("pretrain", "refine"))
-        return " ".join([self.line, *shorter(self.shortened, pretrains=pretrains, refines=refines)])
+        return " ".join(
+            [
+                self.line,
+                *shorter(self.shortened, pretrains=pretrains, refines=refines, keeps_backbone=keeps_backbone),
+            ]
+        )
 
 
-def shorter(members: tuple[str, ...], *, pretrains: bool, refines: bool = False) -> list[str]:
+def shorter(
+    members: tuple[str, ...], *, pretrains: bool, refines: bool = False, keeps_backbone: bool = False
+) -> list[str]:
     """Options that make a training short."""
     settings = [
         f"members.{member}.{setting}"
         for member in members
         for setting in (_SHORTER_SEGMENTER if member == "segmenter" else _SHORTER_MEMBER)
+        if not (keeps_backbone and setting == _SMALLER_BACKBONE)
     ]
     settings += _SHORTER_PRETRAINING if pretrains else ()
     settings += _SHORTER_REFINER if refines else ()

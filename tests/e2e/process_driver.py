@@ -24,15 +24,22 @@ def take_first(positions: Tensor, num: int) -> Tensor:
     return positions[:num]
 
 
-assign._draw = take_first
-Path(f"pid-{os.environ.get('RANK', '0')}").write_text(str(os.getpid()))
-code: object = 1
-try:
-    main()
-    code = 0
-except SystemExit as end:
-    code = end.code
-    raise
-finally:
-    Path(f"code-{os.environ.get('RANK', '0')}").write_text(str(code))
-sys.exit(0)
+def drive() -> None:
+    """The command of this process, whose arguments are in `sys.argv`."""
+    assign._draw = take_first
+    rank = os.environ.get("RANK", "0")
+    Path(f"pid-{rank}").write_text(str(os.getpid()))
+    code: object = 1
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+        raise
+    finally:
+        Path(f"code-{rank}").write_text(str(code))
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    drive()

@@ -25,7 +25,7 @@ from scantling.synth.synth import SynthConfig, write_synth
 from scantling.train.checkpoint import load_checkpoint
 
 MEMBER = """
-    model: {{name: {name}, backbone: resnet10t, init: {init}, fpn_channels: 16, fc_channels: 16,
+    model: {{name: {name}, backbone: test_resnet, init: {init}, fpn_channels: 16, fc_channels: 16,
             num_train_proposals: 50, num_test_proposals: 30, num_rois: 16}}
     augment: {{short_side: 48, long_side: 64}}
     train: {{epochs: 1, batch_size: 4, workers: 0, warmup_steps: 2}}
@@ -326,7 +326,7 @@ def test_files_of_other_tools_are_no_out_of_fold_predictions(parts, tmp_path):
         ("pretrain=null", "model.init is 'pretrain', but nothing is"),
         (
             "pretrain.backbone=resnet18",
-            "pretrain and members.cascade differ: backbone 'resnet18' and 'resnet10t'",
+            "pretrain and members.cascade differ: backbone 'resnet18' and 'test_resnet'",
         ),
         ("members.cascade.model.init=random", "pretrain: no member starts from it"),
         ("combine.members=[cascade, casacde]", "combine.members: unknown casacde"),

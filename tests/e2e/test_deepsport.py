@@ -13,6 +13,7 @@ TINY = (
     "data.train=[train, val]",
     "evaluate.split=test",
     "evaluate.bootstrap=20",
+    "members.scnet.model.backbone=test_resnet",
     "members.scnet.model.fpn_channels=16",
     "members.scnet.model.fc_channels=16",
     "members.scnet.model.mask_channels=16",
@@ -34,6 +35,7 @@ TINY = (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a training, as in the other files here: how long it takes is the machine's affair
 def test_the_small_recipe_runs_and_its_predictions_can_be_handed_in(tmp_path):
     basket = write_deepsport(tmp_path / "basket").parent
     run = api.run("deepsport-cpu", data=basket, out=tmp_path / "run", overrides=TINY, device="cpu")

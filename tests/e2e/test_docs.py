@@ -19,7 +19,8 @@ TINY = """
 about: A few steps with a tiny detector.
 members:
   detector:
-    model: {name: faster_rcnn_r18_small, fpn_channels: 16, fc_channels: 16, num_train_proposals: 50, num_rois: 16}
+    model: {name: faster_rcnn_r18_small, backbone: test_resnet, fpn_channels: 16, fc_channels: 16,
+            num_train_proposals: 50, num_rois: 16}
     augment: {short_side: 64, long_side: 96}
     train: {epochs: 2, batch_size: 3, workers: 0, validate_every: 2, warmup_steps: 2, log_every: 1}
     predict: {scales: 64, long_side: 96, suppress: {score_threshold: 0.0, max_per_image: 20}}
@@ -133,11 +134,12 @@ def test_the_index_lists_every_page():
 def test_a_page_is_read_as_it_is_meant():
     page = (
         "Look:\n<!-- shortened -->\n```console\n$ scantling train parts \\\n    --seed 1\nepoch 1\n"
-        "$ scantling check nowhere  # exit 2\n$ ls runs > list\n```\n\n```yaml\na: 1\n```\n[x](y.md#z) [w](https://w)"
+        "$ scantling check nowhere  # exit 2\n$ ls runs > list\n"
+        '$ scantling repair x --accept "a>0.9"\n```\n\n```yaml\na: 1\n```\n[x](y.md#z) [w](https://w)'
     )
     console, yaml = blocks(page)
-    first, second, third = console.commands()
-    assert (yaml.kind, yaml.text, yaml.line, yaml.shortened) == ("yaml", "a: 1\n", 12, ())
+    first, second, third, fourth = console.commands()
+    assert (yaml.kind, yaml.text, yaml.line, yaml.shortened) == ("yaml", "a: 1\n", 13, ())
     assert shlex.split(first.whole)[:5] == ["scantling", "train", "parts", "--seed", "1"]
     assert "members.detector.train.epochs=1" in first.whole
     assert (second.line, second.code, second.whole) == (
@@ -145,7 +147,7 @@ def test_a_page_is_read_as_it_is_meant():
         2,
         "scantling check nowhere",
     )
-    assert (first.needs_shell, second.needs_shell, third.needs_shell) == (False, False, True)
+    assert [each.needs_shell for each in (first, second, third, fourth)] == [False, False, True, False]
     assert links(page) == ["y.md"]
     with pytest.raises(ValueError, match="line 1"):
         blocks("```text\nopen")

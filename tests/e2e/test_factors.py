@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from reference.forked import fork_workers
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 FACTORS = """
@@ -30,7 +32,8 @@ def factors(tmp_path_factory, recipe) -> Path:
     return path
 
 
-def test_factors_are_compared_and_models_are_shared(command, scenes, factors, tmp_path):
+def test_factors_are_compared_and_models_are_shared(command, scenes, factors, tmp_path, monkeypatch):
+    fork_workers(monkeypatch)
     out = tmp_path / "out"
     arguments = ("ablate", scenes, "--recipe", factors, "--out", out)
     done = command(*arguments, "--jobs", 2)

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from reference.masked_parts import SIZE_HW, write_masked_parts
 
 DRAWS = ("mask_rcnn_r18_small", "cascade_mask_rcnn_r18_small", "scnet_r18_small")
-MODEL = """{{name: {name}, backbone: resnet10t, fpn_channels: 16, fc_channels: 16, num_train_proposals: 50,
+MODEL = """{{name: {name}, backbone: test_resnet, fpn_channels: 16, fc_channels: 16, num_train_proposals: 50,
             num_test_proposals: 30, num_rois: 16{more}}}"""
 MEMBER = """
     model: {model}

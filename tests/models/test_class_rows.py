@@ -177,6 +177,49 @@ def test_a_seesaw_detector_is_imported_with_its_counts(tmp_path):
     assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
 
 
+NORMED = "cls_predictor_cfg=dict({}type='NormedLinear'), loss_cls=dict(type='SeesawLoss')"
+
+
+@pytest.mark.parametrize(
+    ("meta", "options", "kind"),
+    [
+        ({"cfg": f"model = dict(bbox_head=dict({NORMED.format('tempearture=20, ')}))"}, {}, "normalised"),
+        ({"config": f"bbox_head = dict({NORMED.format('')})"}, {}, "normalised"),
+        ({}, {"classifier": "normalised"}, "normalised"),
+        ({"cfg": "model = dict(bbox_head=dict(type='Shared2FCBBoxHead'))"}, {}, "linear"),
+        ({}, {}, "linear"),
+    ],
+)
+def test_a_normalised_classifier_is_told_by_the_recorded_configuration(meta, options, kind, tmp_path):
+    """Of one file, whose keys say nothing: the logits are MMDetection's t x / (|x| + eps) . w / (|w| + eps) + b."""
+    small = {"fpn_channels": 16, "fc_channels": 16}
+    torch.manual_seed(0)
+    theirs = mmdet_weights(build_model(ModelConfig(name="faster_rcnn_r18_small", **small), 3))
+    weight = theirs["roi_head.bbox_head.fc_cls.weight"].normal_()
+    bias = theirs["roi_head.bbox_head.fc_cls.bias"].normal_()
+    torch.save({"state_dict": theirs, "meta": meta}, tmp_path / "theirs.pth")
+    plain = ModelConfig(name="faster_rcnn_r18_small", **small, **options)
+    summary = import_detector(tmp_path / "theirs.pth", plain, tmp_path / "ours")
+    assert set(summary.conversion.used) == set(theirs)
+    tensors, saved = load_checkpoint(summary.checkpoint)
+    model = build_model(ModelConfig.model_validate(saved.model), 3)
+    model.load_state_dict(weights_in(tensors))
+    x = torch.randn(5, 16)
+    if kind == "linear":
+        expected = x @ weight.T + bias
+    else:
+        directions = weight / (weight.norm(dim=1, keepdim=True) + 1e-6)
+        expected = 20 * x / (x.norm(dim=1, keepdim=True) + 1e-6) @ directions.T + bias
+    torch.testing.assert_close(model.head.logits(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_classifier_of_another_temperature_is_refused(tmp_path):
+    meta = {"cfg": f"bbox_head = dict({NORMED.format('tempearture=10.0, ')})"}
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": meta}, tmp_path / "theirs.pth")
+    with pytest.raises(CheckpointError, match="temperature 10"):
+        import_detector(tmp_path / "theirs.pth", ModelConfig(name="faster_rcnn_r18_small"), tmp_path / "ours")
+
+
 def test_categories_come_from_a_list_or_a_file(tmp_path):
     assert parse_classes("bolt, hex nut ,größe") == ("bolt", "hex nut", "größe")
     file = tmp_path / "classes.txt"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from reference.forked import fork_workers
 from run import side_by_side_stages as stages
 from scantling.errors import DataError, Interrupted, TrainingError, UsageError
 from scantling.recipe.recipe import parse_recipe
@@ -27,6 +28,12 @@ from scantling.synth.synth import SynthConfig, write_synth
 from scantling.train.devices import Processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def forked(monkeypatch) -> None:
+    """Workers that load nothing anew; elsewhere in this file they start as they do for users."""
+    fork_workers(monkeypatch)
 
 
 def scenario(tmp_path: Path, name: str) -> Path:
@@ -51,7 +58,7 @@ def wait_until_gone(tmp_path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["error", "killed"])
-def test_a_failure_arrives_whole_and_stops_only_what_needs_the_stage(tmp_path, name, capsys):
+def test_a_failure_arrives_whole_and_stops_only_what_needs_the_stage(tmp_path, forked, name, capsys):
     root = scenario(tmp_path, name)
     with pytest.raises(DataError if name == "error" else TrainingError) as caught:
         stages.do(root)
@@ -73,7 +80,7 @@ def test_a_failure_arrives_whole_and_stops_only_what_needs_the_stage(tmp_path, n
     assert "1 of 3 stages failed: b; 1 were left, as they need what these would have made: c" in log
 
 
-def test_where_failures_are_noted_the_others_are_done(tmp_path):
+def test_where_failures_are_noted_the_others_are_done(tmp_path, forked):
     notes = stages.Notes()
     do_side_by_side(stages.context_at(tmp_path), notes, stages.build_unrelated, 2)
     assert notes.begun == ["a", "b", "c", "d"]
@@ -86,7 +93,7 @@ def test_where_failures_are_noted_the_others_are_done(tmp_path):
     assert {name for name in "abcd" if (tmp_path / name / "out.txt").is_file()} == {"a", "d"}
 
 
-def test_a_signal_to_the_main_process_ends_all_with_their_state_saved(tmp_path):
+def test_a_signal_to_the_main_process_ends_all_with_their_state_saved(tmp_path, forked):
     root = scenario(tmp_path, "stay")
 
     def send() -> None:
@@ -160,7 +167,8 @@ def test_processes_that_do_each_stage_together_are_not_shared_out(tmp_path):
 RECIPE = """
 members:
   one:
-    model: {name: faster_rcnn_r18_small, fpn_channels: 16, fc_channels: 16, num_train_proposals: 50, num_rois: 16}
+    model: {name: faster_rcnn_r18_small, backbone: test_resnet, fpn_channels: 16, fc_channels: 16,
+            num_train_proposals: 50, num_rois: 16}
     augment: {short_side: 48, long_side: 64}
     train: {epochs: 1, batch_size: 2, workers: 1, warmup_steps: 2}
     predict: {scales: 48, long_side: 64, suppress: {score_threshold: 0.0, max_per_image: 20}}

@@ -23,7 +23,7 @@ from scantling.structures.detections import Detections
 from scantling.synth.synth import SynthConfig, write_synth
 
 MEMBER = """
-    model: {name: faster_rcnn_r18_small, backbone: resnet10t, init: random, fpn_channels: 16, fc_channels: 16,
+    model: {name: faster_rcnn_r18_small, backbone: test_resnet, init: random, fpn_channels: 16, fc_channels: 16,
             num_train_proposals: 50, num_test_proposals: 30, num_rois: 16}
     augment: {short_side: 48, long_side: 64}
     train: {epochs: 1, batch_size: 4, workers: 0, warmup_steps: 2}

@@ -21,7 +21,7 @@ data: {train: [train, val]}
 evaluate: {split: test, bootstrap: 0}
 members:
   one:
-    model: {name: faster_rcnn_r18_small, backbone: resnet10t, fpn_channels: 16, fc_channels: 16, num_rois: 16}
+    model: {name: faster_rcnn_r18_small, backbone: test_resnet, fpn_channels: 16, fc_channels: 16, num_rois: 16}
     augment: {short_side: 96, long_side: 128}
     train: {epochs: 2, batch_size: 1, repeats: 2, workers: 0, warmup_steps: 2, milestones: [1]}
     predict: {scales: 96, long_side: 128}

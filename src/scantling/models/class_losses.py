@@ -24,6 +24,9 @@ from scantling.models.losses import classification_loss
 ClassLossKind = Literal["softmax", "seesaw"]
 ClassifierKind = Literal["linear", "normalised"]
 
+TEMPERATURE = 20.0
+"""Of a normalised classifier, as published."""
+
 
 class ClassLoss(nn.Module, ABC):
     """The meaning of a classifier's logits.
@@ -169,7 +172,7 @@ class NormalisedLinear(nn.Linear):
         temperature: t; the paper's is 20.
     """
 
-    def __init__(self, in_features: int, out_features: int, temperature: float = 20.0) -> None:
+    def __init__(self, in_features: int, out_features: int, temperature: float = TEMPERATURE) -> None:
         super().__init__(in_features, out_features)
         self.temperature = temperature
 

@@ -209,6 +209,8 @@ def _as_trained(model: ModelConfig, foreign: ForeignCheckpoint, choice: HeadChoi
         "class_loss": class_loss_of(foreign.weights),
         "mask_iou": ranks_by_masks(foreign.weights),
     }
+    if foreign.classifier is not None:
+        told["classifier"] = foreign.classifier
     labels = semantic_labels_of(foreign.weights)
     if choice.head == "keep" and labels != num_classes_of(foreign.weights, told["class_loss"]) + 1:
         told["semantic_labels"] = labels  # learned from labels of pixels, not from the categories

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from scantling.errors import CheckpointError
-from scantling.models.class_losses import ClassLossKind, make_class_loss
+from scantling.models.class_losses import TEMPERATURE, ClassifierKind, ClassLossKind, make_class_loss
 from scantling.models.contract import Detector
 from scantling.models.layers import NormKind
 from scantling.models.weights.conversion import Conversion, account_for
@@ -146,12 +146,15 @@ class ForeignCheckpoint:
         weights: Its tensors by their own keys.
         class_names: Category names recorded in it, or None.
         meta: Plain facts recorded in it (versions, epoch), as found.
+        classifier: The layer of its box heads' logits, told by the configuration that the file records, since the keys
+            of all are the same; None where it records none.
     """
 
     path: Path
     weights: dict[str, Tensor]
     class_names: tuple[str, ...] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    classifier: ClassifierKind | None = None
 
 
 def read_mmdet_checkpoint(path: Path) -> ForeignCheckpoint:
@@ -161,12 +164,19 @@ def read_mmdet_checkpoint(path: Path) -> ForeignCheckpoint:
         path: A PyTorch file with a `state_dict` entry, or a bare state dict.
 
     Raises:
-        CheckpointError: The file is missing, is no PyTorch file, needs code to be executed, or holds no tensors.
+        CheckpointError: The file is missing, is no PyTorch file, needs code to be executed, holds no tensors, or has a
+            classifier of another temperature than ours.
     """
     content = read_pytorch(path)
     weights = pytorch_tensors(path, content)
     meta = content.get("meta", {})
-    return ForeignCheckpoint(path=path, weights=weights, class_names=_class_names(meta), meta=_plain(meta))
+    return ForeignCheckpoint(
+        path=path,
+        weights=weights,
+        class_names=_class_names(meta),
+        meta=_plain(meta),
+        classifier=_classifier(meta, path),
+    )
 
 
 def is_mmdet(weights: Mapping[str, Tensor]) -> bool:
@@ -343,6 +353,23 @@ def _class_names(meta: object) -> tuple[str, ...] | None:
         dataset.get("classes", dataset.get("CLASSES")) if isinstance(dataset, dict) else meta.get("CLASSES")
     )
     return tuple(map(str, names)) if isinstance(names, list | tuple) else None
+
+
+def _classifier(meta: object, path: Path) -> ClassifierKind | None:
+    """What the recorded configuration, a Python text, says of `cls_predictor_cfg` (where it spells `tempearture`)."""
+    texts = [meta.get(key) for key in ("cfg", "config")] if isinstance(meta, dict) else []
+    for text in (text for text in texts if isinstance(text, str)):
+        layers = re.findall(r"cls_predictor_cfg\s*=\s*dict\(([^()]*)\)", text)
+        if not any("NormedLinear" in layer for layer in layers):
+            return "linear"
+        found = {float(t) for layer in layers for t in re.findall(r"temp\w+ture\s*=\s*([\d.]+)", layer)}
+        if found - {TEMPERATURE}:
+            raise CheckpointError(
+                f"{path}: its classifier was trained at temperature {', '.join(f'{t:g}' for t in sorted(found))}",
+                hint=f"Only the usual one, {TEMPERATURE:g}, can be imported.",
+            )
+        return "normalised"
+    return None
 
 
 def _plain(meta: object) -> dict[str, Any]:
