@@ -122,6 +122,8 @@ def test_options_of_another_engine_are_refused():
         Engine(address="auto")
     with pytest.raises(UsageError, match="--jobs is for --engine local"):
         Engine(name="ray", jobs=2)
+    with pytest.raises(UsageError, match="--jobs 0"):
+        Engine(jobs=0)
     with pytest.raises(UsageError, match="did you mean 'ray'"):
         Engine(name="rai")
     assert Engine.of(3) == Engine(jobs=3)

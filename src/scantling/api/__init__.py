@@ -59,7 +59,6 @@ from scantling.settings.paths import (
     require_output,
     require_source,
 )
-from scantling.settings.shards import PartOfShards as PartOfShards  # noqa: PLC0414 - part of this module too
 from scantling.settings.shards import Shards as Shards  # noqa: PLC0414 - part of this module too
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -93,10 +92,10 @@ def predict(
     given = [*settings, *(overrides or ()), *tiling]
     if shards is not None:
         refuse_with_shards(shards, out=out, overlays=overlays, maps=maps)
-        part = api.PartOfShards.parse(shard or "1/1")
+        given_shards = api.Shards.in_folder(shards, size=shard_size, part=shard or "1/1", resume=resume)
         summary = api.predict_shards(
             source,
-            replace(api.Shards.of(shards), size=shard_size, part=part, resume=resume),
+            given_shards,
             run=run,
             checkpoint=checkpoint,
             overrides=given,

@@ -66,19 +66,37 @@ class Shards:
 
     @classmethod
     def of(cls, given: GivenShards) -> Shards:
-        """Shards as they were given.
+        """Shards as they were given."""
+        return given if isinstance(given, Shards) else cls.in_folder(given)
+
+    @classmethod
+    def in_folder(
+        cls,
+        folder: str | Path,
+        *,
+        size: int | None = None,
+        part: str = "1/1",
+        resume: bool = False,
+    ) -> Shards:
+        """Shards as a person says them.
+
+        Args:
+            folder: On this machine, or on a drive that several have in common.
+            size: See the attributes.
+            part: `I/N`.
+            resume: See the attributes.
 
         Raises:
-            UsageError: The folder is a URL.
+            UsageError: The folder is a URL, a number is below 1, or the part is none.
         """
-        if isinstance(given, Shards):
-            return given
-        if is_url(str(given)):
+        if is_url(str(folder)):
             hint = "Copy the folder there when it is done; SOURCE may be a URL."
             raise UsageError(
-                f"--shards {given}: shards need a folder on this machine or a common drive", hint=hint
+                f"--shards {folder}: shards need a folder on this machine or a common drive", hint=hint
             )
-        return cls(folder=Path(given))
+        if size is not None and size < 1:
+            raise UsageError(f"--shard-size {size}: expected a whole number from 1 on")
+        return cls(folder=Path(folder), size=size, part=PartOfShards.parse(part), resume=resume)
 
     @property
     def command(self) -> str:

@@ -35,7 +35,7 @@ def read(path):
 def in_shards(source, folder, weights=None, *, size=3, device="cpu", **options):
     names = {"overrides", "skip_invalid", "jobs"}
     given = {name: options.pop(name) for name in names & options.keys()}
-    shards = api.Shards(folder=folder, size=size, **options)
+    shards = api.Shards.in_folder(folder, size=size, **options)
     return api.predict_shards(source, shards, checkpoint=weights, device=device, **given)
 
 
@@ -160,11 +160,11 @@ def test_resuming_with_changed_weights_is_refused_too(photos, weights, tmp_path)
 def test_machines_share_the_shards_out(photos, weights, tmp_path, done):
     """The second sees the photos under another path, as on a drive that is mounted elsewhere."""
     out = tmp_path / "out"
-    first = in_shards(photos, out, weights, part=api.PartOfShards(1, 2))
+    first = in_shards(photos, out, weights, part="1/2")
     assert (done, first.missing, first.unfinished) == ({0: 1, 2: 1}, (1, 3), ())
     assert "others are not: 00001, 00003" in first.to_text()
     (tmp_path / "mounted").symlink_to(tmp_path)
-    second = in_shards(tmp_path / "mounted" / "photos", out, weights, part=api.PartOfShards(2, 2))
+    second = in_shards(tmp_path / "mounted" / "photos", out, weights, part="2/2")
     assert (done, second.missing) == (dict.fromkeys(range(4), 1), ())
     assert read(out / "parts" / "2-of-2" / "status.json")["images_done"] == 5
 
@@ -268,6 +268,12 @@ def test_progress_says_speed_and_time_left(photos, weights, tmp_path, caplog):
     assert "shards/00/00000: 3 images, 3 objects; 3 of 11 images, " in told[0]
     assert told[0].endswith(" left")
     assert len(told) == 4
+
+
+@pytest.mark.parametrize("given", [{"size": 0}, {"part": "0/2"}, {"part": "3/2"}, {"part": "half"}])
+def test_numbers_that_cannot_be_are_refused(photos, weights, tmp_path, given):
+    with pytest.raises(UsageError, match=str(next(iter(given.values())))):
+        in_shards(photos, tmp_path / "out", weights, **given)
 
 
 def test_nothing_is_written_where_a_prediction_cannot_begin(photos, weights, tmp_path):

@@ -38,12 +38,14 @@ class Engine:
         """Refuse options of another engine.
 
         Raises:
-            UsageError: `address` without Ray, or `jobs` with it.
+            UsageError: `address` without Ray, `jobs` with it or below 1, or an engine that is none.
         """
         if self.name not in get_args(EngineName):
             raise UsageError(
                 f"there is no engine {self.name!r}{did_you_mean(self.name, get_args(EngineName))}"
             )
+        if self.jobs < 1:
+            raise UsageError(f"--jobs {self.jobs}: expected a whole number from 1 on")
         if self.name == "local" and self.address is not None:
             raise UsageError(
                 "--address is for --engine ray", hint=f"Add --engine ray --address {self.address}."
