@@ -40,6 +40,7 @@ from scantling.api.run import plan as plan  # noqa: PLC0414 - part of this modul
 from scantling.api.run import report as report  # noqa: PLC0414 - part of this module too
 from scantling.api.run import require_run
 from scantling.api.run import run as run  # noqa: PLC0414 - part of this module too
+from scantling.api.run import status as status  # noqa: PLC0414 - part of this module too
 from scantling.api.run import train as train  # noqa: PLC0414 - part of this module too
 from scantling.api.semantic import fuse_semantic as fuse_semantic  # noqa: PLC0414 - part of this module too
 from scantling.api.semantic import tune_semantic as tune_semantic  # noqa: PLC0414 - part of this module too

@@ -20,6 +20,7 @@ from scantling.cli import (
     result_verbs,
     run_verbs,
     semantic_verbs,
+    status_verb,
     suite_verb,
     tune_verbs,
 )
@@ -54,6 +55,7 @@ app.command("pretrain")(pretrain_verbs.pretrain)
 app.command("train")(run_verbs.train)
 app.command("ablate")(run_verbs.ablate)
 app.command("suite")(suite_verb.suite)
+app.command("status")(status_verb.status)
 app.command("predict")(result_verbs.predict)
 app.command("evaluate")(result_verbs.evaluate)
 app.command("compare")(compare_verb.compare)

@@ -10,7 +10,7 @@ the same (`RunFolder.lenders`): of all with the same member, the first trains it
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from scantling.run.results import own_results
 from scantling.run.stage import Resources, Stage
 from scantling.run.stages.evaluation import judged_by_metrics, result_files
 from scantling.train.devices import join_processes, resolve_device
+from scantling.train.progress import Facts
 
 COMBINATIONS = "combinations"
 
@@ -214,6 +215,10 @@ class _CombinationRuns:
 
     run: RunFolder
 
+    def plan(self, titles: Sequence[str]) -> None:
+        """Note which runs there are."""
+        self.run.plan(titles)
+
     def begin(self, stage: Stage) -> bool:
         """Note that a run is begun."""
         self.run.note(stage, "running")
@@ -230,6 +235,10 @@ class _CombinationRuns:
     def leave(self, stage: Stage, cause: Stage) -> None:
         """Note that a run is not begun, as it takes over what another would have trained."""
         self.run.leave(stage, cause)
+
+    def progress(self, title: str, facts: Facts) -> None:
+        """Note how a run comes along, and which of its stages is being done."""
+        self.run.progress(title, facts)
 
 
 def _write_facts(context: FactorsContext, recipe: Recipe) -> None:

@@ -17,10 +17,9 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -38,18 +37,31 @@ from scantling.errors import (
     is_known,
 )
 from scantling.report.build import REASONS
+from scantling.run.running import (
+    ENVIRONMENT,
+    LEFT,
+    LOG,
+    RUNNING,
+    STATUS,
+    WAITING,
+    Running,
+    describe_failures,
+    describe_process,
+    go_on,
+    now,
+)
 from scantling.run.stage import Inputs, Stage, remove_recorded
 from scantling.run.throttle import Throttle
 from scantling.train.devices import ALONE, Processes, describe_device
+from scantling.train.progress import Facts, watched_by
 from scantling.train.rundir import LOCK_NAME, claim_folder
 
-RECIPE, STATUS, ENVIRONMENT = "recipe.yaml", "status.json", "env.json"
-METRICS, REPORT, CATEGORIES, DATA, LOG = (
+RECIPE, METRICS, REPORT, CATEGORIES, DATA = (
+    "recipe.yaml",
     "metrics.json",
     "report.html",
     "categories.json",
     "data.json",
-    "run.log",
 )
 _TOP_FILES = (RECIPE, STATUS, ENVIRONMENT, METRICS, REPORT, CATEGORIES, DATA, LOG, REASONS)
 _DISTRIBUTIONS = (
@@ -68,17 +80,13 @@ _SIGHT_SECONDS = 20.0
 log = logging.getLogger(__name__)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 @dataclass
 class RunFolder:
     """An open run folder; see `open_run`.
 
     Attributes:
         path: The folder.
-        stages: State of each stage met so far: `running`, `done`, `kept` (done earlier and unchanged), `shared` (taken
+        stages: State of each stage: `waiting`, `running`, `done`, `kept` (done earlier and unchanged), `shared` (taken
             over from another run), `failed`, `left` (not begun, as it needs what failed) or `interrupted`.
         started: When this process began, ISO 8601 in UTC.
         processes: Those that do the run together; only the main one writes.
@@ -88,11 +96,12 @@ class RunFolder:
 
     path: Path
     stages: dict[str, str] = field(default_factory=dict)
-    started: str = field(default_factory=_now)
+    started: str = field(default_factory=now)
     processes: Processes = ALONE
     lenders: tuple[Path, ...] = ()
     failures: dict[str, Exception] = field(default_factory=dict)
     _begun: dict[str, Inputs] = field(default_factory=dict, repr=False)
+    _running: Running = field(default_factory=Running, repr=False)
     _throttle: Throttle = field(default_factory=Throttle, repr=False)
 
     def do(self, stage: Stage) -> None:
@@ -107,11 +116,17 @@ class RunFolder:
         """
         on_main = self.processes.on_main
         if on_main(partial(self.begin, stage)):
-            if stage.alone:
-                on_main(partial(_act, stage))
-            else:
-                stage.action()
+            with watched_by(partial(self.progress, stage.title), stage.title):
+                if stage.alone:
+                    on_main(partial(_act, stage))
+                else:
+                    stage.action()
             on_main(partial(self.end, stage))
+
+    def plan(self, titles: Sequence[str]) -> None:
+        """Note which stages there are, in the order in which they are listed."""
+        self.stages = {title: self.stages.get(title, WAITING) for title in titles} | self.stages
+        self._throttle.soon(partial(self.write_status, RUNNING))
 
     def begin(self, stage: Stage) -> bool:
         """Record the start of a stage that is to be done; False where it is done already.
@@ -130,7 +145,7 @@ class RunFolder:
             self.note(stage, "shared")
             return False
         self._begun[stage.title] = inputs
-        self.note(stage, "running")
+        self.note(stage, RUNNING)
         stage.note_start(self.path, inputs)
         return True
 
@@ -150,7 +165,12 @@ class RunFolder:
     def leave(self, stage: Stage, cause: Stage) -> None:
         """Note that a stage is not begun, as it needs what another would have left."""
         log.warning("%s: not begun, it needs what %s would have left", stage.title, cause.title)
-        self.note(stage, "left")
+        self.note(stage, LEFT)
+
+    def progress(self, title: str, facts: Facts) -> None:
+        """Note how a stage comes along that is being done; seen in the status a moment later."""
+        self._running.tell(title, facts)
+        self._throttle.later(partial(self.write_status, RUNNING))
 
     def require_all(self) -> None:
         """End a run of which not every stage could be done, after those that could.
@@ -160,18 +180,30 @@ class RunFolder:
         """
         if not self.failures:
             return
-        left = [title for title, state in self.stages.items() if state == "left"]
+        left = [title for title, state in self.stages.items() if state == LEFT]
         told = [f"{len(self.failures)} of {len(self.stages)} stages failed: {', '.join(self.failures)}"]
         if left:
             told.append(f"{len(left)} were left, as they need what these would have made: {', '.join(left)}")
-        log.error("%s (log: %s)", "; ".join(told), self.path / LOG)
-        log.error("The same command given again does only what is missing.")
+        log.error("%s", "; ".join(told))
+        for title, failure in describe_failures(self.path, self.failures).items():
+            log.error("%s: %s (log: %s)", title, failure["reason"], self.path / failure["log"])
+        log.error("%s", go_on())
         raise next(iter(self.failures.values()))
 
     def note(self, stage: Stage, state: str) -> None:
         """Note how a stage stands, for whoever looks at the folder meanwhile."""
         self.stages[stage.title] = state
-        self._throttle.soon(partial(self.write_status, "running"))
+        if state == RUNNING:
+            self._running.begin(stage.title)
+        else:
+            self._running.end(stage.title)
+        self._throttle.soon(partial(self.write_status, RUNNING))
+
+    def interrupt(self, state: str) -> None:
+        """Note that what is being done is not done any more."""
+        for title in [title for title, old in self.stages.items() if old == RUNNING]:
+            self.stages[title] = state
+            self._running.end(title)
 
     def end_with(self, state: str, message: str | None = None) -> None:
         """Write the last status."""
@@ -181,14 +213,16 @@ class RunFolder:
         """Write `status.json`: what a person or a script looks at to see how the run stands."""
         if not self.processes.is_main:
             return
+        stages = dict(self.stages)  # another thread may write it while this one goes on
         status = {
             "state": state,
-            "stages": self.stages,
+            "stages": stages,
+            **self._running.describe(stages),
+            "failures": describe_failures(self.path, self.failures),
             "message": message,
             "started": self.started,
-            "updated": _now(),
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
+            "updated": now(),
+            **describe_process(),
         }
         write_json(self.path / STATUS, status, indent=2)
 
@@ -216,7 +250,7 @@ def open_run(path: Path, *, overwrite: bool = False, processes: Processes = ALON
             if processes.is_main:
                 _take(run, stack, overwrite=overwrite)
         try:
-            run.write_status("running")
+            run.write_status(RUNNING)
             started = processes.from_main(run.started)
             with processes.together():
                 require_sight(path, started)
@@ -290,7 +324,7 @@ def write_environment(path: Path, *, device: torch.device) -> None:
     """Write `env.json`: versions, machine and command, for reproducing the run."""
     environment = {
         "command": shlex.join(["scantling", *sys.argv[1:]]),
-        "time": _now(),
+        "time": now(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
@@ -324,7 +358,7 @@ def _note_failure(run: RunFolder, error: BaseException) -> None:
     if not interrupted and not isinstance(error, ScantlingError) and error not in run.failures.values():
         log.error("%s: %s", type(error).__name__, error, exc_info=error, extra={FOR_THE_FILE: True})
     state = "interrupted" if interrupted else "failed"
-    run.stages = {name: state if old == "running" else old for name, old in run.stages.items()}
+    run.interrupt(state)
     try:
         run.end_with(state, str(error) or type(error).__name__)
     except UsageError as problem:  # a full disk, say: the first error is the one to tell

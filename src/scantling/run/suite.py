@@ -42,6 +42,7 @@ from scantling.run.stage import Resources, Stage
 from scantling.run.stages.suite import SUBMITTED, set_result, stages_in_suite
 from scantling.run.suite_summary import PAGE, SuitePlan, SuiteSummary, log_of
 from scantling.train.devices import join_processes, resolve_device
+from scantling.train.progress import Facts
 
 TEXT, JSON = "suite.md", "suite.json"
 
@@ -225,6 +226,10 @@ class SuiteFolder:
     failures: dict[str, str] = field(default_factory=dict)
     bugs: list[str] = field(default_factory=list)
 
+    def plan(self, titles: Sequence[str]) -> None:
+        """Note which sets there are."""
+        self.run.plan(titles)
+
     def begin(self, stage: Stage) -> bool:
         """Note that a set is begun; its own stages know what is done."""
         self.run.note(stage, "running")
@@ -242,11 +247,16 @@ class SuiteFolder:
         told = str(error) if isinstance(error, ScantlingError) else f"{type(error).__name__}: {error}"
         log.error("%s failed: %s", stage.name, told)
         self.failures[stage.name] = in_a_line(error)
+        self.run.failures[stage.title] = error
         self.run.note(stage, "failed")
 
     def leave(self, stage: Stage, cause: Stage) -> None:
         """Sets need nothing of one another."""
         raise TypeError(f"{stage.name} needs nothing of {cause.name}")
+
+    def progress(self, title: str, facts: Facts) -> None:
+        """Note how a set comes along, and which of its stages is being done."""
+        self.run.progress(title, facts)
 
     def result_of(self, name: str) -> SetResult:
         """What came of a set."""

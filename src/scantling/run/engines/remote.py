@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
@@ -31,14 +31,14 @@ from scantling.errors import UsageError
 from scantling.run.engines.worker import Done, Failed, failure_of
 from scantling.run.folder import read_started, require_sight
 from scantling.run.leases import PATIENCE_SECONDS, Lease, Leases
+from scantling.run.running import log_of_stage
 from scantling.run.stage import RECORD, Stage
+from scantling.train.progress import watched_by
 
 if TYPE_CHECKING:
     from scantling.run.context import Workplace
 
 W = TypeVar("W", bound="Workplace")
-
-LOGS = "logs"
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,12 @@ class Workshop(Generic[W]):
     def do(self, title: str) -> Done | Failed:
         """Do a stage as soon as nobody else does it, and tell how it went."""
         try:
-            with self._lease_of(title).kept() as lease, _told_in(log_of_stage(self._root, title)):
+            facts = dict[str, Any]()
+            with (
+                self._lease_of(title).kept(facts.copy) as lease,
+                _told_in(log_of_stage(self._root, title)),
+                watched_by(facts.update),
+            ):
                 self._work(self._stages[title], lease)
         except BaseException as error:  # noqa: BLE001 - told to who ordered it, and raised there
             return failure_of(error)
@@ -159,11 +164,6 @@ class Workshop(Generic[W]):
         given, console = self._order.context, Console(file=io.StringIO(), quiet=True)
         device = _device_here(given.device)
         return self._order.build(replace(given, root=root, console=console, device=device, devices=()))
-
-
-def log_of_stage(root: Path, title: str) -> Path:
-    """Where a stage that is done elsewhere keeps its log."""
-    return root / LOGS / f"{title.replace('/', '.')}.log"
 
 
 def _device_here(device: torch.device) -> torch.device:
