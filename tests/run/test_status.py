@@ -189,6 +189,7 @@ def test_a_run_whose_process_is_gone_was_killed(tmp_path):
     running_status(tmp_path, {"a": "running", "b": "waiting"}, pid=process.pid, running=facts)
     found = api.status(tmp_path)
     assert (found.state, dict(found.running)) == ("killed", {})
+    assert found.counts == {"waiting": 1, "interrupted": 1}
     assert "was killed" in found.to_text()
     assert found.to_text().endswith("The same command does only what is missing: scantling run r.yaml")
     running_status(tmp_path, {"a": "running"}, running=facts)

@@ -58,13 +58,13 @@ from scantling.settings.paths import (
 )
 
 if TYPE_CHECKING:
-    from scantling.doctor import Diagnosis
     from scantling.evaluate.backends import Backend
     from scantling.evaluate.coco_eval import Evaluation
     from scantling.evaluate.compare import Comparison
     from scantling.evaluate.inputs import IouType
     from scantling.predict.import_weights import ImportSummary
     from scantling.predict.loaded import ImagePredictor
+    from scantling.run.diagnosis import Diagnosis
     from scantling.run.map_predictions import MapPredictions
     from scantling.run.predictions import Predictions
 
@@ -313,11 +313,20 @@ def suggest(data: str | Path, *, overrides: Iterable[str] = (), device: str = "a
     return suggest_recipe(OpenRecipe.over(data, overrides=overrides), device=device)
 
 
-def doctor() -> Diagnosis:
+def doctor(*, address: str | None = None, folder: str | Path | None = None) -> Diagnosis:
     """Whether scantling can work on this machine: versions, GPU, disk, memory, and what to install.
 
-    Nothing that may be broken is imported into this process.
+    Nothing that may be broken is imported into this process before it is known not to be.
+
+    Args:
+        address: Of a Ray cluster, `HOST:PORT` or `auto`, whose machines are looked at, too.
+        folder: Where runs are to be written, which all machines must see; None is the present one.
+
+    Raises:
+        UsageError: There is no such folder; Ray is not installed, or does not answer at the address.
     """
+    where = Path.cwd() if folder is None else Path(folder)
+    require_folder(where, "folder for runs")
     from scantling.doctor import examine
 
-    return examine(Path.cwd())
+    return examine(where, address)

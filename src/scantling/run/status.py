@@ -222,7 +222,10 @@ def read_status(path: Path) -> RunStatus:
     stages: dict[str, str] = content["stages"]
     found = {title: run_of_stage(path, title) for title in stages}
     held = _held(path, stages) if state in (RUNNING, KILLED) else {}
-    running = {} if state == KILLED else _told_by_run(content.get("running") or {})
+    running = _told_by_run(content.get("running") or {})
+    if state == KILLED:
+        held, running = {title: each for title, each in held.items() if not each.is_gone}, {}
+        stages = {title: "interrupted" if each == RUNNING else each for title, each in stages.items()}
     return RunStatus(
         path=path,
         state=state,
