@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 
 import pytest
@@ -15,7 +14,6 @@ from scantling.run.engines.nodes import (
     ask_nodes,
     await_file,
     check_nodes,
-    require_listener,
     versions_here,
 )
 
@@ -68,16 +66,6 @@ def test_a_file_is_awaited_until_it_holds_what_was_promised(tmp_path):
     assert await_file(str(file), "new", 60.0)
     writing.join()
     assert not await_file(str(file), "other", 0.05)
-
-
-def test_an_address_at_which_nobody_listens_is_refused_at_once():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        require_listener(address)
-    with pytest.raises(UsageError, match=f"no Ray cluster answers at {address}: "):
-        require_listener(address)
-    for left_to_ray in ("auto", "local", "ray://127.0.0.1:1"):
-        require_listener(left_to_ray)
 
 
 def test_without_ray_the_doctor_says_what_to_install(monkeypatch, tmp_path):

@@ -24,7 +24,6 @@ from scantling import __version__
 from scantling.errors import UsageError
 from scantling.run.diagnosis import Check
 
-_LISTEN_SECONDS = 10.0
 _ANSWER_SECONDS = 120.0
 _SIGHT_SECONDS = 60.0
 _SLOW_SECONDS = 5.0
@@ -84,25 +83,6 @@ def ask_nodes(address: str, folder: Path) -> list[NodeReport]:
         there = [node for node, report in reports.items() if report.problem is None]
         seen = _sight(ray, there, folder.absolute())
     return [replace(report, seen_after=seen.get(node)) for node, report in reports.items()]
-
-
-def require_listener(address: str) -> None:
-    """Refuse an address at which nobody listens, which Ray itself notices after minutes.
-
-    Args:
-        address: `HOST:PORT`; anything else (`auto`, `local`, `ray://...`) is left to Ray.
-
-    Raises:
-        UsageError: Nobody listens there.
-    """
-    host, _, port = address.rpartition(":")
-    if "/" in address or not host or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTEN_SECONDS).close()
-    except OSError as error:
-        hint = "Look at it with `ray status` on its first machine, which says HOST:PORT when it is started."
-        raise UsageError(f"no Ray cluster answers at {address}: {error}", hint=hint) from error
 
 
 def check_nodes(

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 
 from scantling.errors import Interrupted, TrainingError, UsageError
-from scantling.run.engines.nodes import require_listener
 from scantling.run.engines.remote import RemoteOrder, Workshop
 from scantling.run.engines.schedule import GRACE_SECONDS, STOPPED, Ended, Records, do_all
 from scantling.run.engines.worker import Done, Failed
@@ -78,7 +77,6 @@ def connected(address: str | None) -> Iterator[Any]:
         yield ray
         return
     found = address or os.environ.get("RAY_ADDRESS") or "local"
-    require_listener(found)
     options = {"include_dashboard": False} if found == "local" else {}
     try:
         ray.init(
