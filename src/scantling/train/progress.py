@@ -147,7 +147,7 @@ def make_reporter(console: Console | None, *, total: int, start: int, epochs: in
 class Pace:
     """Speed and time left, measured over the steps this process did, and told to the watchers."""
 
-    def __init__(self, *, total: int, start: int, epochs: int) -> None:
+    def __init__(self, *, total: int, start: int, epochs: int | None = None) -> None:
         self.total = total
         self.step = start
         self._start, self._epochs = start, epochs
@@ -171,12 +171,12 @@ class Pace:
 
     def facts(self) -> Facts:
         """How the training comes along."""
-        left = self._seconds_left
+        left, epochs = self._seconds_left, self._epochs
+        place = {"epoch": round(self.step * epochs / self.total, 2), "epochs": epochs} if epochs else {}
         return {
             "step": self.step,
             "total_steps": self.total,
-            "epoch": round(self.step * self._epochs / self.total, 2),
-            "epochs": self._epochs,
+            **place,
             "images_per_second": None if left is None else round(self.images_per_second, 3),
             "eta_seconds": None if left is None else round(left, 1),
             "metrics": dict(self._metrics),
