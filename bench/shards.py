@@ -1,10 +1,10 @@
-"""Very many images on two machines that come and go, against one process: every image once, memory flat, images a second.
+"""Very many images on two machines that come and go, against one process: every image once, in flat memory.
 
     python bench/shards.py IMAGES [--images 20000] [--size 250] [--kills 2] [--alone 2000]
 
 IMAGES is a folder of images, of which hard links are made until there are enough. A small Faster R-CNN of random
-weights predicts them at 96 pixels, one thread a process. Ray simulates two machines of one processor on this one; they are
-killed without a word, and others take their place, after a fifth and two fifths of the images. Alone, one process
+weights predicts them at 96 pixels, one thread a process. Ray simulates two machines of one processor on this one; they
+are killed without a word, and others take their place, after a fifth and two fifths of the images. Alone, one process
 does a part of the same images, so that both have the same processors; images a second of both, and their ratio. Memory
 is the largest resident set of the processes that predict, in the first and the last quarter of the time.
 """

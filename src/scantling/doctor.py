@@ -14,17 +14,15 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from scantling import __version__
+from scantling.run.diagnosis import Check, Diagnosis
 
 log = logging.getLogger(__name__)
-
-State = Literal["ok", "note", "wrong"]
 
 NEEDED: Mapping[str, tuple[str, str]] = {
     "torch": ("torch", "2.11"),
@@ -55,58 +53,15 @@ _HOTCOCO, _DEVICE = "hotcoco", "device"
 BOTH_TORCHES = "pip install --force-reinstall torch torchvision  (both in one command, from the same place)"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One line of the report.
-
-    Attributes:
-        topic: What was looked at.
-        state: `ok`, `note` (works, but worth knowing) or `wrong` (scantling cannot work).
-        found: What was found.
-        remedy: What to do; None where nothing is to be done.
-    """
-
-    topic: str
-    state: State
-    found: str
-    remedy: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """All lines.
-
-    Attributes:
-        checks: In the order of the report.
-    """
-
-    checks: tuple[Check, ...]
-
-    @property
-    def usable(self) -> bool:
-        """Whether scantling can work here."""
-        return not self.wrong
-
-    @property
-    def wrong(self) -> tuple[Check, ...]:
-        """The lines that say that it cannot."""
-        return tuple(check for check in self.checks if check.state == "wrong")
-
-    def to_text(self) -> str:
-        """For people."""
-        width = max(len(check.topic) for check in self.checks)
-        return "\n".join(line for check in self.checks for line in _lines(check, width))
-
-    def to_dict(self) -> dict[str, Any]:
-        """For programs."""
-        return {"usable": self.usable, "checks": [asdict(check) for check in self.checks]}
-
-
-def examine(folder: Path) -> Diagnosis:
-    """Look at this machine and this installation.
+def examine(folder: Path, address: str | None = None) -> Diagnosis:
+    """Look at this machine and this installation, and at the machines of a cluster.
 
     Args:
-        folder: Where runs are to be written.
+        folder: Where runs are to be written; there must be one.
+        address: Of a Ray cluster, `HOST:PORT` or `auto`; None looks at this machine alone.
+
+    Raises:
+        UsageError: Ray is not installed, or does not answer at the address.
     """
     log.info("importing %d libraries, each as scantling would; this takes some seconds", len(NEEDED))
     machine = check_system(folder)
@@ -115,7 +70,27 @@ def examine(folder: Path) -> Diagnosis:
     broken = {check.topic for check in libraries if check.state == "wrong"}
     device = [] if "torch" in broken else [check_device(answers[_DEVICE], nvidia_driver())]
     hotcoco = check_hotcoco(_version(_HOTCOCO), answers[_HOTCOCO].get("error"))
-    return Diagnosis((*machine, *libraries, hotcoco, *device))
+    here = (*machine, *libraries, hotcoco, *device, check_clusters())
+    return Diagnosis(here if address is None else (*here, *_look_at_cluster(address, folder, broken)))
+
+
+def _look_at_cluster(address: str, folder: Path, broken: Collection[str]) -> Iterator[Check]:
+    """The machines of a Ray cluster, if this one can ask them."""
+    if broken:
+        shown = f"not asked, as this machine lacks {', '.join(sorted(broken))}"
+        yield Check(topic="cluster", state="note", found=shown)
+        return
+    from scantling.run.engines.nodes import ask_nodes, check_nodes, versions_here
+
+    log.info("asking every machine of the cluster at %s", address)
+    yield from check_nodes(ask_nodes(address, folder), versions_here(), folder)
+
+
+def check_clusters() -> Check:
+    """What would have stages done by other machines, all of which may be missing."""
+    found = {name: _version(name) for name in ("ray", "submitit")}
+    shown = ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items())
+    return Check(topic="clusters", state="ok", found=shown)
 
 
 def check_system(folder: Path) -> Iterator[Check]:
@@ -304,12 +279,6 @@ def _amount(topic: str, free: int | None, little: int, remedy: str) -> Check:
     short = free < little
     shown = f"{free / GIB:.1f} GiB free"
     return Check(topic=topic, state="note" if short else "ok", found=shown, remedy=remedy if short else None)
-
-
-def _lines(check: Check, width: int) -> Iterator[str]:
-    yield f"{check.state:<5} {check.topic:<{width}}  {check.found}"
-    if check.remedy:
-        yield f"{'':<5} {'':<{width}}  -> {check.remedy}"
 
 
 def _read(path: str) -> str:

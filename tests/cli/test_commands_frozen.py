@@ -13,7 +13,7 @@ from scantling import api
 from scantling.cli.app import app
 
 SNAPSHOT = Path(__file__).with_name("commands.txt")
-SHOWN_ONLY = {"help", "json", "quiet", "debug", "plan"}
+SHOWN_ONLY = {"help", "json", "quiet", "debug", "plan", "watch", "interval"}
 """Options that change what is shown, not what is done; `plan` shows it and does nothing (`api.plan`)."""
 TRANSLATED = {
     "count_difficult",

@@ -128,6 +128,7 @@ LIGHT_VERBS = (
     "check DATA/voc",
     "split DATA:val --out DATA/splits",
     "recipes show bccd-cpu",
+    "status DATA/run",
 )
 NOT_FOR_LABELS = ("torch", "torchvision", "timm", "accelerate", "matplotlib", "scantling.models")
 
@@ -141,6 +142,8 @@ def test_verbs_about_labels_and_results_load_no_torch(tmp_path):
         Image.new("RGB", (32, 32), (0, 90 * record["id"], 9)).save(tmp_path / "images" / record["file_name"])
     found = [{"image_id": 1, "category_id": 1, "bbox": [2, 2, 9, 9], "score": 0.5}]
     (tmp_path / "found.json").write_text(json.dumps(found))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text('{"state": "done", "stages": {"report": "done"}}')
     verbs = [verb.replace("DATA", str(tmp_path)).split() for verb in LIGHT_VERBS]
     script = (
         "import contextlib, io, sys\nfrom scantling.cli import main\n"

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from scantling.errors import DataError, Finding, Interrupted, Severity
 from scantling.run.engines.local import do_side_by_side
 from scantling.run.stage import Stage
 from scantling.train.devices import ALONE, Processes
+from scantling.train.progress import Facts, tell
 
 PATIENCE = 100.0
 FINDING = Finding(code="box-size", severity=Severity.ERROR, message="odd", id=7, value=[1, 2])
@@ -76,6 +78,23 @@ def build_unrelated(context: Context) -> list[Stage]:
     return [stage("a", make), stage("b", give_up), stage("c", vanish), stage("d", make)]
 
 
+def build_telling(context: Context) -> list[Stage]:
+    """Two stages that tell how far they are, and leave the number of their process."""
+
+    def stage(name: str) -> Stage:
+        action = partial(tell_twice, context, name)
+        return Stage(folder=name, name=name, inputs=dict, outputs=(f"{name}/out.txt",), action=action)
+
+    return [stage("a"), stage("b")]
+
+
+def tell_twice(context: Context, name: str) -> None:
+    for step in (1, 2):
+        tell(lambda: {"step": step}, at_once=True)  # noqa: B023 - called at once
+    (context.root / name).mkdir(parents=True)
+    (context.root / name / "out.txt").write_text(str(os.getpid()))
+
+
 def make(context: Context, name: str) -> None:
     (context.root / name).mkdir(parents=True)
     write(context, name)
@@ -99,6 +118,14 @@ class Notes:
     done: list[str] = field(default_factory=list)
     failed: dict[str, Exception] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    planned: list[str] = field(default_factory=list)
+    told: dict[str, list] = field(default_factory=dict)
+
+    def expect(self, titles: Sequence[str]) -> None:
+        self.planned += titles
+
+    def progress(self, title: str, facts: Facts) -> None:
+        self.told.setdefault(title, []).append(facts)
 
     def begin(self, stage: Stage) -> bool:
         self.begun.append(stage.title)

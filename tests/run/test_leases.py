@@ -119,7 +119,8 @@ def test_signs_of_life_carry_what_is_known_and_end_with_how_it_went(tmp_path):
         while current_leases(tmp_path)["a"].beat < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         state = current_leases(tmp_path)["a"]
-        assert (dict(state.facts), state.outcome) == ({"step": 5}, None)
+        assert (state.facts["step"], state.outcome) == (5, None)
+        assert state.facts["since"] <= state.facts["updated"]
         assert state.beat >= 2
     assert current_leases(tmp_path)["a"].outcome == "done"
 

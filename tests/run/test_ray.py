@@ -39,7 +39,8 @@ MODEL = (
 MEMBER = f"""
     model: {MODEL}
     augment: {{short_side: 48, long_side: 64}}
-    train: {{epochs: 1, batch_size: 2, workers: 0, warmup_steps: 2, log_every: 1}}
+    train: {{epochs: 8, batch_size: 2, workers: 0, warmup_steps: 2, log_every: 1, validate_every: 8,
+             checkpoint_every: 2}}
     predict: {{scales: 48, long_side: 64, suppress: {{score_threshold: 0.0, max_per_image: 10}}}}
 """
 RECIPE = f"members:\n  one:{MEMBER}  two:{MEMBER}" + (
@@ -219,6 +220,7 @@ def test_a_suite_equals_that_of_one_process_and_a_set_that_fails_costs_no_other(
     for out in ("alone", "cluster"):  # what beta learns cannot be written
         (tmp_path / out / "beta/members/one/best.safetensors/in-the-way").mkdir(parents=True)
         (tmp_path / out / "beta/status.json").write_text("{}")
+        (tmp_path / out / "status.json").write_text("{}")
     first = run_suite(suite, tmp_path / "sets", tmp_path / "alone", device="cpu")
     second = run_suite(suite, tmp_path / "sets", tmp_path / "cluster", device="cpu", engine=RAY)
     assert list(first.failures) == ["beta"]
@@ -238,7 +240,7 @@ def test_what_fails_is_told_with_its_log_and_what_a_signal_stops_has_saved_its_s
     import ray
 
     root = tmp_path / "run"
-    long = RECIPE.replace("epochs: 1", "epochs: 500")
+    long = RECIPE.replace("epochs: 8", "epochs: 500")
     (tmp_path / "r.yaml").write_text(long)
     options = ["--data", str(scenes), "--out", str(root), "--engine", "ray", "--device", "cpu"]
     command = [sys.executable, "-m", "scantling", "run", str(tmp_path / "r.yaml"), *options]

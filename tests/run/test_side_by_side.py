@@ -78,6 +78,9 @@ def test_a_failure_arrives_whole_and_stops_only_what_needs_the_stage(tmp_path, f
     assert not (root / "c").exists()
     log = (root / "run.log").read_text()
     assert "1 of 3 stages failed: b; 1 were left, as they need what these would have made: c" in log
+    assert f"b: {status['failures']['b']['reason']} (log: {root / 'run.log'})" in log
+    assert list(status["failures"]) == ["b"]
+    assert "The same command given again does only what is missing." in log
 
 
 def test_where_failures_are_noted_the_others_are_done(tmp_path, forked):
@@ -111,7 +114,8 @@ def test_a_signal_to_the_main_process_ends_all_with_their_state_saved(tmp_path, 
     wait_until_gone(tmp_path)
     assert all((tmp_path / f"saved-{name}").exists() for name in "ab")
     status = json.loads((root / "status.json").read_text())
-    assert (status["state"], status["stages"]) == ("interrupted", dict.fromkeys("ab", "interrupted"))
+    stopped = {"a": "interrupted", "b": "interrupted", "c": "waiting"}
+    assert (status["state"], status["stages"], status["running"]) == ("interrupted", stopped, {})
 
 
 def test_workers_outlive_no_main_process(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from scantling.run.throttle import Throttle
 
@@ -51,3 +52,32 @@ def test_a_status_that_waits_is_written_without_being_asked_again():
     throttle.now(lambda: threading.Event().wait(0.05))
     throttle.soon(written.set)
     assert written.wait(60)
+
+
+def test_what_changes_all_the_time_is_written_now_and_then(monkeypatch):
+    waits, calls = [], []
+
+    class Timer:
+        def __init__(self, seconds, call, arguments):
+            waits.append(seconds)
+            calls.append(lambda: call(*arguments))
+
+        def start(self):
+            pass
+
+        def cancel(self):
+            pass
+
+    monkeypatch.setattr("scantling.run.throttle.threading.Timer", Timer)
+    throttle, written = Throttle(), []
+    for number in range(100):
+        throttle.later(lambda number=number: written.append(number))
+    assert (waits, written) == ([1.0], [])
+    calls[0]()
+    assert written == [0]
+    monkeypatch.setattr(throttle, "_free_from", time.monotonic() + 1000.0)
+    throttle.later(lambda: written.append("dear"))
+    assert 1.0 < waits[1] <= 30.0
+    throttle.now(lambda: written.append("last"))
+    calls[1]()  # too late to be cancelled
+    assert written == [0, "last"]

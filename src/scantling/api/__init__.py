@@ -40,6 +40,7 @@ from scantling.api.run import plan as plan  # noqa: PLC0414 - part of this modul
 from scantling.api.run import report as report  # noqa: PLC0414 - part of this module too
 from scantling.api.run import require_run
 from scantling.api.run import run as run  # noqa: PLC0414 - part of this module too
+from scantling.api.run import status as status  # noqa: PLC0414 - part of this module too
 from scantling.api.run import train as train  # noqa: PLC0414 - part of this module too
 from scantling.api.semantic import fuse_semantic as fuse_semantic  # noqa: PLC0414 - part of this module too
 from scantling.api.semantic import tune_semantic as tune_semantic  # noqa: PLC0414 - part of this module too
@@ -62,13 +63,13 @@ from scantling.settings.paths import (
 from scantling.settings.shards import Shards as Shards  # noqa: PLC0414 - part of this module too
 
 if TYPE_CHECKING:
-    from scantling.doctor import Diagnosis
     from scantling.evaluate.backends import Backend
     from scantling.evaluate.coco_eval import Evaluation
     from scantling.evaluate.compare import Comparison
     from scantling.evaluate.inputs import IouType
     from scantling.predict.import_weights import ImportSummary
     from scantling.predict.loaded import ImagePredictor
+    from scantling.run.diagnosis import Diagnosis
     from scantling.run.map_predictions import MapPredictions
     from scantling.run.predictions import Predictions
 
@@ -319,11 +320,20 @@ def suggest(data: str | Path, *, overrides: Iterable[str] = (), device: str = "a
     return suggest_recipe(OpenRecipe.over(data, overrides=overrides), device=device)
 
 
-def doctor() -> Diagnosis:
+def doctor(*, address: str | None = None, folder: str | Path | None = None) -> Diagnosis:
     """Whether scantling can work on this machine: versions, GPU, disk, memory, and what to install.
 
-    Nothing that may be broken is imported into this process.
+    Nothing that may be broken is imported into this process before it is known not to be.
+
+    Args:
+        address: Of a Ray cluster, `HOST:PORT` or `auto`, whose machines are looked at, too.
+        folder: Where runs are to be written, which all machines must see; None is the present one.
+
+    Raises:
+        UsageError: There is no such folder; Ray is not installed, or does not answer at the address.
     """
+    where = Path.cwd() if folder is None else Path(folder)
+    require_folder(where, "folder for runs")
     from scantling.doctor import examine
 
-    return examine(Path.cwd())
+    return examine(where, address)

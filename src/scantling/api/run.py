@@ -1,4 +1,4 @@
-"""The verbs that fill a run folder, as functions: run, demo, train, ablate, and the report of what is there."""
+"""The verbs that fill a run folder, as functions: run, demo, train, ablate; its report, and how it stands."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scantling.run.factors import FactorSummary
     from scantling.run.pipeline import RunSummary
     from scantling.run.plan import Plan
+    from scantling.run.status import RunStatus
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +233,21 @@ def report(run: str | Path) -> Path:
     return write_run_report(
         folder, recipe, read_run_data(recipe.data, recipe.evaluate.split, with_masks=recipe.needs_masks)
     )
+
+
+def status(run: str | Path) -> RunStatus:
+    """How a run stands that is going on, or has ended: stages, progress, failures, and how to go on.
+
+    Args:
+        run: Folder of a run, a suite or an ablation.
+
+    Raises:
+        UsageError: There is no run in it.
+    """
+    require_folder(Path(run), "run folder")
+    from scantling.run.status import read_status
+
+    return read_status(Path(run))
 
 
 def require_run(path: Path) -> Path:

@@ -21,6 +21,7 @@ from scantling.cli import (
     run_verbs,
     semantic_verbs,
     shard_verbs,
+    status_verb,
     suite_verb,
     tune_verbs,
 )
@@ -55,6 +56,7 @@ app.command("pretrain")(pretrain_verbs.pretrain)
 app.command("train")(run_verbs.train)
 app.command("ablate")(run_verbs.ablate)
 app.command("suite")(suite_verb.suite)
+app.command("status")(status_verb.status)
 app.command("predict")(result_verbs.predict)
 app.command("merge")(shard_verbs.merge)
 app.command("evaluate")(result_verbs.evaluate)

@@ -27,6 +27,7 @@ from scantling.predict.predictor import PredictConfig, Predictor
 from scantling.structures.detections import Detections
 from scantling.structures.instances import Instances
 from scantling.train.devices import ALONE, Processes
+from scantling.train.progress import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,7 +124,8 @@ def find_candidates(
     with processes.together():
         predictor = Predictor(model, config, dataset.class_names, device)
         found = {}
-        for record, views in predictor.candidates(dataset.images[processes.rank :: processes.world]):
+        part = dataset.images[processes.rank :: processes.world]
+        for record, views in counted(predictor.candidates(part), len(part)):
             position = dataset.index_of[record.id]
             found[position] = Candidates.of_views(views, position=position)
     merged = {key: part for each in processes.gather_on_main(found) for key, part in each.items()}
@@ -168,7 +170,7 @@ def find_masks(
             for image, index in shown.items()
         }
         drawn = {}
-        for record, found in predictor.masks(records, boxes):
+        for record, found in counted(predictor.masks(records, boxes), len(records)):
             image = dataset.index_of[record.id]
             seen = found.to_detections(image)
             drawn[image] = rows[shown[image]].replace(

@@ -10,7 +10,7 @@ the same (`RunFolder.lenders`): of all with the same member, the first trains it
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from scantling.run.results import own_results
 from scantling.run.several import do_runs
 from scantling.run.stages.evaluation import judged_by_metrics, result_files
 from scantling.train.devices import join_processes, resolve_device
+from scantling.train.progress import Facts
 
 COMBINATIONS = "combinations"
 
@@ -181,19 +182,23 @@ class _CombinationRuns:
 
     run: RunFolder
 
+    def expect(self, names: Sequence[str]) -> None:
+        """Note which runs there are."""
+        self.run.expect(list(map(_short, names)))
+
     def begin(self, name: str) -> None:
         """Note that a run is begun."""
-        self.run.note_run(_short(name), "running")
+        self.run.note(_short(name), "running")
 
     def end(self, name: str) -> None:
         """Note that a run is done."""
-        self.run.note_run(_short(name), "done")
+        self.run.note(_short(name), "done")
 
     def fail(self, name: str, error: Exception) -> None:
         """Note that a run could not be done; the others go on."""
         self.run.failures[_short(name)] = error
         log.error("%s failed: %s", _short(name), in_a_line(error))
-        self.run.note_run(_short(name), "failed")
+        self.run.note(_short(name), "failed")
 
     def require_all(self) -> None:
         """End an ablation of which a run is missing.
@@ -202,6 +207,10 @@ class _CombinationRuns:
             Exception: What the first run raised that failed.
         """
         self.run.require_all()
+
+    def progress(self, name: str, facts: Facts) -> None:
+        """Note how a run comes along, and which of its stages is being done."""
+        self.run.progress(_short(name), facts)
 
 
 def _short(name: str) -> str:

@@ -17,11 +17,9 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -39,18 +37,32 @@ from scantling.errors import (
     is_known,
 )
 from scantling.report.build import REASONS
+from scantling.run.logs import log_file
+from scantling.run.running import (
+    ENVIRONMENT,
+    LEFT,
+    LOG,
+    RUNNING,
+    STATUS,
+    WAITING,
+    Running,
+    describe_failures,
+    describe_process,
+    go_on,
+    now,
+)
 from scantling.run.stage import Inputs, Stage, remove_recorded
 from scantling.run.throttle import Throttle
 from scantling.train.devices import ALONE, Processes, describe_device
+from scantling.train.progress import Facts, watched_by
 from scantling.train.rundir import LOCK_NAME, claim_folder
 
-RECIPE, STATUS, ENVIRONMENT = "recipe.yaml", "status.json", "env.json"
-METRICS, REPORT, CATEGORIES, DATA, LOG = (
+RECIPE, METRICS, REPORT, CATEGORIES, DATA = (
+    "recipe.yaml",
     "metrics.json",
     "report.html",
     "categories.json",
     "data.json",
-    "run.log",
 )
 _TOP_FILES = (RECIPE, STATUS, ENVIRONMENT, METRICS, REPORT, CATEGORIES, DATA, LOG, REASONS)
 _DISTRIBUTIONS = (
@@ -69,17 +81,13 @@ _SIGHT_SECONDS = 20.0
 log = logging.getLogger(__name__)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 @dataclass
 class RunFolder:
     """An open run folder; see `open_run`.
 
     Attributes:
         path: The folder.
-        stages: State of each stage met so far: `running`, `done`, `kept` (done earlier and unchanged), `shared` (taken
+        stages: State of each stage: `waiting`, `running`, `done`, `kept` (done earlier and unchanged), `shared` (taken
             over from another run), `failed`, `left` (not begun, as it needs what failed) or `interrupted`.
         started: When this process began, ISO 8601 in UTC.
         processes: Those that do the run together; only the main one writes.
@@ -89,11 +97,12 @@ class RunFolder:
 
     path: Path
     stages: dict[str, str] = field(default_factory=dict)
-    started: str = field(default_factory=_now)
+    started: str = field(default_factory=now)
     processes: Processes = ALONE
     lenders: tuple[Path, ...] = ()
     failures: dict[str, Exception] = field(default_factory=dict)
     _begun: dict[str, Inputs] = field(default_factory=dict, repr=False)
+    _running: Running = field(default_factory=Running, repr=False)
     _throttle: Throttle = field(default_factory=Throttle, repr=False)
 
     def do(self, stage: Stage) -> None:
@@ -108,11 +117,17 @@ class RunFolder:
         """
         on_main = self.processes.on_main
         if on_main(partial(self.begin, stage)):
-            if stage.alone:
-                on_main(partial(_act, stage))
-            else:
-                stage.action()
+            with watched_by(partial(self.progress, stage.title), stage.title):
+                if stage.alone:
+                    on_main(partial(_act, stage))
+                else:
+                    stage.action()
             on_main(partial(self.end, stage))
+
+    def expect(self, titles: Sequence[str]) -> None:
+        """Note which stages there are, in the order in which they are listed."""
+        self.stages = {title: self.stages.get(title, WAITING) for title in titles} | self.stages
+        self._throttle.soon(partial(self.write_status, RUNNING))
 
     def begin(self, stage: Stage) -> bool:
         """Record the start of a stage that is to be done; False where it is done already.
@@ -123,22 +138,22 @@ class RunFolder:
         inputs = stage.inputs()
         if stage.is_done(self.path, inputs):
             log.info("%s: already done, kept", stage.title)
-            self.note(stage, "kept")
+            self.note(stage.title, "kept")
             return False
         if (lender := stage.lent_by(self.lenders, inputs)) is not None:
             log.info("%s: taken over from %s", stage.title, lender.name)
             stage.take_over(lender, self.path, inputs)
-            self.note(stage, "shared")
+            self.note(stage.title, "shared")
             return False
         self._begun[stage.title] = inputs
-        self.note(stage, "running")
+        self.note(stage.title, RUNNING)
         stage.note_start(self.path, inputs)
         return True
 
     def end(self, stage: Stage) -> None:
         """Record what a stage left."""
         stage.note_end(self.path, self._begun.pop(stage.title))
-        self.note(stage, "done")
+        self.note(stage.title, "done")
 
     def fail(self, stage: Stage, error: Exception) -> None:
         """Note what a stage raised; those that do not need it go on."""
@@ -146,12 +161,17 @@ class RunFolder:
         log.error("%s failed: %s", stage.title, in_a_line(error))
         if not is_known(error):
             log.error("%s", type(error).__name__, exc_info=error, extra={FOR_THE_FILE: True})
-        self.note(stage, "failed")
+        self.note(stage.title, "failed")
 
     def leave(self, stage: Stage, cause: Stage) -> None:
         """Note that a stage is not begun, as it needs what another would have left."""
         log.warning("%s: not begun, it needs what %s would have left", stage.title, cause.title)
-        self.note(stage, "left")
+        self.note(stage.title, LEFT)
+
+    def progress(self, title: str, facts: Facts) -> None:
+        """Note how a stage comes along that is being done; seen in the status a moment later."""
+        self._running.tell(title, facts)
+        self._throttle.later(partial(self.write_status, RUNNING))
 
     def require_all(self) -> None:
         """End a run of which not every stage could be done, after those that could.
@@ -161,23 +181,30 @@ class RunFolder:
         """
         if not self.failures:
             return
-        left = [title for title, state in self.stages.items() if state == "left"]
+        left = [title for title, state in self.stages.items() if state == LEFT]
         told = [f"{len(self.failures)} of {len(self.stages)} stages failed: {', '.join(self.failures)}"]
         if left:
             told.append(f"{len(left)} were left, as they need what these would have made: {', '.join(left)}")
-        log.error("%s (log: %s)", "; ".join(told), self.path / LOG)
-        log.error("The same command given again does only what is missing.")
+        log.error("%s", "; ".join(told))
+        for title, failure in describe_failures(self.path, self.failures).items():
+            log.error("%s: %s (log: %s)", title, failure["reason"], self.path / failure["log"])
+        log.error("%s", go_on())
         raise next(iter(self.failures.values()))
 
-    def note(self, stage: Stage, state: str) -> None:
-        """Note how a stage stands, for whoever looks at the folder meanwhile."""
-        self.stages[stage.title] = state
-        self._throttle.soon(partial(self.write_status, "running"))
+    def note(self, title: str, state: str) -> None:
+        """Note how a stage stands, or a run of several, for whoever looks at the folder meanwhile."""
+        self.stages[title] = state
+        if state == RUNNING:
+            self._running.begin(title)
+        else:
+            self._running.end(title)
+        self._throttle.soon(partial(self.write_status, RUNNING))
 
-    def note_run(self, name: str, state: str) -> None:
-        """Note how one of several runs stands that are done in folders of their own."""
-        self.stages[name] = state
-        self._throttle.soon(partial(self.write_status, "running"))
+    def interrupt(self, state: str) -> None:
+        """Note that what is being done is not done any more."""
+        for title in [title for title, old in self.stages.items() if old == RUNNING]:
+            self.stages[title] = state
+            self._running.end(title)
 
     def end_with(self, state: str, message: str | None = None) -> None:
         """Write the last status."""
@@ -187,14 +214,16 @@ class RunFolder:
         """Write `status.json`: what a person or a script looks at to see how the run stands."""
         if not self.processes.is_main:
             return
+        stages = dict(self.stages)  # another thread may write it while this one goes on
         status = {
             "state": state,
-            "stages": self.stages,
+            "stages": stages,
+            **self._running.describe(stages),
+            "failures": describe_failures(self.path, self.failures),
             "message": message,
             "started": self.started,
-            "updated": _now(),
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
+            "updated": now(),
+            **describe_process(),
         }
         write_json(self.path / STATUS, status, indent=2)
 
@@ -222,7 +251,7 @@ def open_run(path: Path, *, overwrite: bool = False, processes: Processes = ALON
             if processes.is_main:
                 _take(run, stack, overwrite=overwrite)
         try:
-            run.write_status("running")
+            run.write_status(RUNNING)
             started = processes.from_main(run.started)
             with processes.together():
                 _require_sight(path, started)
@@ -296,7 +325,7 @@ def write_environment(path: Path, *, device: torch.device) -> None:
     """Write `env.json`: versions, machine and command, for reproducing the run."""
     environment = {
         "command": shlex.join(["scantling", *sys.argv[1:]]),
-        "time": _now(),
+        "time": now(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
@@ -307,55 +336,12 @@ def write_environment(path: Path, *, device: torch.device) -> None:
     write_json(path / ENVIRONMENT, environment, indent=2)
 
 
-_told_of: ContextVar[Path | None] = ContextVar("told_of", default=None)
-"""The folder of the run that this thread works for, where several are open."""
-
-
-@contextmanager
-def telling_of(path: Path) -> Iterator[None]:
-    """What is logged meanwhile is told in the log of this folder, and of those that it lies in, alone.
-
-    Args:
-        path: The open folder of a run, or of several.
-    """
-    token = _told_of.set(path)
-    try:
-        yield
-    finally:
-        _told_of.reset(token)
-
-
-def _is_told_in(folder: Path, record: logging.LogRecord) -> bool:  # noqa: ARG001 - whatever it says
-    """Whether an entry is for the log of a folder."""
-    place = _told_of.get()
-    return place is None or place.is_relative_to(folder)
-
-
-@contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Send everything scantling logs to a file as well, whatever is shown on the terminal."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handler.setLevel(logging.INFO)
-    handler.addFilter(partial(_is_told_in, path.parent))
-    package = logging.getLogger("scantling")
-    level = package.level
-    package.addHandler(handler)
-    package.setLevel(min(level, logging.INFO) if level else logging.INFO)
-    try:
-        yield
-    finally:
-        package.removeHandler(handler)
-        package.setLevel(level)
-        handler.close()
-
-
 def _note_failure(run: RunFolder, error: BaseException) -> None:
     interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
     if not interrupted and not isinstance(error, ScantlingError) and error not in run.failures.values():
         log.error("%s: %s", type(error).__name__, error, exc_info=error, extra={FOR_THE_FILE: True})
     state = "interrupted" if interrupted else "failed"
-    run.stages = {name: state if old == "running" else old for name, old in run.stages.items()}
+    run.interrupt(state)
     try:
         run.end_with(state, str(error) or type(error).__name__)
     except UsageError as problem:  # a full disk, say: the first error is the one to tell

@@ -92,7 +92,8 @@ class LeaseState:
         owner: Who holds it, or held it.
         beat: Goes up as long as the holder lives.
         outcome: None while it is held; then `done`, `failed` or `stopped`.
-        facts: What the holder tells of its progress.
+        facts: What the holder tells of its progress; `since` and `updated`, ISO 8601 in UTC by the holder's clock,
+            when it took the lease and gave its last sign of life.
     """
 
     generation: int
@@ -160,7 +161,7 @@ class Leases:
         if not self.is_free(state, title):
             return None
         generation = int(files[-1].stem) + 1 if files else 1
-        own = LeaseState(generation=generation, owner=self.owner)
+        own = LeaseState(generation=generation, owner=self.owner, facts={"since": _now(), "updated": _now()})
         lease = Lease(path=folder / f"{generation:04d}.json", title=title, state=own, leases=self)
         if not _make(lease.path, own.to_json()):
             return None
@@ -176,7 +177,7 @@ class Leases:
     def note(self, lease: Lease, event: str, other: str | None = None) -> None:
         """Write down what happened to a lease."""
         entry = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "time": _now("milliseconds"),
             "stage": lease.title,
             "generation": lease.state.generation,
             "event": event,
@@ -301,7 +302,7 @@ class Lease:
     ) -> None:
         while not ended.wait(self.leases.patience / _BEATS):
             try:
-                self.beat(facts())
+                self.beat({**facts(), "since": self.state.facts.get("since"), "updated": _now()})
             except LeaseLost as error:
                 log.error("%s", error.message)  # noqa: TRY400 - no bug, so no traceback
                 on_loss()
@@ -354,6 +355,10 @@ def _make(path: Path, content: str) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def _now(precision: str = "seconds") -> str:
+    return datetime.now(UTC).isoformat(timespec=precision)
 
 
 def _pid_space() -> str:

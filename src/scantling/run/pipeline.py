@@ -289,7 +289,9 @@ def do_stages(
     """
     build = build or stages_of
     if context.processes.world > 1:
-        for stage in build(context):
+        stages = build(context)
+        run.expect([stage.title for stage in stages])
+        for stage in stages:
             run.do(stage)
     else:
         do_with(engine, context, run, build)

@@ -19,15 +19,20 @@ from scantling.errors import Interrupted
 from scantling.recipe.recipe import Recipe
 from scantling.run.context import RunContext, Workplace
 from scantling.run.engines.choice import Engine, do_with
-from scantling.run.folder import METRICS, RunFolder, telling_of
+from scantling.run.folder import METRICS, RunFolder
+from scantling.run.logs import telling_of
 from scantling.run.pipeline import part_of
 from scantling.run.stage import Stage
+from scantling.train.progress import Facts
 
 log = logging.getLogger(__name__)
 
 
 class WholeRecords(Protocol):
     """What is written down of each run as a whole."""
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Note which runs there are."""
 
     def begin(self, name: str) -> None:
         """Note that the first stage of a run is begun."""
@@ -37,6 +42,9 @@ class WholeRecords(Protocol):
 
     def fail(self, name: str, error: Exception) -> None:
         """Note that a run could not be prepared, or that a stage failed."""
+
+    def progress(self, name: str, facts: Facts) -> None:
+        """Note how a run comes along, and which of its stages is being done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +107,7 @@ def do_runs(
         Interrupted: A signal arrived; what trained has saved its state.
     """
     waits = after or {}
+    records.expect(list(recipes))
     with telling_of(whole.root), ExitStack() as together:
         opened = dict[str, _OpenRun]()
         for folder, recipe in recipes.items():
@@ -179,6 +188,17 @@ class _Notes:
         """Note that a stage is not begun; the cause may be one of another run."""
         with self._run_of(stage) as (run, own):
             run.leave(own, cause)
+
+    def expect(self, titles: Sequence[str]) -> None:
+        """Note in the folder of each run which stages it has."""
+        for folder, one in self._opened.items():
+            one.run.expect([self._own[title][1].title for title in titles if self._own[title][0] == folder])
+
+    def progress(self, title: str, facts: Facts) -> None:
+        """Note how a stage comes along, in its run and in what the run is one of."""
+        folder, own = self._own[title]
+        self._opened[folder].run.progress(own.title, facts)
+        self._records.progress(folder, {**facts, "stage": own.title})
 
     @contextmanager
     def _run_of(self, stage: Stage) -> Iterator[tuple[RunFolder, Stage]]:

@@ -40,6 +40,7 @@ from scantling.run.several import do_runs
 from scantling.run.stages.suite import SUBMITTED, set_result, stages_in_suite
 from scantling.run.suite_summary import PAGE, SuitePlan, SuiteSummary, log_of
 from scantling.train.devices import join_processes, resolve_device
+from scantling.train.progress import Facts
 
 TEXT, JSON = "suite.md", "suite.json"
 
@@ -184,13 +185,17 @@ class SuiteFolder:
     failures: dict[str, str] = field(default_factory=dict)
     bugs: list[str] = field(default_factory=list)
 
+    def expect(self, names: Sequence[str]) -> None:
+        """Note which sets there are."""
+        self.run.expect(names)
+
     def begin(self, name: str) -> None:
         """Note that a set is begun."""
-        self.run.note_run(name, "running")
+        self.run.note(name, "running")
 
     def end(self, name: str) -> None:
         """Note that a set is done."""
-        self.run.note_run(name, "done")
+        self.run.note(name, "done")
 
     def fail(self, name: str, error: Exception) -> None:
         """Note that a set could not be done, and why."""
@@ -200,7 +205,12 @@ class SuiteFolder:
         told = str(error) if isinstance(error, ScantlingError) else f"{type(error).__name__}: {error}"
         log.error("%s failed: %s", name, told)
         self.failures[name] = in_a_line(error)
-        self.run.note_run(name, "failed")
+        self.run.failures[name] = error
+        self.run.note(name, "failed")
+
+    def progress(self, name: str, facts: Facts) -> None:
+        """Note how a set comes along, and which of its stages is being done."""
+        self.run.progress(name, facts)
 
     def result_of(self, name: str) -> SetResult:
         """What came of a set."""

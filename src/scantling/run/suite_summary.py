@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from scantling.evaluate.over_sets import Part, SetResult, SetsTable, TableRow, mean_iou_table, table_over_sets
-from scantling.run.folder import LOG
 from scantling.run.plan import Plan
+from scantling.run.running import LOG
 
 PAGE = "suite.html"
 _PARTS: tuple[Part, Part] = ("steps", "members")

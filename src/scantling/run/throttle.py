@@ -10,6 +10,7 @@ from collections.abc import Callable
 from scantling.errors import UsageError
 
 _LATER_SECONDS = 1.0
+_MOST_SECONDS = 30.0
 _SHARE = 20
 """Times as long as it took to write, before it is written again at once."""
 
@@ -36,6 +37,15 @@ class Throttle:
                 self._write(write)
             else:
                 self._timer = threading.Timer(_LATER_SECONDS, self._later, [write])
+                self._timer.daemon = True
+                self._timer.start()
+
+    def later(self, write: Callable[[], None]) -> None:
+        """Write a second later, or when it takes little of the time again: for what changes all the time."""
+        with self._lock:
+            if self._timer is None:
+                rest = max(_LATER_SECONDS, min(self._free_from - time.monotonic(), _MOST_SECONDS))
+                self._timer = threading.Timer(rest, self._later, [write])
                 self._timer.daemon = True
                 self._timer.start()
 

@@ -172,6 +172,7 @@ class _Training:
             self._run.console if self._processes.is_main else Console(quiet=True),
             total=self._epochs * self._steps_per_epoch,
             start=self._state.step,
+            epochs=self._epochs,
             title=self._run.meta.kind,
         )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,8 +27,18 @@ import torch
 
 from scantling.errors import Interrupted, TrainingError
 from scantling.run.engines.schedule import GRACE_SECONDS, STOPPED, Ended, Records, do_all
-from scantling.run.engines.worker import Done, Failed, LogEntry, LogLine, Message, WorkerOrder, work
+from scantling.run.engines.worker import (
+    Done,
+    Failed,
+    LogEntry,
+    LogLine,
+    Message,
+    Progress,
+    WorkerOrder,
+    work,
+)
 from scantling.run.stage import Stage
+from scantling.train.progress import Facts
 from scantling.train.signals import SignalGuard, StopRequested
 
 log = logging.getLogger(__name__)
@@ -112,12 +123,13 @@ class _Crew(Generic[W]):
         worker.connection.send(title)
 
     def ended(self) -> Ended:
-        """Wait for something to happen; the stages that have ended by then.
+        """Wait for something to happen; the stages that have ended by then, and what the others tell.
 
         Raises:
             Interrupted: A signal arrived here or at a worker.
         """
-        ended = Ended([], {})
+        told = dict[str, Facts]()
+        ended = Ended([], {}, told)
         with SignalGuard() as guard:  # so that no message is read by half
             try:
                 with guard.interruptible():
@@ -135,6 +147,9 @@ class _Crew(Generic[W]):
                 if isinstance(message, Done) and title is not None:
                     ended.done.append(title)
                     worker.title = None
+                elif isinstance(message, Progress) and title is not None:
+                    where = {"host": socket.gethostname(), "pid": worker.process.pid}
+                    told[title] = {"where": where, **message.facts}
                 elif isinstance(message, Failed):
                     ended.failed[str(title)] = message.as_error()
                     self._leave(worker)

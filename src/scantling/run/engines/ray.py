@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 
 from scantling.errors import Interrupted, TrainingError, UsageError
-from scantling.run.engines.remote import RemoteOrder, Workshop, log_of_stage
+from scantling.run.engines.remote import RemoteOrder, Workshop
 from scantling.run.engines.schedule import GRACE_SECONDS, STOPPED, Ended, Records, do_all
 from scantling.run.engines.worker import Done, Failed
 from scantling.run.leases import PATIENCE_SECONDS, Leases
+from scantling.run.running import log_of_stage
 from scantling.run.stage import Stage
+from scantling.train.progress import Facts
 from scantling.train.signals import SignalGuard
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ _RETRIES = 10
 _WAIT_SECONDS = 1.0
 _ANSWER_SECONDS = 10.0
 _REMEDY = "Look at it with `ray status`, or leave --address out to use this machine."
+_LOOK_SECONDS, _LOOK_SHARE = 5.0, 20
+"""Time between two looks at the leases, at least; and as a multiple of how long a look takes."""
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +161,8 @@ class RayCrew(Generic[W]):
         self._key = f"{context.root.absolute()} {self._order[0].hex()}"
         self._task = ray.remote(max_retries=_RETRIES, max_calls=0)(do_stage)
         self._titles: dict[Any, str] = {}
+        self._leases = Leases(root=context.root)
+        self._look_from = 0.0
         self._largest = _largest_node(ray)
 
     @property
@@ -179,15 +185,15 @@ class RayCrew(Generic[W]):
         self._titles[task.remote(self._order, self._key, stage.title)] = stage.title
 
     def ended(self) -> Ended:
-        """Wait until a task has ended; the stages that have ended by then.
+        """Wait until a task has ended, or some seconds; the stages that have ended by then, and what others tell.
 
         Raises:
             Interrupted: A signal arrived here.
         """
-        ended = Ended([], {})
+        ended = Ended([], {}, self._told())
         with SignalGuard() as guard:
             ready = list[Any]()
-            while not ready and guard.signum is None:
+            while not ready and guard.signum is None and time.monotonic() < self._look_from:
                 waiting = list(self._titles)
                 ready, _ = self._ray.wait(waiting, num_returns=1, timeout=_WAIT_SECONDS)
             if ready:
@@ -204,6 +210,19 @@ class RayCrew(Generic[W]):
         if guard.signum is not None:
             raise Interrupted(guard.signum, STOPPED.format(signal.Signals(guard.signum).name))
         return ended
+
+    def _told(self) -> dict[str, Facts]:
+        """What the leases say of the stages that are being done, every few seconds and in little of the time."""
+        began, told = time.monotonic(), dict[str, Facts]()
+        if began < self._look_from:
+            return told
+        for title in self._titles.values():
+            state = self._leases.state(title)
+            if state is not None and state.outcome is None:
+                told[title] = {"where": {"host": state.owner.host, "pid": state.owner.pid}, **state.facts}
+        took = time.monotonic() - began
+        self._look_from = began + took + max(_LOOK_SECONDS, _LOOK_SHARE * took)
+        return told
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
@@ -32,14 +32,15 @@ from scantling.data.io import atomic_write
 from scantling.errors import UsageError
 from scantling.run.engines.worker import Done, Failed, failure_of
 from scantling.run.leases import LEASES, PATIENCE_SECONDS, Lease, Leases
+from scantling.run.running import log_of_stage
 from scantling.run.stage import RECORD, Stage
+from scantling.train.progress import watched_by
 
 if TYPE_CHECKING:
     from scantling.run.context import Workplace
 
 W = TypeVar("W", bound="Workplace")
 
-LOGS = "logs"
 TOKEN = "token.txt"
 _SIGHT_SECONDS = 20.0
 
@@ -127,7 +128,12 @@ class Workshop(Generic[W]):
     def do(self, title: str) -> Done | Failed:
         """Do a stage as soon as nobody else does it, and tell how it went."""
         try:
-            with self._lease_of(title).kept() as lease, _told_in(log_of_stage(self._root, title)):
+            facts = dict[str, Any]()
+            with (
+                self._lease_of(title).kept(facts.copy) as lease,
+                _told_in(log_of_stage(self._root, title)),
+                watched_by(facts.update),
+            ):
                 self._work(self._stages[title], lease)
         except BaseException as error:  # noqa: BLE001 - told to who ordered it, and raised there
             return failure_of(error)
@@ -188,11 +194,6 @@ def _require_token(root: Path, token: str) -> None:
                 hint="The folder must be the same on all machines, under the same path: on a network drive, say.",
             )
         time.sleep(0.1)
-
-
-def log_of_stage(root: Path, title: str) -> Path:
-    """Where a stage that is done elsewhere keeps its log."""
-    return root / LOGS / f"{title.replace('/', '.')}.log"
 
 
 def _device_here(device: torch.device) -> torch.device:

@@ -11,12 +11,15 @@ however many there are.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from scantling.errors import Interrupted
 from scantling.run.plan import makers_of
 from scantling.run.stage import Stage
+from scantling.train.progress import Facts, watched_by
 
 GRACE_SECONDS = 300.0
 """How long a crew may take to save its state after a signal, before it is killed."""
@@ -25,6 +28,9 @@ STOPPED = "stopped by {}; what trained has saved its state, resume the run to go
 
 class Records(Protocol):
     """What is written down of the stages: the folder of a run, or that of a suite."""
+
+    def expect(self, titles: Sequence[str]) -> None:
+        """Note which stages there are, before the first is begun."""
 
     def begin(self, stage: Stage) -> bool:
         """Note the start of a stage that is to be done; False where it is done already."""
@@ -38,12 +44,22 @@ class Records(Protocol):
     def leave(self, stage: Stage, cause: Stage) -> None:
         """Note that a stage is not begun: it needs what a stage that failed would have left."""
 
+    def progress(self, title: str, facts: Facts) -> None:
+        """Note how a stage comes along that is being done."""
+
 
 class Ended(NamedTuple):
-    """Titles of the stages that are done, and of those that are not, with what ended them."""
+    """What happened to the stages that were being done.
+
+    Attributes:
+        done: Titles of those that are done.
+        failed: What ended the others that have ended, by their titles.
+        told: How those come along that are still being done, as far as they have told anything.
+    """
 
     done: list[str]
     failed: dict[str, Exception]
+    told: Mapping[str, Facts] = MappingProxyType({})
 
 
 class Crew(Protocol):
@@ -68,7 +84,7 @@ class Crew(Protocol):
         """Let one of them do a stage that was begun."""
 
     def ended(self) -> Ended:
-        """Wait for something to happen; the stages that have ended by then.
+        """Wait for something to happen; the stages that have ended by then, and what the others tell.
 
         Raises:
             Interrupted: A signal arrived here or there.
@@ -141,9 +157,12 @@ def do_all(stages: Sequence[Stage], records: Records, crew: Crew | None = None) 
         ScantlingError: A stage cannot be begun, as it was done with other settings say.
     """
     agenda = Agenda(stages)
+    records.expect([stage.title for stage in stages])
     while agenda or (crew is not None and crew.busy):
         if crew is not None and not (agenda and crew.is_free):
             ended = crew.ended()
+            for title, facts in ended.told.items():
+                records.progress(title, facts)
             for title in ended.done:
                 records.end(agenda.stage(title))
                 agenda.note_done(agenda.stage(title))
@@ -162,7 +181,8 @@ def do_all(stages: Sequence[Stage], records: Records, crew: Crew | None = None) 
 def _do_here(agenda: Agenda, records: Records, stage: Stage) -> None:
     """Do a stage that was begun, in this process."""
     try:
-        stage.action()
+        with watched_by(partial(records.progress, stage.title), stage.title):
+            stage.action()
     except Interrupted:
         raise
     except Exception as error:  # noqa: BLE001 - noted; what does not need the stage goes on

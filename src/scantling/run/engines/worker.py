@@ -13,6 +13,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -22,6 +23,7 @@ import torch
 from rich.console import Console
 
 from scantling.errors import Interrupted, ScantlingError
+from scantling.train.progress import Facts, watched_by
 
 if TYPE_CHECKING:  # the order brings what it needs
     from scantling.run.context import Workplace
@@ -46,6 +48,12 @@ class LogEntry(NamedTuple):
     logger: str
     level: int
     text: str
+
+
+class Progress(NamedTuple):
+    """How the stage comes along; see `train/progress.py`."""
+
+    facts: Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ class Failed:
         raise Interrupted(self.signum, self.text)
 
 
-Message: TypeAlias = Done | LogLine | LogEntry | Failed
+Message: TypeAlias = Done | LogLine | LogEntry | Progress | Failed
 
 
 class WorkerOrder(NamedTuple, Generic[W]):
@@ -122,7 +130,8 @@ def _listen(channel: _Channel, order: WorkerOrder[W]) -> None:
     stages = {stage.title: stage for stage in order.build(replace(order.context, console=console))}
     while (title := channel.receive()) is not None:
         try:
-            stages[title].action()
+            with watched_by(channel.tell):
+                stages[title].action()
         except BaseException as error:  # noqa: BLE001 - told to the main process, which raises it
             channel.send(failure_of(error))
             return
@@ -159,6 +168,11 @@ class _Channel:
         if is_main and self._signum:
             signum, self._signum = self._signum, 0
             raise Interrupted(signum, "interrupted")
+
+    def tell(self, facts: Facts) -> None:
+        """Send how the stage comes along; where nobody is there any more, something else ends this process."""
+        with suppress(OSError):
+            self.send(Progress(facts))
 
     def interrupt(self, signum: int, _frame: FrameType | None) -> None:
         """Answer a signal: what is under way ends here, or after the message that is being sent."""

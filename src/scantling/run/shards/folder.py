@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,12 +20,13 @@ from typing import Any, cast
 
 from scantling.data.io import read_json, write_json
 from scantling.errors import FOR_THE_FILE, DataError, Interrupted, ScantlingError, is_known
-from scantling.run.folder import LOG, STATUS, log_file
+from scantling.run.logs import log_file
+from scantling.run.running import LOG, STATUS
 from scantling.run.shards.plan import ShardPlan
 from scantling.run.shards.stages import SUMMARY
 from scantling.run.stage import Inputs, Stage
 from scantling.settings.shards import PartOfShards
-from scantling.train.progress import Pace
+from scantling.train.progress import Facts, Pace
 from scantling.train.rundir import claim_folder
 
 _LINE_SECONDS = 10.0
@@ -100,6 +101,12 @@ class ShardFolder:
         log.error("%s failed: %s", stage.title, told)
         self.failures[stage.title] = told.split("\n")[0]
         self.write_status("running")
+
+    def expect(self, titles: Sequence[str]) -> None:
+        """Nothing: the plan of the prediction says which shards there are."""
+
+    def progress(self, title: str, facts: Facts) -> None:
+        """Nothing: a shard says how it comes along when it ends."""
 
     def leave(self, stage: Stage, cause: Stage) -> None:
         """Shards need nothing of one another."""
