@@ -34,9 +34,15 @@ TRANSLATED = {
     "pretrained",
     "engine",
     "address",
+    "partition",
+    "gpus",
+    "cpus",
+    "memory",
+    "hours",
+    "executor",
 }
 """Options that the command line turns into overrides of the recipe, of prediction, an ensemble or pretraining, or into
-an `Engine`, which the argument `jobs` takes.
+an `Engine`, which the argument `jobs` takes, or into an `Allocation`, which `slurm` takes.
 """
 NAMES = {"recipes list": "recipes", "recipes show": "recipe_text", "recipes suggest": "suggest"}
 

@@ -18,13 +18,14 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,6 +40,7 @@ from scantling.errors import (
     is_known,
 )
 from scantling.report.build import REASONS
+from scantling.run.leases import LEASES
 from scantling.run.stage import Inputs, Stage, remove_recorded
 from scantling.run.throttle import Throttle
 from scantling.train.devices import ALONE, Processes, describe_device
@@ -52,6 +54,8 @@ METRICS, REPORT, CATEGORIES, DATA, LOG = (
     "data.json",
     "run.log",
 )
+LOGS = "logs"
+"""Folder of the logs of those who do stages elsewhere."""
 _TOP_FILES = (RECIPE, STATUS, ENVIRONMENT, METRICS, REPORT, CATEGORIES, DATA, LOG, REASONS)
 _DISTRIBUTIONS = (
     "scantling",
@@ -127,17 +131,20 @@ class RunFolder:
             return False
         if (lender := stage.lent_by(self.lenders, inputs)) is not None:
             log.info("%s: taken over from %s", stage.title, lender.name)
-            stage.take_over(lender, self.path, inputs)
+            with self.writing(stage):
+                stage.take_over(lender, self.path, inputs)
             self.note(stage, "shared")
             return False
         self._begun[stage.title] = inputs
         self.note(stage, "running")
-        stage.note_start(self.path, inputs)
+        with self.writing(stage):
+            stage.note_start(self.path, inputs)
         return True
 
     def end(self, stage: Stage) -> None:
         """Record what a stage left."""
-        stage.note_end(self.path, self._begun.pop(stage.title))
+        with self.writing(stage):
+            stage.note_end(self.path, self._begun.pop(stage.title))
         self.note(stage, "done")
 
     def fail(self, stage: Stage, error: Exception) -> None:
@@ -165,9 +172,18 @@ class RunFolder:
         told = [f"{len(self.failures)} of {len(self.stages)} stages failed: {', '.join(self.failures)}"]
         if left:
             told.append(f"{len(left)} were left, as they need what these would have made: {', '.join(left)}")
-        log.error("%s (log: %s)", "; ".join(told), self.path / LOG)
+        log.error("%s (log: %s)", "; ".join(told), self.log_path)
         log.error("The same command given again does only what is missing.")
         raise next(iter(self.failures.values()))
+
+    def writing(self, stage: Stage) -> AbstractContextManager[object]:  # noqa: ARG002 - whichever stage
+        """While the record of a stage's folder is read, changed and written: this process alone does so."""
+        return nullcontext()
+
+    @property
+    def log_path(self) -> Path:
+        """The log of this process."""
+        return self.path / LOG
 
     def note(self, stage: Stage, state: str) -> None:
         """Note how a stage stands, for whoever looks at the folder meanwhile."""
@@ -187,7 +203,11 @@ class RunFolder:
         """Write `status.json`: what a person or a script looks at to see how the run stands."""
         if not self.processes.is_main:
             return
-        status = {
+        write_json(self.path / STATUS, self.status(state, message), indent=2)
+
+    def status(self, state: str, message: str | None = None) -> dict[str, Any]:
+        """What `status.json` says."""
+        return {
             "state": state,
             "stages": self.stages,
             "message": message,
@@ -196,7 +216,6 @@ class RunFolder:
             "pid": os.getpid(),
             "host": socket.gethostname(),
         }
-        write_json(self.path / STATUS, status, indent=2)
 
 
 def _act(stage: Stage) -> None:
@@ -228,7 +247,7 @@ def open_run(path: Path, *, overwrite: bool = False, processes: Processes = ALON
                 require_sight(path, started)
             yield run
         except BaseException as error:
-            _note_failure(run, error)
+            note_failure(run, error)
             raise
         run.end_with("done")
 
@@ -239,7 +258,7 @@ def _take(run: RunFolder, stack: ExitStack, *, overwrite: bool) -> None:
     stack.enter_context(claim_folder(run.path, resume=True))
     if overwrite:
         _remove_run(run.path)
-    stack.enter_context(_log_file(run.path / LOG))
+    stack.enter_context(log_file(run.path / LOG))
 
 
 def require_sight(path: Path, started: str | None) -> None:
@@ -281,7 +300,7 @@ def check_run_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path}: is a file; a run needs a folder", hint="Choose another --out.")
     if not is_run_folder(path) and path.is_dir():
-        others = sorted({entry.name for entry in path.iterdir()} - {LOCK_NAME, *_TOP_FILES})
+        others = sorted({entry.name for entry in path.iterdir()} - {LOCK_NAME, LEASES, LOGS, *_TOP_FILES})
         if others:
             found = f"it holds {', '.join(others[:3])} and is not a run of scantling"
             raise UsageError(f"{path}: {found}", hint="Nothing was changed. Choose another --out.")
@@ -332,7 +351,7 @@ def _is_told_in(folder: Path, record: logging.LogRecord) -> bool:  # noqa: ARG00
 
 
 @contextmanager
-def _log_file(path: Path) -> Iterator[None]:
+def log_file(path: Path) -> Iterator[None]:
     """Send everything scantling logs to a file as well, whatever is shown on the terminal."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -350,7 +369,8 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _note_failure(run: RunFolder, error: BaseException) -> None:
+def note_failure(run: RunFolder, error: BaseException) -> None:
+    """Write the last status of a run that an error ends."""
     interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
     if not interrupted and not isinstance(error, ScantlingError) and error not in run.failures.values():
         log.error("%s: %s", type(error).__name__, error, exc_info=error, extra={FOR_THE_FILE: True})

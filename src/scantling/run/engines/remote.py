@@ -29,7 +29,7 @@ from rich.console import Console
 from scantling import __version__
 from scantling.errors import UsageError
 from scantling.run.engines.worker import Done, Failed, failure_of
-from scantling.run.folder import read_started, require_sight
+from scantling.run.folder import LOGS, read_started, require_sight
 from scantling.run.leases import PATIENCE_SECONDS, Lease, Leases
 from scantling.run.stage import RECORD, Stage
 
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from scantling.run.context import Workplace
 
 W = TypeVar("W", bound="Workplace")
-
-LOGS = "logs"
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +123,7 @@ class Workshop(Generic[W]):
         """Do a stage as soon as nobody else does it, and tell how it went."""
         try:
             with self._lease_of(title).kept() as lease, _told_in(log_of_stage(self._root, title)):
-                self._work(self._stages[title], lease)
+                do_under(lease, self._stages[title], self._stages_at)
         except BaseException as error:  # noqa: BLE001 - told to who ordered it, and raised there
             return failure_of(error)
         finally:
@@ -143,22 +141,34 @@ class Workshop(Generic[W]):
             time.sleep(min(1.0, self._order.patience / 20))
         return lease
 
-    def _work(self, stage: Stage, lease: Lease) -> None:
-        if stage.in_place:
-            stage.action()
-            return
-        with tempfile.TemporaryDirectory(prefix="scantling-") as name:
-            scratch = Path(name)
-            _mirror(self._root, scratch, stage)
-            own = {each.title: each for each in self._stages_at(scratch)}[stage.title]
-            own.action()
-            lease.require()
-            _move_out(scratch, self._root, last=stage.outputs)
-
     def _stages_at(self, root: Path) -> Sequence[Stage]:
         given, console = self._order.context, Console(file=io.StringIO(), quiet=True)
         device = _device_here(given.device)
         return self._order.build(replace(given, root=root, console=console, device=device, devices=()))
+
+
+def do_under(lease: Lease, stage: Stage, stages_at: Callable[[Path], Sequence[Stage]]) -> None:
+    """Do a stage where several processes share the run folder: in it, or in a folder of its own on the local disk.
+
+    Args:
+        lease: On the stage; its folder is where the outputs go.
+        stage: In the run folder.
+        stages_at: The same stages in another folder.
+
+    Raises:
+        LeaseLost: Another process has taken the stage over; what it has written stays as it is.
+    """
+    root = lease.leases.root
+    if stage.in_place:
+        stage.action()
+        return
+    with tempfile.TemporaryDirectory(prefix="scantling-") as name:
+        scratch = Path(name)
+        _mirror(root, scratch, stage)
+        own = {each.title: each for each in stages_at(scratch)}[stage.title]
+        own.action()
+        lease.require()
+        _move_out(scratch, root, last=stage.outputs)
 
 
 def log_of_stage(root: Path, title: str) -> Path:
