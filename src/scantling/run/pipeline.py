@@ -214,12 +214,14 @@ def check_run(recipe: Recipe, out: Path, *, device: str, elsewhere: bool) -> Non
     Raises:
         ScantlingError: As in `run_recipe`.
     """
+    check_run_folder(out)
     if elsewhere and not torch.cuda.is_available():
         device, members = "cpu", {}
         for name, member in recipe.members.items():
             train = member.train.model_copy(update={"precision": "fp32"})
             members[name] = member.model_copy(update={"train": train})
-        recipe, out = recipe.model_copy(update={"members": members}), out / "not-begun"
+        recipe = recipe.model_copy(update={"members": members})
+        out = out / "elsewhere"  # what was trained there in another precision is for the units to compare
     _checked_context(recipe, out, device=device, begun=True)
 
 
