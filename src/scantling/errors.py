@@ -99,7 +99,7 @@ class DataError(ScantlingError):
 
 
 class Interrupted(ScantlingError):  # noqa: N818 - a request, not an error
-    """SIGINT or SIGTERM arrived and the state was saved; exit code 128 + signal number."""
+    """A signal asked to end and the state was saved; exit code 128 + signal number."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)

@@ -39,9 +39,16 @@ TRANSLATED = {
     "shard",
     "jobs",
     "resume",
+    "partition",
+    "gpus",
+    "cpus",
+    "memory",
+    "hours",
+    "executor",
 }
-"""Options that the command line turns into overrides of the recipe, of prediction, an ensemble or pretraining, into an
-`Engine`, which the argument `jobs` takes, or into the `Shards` of `api.predict_shards`.
+"""Options that the command line turns into overrides of the recipe, of prediction, an ensemble or pretraining; into an
+`Engine`, which the argument `jobs` takes; into the `Shards` of `api.predict_shards`; into an `Allocation`, which
+`slurm` takes.
 """
 NAMES = {"recipes list": "recipes", "recipes show": "recipe_text", "recipes suggest": "suggest"}
 

@@ -127,7 +127,12 @@ def test_signs_of_life_carry_what_is_known_and_end_with_how_it_went(tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
-    [(UsageError("no"), "failed"), (ValueError("bug"), "failed"), (Interrupted(15, "stop"), "stopped")],
+    [
+        (UsageError("no"), "failed"),
+        (ValueError("bug"), "failed"),
+        (Interrupted(15, "stop"), "stopped"),
+        (SystemExit(3), "stopped"),
+    ],
 )
 def test_what_goes_wrong_is_said(tmp_path, error, outcome):
     lease = Leases(root=tmp_path).take("a")
@@ -136,6 +141,40 @@ def test_what_goes_wrong_is_said(tmp_path, error, outcome):
         raise error
     assert current_leases(tmp_path)["a"].outcome == outcome
     assert events(tmp_path)[-1] == ("a", 1, outcome)
+
+
+def test_what_is_known_from_the_start_stays_and_how_it_ended_is_added(tmp_path):
+    facts = {"launch": "x"}
+    lease = Leases(root=tmp_path).take("a", facts)
+    assert lease is not None
+    assert dict(current_leases(tmp_path)["a"].facts) == facts
+    with lease.kept():
+        pass
+    assert dict(current_leases(tmp_path)["a"].facts) == facts
+    again = Leases(root=tmp_path).take("a", facts)
+    assert again is not None
+    with again.kept(lambda: facts):
+        facts["error"] = "no"
+    assert dict(current_leases(tmp_path)["a"].facts) == {"launch": "x", "error": "no"}
+
+
+def test_what_one_process_at_a_time_may_do_is_in_no_list_of_stages(tmp_path):
+    path, barrier = tmp_path / "sum", threading.Barrier(8)
+    path.write_text("0")
+
+    def add(number: int) -> None:
+        leases = elsewhere(tmp_path)
+        barrier.wait()
+        for _ in range(5):
+            with leases.only_here("sum"):
+                before = int(path.read_text())
+                time.sleep(0.001)
+                path.write_text(str(before + 1))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(8)))
+    assert path.read_text() == "40"
+    assert (current_leases(tmp_path), read_log(tmp_path)) == ({}, [])
 
 
 def test_who_wakes_up_late_is_told_and_leaves_the_new_holder_alone(tmp_path):

@@ -21,10 +21,10 @@ from reference.masked_parts import write_masked_parts
 from scantling.recipe.recipe import parse_recipe
 from scantling.recipe.suite import Suite
 from scantling.run.engines.choice import Engine
-from scantling.run.engines.remote import LOGS
 from scantling.run.factors import ablate_factors
 from scantling.run.leases import LEASES, current_leases, read_log
 from scantling.run.pipeline import run_recipe
+from scantling.run.running import LOGS
 from scantling.run.suite import run_suite
 from scantling.synth.synth import SynthConfig, write_synth
 

@@ -8,12 +8,13 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from scantling.errors import TrainingError, UsageError
-from scantling.train.rundir import LOCK_NAME, claim_folder, explained_writes
+from scantling.train.rundir import LOCK_NAME, claim_folder, explained_writes, share_folder
 
 HOLD = """
 import sys, time
@@ -22,6 +23,38 @@ with claim_folder(sys.argv[1], resume=True):
     print("claimed", flush=True)
     sys.stdin.read()
 """
+
+SHARE = """
+import sys
+from pathlib import Path
+from scantling.train.rundir import share_folder
+with share_folder(sys.argv[1]) as claim:
+    print(claim.alone, flush=True)
+    sys.stdin.readline()
+    (Path(sys.argv[1]) / "facts").touch()
+    claim.let_others_in()
+    print("open", flush=True)
+    sys.stdin.readline()
+"""
+
+
+class Holder:
+    """Another process that has a folder, and goes on when it is told to."""
+
+    def __init__(self, code: str, folder: Path) -> None:
+        command = [sys.executable, "-c", code, str(folder)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def says(self) -> str:
+        return self.process.stdout.readline().strip()
+
+    def go_on(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def end(self) -> None:
+        self.process.communicate()
+        assert self.process.returncode == 0
 
 
 def names(folder: Path) -> list[str]:
@@ -106,3 +139,59 @@ def test_a_full_disk_leaves_no_empty_lock(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="no space left"), claim_folder(tmp_path / "out"):
         pytest.fail("it was claimed")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_processes_that_share_a_folder_keep_other_runs_out_until_the_last_has_left(tmp_path):
+    other = Holder(SHARE, tmp_path)
+    assert other.says() == "True"
+    other.go_on()
+    assert other.says() == "open"
+    with share_folder(tmp_path) as claim:
+        assert not claim.alone
+        other.end()
+        assert (tmp_path / LOCK_NAME).exists()
+        third = Holder(SHARE, tmp_path)
+        assert third.says() == "False"
+    with (
+        pytest.raises(UsageError, match=r"in use by another run \(of several processes\)") as caught,
+        claim_folder(tmp_path, resume=True),
+    ):
+        pytest.fail("it was given away")
+    assert "--engine shared" in str(caught.value.hint)
+    third.end()
+    assert not (tmp_path / LOCK_NAME).exists()
+    with claim_folder(tmp_path, resume=True):
+        pass
+
+
+def test_who_comes_later_waits_for_what_the_first_has_to_write(tmp_path):
+    first = Holder(SHARE, tmp_path)
+    assert first.says() == "True"
+    threading.Timer(0.3, first.go_on).start()
+    with share_folder(tmp_path) as claim:
+        assert (claim.alone, (tmp_path / "facts").exists()) == (False, True)
+    first.end()
+
+
+def test_a_run_that_is_not_shared_is_not_joined(tmp_path):
+    other = Holder(HOLD, tmp_path)
+    assert other.says() == "claimed"
+    with (
+        pytest.raises(UsageError, match=f"process {other.process.pid} on .*, which does not share it"),
+        share_folder(tmp_path),
+    ):
+        pytest.fail("it was given away")
+    other.end()
+
+
+def test_what_a_killed_write_left_is_removed_by_the_first_alone(tmp_path):
+    (tmp_path / ".status.json.123.abcd.tmp").touch()
+    with share_folder(tmp_path) as claim:
+        assert claim.alone
+        assert names(tmp_path) == [LOCK_NAME]
+        claim.let_others_in()
+        (tmp_path / ".status.json.123.abcd.tmp").touch()
+        other = Holder(SHARE, tmp_path)
+        assert other.says() == "False"
+        assert names(tmp_path) == [LOCK_NAME, ".status.json.123.abcd.tmp"]
+        other.end()

@@ -73,3 +73,12 @@ def test_outside_the_main_thread_nothing_is_touched():
     thread.start()
     thread.join()
     assert handlers == [before]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="the system has no such signal")
+def test_the_signal_before_a_machine_is_taken_away_is_a_request_like_the_others():
+    before = signal.getsignal(signal.SIGUSR2)
+    with SignalGuard() as guard:
+        signal.raise_signal(signal.SIGUSR2)
+        assert guard.signum == signal.SIGUSR2
+    assert signal.getsignal(signal.SIGUSR2) is before

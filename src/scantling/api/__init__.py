@@ -29,6 +29,7 @@ from scantling.api.data import convert as convert  # noqa: PLC0414 - part of thi
 from scantling.api.data import split as split  # noqa: PLC0414 - part of this module too
 from scantling.api.data import submission as submission  # noqa: PLC0414 - part of this module too
 from scantling.api.data import synth as synth  # noqa: PLC0414 - part of this module too
+from scantling.api.launch import launch_slurm as launch_slurm  # noqa: PLC0414 - part of this module too
 from scantling.api.pretrain import pretrain as pretrain  # noqa: PLC0414 - part of this module too
 from scantling.api.refine import refine_ablate as refine_ablate  # noqa: PLC0414 - part of this module too
 from scantling.api.refine import refine_apply as refine_apply  # noqa: PLC0414 - part of this module too
@@ -50,6 +51,7 @@ from scantling.api.suite import plan_suite as plan_suite  # noqa: PLC0414 - part
 from scantling.api.suite import suite as suite  # noqa: PLC0414 - part of this module too
 from scantling.errors import UsageError
 from scantling.run.engines.choice import Engine as Engine  # noqa: PLC0414 - part of this module too
+from scantling.run.engines.slurm import Allocation as Allocation  # noqa: PLC0414 - part of this module too
 from scantling.settings.paths import (
     GivenResults,
     ResultsFile,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from scantling.recipe.suggest import OpenRecipe
     from scantling.run.ablation import AblationSummary
     from scantling.run.factors import FactorSummary
-    from scantling.run.pipeline import RunSummary
     from scantling.run.plan import Plan
+    from scantling.run.run_summary import RunSummary
     from scantling.run.status import RunStatus
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def run(
     Raises:
         ScantlingError: Recipe, data, device or folder cannot be used; then nothing was written.
     """
-    loaded, folder = _recipe_and_folder(recipe, data, out, overrides=overrides, seed=seed)
+    loaded, folder = recipe_and_folder(recipe, data, out, overrides=overrides, seed=seed)
     from scantling.run.pipeline import run_recipe
 
     return run_recipe(loaded, folder, device=device, overwrite=overwrite, engine=Engine.of(jobs))
@@ -74,13 +74,13 @@ def plan(
 
     The arguments are those of `run`; without a recipe, those of `train`.
     """
-    loaded, folder = _recipe_and_folder(recipe, data, out, overrides=overrides, seed=seed)
+    loaded, folder = recipe_and_folder(recipe, data, out, overrides=overrides, seed=seed)
     from scantling.run.pipeline import plan_recipe
 
     return plan_recipe(loaded, folder, device=device, overwrite=overwrite)
 
 
-def _recipe_and_folder(
+def recipe_and_folder(
     recipe: str | Path | None,
     data: str | Path | None,
     out: str | Path | None,
@@ -126,6 +126,7 @@ def demo(
         overwrite: As in `run`.
         jobs: As in `run`.
     """
+    engine = Engine.of(jobs).of_several_runs("demo")
     scenes = Path(out).with_name(f"{Path(out).name}-data")
     if not all((scenes / f"{split}_annotations.json").is_file() for split in DEMO_SPLITS):
         log.info("generating %d scenes in %s", sum(DEMO_SPLITS.values()), scenes)
@@ -139,7 +140,7 @@ def demo(
         seed=seed,
         device=device,
         overwrite=overwrite,
-        jobs=jobs,
+        jobs=engine,
     )
 
 
@@ -159,7 +160,7 @@ def train(
     The arguments are those of `run`; `data` must be given. Without a recipe one is chosen for the data and the
     device, with a member called `detector`, and the run folder is `runs/NAME` with the data set's name.
     """
-    loaded, folder = _recipe_and_folder(recipe, data, out, overrides=overrides, seed=seed)
+    loaded, folder = recipe_and_folder(recipe, data, out, overrides=overrides, seed=seed)
     from scantling.run.pipeline import run_recipe
 
     return run_recipe(loaded, folder, device=device, overwrite=overwrite, engine=Engine.of(jobs))
@@ -192,6 +193,7 @@ def ablate(
     Raises:
         ScantlingError: As in `run`; or weights are given to a recipe with factors.
     """
+    engine = Engine.of(jobs).of_several_runs("ablate")
     require_folder(Path(data), "data set")
     if init is not None:
         require_existing(Path(init), "weights")
@@ -205,11 +207,9 @@ def ablate(
         if init is not None:
             hint = "Make it one: `ablation: {factors: {weights: {model.init: FILE}}}`."
             raise UsageError("--init is none of the recipe's factors", hint=hint)
-        return ablate_factors(loaded, folder, device=device, overwrite=overwrite, engine=Engine.of(jobs))
+        return ablate_factors(loaded, folder, device=device, overwrite=overwrite, engine=engine)
     weights = Path(init) if init is not None else None
-    return ablate_recipe(
-        loaded, folder, init=weights, device=device, overwrite=overwrite, engine=Engine.of(jobs)
-    )
+    return ablate_recipe(loaded, folder, init=weights, device=device, overwrite=overwrite, engine=engine)
 
 
 def report(run: str | Path) -> Path:

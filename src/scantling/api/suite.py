@@ -43,6 +43,7 @@ def suite(
         ScantlingError: Recipe, folders or device cannot be used. What goes wrong with one data set is not raised, but
             told in the summary's `failures`.
     """
+    engine = Engine.of(jobs).of_several_runs("suite")
     require_folder(Path(data), "folder of data sets")
     from scantling.recipe.suite import load_suite
     from scantling.run.suite import run_suite
@@ -55,7 +56,7 @@ def suite(
         seed=seed,
         device=device,
         overwrite=overwrite,
-        engine=Engine.of(jobs),
+        engine=engine,
     )
 
 

@@ -14,6 +14,7 @@ from scantling.cli import (
     dataset_verbs,
     doctor_verb,
     ensemble_verb,
+    launch_verbs,
     pretrain_verbs,
     recipe_verbs,
     refine_verbs,
@@ -77,5 +78,6 @@ app.command("import-weights")(data_verbs.import_weights)
 app.command("audit")(audit_verbs.audit)
 app.command("repair")(audit_verbs.repair)
 app.command("doctor")(doctor_verb.doctor)
+app.add_typer(launch_verbs.launch, name="launch")
 app.add_typer(recipe_verbs.recipes, name="recipes")
 app.add_typer(refine_verbs.refine, name="refine")

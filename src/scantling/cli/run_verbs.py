@@ -18,8 +18,8 @@ FoldsOption = Annotated[
 ]
 
 if TYPE_CHECKING:
-    from scantling.run.pipeline import RunSummary
     from scantling.run.plan import Plan
+    from scantling.run.run_summary import RunSummary
 
 OutOption = Annotated[
     Path | None, typer.Option(help="Run folder; runs/RECIPE (without a recipe runs/DATA) if left out.")
@@ -41,6 +41,13 @@ JobsOption = Annotated[
 EngineOption = Annotated[
     Literal["local", "ray"],
     typer.Option(help="Who does the stages: processes of this machine, or tasks of a Ray cluster."),
+]
+SharedEngineOption = Annotated[
+    Literal["local", "ray", "shared"],
+    typer.Option(
+        help="Who does the stages: processes of this machine, tasks of a Ray cluster, or (shared) all who are given "
+        "this command, on any machines that see the run folder."
+    ),
 ]
 AddressOption = Annotated[
     str | None,
@@ -64,7 +71,7 @@ def run(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     jobs: JobsOption = 1,
-    engine: EngineOption = "local",
+    engine: SharedEngineOption = "local",
     address: AddressOption = None,
     plan: PlanOption = False,
     json: JsonOption = False,
@@ -132,7 +139,7 @@ def train(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     jobs: JobsOption = 1,
-    engine: EngineOption = "local",
+    engine: SharedEngineOption = "local",
     address: AddressOption = None,
     plan: PlanOption = False,
     json: JsonOption = False,

@@ -1,7 +1,7 @@
 """What all verbs share: common options, where output goes, and how an error ends the process.
 
 Results go to standard output, progress and logs to standard error. Exit codes: 0 done, 1 a bug in
-scantling, 2 bad input or usage, 130 and 143 interrupted with the state saved.
+scantling, 2 bad input or usage, 130, 143 and 140 (SIGUSR2) interrupted with the state saved.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from scantling.cli import leave_at_once
 from scantling.cli.failures import describe
 from scantling.data.io import json_text
 from scantling.errors import FOR_THE_FILE, Interrupted, PeerFailed
+from scantling.train.signals import SIGNALS
 
 P = ParamSpec("P")
 
@@ -66,7 +67,7 @@ def verb(function: Callable[P, None]) -> Callable[..., None]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         quiet, debug = bool(kwargs.pop("quiet", False)), bool(kwargs.pop("debug", False))
         _configure_logging(quiet=quiet, debug=debug)
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in SIGNALS:
             signal.signal(signum, _interrupt)
         try:
             function(*args, **kwargs)

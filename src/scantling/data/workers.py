@@ -207,7 +207,9 @@ def _as_is(packed: Any) -> Any:  # noqa: ANN401 - what torch asks of a collate f
 def _set_up_worker(_: int) -> None:
     """No threads for the work itself; being stopped from outside is the main process's business."""
     cv2.setNumThreads(0)  # not 1, which would wait for threads that a fork does not copy
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGUSR2"):  # the latter where the system has it
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     main_process = multiprocessing.parent_process()
     if main_process and _START == "fork":  # other processes have threads by now, which would take the signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

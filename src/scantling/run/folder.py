@@ -18,11 +18,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,11 +38,13 @@ from scantling.errors import (
     is_known,
 )
 from scantling.report.build import REASONS
+from scantling.run.leases import LEASES
 from scantling.run.logs import log_file
 from scantling.run.running import (
     ENVIRONMENT,
     LEFT,
     LOG,
+    LOGS,
     RUNNING,
     STATUS,
     WAITING,
@@ -142,17 +145,20 @@ class RunFolder:
             return False
         if (lender := stage.lent_by(self.lenders, inputs)) is not None:
             log.info("%s: taken over from %s", stage.title, lender.name)
-            stage.take_over(lender, self.path, inputs)
+            with self.writing(stage):
+                stage.take_over(lender, self.path, inputs)
             self.note(stage.title, "shared")
             return False
         self._begun[stage.title] = inputs
         self.note(stage.title, RUNNING)
-        stage.note_start(self.path, inputs)
+        with self.writing(stage):
+            stage.note_start(self.path, inputs)
         return True
 
     def end(self, stage: Stage) -> None:
         """Record what a stage left."""
-        stage.note_end(self.path, self._begun.pop(stage.title))
+        with self.writing(stage):
+            stage.note_end(self.path, self._begun.pop(stage.title))
         self.note(stage.title, "done")
 
     def fail(self, stage: Stage, error: Exception) -> None:
@@ -191,6 +197,15 @@ class RunFolder:
         log.error("%s", go_on())
         raise next(iter(self.failures.values()))
 
+    def writing(self, stage: Stage) -> AbstractContextManager[object]:  # noqa: ARG002 - whichever stage
+        """While the record of a stage's folder is read, changed and written: this process alone does so."""
+        return nullcontext()
+
+    @property
+    def log_path(self) -> Path:
+        """The log of this process."""
+        return self.path / LOG
+
     def note(self, title: str, state: str) -> None:
         """Note how a stage stands, or a run of several, for whoever looks at the folder meanwhile."""
         self.stages[title] = state
@@ -214,8 +229,12 @@ class RunFolder:
         """Write `status.json`: what a person or a script looks at to see how the run stands."""
         if not self.processes.is_main:
             return
+        write_json(self.path / STATUS, self.status(state, message), indent=2)
+
+    def status(self, state: str, message: str | None = None) -> dict[str, Any]:
+        """What `status.json` says."""
         stages = dict(self.stages)  # another thread may write it while this one goes on
-        status = {
+        return {
             "state": state,
             "stages": stages,
             **self._running.describe(stages),
@@ -225,7 +244,6 @@ class RunFolder:
             "updated": now(),
             **describe_process(),
         }
-        write_json(self.path / STATUS, status, indent=2)
 
 
 def _act(stage: Stage) -> None:
@@ -257,7 +275,7 @@ def open_run(path: Path, *, overwrite: bool = False, processes: Processes = ALON
                 _require_sight(path, started)
             yield run
         except BaseException as error:
-            _note_failure(run, error)
+            note_failure(run, error)
             raise
         run.end_with("done")
 
@@ -310,7 +328,7 @@ def check_run_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path}: is a file; a run needs a folder", hint="Choose another --out.")
     if not is_run_folder(path) and path.is_dir():
-        others = sorted({entry.name for entry in path.iterdir()} - {LOCK_NAME, *_TOP_FILES})
+        others = sorted({entry.name for entry in path.iterdir()} - {LOCK_NAME, LEASES, LOGS, *_TOP_FILES})
         if others:
             found = f"it holds {', '.join(others[:3])} and is not a run of scantling"
             raise UsageError(f"{path}: {found}", hint="Nothing was changed. Choose another --out.")
@@ -336,7 +354,8 @@ def write_environment(path: Path, *, device: torch.device) -> None:
     write_json(path / ENVIRONMENT, environment, indent=2)
 
 
-def _note_failure(run: RunFolder, error: BaseException) -> None:
+def note_failure(run: RunFolder, error: BaseException) -> None:
+    """Write the last status of a run that an error ends."""
     interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
     if not interrupted and not isinstance(error, ScantlingError) and error not in run.failures.values():
         log.error("%s: %s", type(error).__name__, error, exc_info=error, extra={FOR_THE_FILE: True})

@@ -2,6 +2,7 @@
 
     leases/STAGE/0001.json   who holds it, and a number that goes up as long as the holder lives
     leases/log/OWNER.jsonl   what each process took, gave back, took over and lost
+    leases/.NAME/0001.json   of a file that one process at a time may change; not of a stage, so in no list or log
 
 A lease is taken by making the file of the next generation, under a name that only one process can make. A holder whose
 number stands still for longer than a patience is taken for dead, by the clock of the one who waits, so clocks need not
@@ -14,7 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
@@ -26,61 +26,21 @@ from pathlib import Path
 from typing import Any
 
 from scantling.data.io import atomic_write
-from scantling.errors import ScantlingError
+from scantling.errors import Interrupted, ScantlingError
+from scantling.run.owner import Owner
 
 LEASES = "leases"
 PATIENCE_SECONDS = 90.0
 """How long a holder may be silent. Network folders may show a file of another machine half a minute late."""
 _BEATS = 6
 """Signs of life in that time."""
+_SHORT_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
 
 
 class LeaseLost(ScantlingError):  # noqa: N818 - what happened, no mistake
     """Another process has taken a stage over, since this one was silent for too long."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """A process.
-
-    Attributes:
-        host: Name of its machine.
-        pid: Its number there.
-        space: Where that number counts: a container numbers its processes anew.
-        began: When it began, as the machine's kernel counts; processes with the same number differ in it.
-        token: Of its own, whatever the other facts are.
-    """
-
-    host: str
-    pid: int
-    space: str
-    began: str
-    token: str
-
-    @classmethod
-    def here(cls) -> Owner:
-        """This process."""
-        pid = os.getpid()
-        return cls(
-            host=socket.gethostname(),
-            pid=pid,
-            space=_pid_space(),
-            began=_began(pid) or "",
-            token=uuid.uuid4().hex[:12],
-        )
-
-    @property
-    def title(self) -> str:
-        """For people."""
-        return f"process {self.pid} on {self.host}"
-
-    def is_gone(self) -> bool:
-        """Whether it is certain that it has ended; False where this cannot be known from here."""
-        if self.host != socket.gethostname() or not self.space or self.space != _pid_space():
-            return False
-        return _began(self.pid) != self.began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +110,13 @@ class Leases:
         self._seen[title] = (state.generation, state.beat, since)
         return now - since > self.patience
 
-    def take(self, title: str) -> Lease | None:
-        """The lease of a stage; None where another process holds it, or was faster."""
+    def take(self, title: str, facts: Mapping[str, Any] | None = None) -> Lease | None:
+        """The lease of a stage; None where another process holds it, or was faster.
+
+        Args:
+            title: Of the stage.
+            facts: What is to be known of the holder from the start.
+        """
         folder = self.root / LEASES / title
         folder.mkdir(parents=True, exist_ok=True)
         files = sorted(_generations(self.root, title))
@@ -161,7 +126,8 @@ class Leases:
         if not self.is_free(state, title):
             return None
         generation = int(files[-1].stem) + 1 if files else 1
-        own = LeaseState(generation=generation, owner=self.owner, facts={"since": _now(), "updated": _now()})
+        told = {"since": _now(), "updated": _now(), **(facts or {})}
+        own = LeaseState(generation=generation, owner=self.owner, facts=told)
         lease = Lease(path=folder / f"{generation:04d}.json", title=title, state=own, leases=self)
         if not _make(lease.path, own.to_json()):
             return None
@@ -174,8 +140,23 @@ class Leases:
         )
         return lease
 
+    @contextmanager
+    def only_here(self, name: str) -> Iterator[None]:
+        """Keep the other processes out of this block, which is short: a file is read, changed and written.
+
+        Args:
+            name: Of what only one process may do at a time.
+        """
+        while (lease := self.take(f".{name}")) is None:
+            time.sleep(min(_SHORT_SECONDS, self.patience / 20))
+        with lease.kept():
+            yield
+            lease.require()
+
     def note(self, lease: Lease, event: str, other: str | None = None) -> None:
-        """Write down what happened to a lease."""
+        """Write down what happened to the lease of a stage."""
+        if lease.title.startswith("."):
+            return
         entry = {
             "time": _now("milliseconds"),
             "stage": lease.title,
@@ -244,8 +225,12 @@ class Lease:
             )
         )
 
-    def give_back(self, outcome: str) -> None:
+    def give_back(self, outcome: str, facts: Mapping[str, Any] | None = None) -> None:
         """Let others have the stage, and tell them how it went: `done`, `failed` or `stopped`.
+
+        Args:
+            outcome: One of them.
+            facts: What is to be known of it; None: what was told last.
 
         Raises:
             LeaseLost: Another process has taken the stage over.
@@ -257,23 +242,25 @@ class Lease:
                 owner=self.state.owner,
                 beat=self.state.beat + 1,
                 outcome=outcome,
-                facts=self.state.facts,
+                facts=self.state.facts if facts is None else facts,
             )
         )
         self.leases.note(self, outcome)
 
     @contextmanager
     def kept(
-        self, facts: Callable[[], Mapping[str, Any]] = dict, on_loss: Callable[[], object] | None = None
+        self,
+        facts: Callable[[], Mapping[str, Any]] | None = None,
+        on_loss: Callable[[], object] | None = None,
     ) -> Iterator[Lease]:
         """Give signs of life during the block, and give the lease back afterwards.
 
         Args:
-            facts: What is to be known of the progress.
+            facts: What is to be known of the progress; None: what was told when it was taken.
             on_loss: Called from another thread when the lease is lost; None ends the process at once, so that
                 nothing more is written into a folder that another process works in.
         """
-        ended = threading.Event()
+        ended, facts = threading.Event(), facts or (lambda: self.state.facts)
         heart = threading.Thread(
             target=self._keep, args=(ended, facts, on_loss or _end_process), name=f"lease of {self.title}"
         )
@@ -283,16 +270,15 @@ class Lease:
         try:
             yield self
             outcome = "done"
-        except (KeyboardInterrupt, ScantlingError) as error:
-            outcome = (
-                "stopped" if hasattr(error, "signum") or isinstance(error, KeyboardInterrupt) else "failed"
-            )
+        except BaseException as error:
+            asked_to_end = isinstance(error, Interrupted) or not isinstance(error, Exception)
+            outcome = "stopped" if asked_to_end else "failed"
             raise
         finally:
             ended.set()
             heart.join()
             with suppress(LeaseLost):
-                self.give_back(outcome)
+                self.give_back(outcome, facts())
 
     def _keep(
         self,
@@ -316,10 +302,12 @@ class Lease:
 
 
 def current_leases(root: Path) -> dict[str, LeaseState]:
-    """How every lease of a run folder stands, by the title of its stage."""
+    """How the lease of every stage of a run folder stands, by the stage's title."""
     found: dict[str, Path] = {}
     for path in sorted((root / LEASES).rglob("[0-9]*.json")):
-        found[path.parent.relative_to(root / LEASES).as_posix()] = path
+        title = path.parent.relative_to(root / LEASES).as_posix()
+        if not title.startswith("."):
+            found[title] = path
     states = {title: LeaseState.read(path) for title, path in found.items()}
     return {title: state for title, state in states.items() if state is not None}
 
@@ -359,25 +347,6 @@ def _make(path: Path, content: str) -> bool:
 
 def _now(precision: str = "seconds") -> str:
     return datetime.now(UTC).isoformat(timespec=precision)
-
-
-def _pid_space() -> str:
-    try:
-        return (
-            str(Path("/proc/self/ns/pid").readlink())
-            + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        )
-    except OSError:  # not Linux: whether another process lives is not looked up
-        return ""
-
-
-def _began(pid: int) -> str | None:
-    """When a process of this machine began, in the kernel's ticks; None where there is none."""
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if after_name[0] in "ZX" else after_name[19]
 
 
 def _end_process() -> None:

@@ -11,18 +11,18 @@ they can be shown (`plan_recipe`) or done side by side (`run/engines`). What hap
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from rich.console import Console
 
-from scantling.data.io import atomic_write, read_json, write_json
+from scantling.data.io import atomic_write, write_json
 from scantling.data.splits import RunData, describe_run_data, log_run_data, read_run_data
+from scantling.errors import UsageError
 from scantling.recipe.auto import Resolution
 from scantling.recipe.facts import measure
 from scantling.recipe.recipe import Recipe
@@ -33,15 +33,14 @@ from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, check_engi
 from scantling.run.folder import (
     CATEGORIES,
     DATA,
-    METRICS,
     RECIPE,
-    REPORT,
     RunFolder,
     check_run_folder,
     open_run,
     write_environment,
 )
 from scantling.run.plan import Plan, plan_of
+from scantling.run.run_summary import RunSummary, summarise
 from scantling.run.stage import Stage
 from scantling.run.stages.combining import (
     applied_steps,
@@ -55,11 +54,6 @@ from scantling.run.stages.combining import (
 )
 from scantling.run.stages.detecting import detect_stage, import_stage, masks_stage, tune_stage
 from scantling.run.stages.evaluation import (
-    KIND,
-    SEMANTIC,
-    SEMANTIC_KEY,
-    STEPS,
-    TABLE,
     evaluate_stage,
     report_stage,
 )
@@ -79,48 +73,6 @@ from scantling.run.without_val import check_without_val
 from scantling.train.devices import Processes, available_devices, join_processes, resolve_device
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSummary:
-    """What a run reached.
-
-    Attributes:
-        out: The run folder.
-        metrics: Content of `metrics.json`.
-        table: COCO table of the stage the metrics are of; empty where no member finds objects.
-        steps: Table of what each step gave; empty likewise.
-        semantic: Table of how good the score maps of semantic members are; empty without any.
-    """
-
-    out: Path
-    metrics: Mapping[str, Any]
-    table: str
-    steps: str
-    semantic: str = ""
-
-    @property
-    def finds_objects(self) -> bool:
-        """Whether there is a member that finds objects."""
-        return "stage" in self.metrics
-
-    def to_text(self) -> str:
-        """For people: the tables, the headline number, where the report is."""
-        report = f"report: {self.out / REPORT}"
-        if not self.finds_objects:
-            nothing = "no member finds objects, so there is no AP, and nothing to combine, refine or audit"
-            return "\n".join([*([self.semantic, ""] if self.semantic else []), nothing, report])
-        headline_key = f"{self.metrics.get(KIND, 'bbox')}/AP"
-        ap = self.metrics[headline_key]
-        value = "undefined" if ap is None else f"{ap:.3f}"
-        kind = "member" if self.metrics["stage"] == self.metrics["member"] else "after"
-        headline = f"{headline_key} {value} on {self.metrics['split']} ({kind} {self.metrics['stage']})"
-        semantic = [self.semantic, ""] if self.semantic else []
-        return "\n".join([self.table, "", self.steps, "", *semantic, headline, report])
-
-    def to_dict(self) -> dict[str, Any]:
-        """For programs."""
-        return {"out": str(self.out), "report": str(self.out / REPORT), "metrics": dict(self.metrics)}
 
 
 def run_recipe(
@@ -172,8 +124,22 @@ def prepared_run(
         engine: As there.
         console: On which progress is shown; None: standard error, unless nobody wants to see it.
     """
+    if engine.name == "shared" and overwrite:
+        hint = "Remove the folder, or give another --out."
+        raise UsageError("--overwrite does not go with --engine shared: others may work there", hint=hint)
     context, reasons = _checked_context(recipe, out, device=device, begun=not overwrite, console=console)
     check_engine(engine, context)
+    if engine.name == "shared":
+        from scantling.run.engines.shared_folder import Terms, share_run
+
+        given = (
+            recipe.to_dict() if isinstance(recipe, Recipe) else {"data": recipe.data.model_dump(mode="json")}
+        )
+        terms = Terms(given=given, recipe=context.recipe, device=context.device)
+        facts = partial(_write_facts, context, reasons)
+        with share_run(out, terms, facts, launch=engine.launch) as (shared, agreed):
+            yield replace(context, recipe=agreed), shared
+        return
     processes = context.processes
     with open_run(out, overwrite=overwrite, processes=processes) as run:
         processes.on_main(partial(_write_facts, context, reasons))
@@ -234,6 +200,29 @@ def _checked_context(
         check_refining(context)
         check_detectors(context, begun=begun)
     return context, tuple(reasons)
+
+
+def check_run(recipe: Recipe, out: Path, *, device: str, elsewhere: bool) -> None:
+    """Find what cannot work before a run is begun; nothing is written.
+
+    Args:
+        recipe: As in `run_recipe`.
+        out: As in `run_recipe`.
+        device: As in `run_recipe`.
+        elsewhere: It is to be done on the GPU of another machine, which this one need not have.
+
+    Raises:
+        ScantlingError: As in `run_recipe`.
+    """
+    check_run_folder(out)
+    if elsewhere and not torch.cuda.is_available():
+        device, members = "cpu", {}
+        for name, member in recipe.members.items():
+            train = member.train.model_copy(update={"precision": "fp32"})
+            members[name] = member.model_copy(update={"train": train})
+        recipe = recipe.model_copy(update={"members": members})
+        out = out / "elsewhere"  # what was trained there in another precision is for the units to compare
+    _checked_context(recipe, out, device=device, begun=True)
 
 
 def available_for(option: str, chosen: torch.device) -> tuple[torch.device, ...]:
@@ -350,18 +339,6 @@ def _prepare(
     resolved = resolve_auto(recipe, measure(data.train, device, processes))
     resolved = resolve_pretraining(resolved, data, device, processes)
     return data, resolve_refining(resolved, data, device, processes)
-
-
-def summarise(out: Path) -> RunSummary:
-    """The outcome of a finished run, from its folder."""
-    metrics = cast("dict[str, Any]", read_json(out / METRICS))
-    table, steps = (_text(out / name) if "stage" in metrics else "" for name in (TABLE, STEPS))
-    semantic = _text(out / SEMANTIC) if SEMANTIC_KEY in metrics else ""
-    return RunSummary(out=out, metrics=metrics, table=table, steps=steps, semantic=semantic)
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8").rstrip("\n")
 
 
 def _write_facts(context: RunContext, reasons: Iterable[str]) -> None:

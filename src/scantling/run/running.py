@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scantling.errors import in_a_line
-from scantling.run.leases import Owner
+from scantling.run.owner import Owner
 
 STATUS, ENVIRONMENT, LOG, LOGS = "status.json", "env.json", "run.log", "logs"
 COMBINATIONS = "combinations"

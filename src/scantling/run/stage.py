@@ -201,11 +201,16 @@ def hashes_of(root: Path, files: Mapping[str, str]) -> dict[str, str]:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The steps recorded in a folder; none where the record is missing or damaged."""
+    return read_json_object(folder / RECORD)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """What a file of the program's own says; nothing where it is missing or damaged."""
     try:
-        record = json.loads((folder / RECORD).read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def recorded_hash(root: Path, file: str) -> str | None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from scantling.errors import UsageError
-from scantling.run.leases import LEASES, Leases, Owner
+from scantling.run.leases import LEASES, Leases
+from scantling.run.owner import Owner
 from scantling.run.running import LEFT, RUNNING, STATUS, WAITING, run_of_stage
 
 KILLED = "killed"

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM as requests: finish the step, save, leave. What is under way is never torn."""
+"""Signals as requests: finish the step, save, leave. What is under way is never torn.
+
+SIGUSR2 is what a cluster sends some time before it takes a machine away (submitit, `sbatch --signal=USR2`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name))
+"""Those that ask a process to end."""
 _IMPATIENCE_SECONDS = 1.0
 """A second Ctrl-C counts only after this long: some parents deliver one signal twice, microseconds apart."""
 
@@ -36,7 +40,7 @@ class SignalGuard:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {signum: signal.signal(signum, self._remember) for signum in _SIGNALS}
+            self._previous = {signum: signal.signal(signum, self._remember) for signum in SIGNALS}
         return self
 
     def __exit__(

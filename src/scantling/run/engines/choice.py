@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # so that a command that is refused loads nothing heavy
     from scantling.run.stage import Stage
 
 W = TypeVar("W", bound="Workplace")
-EngineName: TypeAlias = Literal["local", "ray"]
+EngineName: TypeAlias = Literal["local", "ray", "shared"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,23 +22,27 @@ class Engine:
     """Who does the stages.
 
     Attributes:
-        name: `local`, processes of this machine; `ray`, tasks of a Ray cluster.
+        name: `local`, processes of this machine; `ray`, tasks of a Ray cluster; `shared`, this process and all others
+            that are given the same command, on any machines that see the run folder.
         jobs: Stages done side by side on this machine.
         address: Of a Ray cluster; None starts Ray on this machine, or joins the cluster it belongs to.
         patience: Seconds after which a process on another machine is taken for dead that gave no sign of life; None:
             those of `leases.py`, long enough for a network folder.
+        launch: Of `shared`: what the processes have in common that are begun together, such as an array of jobs; None:
+            whoever comes while others work belongs to them.
     """
 
     name: EngineName = "local"
     jobs: int = 1
     address: str | None = None
     patience: float | None = None
+    launch: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse options of another engine.
 
         Raises:
-            UsageError: `address` without Ray, `jobs` with it or below 1, or an engine that is none.
+            UsageError: `address` without Ray, `jobs` below 1 or for another engine than `local`, or no known engine.
         """
         if self.name not in get_args(EngineName):
             raise UsageError(
@@ -46,13 +50,27 @@ class Engine:
             )
         if self.jobs < 1:
             raise UsageError(f"--jobs {self.jobs}: expected a whole number from 1 on")
-        if self.name == "local" and self.address is not None:
+        if self.name != "ray" and self.address is not None:
             raise UsageError(
                 "--address is for --engine ray", hint=f"Add --engine ray --address {self.address}."
             )
         if self.name == "ray" and self.jobs > 1:
             hint = "Leave --jobs out: Ray does as many stages at a time as its processors and GPUs allow."
             raise UsageError("--jobs is for --engine local", hint=hint)
+        if self.name == "shared" and self.jobs > 1:
+            hint = "Leave --jobs out, and give the same command as often as stages are to be done at a time."
+            raise UsageError("--jobs is for --engine local", hint=hint)
+
+    def of_several_runs(self, verb: str) -> Engine:
+        """The engine, for a verb that does more than one run.
+
+        Raises:
+            UsageError: Processes that share a folder do a single run.
+        """
+        if self.name == "shared":
+            hint = "--jobs, and --engine ray, do the runs of it side by side."
+            raise UsageError(f"--engine shared is for run and train, not for {verb}", hint=hint)
+        return self
 
     @classmethod
     def of(cls, jobs: int | Engine) -> Engine:
@@ -82,6 +100,10 @@ def do_with(engine: Engine, context: W, records: Records, build: Callable[[W], S
         from scantling.run.leases import PATIENCE_SECONDS
 
         do_on_ray(context, records, build, engine.address, patience=engine.patience or PATIENCE_SECONDS)
+    elif engine.name == "shared":
+        from scantling.run.engines.shared import do_shared
+
+        do_shared(context, records, build)
     elif engine.jobs > 1:
         from scantling.run.engines.local import do_side_by_side
 

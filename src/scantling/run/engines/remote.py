@@ -134,7 +134,7 @@ class Workshop(Generic[W]):
                 _told_in(log_of_stage(self._root, title)),
                 watched_by(facts.update),
             ):
-                self._work(self._stages[title], lease)
+                do_under(lease, self._stages[title], self._stages_at)
         except BaseException as error:  # noqa: BLE001 - told to who ordered it, and raised there
             return failure_of(error)
         finally:
@@ -151,18 +151,6 @@ class Workshop(Generic[W]):
                 told = True
             time.sleep(min(1.0, self._order.patience / 20))
         return lease
-
-    def _work(self, stage: Stage, lease: Lease) -> None:
-        if stage.in_place:
-            stage.action()
-            return
-        with tempfile.TemporaryDirectory(prefix="scantling-") as name:
-            scratch = Path(name)
-            _mirror(self._root, scratch, stage)
-            own = {each.title: each for each in self._stages_at(scratch)}[stage.title]
-            own.action()
-            lease.require()
-            _move_out(scratch, self._root, last=stage.outputs)
 
     def _stages_at(self, root: Path) -> Sequence[Stage]:
         given, console = self._order.context, Console(file=io.StringIO(), quiet=True)
@@ -194,6 +182,30 @@ def _require_token(root: Path, token: str) -> None:
                 hint="The folder must be the same on all machines, under the same path: on a network drive, say.",
             )
         time.sleep(0.1)
+
+
+def do_under(lease: Lease, stage: Stage, stages_at: Callable[[Path], Sequence[Stage]]) -> None:
+    """Do a stage where several processes share the run folder: in it, or in a folder of its own on the local disk.
+
+    Args:
+        lease: On the stage; its folder is where the outputs go.
+        stage: In the run folder.
+        stages_at: The same stages in another folder.
+
+    Raises:
+        LeaseLost: Another process has taken the stage over; what it has written stays as it is.
+    """
+    root = lease.leases.root
+    if stage.in_place:
+        stage.action()
+        return
+    with tempfile.TemporaryDirectory(prefix="scantling-") as name:
+        scratch = Path(name)
+        _mirror(root, scratch, stage)
+        own = {each.title: each for each in stages_at(scratch)}[stage.title]
+        own.action()
+        lease.require()
+        _move_out(scratch, root, last=stage.outputs)
 
 
 def _device_here(device: torch.device) -> torch.device:

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from scantling.errors import Interrupted, ScantlingError
 from scantling.train.progress import Facts, watched_by
+from scantling.train.signals import SIGNALS
 
 if TYPE_CHECKING:  # the order brings what it needs
     from scantling.run.context import Workplace
@@ -112,7 +113,7 @@ def work(connection: Connection, order: WorkerOrder[W]) -> None:
         order: What is to be known for it.
     """
     channel = _Channel(connection)
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in SIGNALS:
         signal.signal(signum, channel.interrupt)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

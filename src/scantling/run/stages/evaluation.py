@@ -94,7 +94,7 @@ def report_stage(context: RunContext) -> Stage:
         needs=(METRICS, *files.values(), *([SUSPECTS] if context.recipe.audit is not None else [])),
         outputs=(REPORT,),
         action=write,
-        whole_files=True,
+        whole_files=True,  # it looks at all of the run, and names its folder
     )
 
 

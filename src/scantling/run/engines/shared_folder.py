@@ -1,0 +1,203 @@
+"""A run folder that several processes work in, each begun with the same command: what they agree on, and its status.
+
+    the first: recipe.yaml, env.json, ..., leases/launch.json ──► the others: the same recipe, versions and threads
+    status.json: each adds how its own stages stand       logs/HOST.PID.log: what each has to say
+
+Records and status are read, changed and written under short leases (`run/leases.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scantling.data.io import write_json
+from scantling.errors import UsageError
+from scantling.recipe.recipe import Recipe, load_recipe
+from scantling.run.engines.remote import Versions
+from scantling.run.folder import RECIPE, RunFolder, check_run_folder, note_failure, read_started
+from scantling.run.leases import LEASES, PATIENCE_SECONDS, Leases, current_leases
+from scantling.run.logs import log_file
+from scantling.run.running import LOGS, RUNNING, STATUS, WAITING
+from scantling.run.stage import Stage, differences, read_json_object
+from scantling.train.rundir import SharedClaim, share_folder
+
+LAUNCH = f"{LEASES}/launch.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class SharedFolder(RunFolder):
+    """A run folder that this process shares with others.
+
+    Attributes:
+        leases: On its stages.
+        launch: What all processes have in common that were begun together; what failed for one of them has failed.
+    """
+
+    leases: Leases
+    launch: str
+    _told: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def writing(self, stage: Stage) -> AbstractContextManager[object]:
+        """While the record of a stage's folder is read, changed and written."""
+        return self.leases.only_here(f"records/{stage.folder}")
+
+    @property
+    def log_path(self) -> Path:
+        """The log of this process."""
+        return self.path / LOGS / f"{socket.gethostname()}.{os.getpid()}.log"
+
+    def write_status(self, state: str, message: str | None = None) -> None:
+        """Add how this process' stages stand to what the others have written.
+
+        The run goes on as long as another process does a stage, whatever ends this one.
+        """
+        new = {title: now for title, now in dict(self.stages).items() if self._told.get(title) != now}
+        with self.leases.only_here("status"):
+            held = self._held_by_others()
+            before = read_json_object(self.path / STATUS).get("stages") or {}
+            stages = {
+                **before,
+                **{title: now for title, now in new.items() if self._is_news(title, before, held)},
+            }
+            if held and state != RUNNING:
+                state, message = RUNNING, None
+            write_json(self.path / STATUS, {**self.status(state, message), "stages": stages}, indent=2)
+        self._told |= new
+
+    def _is_news(self, title: str, before: Mapping[str, str], held: set[str]) -> bool:
+        """Whether others have nothing later to say of a stage."""
+        now = self.stages[title]
+        if now == WAITING and title in before:
+            return False
+        return not (now == "kept" and before.get(title) in ("done", "shared")) and not (
+            now in ("interrupted", "running") and title in held
+        )
+
+    def _held_by_others(self) -> set[str]:
+        """Titles of the stages that another process does at the moment."""
+        return {
+            title
+            for title, state in current_leases(self.path).items()
+            if state.outcome is None and state.owner != self.leases.owner and not state.owner.is_gone()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What all processes of a shared run have to agree on.
+
+    Attributes:
+        given: The settings as this process was given them, `auto` where they are open; what is not in there is open.
+        recipe: The same with a value for everything, by this process' data and device.
+        device: On which this process computes.
+    """
+
+    given: Mapping[str, Any]
+    recipe: Recipe
+    device: torch.device
+
+    def recorded(self, launch: str) -> dict[str, Any]:
+        """As the first process writes them down."""
+        return {
+            "launch": launch,
+            "versions": Versions.here()._asdict(),
+            "threads": torch.get_num_threads(),
+            "device": self.device.type,
+        }
+
+    def agreed(self, root: Path, recorded: Mapping[str, Any]) -> Recipe:
+        """The recipe that is done: the first process' one; this process computes with as many threads.
+
+        Raises:
+            UsageError: Recipe, versions or kind of device are others.
+        """
+        theirs = load_recipe(root / RECIPE)
+        own = _filled(self.given, self.recipe.to_dict(), theirs.to_dict())
+        changes = list(differences(theirs.to_dict(), own))
+        here = {**recorded, "versions": Versions.here()._asdict(), "device": self.device.type}
+        changes += differences(recorded, here)
+        if changes:
+            told = "\n  ".join(
+                [f"{root}: is being filled by others with another recipe or other versions:", *changes]
+            )
+            raise UsageError(
+                told, hint="Nothing was changed. Begin all with the same command, or choose another --out."
+            )
+        torch.set_num_threads(recorded["threads"])
+        return theirs
+
+
+@contextmanager
+def share_run(
+    path: Path,
+    terms: Terms,
+    write_facts: Callable[[], None],
+    *,
+    launch: str | None = None,
+    patience: float = PATIENCE_SECONDS,
+) -> Iterator[tuple[SharedFolder, Recipe]]:
+    """Begin a run that others may join, or join it; what is begun goes on.
+
+    Args:
+        path: The folder; created if need be. An earlier run in it is continued.
+        terms: What all have to agree on.
+        write_facts: Writes everything that is known before the first stage; for the first process to call.
+        launch: Of the processes that were begun together; None: whoever comes while others work belongs to them.
+        patience: Seconds after which a silent holder of a lease is taken for dead.
+
+    Raises:
+        UsageError: The path cannot be a run folder, a run that is not shared uses it, or the terms are others.
+    """
+    check_run_folder(path)
+    with share_folder(path) as claim:
+        run, recipe = _begin_or_join(path, claim, terms, write_facts, launch)
+        run.leases.patience = patience
+        claim.let_others_in()
+        run.log_path.parent.mkdir(exist_ok=True)
+        with log_file(run.log_path):
+            try:
+                yield run, recipe
+            except BaseException as error:
+                note_failure(run, error)
+                raise
+            run.end_with("done")
+
+
+def _begin_or_join(
+    path: Path, claim: SharedClaim, terms: Terms, write_facts: Callable[[], None], launch: str | None
+) -> tuple[SharedFolder, Recipe]:
+    recorded = read_json_object(path / LAUNCH)
+    if recorded and (not claim.alone or recorded["launch"] == launch):
+        recipe = terms.agreed(path, recorded)
+        run = SharedFolder(path, leases=Leases(root=path), launch=recorded["launch"])
+        run.started = read_started(path) or run.started
+        return run, recipe
+    run = SharedFolder(path, leases=Leases(root=path), launch=launch or uuid.uuid4().hex[:12])
+    write_json(path / STATUS, run.status(RUNNING), indent=2)
+    write_facts()
+    write_json(path / LAUNCH, terms.recorded(run.launch), indent=2)
+    return run, terms.recipe
+
+
+def _filled(given: Any, own: Any, theirs: Any) -> Any:
+    """Settings of this process, with those of others wherever it was given none."""
+    if given == "auto":
+        return theirs
+    if isinstance(given, Mapping) and isinstance(own, Mapping) and isinstance(theirs, Mapping):
+        return {
+            key: _filled(given[key], value, theirs.get(key)) if key in given else theirs.get(key)
+            for key, value in own.items()
+        }
+    return own
