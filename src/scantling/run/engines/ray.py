@@ -42,6 +42,9 @@ _RETRIES = 10
 """Times that a stage is begun again whose machine is gone."""
 _WAIT_SECONDS = 1.0
 _ANSWER_SECONDS = 10.0
+_PROXIES, _KEPT_PROXY = ("http_proxy", "HTTP_PROXY"), "SCANTLING_HTTP_PROXY"
+_NOWHERE = "http://127.0.0.1:9"
+"""The port of this machine that takes everything and keeps nothing, and is closed nearly everywhere."""
 _REMEDY = "Look at it with `ray status`, or leave --address out to use this machine."
 _LOOK_SECONDS, _LOOK_SHARE = 5.0, 20
 """Time between two looks at the leases, at least; and as a multiple of how long a look takes."""
@@ -83,20 +86,50 @@ def connected(address: str | None) -> Iterator[Any]:
     _require_answer(found)
     options = {"include_dashboard": False} if found == "local" else {}
     try:
-        ray.init(
-            address=found,
-            configure_logging=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            namespace="scantling",
-            **options,
-        )
+        with _asking_nobody():
+            ray.init(
+                address=found,
+                configure_logging=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace="scantling",
+                **options,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(f"no Ray cluster answers at {found}: {error}", hint=_REMEDY) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _asking_nobody() -> Iterator[None]:
+    """Let a Ray that is started meanwhile ask no other machine.
+
+    With its statistics switched off it still asks, over plain HTTP, whether it runs in somebody's cloud, and may report
+    that they are off. What it starts inherits a way to nowhere; `do_stage` gives the work its own way back.
+    """
+    before = {name: os.environ.get(name) for name in _PROXIES}
+    given = before["http_proxy"] or before["HTTP_PROXY"] or ""
+    own = {**dict.fromkeys(_PROXIES, _NOWHERE), _KEPT_PROXY: given, "RAY_USAGE_STATS_REPORT_URL": _NOWHERE}
+    before |= {name: os.environ.get(name) for name in own}
+    os.environ |= own
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _ask_as_before() -> None:
+    """In a process of the cluster: use the way to other machines that the driver has."""
+    given = os.environ.pop(_KEPT_PROXY, None)
+    if given is not None:
+        for name in _PROXIES:
+            os.environ.pop(name, None)
+            if given:
+                os.environ[name] = given
 
 
 def _require_answer(address: str) -> None:
@@ -300,6 +333,7 @@ def do_stage(order: list[Any], key: str, title: str) -> Done | Failed:
         title: Of the stage.
     """
     if key not in _WORKSHOPS:
+        _ask_as_before()
         import ray
 
         from scantling.run.engines.worker import failure_of
