@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from functools import partial
 from json import dumps as dump_json
 from pathlib import Path
@@ -18,6 +20,7 @@ FoldsOption = Annotated[
 ]
 
 if TYPE_CHECKING:
+    from scantling.run.engines.choice import Engine
     from scantling.run.plan import Plan
     from scantling.run.run_summary import RunSummary
 
@@ -53,6 +56,12 @@ AddressOption = Annotated[
     str | None,
     typer.Option(metavar="HOST:PORT", help="Of the Ray cluster, or auto; without it Ray uses this machine."),
 ]
+GpusOption = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Processes that train one model together, each on a GPU of its own, as torchrun does it."
+    ),
+]
 PlanOption = Annotated[
     bool, typer.Option("--plan", help="Print what would be done, kept or redone, and why; do nothing.")
 ]
@@ -73,6 +82,7 @@ def run(
     jobs: JobsOption = 1,
     engine: SharedEngineOption = "local",
     address: AddressOption = None,
+    gpus: GpusOption = 1,
     plan: PlanOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -84,6 +94,8 @@ def run(
 
     options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict, folds=folds)
     who = api.Engine(name=engine, jobs=jobs, address=address)
+    if not plan:
+        share_out(gpus, device, who)
     do = api.plan if plan else partial(api.run, jobs=who)
     summary = do(recipe, data, out, overrides=options, seed=seed, device=device, overwrite=overwrite)
     show_run(summary, as_json=json)
@@ -141,6 +153,7 @@ def train(
     jobs: JobsOption = 1,
     engine: SharedEngineOption = "local",
     address: AddressOption = None,
+    gpus: GpusOption = 1,
     plan: PlanOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -152,6 +165,8 @@ def train(
         *data_overrides(overrides, skip_invalid=skip_invalid, strict=strict),
     ]
     who = api.Engine(name=engine, jobs=jobs, address=address)
+    if not plan:
+        share_out(gpus, device, who)
     do = partial(api.plan, recipe, data) if plan else partial(api.train, data, recipe, jobs=who)
     summary = do(out=out, overrides=options, seed=seed, device=device, overwrite=overwrite)
     show_run(summary, as_json=json)
@@ -190,6 +205,27 @@ def ablate(
         data, recipe, out, init=init, overrides=options, device=device, overwrite=overwrite, jobs=who
     )
     show(summary.to_text(), summary.to_dict(), as_json=json)
+
+
+def share_out(gpus: int, device: str, who: Engine) -> None:
+    """Begin this very command in several processes that train together, and end as they end.
+
+    Nothing where one is enough, or where this is one of them.
+
+    Raises:
+        UsageError: Stages are shared out already, or there are fewer GPUs.
+        SystemExit: With the exit code of the processes.
+    """
+    if gpus == 1 or "WORLD_SIZE" in os.environ:
+        return
+    if who != type(who)():
+        option = "--jobs" if who.jobs > 1 else "--engine"
+        hint = f"One or the other: --gpus shares out a single training, {option} the stages of a run."
+        raise UsageError(f"--gpus and {option} do not go together", hint=hint)
+    from scantling.train.launch import check_launch, launch
+
+    check_launch(gpus, device)
+    sys.exit(launch(gpus, ["-m", "scantling", *sys.argv[1:]]))
 
 
 def start_overrides(init: str | None, *, pretrained: bool) -> list[str]:
