@@ -18,14 +18,17 @@ from scantling.errors import DataError, UsageError
 from scantling.recipe.recipe import parse_recipe
 from scantling.run.context import Workplace
 from scantling.run.engines import remote
-from scantling.run.engines.remote import RemoteOrder, Versions, Workshop, log_of_stage
+from scantling.run.engines.choice import Engine
+from scantling.run.engines.remote import RemoteOrder, Versions, Workshop, do_my_part
 from scantling.run.engines.schedule import Ended, do_all
 from scantling.run.engines.worker import Done, Failed
 from scantling.run.folder import open_run
 from scantling.run.leases import LeaseLost, Leases
 from scantling.run.pipeline import prepared_run, run_recipe, stages_of
+from scantling.run.running import log_of_stage
 from scantling.run.stage import Stage
 from scantling.synth.synth import SynthConfig, write_synth
+from scantling.train.launch import launch
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -58,6 +61,17 @@ members:
     predict: {scales: 48, long_side: 72}
 data: {folds: 2}
 combine: {tune: {}, semantic: {}, eliminate: {}}
+evaluate: {bootstrap: 10}
+"""
+TWO = """
+members:
+  one:
+    model: {name: faster_rcnn_r18_small, backbone: test_resnet, fpn_channels: 16, fc_channels: 16,
+            num_train_proposals: 50, num_test_proposals: 30, num_rois: 16}
+    augment: {short_side: 48, long_side: 64}
+    train: {epochs: 1, batch_size: 1, workers: 0, warmup_steps: 2}
+    predict: {scales: 48, long_side: 64, suppress: {score_threshold: 0.0, max_per_image: 12}}
+combine: {tune: {}}
 evaluate: {bootstrap: 10}
 """
 OWN = {"env.json", "run.log", "status.json", "report.html", "done.json"}
@@ -220,3 +234,34 @@ def test_other_versions_are_refused(words):
 def test_a_gpu_elsewhere_is_the_first_that_is_seen_there():
     assert remote._device_here(torch.device("cuda:3")) == torch.device("cuda:0")
     assert remote._device_here(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.slow
+def test_a_training_on_several_gpus_of_a_machine_is_that_of_torchrun(tmp_path):
+    """Here two processes without GPUs."""
+    write_synth(tmp_path / "data", SynthConfig(size_hw=(72, 96)), splits={"train": 4, "val": 2}, seed=0)
+    recipe = parse_recipe(TWO, file="r.yaml").on(data=tmp_path / "data")
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    command = [
+        "-m",
+        "scantling",
+        "run",
+        str(tmp_path / "r.yaml"),
+        "--out",
+        str(tmp_path / "two"),
+        "--device",
+        "cpu",
+    ]
+    assert launch(2, command) == 0
+    root = tmp_path / "shared"
+    engine = Engine(name="ray", gpus=2)  # Ray itself is not asked for anything
+    with prepared_run(recipe, root, device="cpu", overwrite=False, engine=engine) as (context, run):
+        workshop = Workshop(RemoteOrder.of(context, stages_of, gpus=2))
+        do_all(stages_of(context), run, OneElsewhere(workshop))
+        run.require_all()
+        failed = do_my_part(RemoteOrder.of(context, stages_of), "no such stage", root)
+    assert isinstance(failed.error, KeyError)
+    first, second = files_in(root), files_in(tmp_path / "two")
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+    assert "one: training" in log_of_stage(root, "members/one/train").read_text()

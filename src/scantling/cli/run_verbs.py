@@ -20,7 +20,7 @@ FoldsOption = Annotated[
 ]
 
 if TYPE_CHECKING:
-    from scantling.run.engines.choice import Engine
+    from scantling.run.engines.choice import Engine, EngineName
     from scantling.run.plan import Plan
     from scantling.run.run_summary import RunSummary
 
@@ -93,7 +93,7 @@ def run(
     from scantling import api
 
     options = data_overrides(overrides, skip_invalid=skip_invalid, strict=strict, folds=folds)
-    who = api.Engine(name=engine, jobs=jobs, address=address)
+    who = engine_with(gpus, engine, jobs, address)
     if not plan:
         share_out(gpus, device, who)
     do = api.plan if plan else partial(api.run, jobs=who)
@@ -164,7 +164,7 @@ def train(
         *start_overrides(init, pretrained=pretrained),
         *data_overrides(overrides, skip_invalid=skip_invalid, strict=strict),
     ]
-    who = api.Engine(name=engine, jobs=jobs, address=address)
+    who = engine_with(gpus, engine, jobs, address)
     if not plan:
         share_out(gpus, device, who)
     do = partial(api.plan, recipe, data) if plan else partial(api.train, data, recipe, jobs=who)
@@ -207,16 +207,24 @@ def ablate(
     show(summary.to_text(), summary.to_dict(), as_json=json)
 
 
+def engine_with(gpus: int, engine: EngineName, jobs: int, address: str | None) -> Engine:
+    """Who does the stages; of a cluster, with how many GPUs a training."""
+    from scantling import api
+
+    own = gpus if engine == "ray" else 1
+    return api.Engine(name=engine, jobs=jobs, address=address, gpus=own)
+
+
 def share_out(gpus: int, device: str, who: Engine) -> None:
     """Begin this very command in several processes that train together, and end as they end.
 
-    Nothing where one is enough, or where this is one of them.
+    Nothing where one is enough, where this is one of them, or where those who do the stages begin them.
 
     Raises:
         UsageError: Stages are shared out already, or there are fewer GPUs.
         SystemExit: With the exit code of the processes.
     """
-    if gpus == 1 or "WORLD_SIZE" in os.environ:
+    if gpus in (1, who.gpus) or "WORLD_SIZE" in os.environ:
         return
     if who != type(who)():
         option = "--jobs" if who.jobs > 1 else "--engine"

@@ -127,7 +127,9 @@ def prepared_run(
     if engine.name == "shared" and overwrite:
         hint = "Remove the folder, or give another --out."
         raise UsageError("--overwrite does not go with --engine shared: others may work there", hint=hint)
-    context, reasons = _checked_context(recipe, out, device=device, begun=not overwrite, console=console)
+    context, reasons = _checked_context(
+        recipe, out, device=device, begun=not overwrite, console=console, gpus=engine.gpus
+    )
     check_engine(engine, context)
     if engine.name == "shared":
         from scantling.run.engines.shared_folder import Terms, share_run
@@ -178,12 +180,19 @@ def part_of(
 
 
 def _checked_context(
-    recipe: Recipe | OpenRecipe, out: Path, *, device: str, begun: bool, console: Console | None = None
+    recipe: Recipe | OpenRecipe,
+    out: Path,
+    *,
+    device: str,
+    begun: bool,
+    console: Console | None = None,
+    gpus: int = 1,
 ) -> tuple[RunContext, tuple[str, ...]]:
     """A run that can be done, and the reasons for what was decided; nothing is written."""
     chosen = resolve_device(device)
     processes = join_processes(chosen)
-    data, (resolved, reasons) = processes.on_main(partial(_prepare, recipe, out, chosen, processes))
+    who_trains = processes if gpus == 1 else Processes(rank=0, world=gpus, on_machine=gpus)
+    data, (resolved, reasons) = processes.on_main(partial(_prepare, recipe, out, chosen, who_trains))
     context = RunContext(
         root=out,
         recipe=resolved,

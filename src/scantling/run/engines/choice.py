@@ -30,6 +30,7 @@ class Engine:
             those of `leases.py`, long enough for a network folder.
         launch: Of `shared`: what the processes have in common that are begun together, such as an array of jobs; None:
             whoever comes while others work belongs to them.
+        gpus: Of `ray`: how many of one machine a training takes, with as many processes.
     """
 
     name: EngineName = "local"
@@ -37,6 +38,7 @@ class Engine:
     address: str | None = None
     patience: float | None = None
     launch: str | None = None
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         """Refuse options of another engine.
@@ -50,6 +52,9 @@ class Engine:
             )
         if self.jobs < 1:
             raise UsageError(f"--jobs {self.jobs}: expected a whole number from 1 on")
+        if self.gpus < 1 or (self.gpus > 1 and self.name != "ray"):
+            hint = "On one machine several processes train together with `scantling train ... --gpus N`."
+            raise UsageError(f"gpus={self.gpus}: several GPUs of one stage are for --engine ray", hint=hint)
         if self.name != "ray" and self.address is not None:
             raise UsageError(
                 "--address is for --engine ray", hint=f"Add --engine ray --address {self.address}."
@@ -99,7 +104,8 @@ def do_with(engine: Engine, context: W, records: Records, build: Callable[[W], S
         from scantling.run.engines.ray import do_on_ray
         from scantling.run.leases import PATIENCE_SECONDS
 
-        do_on_ray(context, records, build, engine.address, patience=engine.patience or PATIENCE_SECONDS)
+        patience = engine.patience or PATIENCE_SECONDS
+        do_on_ray(context, records, build, engine.address, patience=patience, gpus=engine.gpus)
     elif engine.name == "shared":
         from scantling.run.engines.shared import do_shared
 

@@ -154,6 +154,7 @@ def do_on_ray(
     address: str | None = None,
     *,
     patience: float = PATIENCE_SECONDS,
+    gpus: int = 1,
 ) -> None:
     """Do all stages on a Ray cluster.
 
@@ -163,6 +164,7 @@ def do_on_ray(
         build: Lists the stages, in an order in which they can be done; a function of a module.
         address: As in `connected`.
         patience: Seconds after which a silent holder of a lease is taken for dead.
+        gpus: Of one machine, on which a model is trained, each with a process of its own.
 
     Raises:
         UsageError: Ray is not installed, does not answer, or no machine has what a stage needs.
@@ -170,7 +172,7 @@ def do_on_ray(
         ScantlingError: A stage cannot be begun. What a stage raised is noted.
     """
     with connected(address) as ray:
-        crew = RayCrew(ray, context, build, patience)
+        crew = RayCrew(ray, context, build, patience, gpus)
         with crew.at_work():
             do_all(build(context), records, crew)
 
@@ -183,16 +185,23 @@ class RayCrew(Generic[W]):
         context: Where stages are done.
         build: Lists the stages.
         patience: As in `do_on_ray`.
+        gpus: As in `do_on_ray`.
     """
 
     def __init__(
-        self, ray: Any, context: W, build: Callable[[W], Sequence[Stage]], patience: float = PATIENCE_SECONDS
+        self,
+        ray: Any,
+        context: W,
+        build: Callable[[W], Sequence[Stage]],
+        patience: float = PATIENCE_SECONDS,
+        gpus: int = 1,
     ) -> None:
         self._ray, self._context = ray, context
-        order = RemoteOrder.of(context, build, patience=patience)
+        order = RemoteOrder.of(context, build, patience=patience, gpus=gpus)
         self._order = [ray.put(order)]  # in a list: fetched once by each process, not for each task
         self._key = f"{context.root.absolute()} {self._order[0].hex()}"
         self._task = ray.remote(max_retries=_RETRIES, max_calls=0)(do_stage)
+        self._gpus = gpus
         self._titles: dict[Any, str] = {}
         self._leases = Leases(root=context.root)
         self._look_from = 0.0
@@ -310,9 +319,10 @@ class RayCrew(Generic[W]):
         On a GPU, its share of the processors of the largest machine; without one, as many as it has threads.
         """
         processors, gpus = self._largest
+        together = 1 if stage.alone else self._gpus
         if self._context.device.type != "cuda" or not stage.resources.gpus:
-            return {"num_cpus": max(1, min(torch.get_num_threads(), int(processors)))}
-        wanted = stage.resources.gpus
+            return {"num_cpus": max(1, min(torch.get_num_threads() * together, int(processors)))}
+        wanted = stage.resources.gpus * together
         if wanted > gpus:
             raise UsageError(
                 f"{stage.title} needs {wanted} GPUs of one machine, and none of the cluster has as many"

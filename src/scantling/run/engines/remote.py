@@ -19,8 +19,9 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -29,11 +30,13 @@ from rich.console import Console
 
 from scantling import __version__
 from scantling.data.io import atomic_write
-from scantling.errors import UsageError
+from scantling.errors import PeerFailed, UsageError
 from scantling.run.engines.worker import Done, Failed, failure_of
 from scantling.run.leases import LEASES, PATIENCE_SECONDS, Lease, Leases
 from scantling.run.running import log_of_stage
 from scantling.run.stage import RECORD, Stage
+from scantling.train.devices import join_processes, resolve_device
+from scantling.train.launch import call_together
 from scantling.train.progress import watched_by
 
 if TYPE_CHECKING:
@@ -79,6 +82,7 @@ class RemoteOrder(Generic[W]):
         threads: PyTorch's, as where it is scheduled: sums of two are not those of one.
         versions: Of the scheduler.
         patience: Seconds after which a silent holder of a lease is taken for dead.
+        gpus: Processes that train a model together, each on a GPU of its own.
     """
 
     context: W
@@ -87,10 +91,16 @@ class RemoteOrder(Generic[W]):
     threads: int
     versions: Versions
     patience: float = PATIENCE_SECONDS
+    gpus: int = 1
 
     @classmethod
     def of(
-        cls, context: W, build: Callable[[W], Sequence[Stage]], *, patience: float = PATIENCE_SECONDS
+        cls,
+        context: W,
+        build: Callable[[W], Sequence[Stage]],
+        *,
+        patience: float = PATIENCE_SECONDS,
+        gpus: int = 1,
     ) -> RemoteOrder[W]:
         """An order from this process, for a run folder that is open."""
         return cls(
@@ -100,6 +110,7 @@ class RemoteOrder(Generic[W]):
             threads=torch.get_num_threads(),
             versions=Versions.here(),
             patience=patience,
+            gpus=gpus,
         )
 
 
@@ -155,7 +166,55 @@ class Workshop(Generic[W]):
     def _stages_at(self, root: Path) -> Sequence[Stage]:
         given, console = self._order.context, Console(file=io.StringIO(), quiet=True)
         device = _device_here(given.device)
-        return self._order.build(replace(given, root=root, console=console, device=device, devices=()))
+        stages = self._order.build(replace(given, root=root, console=console, device=device, devices=()))
+        if self._order.gpus == 1:
+            return stages
+        return [
+            stage
+            if stage.alone
+            else replace(stage, action=partial(_do_together, self._order, stage.title, root))
+            for stage in stages
+        ]
+
+
+def _do_together(order: RemoteOrder[Any], title: str, root: Path) -> None:
+    """Do a stage in several processes of this machine, each on a GPU of its own.
+
+    Raises:
+        Exception: What the first process raised that failed by itself.
+    """
+    outcomes = call_together(order.gpus, do_my_part, order, title, root)
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    if failed:
+        own = [outcome for outcome in failed if not isinstance(outcome.error, PeerFailed)]
+        raise (own or failed)[0].as_error()
+
+
+def do_my_part(order: RemoteOrder[Any], title: str, root: Path) -> Done | Failed:
+    """In one of several processes: its part of a stage, and how it went.
+
+    Args:
+        order: As in `Workshop`.
+        title: Of the stage.
+        root: Where its files are: the run folder, or another one.
+    """
+    try:
+        torch.set_num_threads(order.threads)
+        device = resolve_device(order.context.device.type)
+        context = replace(
+            order.context,
+            root=root,
+            console=Console(file=io.StringIO(), quiet=True),
+            device=device,
+            devices=(),
+            processes=join_processes(device),
+        )
+        log_path = log_of_stage(order.context.root, title)
+        with _told_in(log_path) if context.processes.is_main else nullcontext():
+            {stage.title: stage for stage in order.build(context)}[title].action()
+    except BaseException as error:  # noqa: BLE001 - told to the process that waits, and raised there
+        return failure_of(error)
+    return Done()
 
 
 def _leave_token(root: Path) -> str:
