@@ -12,9 +12,11 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from rich.console import Console
@@ -114,6 +116,7 @@ def vanish(context: Context, name: str) -> None:
 class Notes:
     """What becomes of stages where one that fails ends nothing."""
 
+    ends_at_refusal: ClassVar[bool] = False
     begun: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
     failed: dict[str, Exception] = field(default_factory=dict)
@@ -136,6 +139,9 @@ class Notes:
 
     def fail(self, stage: Stage, error: Exception) -> None:
         self.failed[stage.title] = error
+
+    def about(self, stage: Stage) -> AbstractContextManager:
+        return nullcontext()
 
     def leave(self, stage: Stage, cause: Stage) -> None:
         self.left[stage.title] = cause.title

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from run.side_by_side_stages import Notes
-from scantling.errors import Interrupted, UsageError
+from scantling.errors import ConfigError, Interrupted, UsageError
 from scantling.run.engines.choice import Engine
 from scantling.run.engines.schedule import Agenda, Ended, do_all
 from scantling.run.stage import Stage
@@ -127,3 +128,49 @@ def test_options_of_another_engine_are_refused():
     with pytest.raises(UsageError, match="did you mean 'ray'"):
         Engine(name="rai")
     assert Engine.of(3) == Engine(jobs=3)
+
+
+def test_what_only_waits_for_a_file_goes_on_without_it():
+    """c waits for what a makes, and for a file of nobody; d waits for b, which is left as a fails."""
+    made = {stage.name: stage for stage in stages(failing("a"), {"a": "", "b": "a", "c": "", "d": ""})}
+    waiting = {"c": ("a", "nobody"), "d": ("b",)}
+    listed = [replace(stage, after=waiting.get(name, ())) for name, stage in made.items()]
+    notes = Notes()
+    do_all(listed, notes)
+    assert (notes.begun, notes.done) == (["a", "c", "d"], ["c", "d"])
+    assert notes.left == {"b": "a"}
+    agenda = Agenda(listed)
+    assert agenda.take().name == "a"
+    assert not agenda
+
+
+def test_a_refusal_ends_a_run_and_is_a_failure_among_several():
+    class Refusing(Notes):
+        def begin(self, stage: Stage) -> bool:
+            if stage.name == "a":
+                raise ConfigError("other settings")
+            return super().begin(stage)
+
+    class OneRun(Refusing):
+        ends_at_refusal = True
+
+    among = Refusing()
+    do_all(stages(), among)
+    assert isinstance(among.failed["a"], ConfigError)
+    assert sorted(among.done) == ["b", "f"]
+    with pytest.raises(ConfigError):
+        do_all(stages(), OneRun())
+
+
+def test_what_is_missing_after_the_work_is_a_failure_of_its_stage():
+    class Strict(Notes):
+        def end(self, stage: Stage) -> None:
+            if stage.name == "b":
+                raise FileNotFoundError("b")
+            super().end(stage)
+
+    for crew in (None, Pair()):
+        notes = Strict()
+        do_all(stages(), notes, crew)
+        assert sorted(notes.done) == ["a", "c"]
+        assert list(notes.failed) == ["b"]

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -33,13 +33,14 @@ from scantling.errors import (
     FOR_THE_FILE,
     Interrupted,
     ScantlingError,
+    TrainingError,
     UsageError,
     in_a_line,
     is_known,
 )
 from scantling.report.build import REASONS
 from scantling.run.leases import LEASES
-from scantling.run.logs import log_file
+from scantling.run.logs import log_file, telling_of
 from scantling.run.running import (
     ENVIRONMENT,
     LEFT,
@@ -98,6 +99,7 @@ class RunFolder:
         failures: What each stage raised that could not be done, by its title.
     """
 
+    ends_at_refusal: ClassVar[bool] = True
     path: Path
     stages: dict[str, str] = field(default_factory=dict)
     started: str = field(default_factory=now)
@@ -174,6 +176,10 @@ class RunFolder:
         log.warning("%s: not begun, it needs what %s would have left", stage.title, cause.title)
         self.note(stage.title, LEFT)
 
+    def about(self, stage: Stage) -> AbstractContextManager[object]:  # noqa: ARG002 - whichever stage
+        """What is logged meanwhile is told in the log of this folder."""
+        return telling_of(self.path)
+
     def progress(self, title: str, facts: Facts) -> None:
         """Note how a stage comes along that is being done; seen in the status a moment later."""
         self._running.tell(title, facts)
@@ -185,9 +191,12 @@ class RunFolder:
         Raises:
             Exception: What the first stage raised that failed.
         """
+        left = [title for title, state in self.stages.items() if state == LEFT]
+        if left and not self.failures:  # what they need is another run's
+            why = f"{len(left)} stages were left, as they need what another run would have made"
+            raise TrainingError(f"{self.path}: {why}: {', '.join(left)}", hint=go_on())
         if not self.failures:
             return
-        left = [title for title, state in self.stages.items() if state == LEFT]
         told = [f"{len(self.failures)} of {len(self.stages)} stages failed: {', '.join(self.failures)}"]
         if left:
             told.append(f"{len(left)} were left, as they need what these would have made: {', '.join(left)}")

@@ -2,24 +2,25 @@
 
     {folder: recipe} ──► every run is prepared and checked ──► stages of all ──► any engine ──► each run's own records
 
-Each is an ordinary run in a folder of its own. Stages of unlike runs need nothing of one another, unless a run waits
-for others whose models it takes over; so they are done side by side as the stages of one run are.
+Each is an ordinary run in a folder of its own. Stages of unlike runs need nothing of one another, so they are done side
+by side as the stages of one run are; a training waits for the same one of a run whose model it may take over.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from scantling.errors import Interrupted
 from scantling.recipe.recipe import Recipe
 from scantling.run.context import RunContext, Workplace
 from scantling.run.engines.choice import Engine, do_with
-from scantling.run.folder import METRICS, RunFolder
+from scantling.run.folder import RunFolder
 from scantling.run.logs import telling_of
 from scantling.run.pipeline import part_of
 from scantling.run.stage import Stage
@@ -54,7 +55,7 @@ class RunsContext(Workplace):
     Attributes:
         runs: Of each run by its folder, relative to the root.
         build: Lists the stages of one run; a function of a module.
-        after: For a folder those of the runs that must be finished before.
+        after: For a folder those of the runs before it, whose models it may take over.
     """
 
     runs: Mapping[str, RunContext]
@@ -75,11 +76,16 @@ class RunsContext(Workplace):
 
 def stages_of_runs(context: RunsContext) -> tuple[Stage, ...]:
     """The stages of all runs, named from the root."""
-    return tuple(
-        _from_root(folder, stage, context.after.get(folder, ()))
-        for folder in context.runs
-        for stage in context.stages_of(folder)
-    )
+    found, trained = list[Stage](), dict[tuple[str, str], tuple[str, ...]]()
+    for folder in context.runs:
+        for stage in context.stages_of(folder):
+            named = _from_root(folder, stage)
+            if stage.resources.gpus:
+                lent = [trained.get((other, stage.title), ()) for other in context.after.get(folder, ())]
+                named = replace(named, after=tuple(file for files in lent for file in files))
+                trained[folder, stage.title] = named.outputs
+            found.append(named)
+    return tuple(found)
 
 
 def do_runs(
@@ -140,8 +146,6 @@ def do_runs(
         else:
             notes = _Notes(context_of_all, opened, records)
             do_with(engine, context_of_all, notes, stages_of_runs)
-        for folder, one in opened.items():
-            _close(folder, one, records)
 
 
 class _OpenRun(NamedTuple):
@@ -153,7 +157,12 @@ class _OpenRun(NamedTuple):
 
 
 class _Notes:
-    """Writes down what becomes of each stage in the folder of its run."""
+    """Writes down what becomes of each stage in the folder of its run; a run ends with its last stage.
+
+    A run of which a stage is refused, as it was done with other settings, costs the others nothing.
+    """
+
+    ends_at_refusal: ClassVar[bool] = False
 
     def __init__(self, context: RunsContext, opened: Mapping[str, _OpenRun], records: WholeRecords) -> None:
         self._opened, self._records = opened, records
@@ -163,6 +172,7 @@ class _Notes:
             for stage in context.stages_of(folder)
         }
         self._begun = set[str]()
+        self._open = Counter(folder for folder, _ in self._own.values())
 
     def begin(self, stage: Stage) -> bool:
         """Note the start of a stage that is to be done; False where it is done already."""
@@ -172,33 +182,52 @@ class _Notes:
             log.info("%s: begins", folder)
             self._records.begin(folder)
         with self._run_of(stage) as (run, own):
-            return run.begin(own)
+            is_begun = run.begin(own)
+        if not is_begun:
+            self._count(folder)
+        return is_begun
 
     def end(self, stage: Stage) -> None:
         """Note what a stage left."""
         with self._run_of(stage) as (run, own):
             run.end(own)
+        self._count(self._own[stage.title][0])
 
     def fail(self, stage: Stage, error: Exception) -> None:
         """Note that a stage could not be done."""
         with self._run_of(stage) as (run, own):
             run.fail(own, error)
+        self._count(self._own[stage.title][0])
 
     def leave(self, stage: Stage, cause: Stage) -> None:
         """Note that a stage is not begun; the cause may be one of another run."""
         with self._run_of(stage) as (run, own):
             run.leave(own, cause)
+        self._count(self._own[stage.title][0])
+
+    def about(self, stage: Stage) -> AbstractContextManager[object]:
+        """What is logged meanwhile is told in the log of the stage's run."""
+        return telling_of(self._opened[self._own[stage.title][0]].run.path)
 
     def expect(self, titles: Sequence[str]) -> None:
         """Note in the folder of each run which stages it has."""
-        for folder, one in self._opened.items():
-            one.run.expect([self._own[title][1].title for title in titles if self._own[title][0] == folder])
+        by_folder: dict[str, list[str]] = {folder: [] for folder in self._opened}
+        for folder, own in map(self._own.__getitem__, titles):
+            by_folder[folder].append(own.title)
+        for folder, named in by_folder.items():
+            self._opened[folder].run.expect(named)
 
     def progress(self, title: str, facts: Facts) -> None:
         """Note how a stage comes along, in its run and in what the run is one of."""
         folder, own = self._own[title]
         self._opened[folder].run.progress(own.title, facts)
         self._records.progress(folder, {**facts, "stage": own.title})
+
+    def _count(self, folder: str) -> None:
+        """A stage of a run has ended, in whatever way; with the last of them the run ends."""
+        self._open[folder] -= 1
+        if not self._open[folder]:
+            _close(folder, self._opened[folder], self._records)
 
     @contextmanager
     def _run_of(self, stage: Stage) -> Iterator[tuple[RunFolder, Stage]]:
@@ -217,6 +246,7 @@ def _do_together(context: RunsContext, opened: Mapping[str, _OpenRun], records: 
         with telling_of(one.run.path):
             for stage in context.stages_of(folder):
                 one.run.do(stage)
+        _close(folder, one, records)
 
 
 def _close(folder: str, one: _OpenRun, records: WholeRecords) -> None:
@@ -232,8 +262,8 @@ def _close(folder: str, one: _OpenRun, records: WholeRecords) -> None:
         records.end(folder)
 
 
-def _from_root(folder: str, stage: Stage, after: Sequence[str] = ()) -> Stage:
-    """A stage of a run, with its files named from the root of all; it waits for the end of some runs."""
+def _from_root(folder: str, stage: Stage) -> Stage:
+    """A stage of a run, with its files named from the root of all."""
 
     def named(files: Sequence[str]) -> tuple[str, ...]:
         return tuple(name if Path(name).is_absolute() else f"{folder}/{name}" for name in files)
@@ -241,7 +271,7 @@ def _from_root(folder: str, stage: Stage, after: Sequence[str] = ()) -> Stage:
     return replace(
         stage,
         folder=f"{folder}/{stage.folder}",
-        needs=(*named(stage.needs), *(f"{other}/{METRICS}" for other in after)),
+        needs=named(stage.needs),
         outputs=named(stage.outputs),
         working_files=named(stage.working_files),
     )

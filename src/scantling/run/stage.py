@@ -69,6 +69,8 @@ class Stage:
         inputs: Gives the plain values that decide the result: settings, hashes of the files read. To be called when
             all of `needs` exist.
         needs: Files that are read, relative to the run folder; those from elsewhere by their full path.
+        after: Files that are waited for where they are being made, and gone without where they are not: what another
+            run may lend.
         outputs: Files the step leaves, relative to the run folder.
         action: The work.
         working_files: Files the step keeps for itself while it works, such as training state.
@@ -82,6 +84,7 @@ class Stage:
     name: str
     inputs: Callable[[], Inputs]
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     outputs: tuple[str, ...]
     action: Callable[[], object]
     working_files: tuple[str, ...] = ()

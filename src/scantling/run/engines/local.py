@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -62,7 +62,7 @@ def do_side_by_side(context: W, run: Records, build: Callable[[W], Sequence[Stag
         Interrupted: A signal arrived here or at a worker; what trained has saved its state.
         ScantlingError: A stage cannot be begun. What it raised, or `TrainingError` if its worker died, is noted.
     """
-    crew = _Crew(context, build, jobs)
+    crew = _Crew(context, build, jobs, run.about)
     with crew.at_work():
         do_all(build(context), run, crew)
 
@@ -89,10 +89,18 @@ class _Crew(Generic[W]):
         context: Where stages are done.
         build: Lists the stages.
         jobs: How many workers at most.
+        about: What is logged meanwhile is about a stage.
     """
 
-    def __init__(self, context: W, build: Callable[[W], Sequence[Stage]], jobs: int) -> None:
-        self._context, self._build, self._jobs = context, build, jobs
+    def __init__(
+        self,
+        context: W,
+        build: Callable[[W], Sequence[Stage]],
+        jobs: int,
+        about: Callable[[Stage], AbstractContextManager[object]],
+    ) -> None:
+        self._context, self._build, self._jobs, self._about = context, build, jobs, about
+        self._stages: dict[str, Stage] = {}
         self._workers: list[_Worker] = []
 
     @property
@@ -112,6 +120,7 @@ class _Crew(Generic[W]):
     def start(self, stage: Stage) -> None:
         """Let a worker do a stage: one that waits, or a new one."""
         title = stage.title
+        self._stages[title] = stage
         for worker in [one for one in self._workers if one.title is None]:
             with suppress(OSError):
                 worker.connection.send(title)
@@ -203,7 +212,8 @@ class _Crew(Generic[W]):
             self._mourn(worker)
         if isinstance(message, LogEntry):
             told = f"{worker.title}: {message.text}" if worker.title else message.text
-            logging.getLogger(message.logger).log(message.level, "%s", told)
+            with self._about(self._stages[worker.title]) if worker.title else nullcontext():
+                logging.getLogger(message.logger).log(message.level, "%s", told)
         elif isinstance(message, LogLine):
             line = f"{worker.title}: {message.text}"
             self._context.console.print(line, highlight=False, markup=False, soft_wrap=True)

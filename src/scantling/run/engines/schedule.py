@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from scantling.errors import Interrupted
 from scantling.run.plan import makers_of
@@ -27,7 +28,14 @@ STOPPED = "stopped by {}; what trained has saved its state, resume the run to go
 
 
 class Records(Protocol):
-    """What is written down of the stages: the folder of a run, or that of a suite."""
+    """What is written down of the stages: the folder of a run, or that of a suite.
+
+    Attributes:
+        ends_at_refusal: A stage that cannot be begun, as it was done with other settings say, ends all: nothing else is
+            to be done before a person has looked at it.
+    """
+
+    ends_at_refusal: ClassVar[bool]
 
     def expect(self, titles: Sequence[str]) -> None:
         """Note which stages there are, before the first is begun."""
@@ -46,6 +54,9 @@ class Records(Protocol):
 
     def progress(self, title: str, facts: Facts) -> None:
         """Note how a stage comes along that is being done."""
+
+    def about(self, stage: Stage) -> AbstractContextManager[object]:
+        """What is logged in this block is about a stage."""
 
 
 class Ended(NamedTuple):
@@ -102,13 +113,17 @@ class Agenda:
         self._stages, makers = list(stages), makers_of(stages)
         self._number = {stage.title: number for number, stage in enumerate(stages)}
         self._users: dict[str, list[int]] = {stage.title: [] for stage in stages}
+        self._waiting: dict[str, list[int]] = {stage.title: [] for stage in stages}
         self._lacking: list[int] = []
         self._is_open = [True] * len(stages)
         for number, stage in enumerate(stages):
             before = {makers[need] for need in stage.needs if need in makers}
-            self._lacking.append(len(before))
+            waited = {makers[file] for file in stage.after if file in makers} - before
+            self._lacking.append(len(before) + len(waited))
             for title in before:
                 self._users[title].append(number)
+            for title in waited:
+                self._waiting[title].append(number)
         self._ready = [number for number, lacking in enumerate(self._lacking) if not lacking]
 
     def __bool__(self) -> bool:
@@ -127,13 +142,13 @@ class Agenda:
 
     def note_done(self, stage: Stage) -> None:
         """What the stage leaves is there."""
-        for number in self._users[stage.title]:
-            self._lacking[number] -= 1
-            if not self._lacking[number] and self._is_open[number]:
-                heapq.heappush(self._ready, number)
+        self._release([*self._users[stage.title], *self._waiting[stage.title]])
 
     def drop_after(self, stage: Stage) -> list[Stage]:
-        """All that need what a stage would have left, directly or not; they are not given any more."""
+        """All that need what a stage would have left, directly or not; they are not given any more.
+
+        What only waited for one of them goes on.
+        """
         reached, waiting = set[int](), list(self._users[stage.title])
         while waiting:
             number = waiting.pop()
@@ -141,7 +156,17 @@ class Agenda:
                 self._is_open[number] = False
                 reached.add(number)
                 waiting += self._users[self._stages[number].title]
-        return [self._stages[number] for number in sorted(reached)]
+        dropped = [self._stages[number] for number in sorted(reached)]
+        for one in (stage, *dropped):
+            self._release(self._waiting[one.title])
+        return dropped
+
+    def _release(self, numbers: Sequence[int]) -> None:
+        """Each of these stages lacks one thing less."""
+        for number in numbers:
+            self._lacking[number] -= 1
+            if not self._lacking[number] and self._is_open[number]:
+                heapq.heappush(self._ready, number)
 
 
 def do_all(stages: Sequence[Stage], records: Records, crew: Crew | None = None) -> None:
@@ -164,13 +189,19 @@ def do_all(stages: Sequence[Stage], records: Records, crew: Crew | None = None) 
             for title, facts in ended.told.items():
                 records.progress(title, facts)
             for title in ended.done:
-                records.end(agenda.stage(title))
-                agenda.note_done(agenda.stage(title))
+                _end(agenda, records, agenda.stage(title))
             for title, error in ended.failed.items():
                 _give_up(agenda, records, agenda.stage(title), error)
             continue
         stage = agenda.take()
-        if not records.begin(stage):
+        try:
+            is_begun = records.begin(stage)
+        except Exception as error:
+            if isinstance(error, Interrupted) or records.ends_at_refusal:
+                raise
+            _give_up(agenda, records, stage, error)
+            continue
+        if not is_begun:
             agenda.note_done(stage)
         elif crew is not None and crew.wants(company=bool(agenda or crew.busy)):
             crew.start(stage)
@@ -181,14 +212,25 @@ def do_all(stages: Sequence[Stage], records: Records, crew: Crew | None = None) 
 def _do_here(agenda: Agenda, records: Records, stage: Stage) -> None:
     """Do a stage that was begun, in this process."""
     try:
-        with watched_by(partial(records.progress, stage.title), stage.title):
+        with watched_by(partial(records.progress, stage.title), stage.title), records.about(stage):
             stage.action()
     except Interrupted:
         raise
     except Exception as error:  # noqa: BLE001 - noted; what does not need the stage goes on
         _give_up(agenda, records, stage, error)
     else:
+        _end(agenda, records, stage)
+
+
+def _end(agenda: Agenda, records: Records, stage: Stage) -> None:
+    """Record a stage whose work is done; that it left what it was to leave is found out here."""
+    try:
         records.end(stage)
+    except Interrupted:
+        raise
+    except Exception as error:  # noqa: BLE001 - as if the work had failed
+        _give_up(agenda, records, stage, error)
+    else:
         agenda.note_done(stage)
 
 

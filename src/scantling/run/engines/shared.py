@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 
@@ -62,8 +62,10 @@ def do_shared(context: W, run: Records, build: Callable[[W], Sequence[Stage]]) -
 class _Failures:
     """The folder for the walk over the graph: what is begun and done is recorded under the lease, not by the walk."""
 
+    ends_at_refusal: ClassVar[bool] = True
+
     def __init__(self, run: SharedFolder) -> None:
-        self.fail, self.leave, self.expect = run.fail, run.leave, run.expect
+        self.fail, self.leave, self.expect, self.about = run.fail, run.leave, run.expect, run.about
 
     def begin(self, stage: Stage) -> bool:  # noqa: ARG002 - whichever stage
         """Whether it is to be done is found out together with who does it."""

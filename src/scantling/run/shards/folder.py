@@ -12,11 +12,11 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from scantling.data.io import read_json, write_json
 from scantling.errors import FOR_THE_FILE, DataError, Interrupted, ScantlingError, is_known
@@ -49,6 +49,7 @@ class ShardFolder:
         bugs: Titles of those whose failure is nobody's mistake but scantling's.
     """
 
+    ends_at_refusal: ClassVar[bool] = False
     root: Path
     plan: ShardPlan
     part: PartOfShards
@@ -101,6 +102,10 @@ class ShardFolder:
         log.error("%s failed: %s", stage.title, told)
         self.failures[stage.title] = told.split("\n")[0]
         self.write_status("running")
+
+    def about(self, stage: Stage) -> AbstractContextManager[object]:  # noqa: ARG002 - whichever shard
+        """There is one log for all that this process does."""
+        return nullcontext()
 
     def expect(self, titles: Sequence[str]) -> None:
         """Nothing: the plan of the prediction says which shards there are."""
