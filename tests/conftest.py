@@ -24,10 +24,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("scantling")
+os.environ.setdefault("RAY_worker_niceness", "0")  # else what a local Ray starts gives way to the other tests
 
 
 PACKAGE = logging.getLogger("scantling")
-UNTOUCHED = (tuple(PACKAGE.handlers), PACKAGE.propagate, PACKAGE.level, signal.getsignal(signal.SIGTERM))
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)]
+UNTOUCHED = (
+    tuple(PACKAGE.handlers),
+    PACKAGE.propagate,
+    PACKAGE.level,
+    {signum: signal.getsignal(signum) for signum in SIGNALS},
+)
 """Of the process before any test and any fixture, which may run verbs, too."""
 
 
@@ -40,10 +47,11 @@ def unchanged_process() -> Iterator[None]:
 
 
 def _reset_process() -> None:
-    handlers, PACKAGE.propagate, level, on_sigterm = UNTOUCHED
+    handlers, PACKAGE.propagate, level, on_signals = UNTOUCHED
     PACKAGE.handlers = list(handlers)
     PACKAGE.setLevel(level)
-    signal.signal(signal.SIGTERM, on_sigterm)
+    for signum, handler in on_signals.items():
+        signal.signal(signum, handler)
 
 
 def real_data_root() -> Path | None:

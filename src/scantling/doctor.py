@@ -41,6 +41,7 @@ NEEDED: Mapping[str, tuple[str, str]] = {
     "pyyaml": ("yaml", "6.0.2"),
     "jinja2": ("jinja2", "3.1.5"),
     "matplotlib": ("matplotlib", "3.10"),
+    "fsspec": ("fsspec", "2025.3"),
 }
 """Distribution -> what to import, and the oldest version that will do."""
 

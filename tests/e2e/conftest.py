@@ -83,12 +83,13 @@ class unchanged_process:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None:
         package = logging.getLogger("scantling")
         self.state = (package.handlers, package.propagate, package.level)
-        self.handler = signal.getsignal(signal.SIGTERM)
+        self.handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR2)}
 
     def __exit__(self, *_: object) -> None:
         package = logging.getLogger("scantling")
         package.handlers, package.propagate, package.level = self.state
-        signal.signal(signal.SIGTERM, self.handler)
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="session")
