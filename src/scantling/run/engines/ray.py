@@ -197,7 +197,9 @@ class RayCrew(Generic[W]):
         gpus: int = 1,
     ) -> None:
         self._ray, self._context = ray, context
+        self._largest = _largest_node(ray)
         order = RemoteOrder.of(context, build, patience=patience, gpus=gpus)
+        self._withdraw = order.withdraw
         self._order = [ray.put(order)]  # in a list: fetched once by each process, not for each task
         self._key = f"{context.root.absolute()} {self._order[0].hex()}"
         self._task = ray.remote(max_retries=_RETRIES, max_calls=0)(do_stage)
@@ -205,7 +207,6 @@ class RayCrew(Generic[W]):
         self._titles: dict[Any, str] = {}
         self._leases = Leases(root=context.root)
         self._look_from = 0.0
-        self._largest = _largest_node(ray)
 
     @property
     def busy(self) -> Collection[str]:
@@ -275,6 +276,7 @@ class RayCrew(Generic[W]):
             if self._titles:
                 with SignalGuard():
                     self._dismiss()
+            self._withdraw()
 
     def _dismiss(self) -> None:
         for task in self._titles:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 W = TypeVar("W", bound="Workplace")
 
-TOKEN = "token.txt"
+TOKENS = "tokens"
 _SIGHT_SECONDS = 20.0
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class RemoteOrder(Generic[W]):
     Attributes:
         context: Where stages are done; its device is that of the scheduler.
         build: Lists the stages.
-        token: What the scheduler has written into the folder: who reads it there sees the same folder.
+        token: Of this order alone, a file that the scheduler has left in the folder: who finds it sees the same folder.
         threads: PyTorch's, as where it is scheduled: sums of two are not those of one.
         versions: Of the scheduler.
         patience: Seconds after which a silent holder of a lease is taken for dead.
@@ -112,6 +112,10 @@ class RemoteOrder(Generic[W]):
             patience=patience,
             gpus=gpus,
         )
+
+    def withdraw(self) -> None:
+        """Nothing is begun on this order any more."""
+        _file_of(self.context.root, self.token).unlink(missing_ok=True)
 
 
 class Workshop(Generic[W]):
@@ -217,10 +221,14 @@ def do_my_part(order: RemoteOrder[Any], title: str, root: Path) -> Done | Failed
     return Done()
 
 
+def _file_of(root: Path, token: str) -> Path:
+    return root / LEASES / TOKENS / token
+
+
 def _leave_token(root: Path) -> str:
-    """Write something into the folder by which it can be known again."""
+    """Leave a file in the folder by which it can be known again; others that work on the folder have their own."""
     token = uuid.uuid4().hex
-    atomic_write(root / LEASES / TOKEN, token)
+    atomic_write(_file_of(root, token), "")
     return token
 
 
@@ -231,10 +239,7 @@ def _require_token(root: Path, token: str) -> None:
         UsageError: It is not to be seen here.
     """
     deadline = time.monotonic() + _SIGHT_SECONDS
-    while True:
-        with suppress(OSError):
-            if (root / LEASES / TOKEN).read_text(encoding="utf-8") == token:
-                return
+    while not _file_of(root, token).is_file():
         if time.monotonic() > deadline:
             raise UsageError(
                 f"{root}: {socket.gethostname()} does not see what the scheduling process writes there",
