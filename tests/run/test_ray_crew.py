@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +16,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from scantling.errors import ConfigError, Interrupted, TrainingError
 from scantling.run.context import Workplace
 from scantling.run.engines.ray import RayCrew
 from scantling.run.engines.remote import RemoteOrder, Workshop
-from scantling.run.engines.worker import Done
+from scantling.run.engines.schedule import do_all
+from scantling.run.engines.worker import Done, Failed
+from scantling.run.leases import Leases
+from scantling.run.owner import Owner
 from scantling.run.stage import Stage
 
 
@@ -127,7 +134,84 @@ def test_two_drivers_in_one_folder_do_not_disturb_each_other_and_leave_nothing(p
     second.withdraw()
     Workshop(first)
     ray = FakeRay(lambda _: Done())
-    with RayCrew(ray, place, build).at_work():
+    with RayCrew(ray, place, build).at_work(Noted()):
         Workshop(next(iter(ray.held.values())))
     first.withdraw()
     assert [path for path in (place.root / "leases").rglob("*") if path.is_file()] == []
+
+
+def do_both(ray: FakeRay, place: Workplace, notes: Noted) -> None:
+    crew = RayCrew(ray, place, build)
+    with crew.at_work(notes):
+        do_all(build(place), notes, crew)
+
+
+@pytest.mark.parametrize(
+    "stopped", [Failed(None, signal.SIGTERM, "stopped by SIGTERM"), Failed(SystemExit(1), 0, "")]
+)
+def test_a_stage_whose_machine_is_asked_to_end_is_begun_again_elsewhere(place, stopped):
+    """With or without a state: in a training the signal is answered, elsewhere Ray has it end the process."""
+    left = {"a": 3, "b": 0}
+
+    def outcome(title: str) -> Done | Failed:
+        left[title] -= 1
+        if left[title] >= 0:
+            return stopped
+        write(place, title)
+        return Done()
+
+    ray, notes = FakeRay(outcome), Noted()
+    do_both(ray, place, notes)
+    assert sorted(notes.done) == ["a", "b"]
+    assert notes.failed == {}
+    assert ray.given.count("a") == 4
+
+
+def test_a_stage_that_is_stopped_again_and_again_fails_and_the_others_are_done(place):
+    def outcome(title: str) -> Done | Failed:
+        write(place, title)
+        return Done() if title == "b" else Failed(None, signal.SIGTERM, "stopped")
+
+    ray, notes = FakeRay(outcome), Noted()
+    do_both(ray, place, notes)
+    assert notes.done == ["b"]
+    assert isinstance(notes.failed["a"], TrainingError)
+    assert "stopped 11 times on its machine, last by SIGTERM" in str(notes.failed["a"])
+    assert ray.given.count("a") == 11
+
+
+@pytest.mark.parametrize("other", [Done(), Failed(None, signal.SIGTERM, "stopped by SIGTERM")])
+def test_what_ends_in_the_moment_of_a_signal_is_recorded_before_the_run_ends(place, other):
+    def outcome(title: str) -> Done | Failed:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(place, title)
+        return Done() if title == "a" else other
+
+    ray, notes = FakeRay(outcome), Noted()
+    with pytest.raises(Interrupted) as caught:
+        do_both(ray, place, notes)
+    assert caught.value.signum == signal.SIGTERM
+    assert sorted(notes.done) == (["a", "b"] if isinstance(other, Done) else ["a"])
+    assert (notes.failed, ray.given) == ({}, ["a", "b"])
+
+
+def test_what_is_done_while_the_others_are_told_to_end_is_recorded(place):
+    ray, notes = FakeRay(lambda title: write(place, title) or Done()), Noted()
+    crew = RayCrew(ray, place, build)
+    with suppress(ConfigError), crew.at_work(notes):
+        crew.start(build(place)[0])
+        raise ConfigError("another stage cannot be begun")
+    assert notes.done == ["a"]
+
+
+def test_the_lease_of_a_process_that_is_gone_delays_no_end(place, monkeypatch):
+    """It holds the lease for ever; the task that would take it over was still waiting for a machine."""
+    dead = Leases(root=place.root, owner=replace(Owner.here(), began="long ago"))
+    assert dead.take("a") is not None
+    told = list[str]()
+    monkeypatch.setattr("scantling.run.engines.ray.GRACE_SECONDS", 5.0)
+    monkeypatch.setattr("scantling.run.engines.ray.log.warning", lambda text, *_: told.append(text))
+    crew = RayCrew(FakeRay(lambda _: Failed(KeyboardInterrupt(), 0, "")), place, build)
+    with crew.at_work(Noted()):
+        crew.start(build(place)[0])
+    assert told == []
