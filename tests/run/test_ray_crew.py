@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -215,3 +216,20 @@ def test_the_lease_of_a_process_that_is_gone_delays_no_end(place, monkeypatch):
     with crew.at_work(Noted()):
         crew.start(build(place)[0])
     assert told == []
+
+
+def test_what_a_stage_has_left_is_awaited_until_it_is_seen_here(place, monkeypatch):
+    """A network folder shows it late, or never."""
+    write(place, "b")
+    late = threading.Timer(1.0, write, [place, "a"])
+    ray, notes = FakeRay(lambda _: Done()), Noted()
+    late.start()
+    do_both(ray, place, notes)
+    late.join()
+    assert (notes.done, notes.failed) == (["b", "a"], {})
+    (place.root / "a/out.txt").unlink()
+    monkeypatch.setattr("scantling.run.engines.ray.SIGHT_SECONDS", 0.3)
+    again = Noted()
+    do_both(ray, place, again)
+    assert again.done == ["b"]
+    assert "what it left is not seen by the scheduling machine: a/out.txt" in str(again.failed["a"])

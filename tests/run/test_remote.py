@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 
 from reference.masked_parts import write_masked_parts
+from scantling.data.io import atomic_write
 from scantling.errors import DataError, UsageError
 from scantling.recipe.recipe import parse_recipe
 from scantling.run.context import Workplace
@@ -210,7 +212,7 @@ def test_nothing_is_moved_once_the_lease_is_lost(words, monkeypatch):
 
 
 def test_a_folder_that_is_not_the_same_everywhere_is_refused(words, tmp_path, monkeypatch):
-    monkeypatch.setattr("scantling.run.engines.remote._SIGHT_SECONDS", 0.0)
+    monkeypatch.setattr("scantling.run.engines.remote.SIGHT_SECONDS", 0.0)
     with open_run(words.root):
         order = RemoteOrder.of(words, build)
     elsewhere = replace(order, context=replace(words, root=tmp_path / "elsewhere"))
@@ -218,6 +220,23 @@ def test_a_folder_that_is_not_the_same_everywhere_is_refused(words, tmp_path, mo
         Workshop(elsewhere)
     with pytest.raises(UsageError, match="does not see"):
         Workshop(replace(order, token="another"))
+
+
+def test_what_a_stage_needs_is_awaited_until_it_is_seen(words, monkeypatch):
+    """A network folder shows it late, or never."""
+    with open_run(words.root):
+        workshop = Workshop(RemoteOrder.of(words, build))
+        late = threading.Timer(0.5, atomic_write, [words.root / "a/out.txt", "late"])
+        late.start()
+        assert workshop.do("b") == Done()
+        late.join()
+        assert (words.root / "b/out.txt").read_text() == "one sees ['a/out.txt']"
+        (words.root / "a/out.txt").unlink()
+        monkeypatch.setattr("scantling.run.engines.remote.SIGHT_SECONDS", 0.0)
+        failed = workshop.do("b")
+        assert workshop.do("b", ["a/out.txt"]) == Done(), "the scheduler has begun it all the same"
+    assert isinstance(failed.error, UsageError)
+    assert "does not see what it needs: a/out.txt" in failed.error.message
 
 
 def test_other_versions_are_refused(words):

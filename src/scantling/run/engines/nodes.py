@@ -28,7 +28,8 @@ from scantling.run.diagnosis import Check
 
 _CONTACT_SECONDS = 10.0
 _ANSWER_SECONDS = 120.0
-_SIGHT_SECONDS = 60.0
+SIGHT_SECONDS = 60.0
+"""How late a network folder may show what another machine has written."""
 _SLOW_SECONDS = 5.0
 _HEAD_START_SECONDS = 1.0
 
@@ -247,7 +248,7 @@ def _report(node: Mapping[str, Any], answer: Any) -> NodeReport:
 def _sight(ray: Any, nodes: Sequence[str], folder: Path) -> dict[str, float]:
     """Seconds until each machine saw a new file, by the clock of this one; those that did not are left out."""
     file, content = folder / f".scantling-doctor-{uuid.uuid4().hex}", uuid.uuid4().hex
-    arguments = (str(file), content, _SIGHT_SECONDS)
+    arguments = (str(file), content, SIGHT_SECONDS)
     tasks = {_task(ray, await_file, node).remote(*arguments): node for node in nodes}
     time.sleep(
         _HEAD_START_SECONDS
@@ -257,7 +258,7 @@ def _sight(ray: Any, nodes: Sequence[str], folder: Path) -> dict[str, float]:
         began = time.monotonic()
         file.write_text(content, encoding="utf-8")
         waiting = list(tasks)
-        while waiting and time.monotonic() < began + _SIGHT_SECONDS + _ANSWER_SECONDS:
+        while waiting and time.monotonic() < began + SIGHT_SECONDS + _ANSWER_SECONDS:
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=1.0)
             for task in ready:
                 if _is_true(ray, task):

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 
 from scantling.errors import Interrupted, TrainingError, UsageError
-from scantling.run.engines.nodes import REMEDY, ask_as_before, asking_nobody, largest_node, require_answer
+from scantling.run.engines.nodes import (
+    REMEDY,
+    SHARED_FOLDER,
+    SIGHT_SECONDS,
+    ask_as_before,
+    asking_nobody,
+    largest_node,
+    require_answer,
+)
 from scantling.run.engines.remote import RemoteOrder, Workshop
 from scantling.run.engines.schedule import GRACE_SECONDS, STOPPED, Ended, Records, do_all
 from scantling.run.engines.worker import Done, Failed
@@ -41,7 +49,7 @@ _MOST_TASKS = 1000
 """Tasks that Ray is given at a time; a cluster that grows with what waits sees enough of it."""
 _RETRIES = 10
 """Times that a stage is begun again whose machine is gone, or asked it to end."""
-_WAIT_SECONDS = 1.0
+_WAIT_SECONDS, _GLANCE_SECONDS = 1.0, 0.1
 _GOES_ON = "The same command goes on where this one stopped."
 _LOOK_SECONDS, _LOOK_SHARE = 5.0, 20
 """Time between two looks at the leases, at least; and as a multiple of how long a look takes."""
@@ -159,6 +167,7 @@ class RayCrew(Generic[W]):
         self._gpus = gpus
         self._open: dict[str, Stage] = {}
         self._titles: dict[Any, str] = {}
+        self._unseen: dict[str, float] = {}
         self._again = Counter[str]()
         self._signum: int | None = None
         self._leases = Leases(root=context.root, patience=patience)
@@ -182,7 +191,8 @@ class RayCrew(Generic[W]):
         """Give Ray the task."""
         self._open[stage.title] = stage
         task = self._task.options(name=stage.title, **self._resources(stage))
-        self._titles[task.remote(self._order, self._key, stage.title)] = stage.title
+        lacking = stage.missing(self._context.root)
+        self._titles[task.remote(self._order, self._key, stage.title, lacking)] = stage.title
 
     def ended(self) -> Ended:
         """Wait until a task has ended, or some seconds; the stages that have ended by then, and what others tell.
@@ -196,6 +206,7 @@ class RayCrew(Generic[W]):
             for task in self._wait(guard):
                 outcome = self._outcome(task)
                 self._note(ended, self._titles.pop(task), outcome, is_last=guard.signum is not None)
+            self._look_for_files(ended)
         self._signum = guard.signum
         for title in (*ended.done, *ended.failed):
             del self._open[title]
@@ -209,9 +220,14 @@ class RayCrew(Generic[W]):
 
     def _wait(self, guard: SignalGuard) -> list[Any]:
         """The tasks that have ended, as soon as there is one, or nothing else to wait for."""
-        ready = list[Any]()
+        ready, seconds = list[Any](), _GLANCE_SECONDS if self._unseen else _WAIT_SECONDS
         while not ready and guard.signum is None and time.monotonic() < self._look_from:
-            ready, _ = self._ray.wait(list(self._titles), num_returns=1, timeout=_WAIT_SECONDS)
+            if self._titles:
+                ready, _ = self._ray.wait(list(self._titles), num_returns=1, timeout=seconds)
+            else:
+                time.sleep(seconds)
+            if self._unseen:
+                break
         return self._ended_by_now()
 
     def _ended_by_now(self) -> list[Any]:
@@ -222,7 +238,7 @@ class RayCrew(Generic[W]):
     def _note(self, ended: Ended, title: str, outcome: Done | Failed | Exception, *, is_last: bool) -> None:
         """Note how a task went; a stage that was stopped on its machine is begun again, unless all is to end."""
         if isinstance(outcome, Done):
-            ended.done.append(title)
+            self._unseen[title] = time.monotonic()
             return
         if isinstance(outcome, Failed):
             stopped = _stopped_by(outcome)
@@ -237,6 +253,21 @@ class RayCrew(Generic[W]):
             outcome = TrainingError(times, hint=_GOES_ON) if stopped else outcome.as_error()
         log.info("%s: its log is %s", title, log_of_stage(self._context.root, title))
         ended.failed[title] = outcome
+
+    def _look_for_files(self, ended: Ended) -> None:
+        """Note of stages that are done elsewhere that they are done, once all they have left is seen here."""
+        for title, since in list(self._unseen.items()):
+            if not (absent := self._absent(title)):
+                ended.done.append(title)
+            elif time.monotonic() - since > SIGHT_SECONDS:
+                told = f"{title}: what it left is not seen by the scheduling machine: {', '.join(absent)}"
+                ended.failed[title] = TrainingError(told, hint=SHARED_FOLDER)
+            else:
+                continue
+            del self._unseen[title]
+
+    def _absent(self, title: str) -> list[str]:
+        return [name for name in self._open[title].outputs if not (self._context.root / name).is_file()]
 
     def _told(self) -> dict[str, Facts]:
         """What the leases say of the stages that are being done, every few seconds and in little of the time."""
@@ -265,13 +296,18 @@ class RayCrew(Generic[W]):
             yield
             self._require_no_signal()
         finally:
-            if self._titles:
+            if self._open:
                 with SignalGuard():
                     self._dismiss()
-                    for task in self._ended_by_now():
-                        if isinstance(self._outcome(task), Done):
-                            records.end(self._open[self._titles[task]])
+                    for title in self._done_late():
+                        records.end(self._open[title])
             self._withdraw()
+
+    def _done_late(self) -> list[str]:
+        """Of the stages that no longer are to be done: those that are done all the same, as far as it is seen here."""
+        tasks = [task for task in self._ended_by_now() if isinstance(self._outcome(task), Done)]
+        done = [*self._unseen, *(self._titles[task] for task in tasks)]
+        return [title for title in done if not self._absent(title)]
 
     def _dismiss(self) -> None:
         for task in self._titles:
@@ -281,7 +317,7 @@ class RayCrew(Generic[W]):
         while (
             waiting and time.monotonic() < deadline
         ):  # Ray calls a task ended that is still saving its state
-            time.sleep(_WAIT_SECONDS / 10)
+            time.sleep(_GLANCE_SECONDS)
             states = {title: self._leases.state(title) for title in waiting.values()}
             free = {title for title, state in states.items() if self._leases.is_free(state, title)}
             waiting = {task: title for task, title in waiting.items() if title not in free}
@@ -328,13 +364,14 @@ _WORKSHOPS: dict[str, Workshop[Any]] = {}
 """In a process of the cluster: what it has been told of the order that it last worked on."""
 
 
-def do_stage(order: list[Any], key: str, title: str) -> Done | Failed:
+def do_stage(order: list[Any], key: str, title: str, lacking: Sequence[str] = ()) -> Done | Failed:
     """The task: do a stage here, and tell how it went.
 
     Args:
         order: The reference of the `RemoteOrder`, alone in a list.
         key: Of the order, the same for all its stages.
         title: Of the stage.
+        lacking: As in `Workshop.do`.
     """
     if key not in _WORKSHOPS:
         ask_as_before()
@@ -347,7 +384,7 @@ def do_stage(order: list[Any], key: str, title: str) -> Done | Failed:
             _WORKSHOPS[key] = Workshop(ray.get(order[0]))
         except UsageError as error:
             return failure_of(error)
-    return _WORKSHOPS[key].do(title)
+    return _WORKSHOPS[key].do(title, lacking)
 
 
 def _stopped_by(outcome: Failed) -> str | None:

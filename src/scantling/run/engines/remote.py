@@ -31,6 +31,7 @@ from rich.console import Console
 from scantling import __version__
 from scantling.data.io import atomic_write
 from scantling.errors import PeerFailed, UsageError
+from scantling.run.engines.nodes import SIGHT_SECONDS
 from scantling.run.engines.worker import Done, Failed, failure_of
 from scantling.run.leases import LEASES, PATIENCE_SECONDS, Lease, Leases
 from scantling.run.running import log_of_stage
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 W = TypeVar("W", bound="Workplace")
 
 TOKENS = "tokens"
-_SIGHT_SECONDS = 20.0
+_GLANCE_SECONDS = 0.1
+_SAME_FOLDER = "The folder must be the same on all machines, under the same path: on a network drive, say."
 
 log = logging.getLogger(__name__)
 
@@ -140,8 +142,13 @@ class Workshop(Generic[W]):
         self._leases = Leases(root=self._root, patience=order.patience)
         self._stages = {stage.title: stage for stage in self._stages_at(self._root)}
 
-    def do(self, title: str) -> Done | Failed:
-        """Do a stage as soon as nobody else does it, and tell how it went."""
+    def do(self, title: str, lacking: Sequence[str] = ()) -> Done | Failed:
+        """Do a stage as soon as nobody else does it and what it needs is seen here, and tell how it went.
+
+        Args:
+            title: Of the stage.
+            lacking: Those of its needs that the scheduler does not see either.
+        """
         try:
             facts = dict[str, Any]()
             with (
@@ -149,6 +156,7 @@ class Workshop(Generic[W]):
                 _told_in(log_of_stage(self._root, title)),
                 watched_by(facts.update),
             ):
+                _require_sight(self._root, self._stages[title], lacking)
                 do_under(lease, self._stages[title], self._stages_at)
         except BaseException as error:  # noqa: BLE001 - told to who ordered it, and raised there
             return failure_of(error)
@@ -238,14 +246,29 @@ def _require_token(root: Path, token: str) -> None:
     Raises:
         UsageError: It is not to be seen here.
     """
-    deadline = time.monotonic() + _SIGHT_SECONDS
-    while not _file_of(root, token).is_file():
-        if time.monotonic() > deadline:
-            raise UsageError(
-                f"{root}: {socket.gethostname()} does not see what the scheduling process writes there",
-                hint="The folder must be the same on all machines, under the same path: on a network drive, say.",
-            )
-        time.sleep(0.1)
+    if not _is_soon(_file_of(root, token).is_file):
+        told = f"{root}: {socket.gethostname()} does not see what the scheduling process writes there"
+        raise UsageError(told, hint=_SAME_FOLDER)
+
+
+def _require_sight(root: Path, stage: Stage, lacking: Sequence[str]) -> None:
+    """Wait until all is seen here that a stage needs and the scheduler sees.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not _is_soon(lambda: set(stage.missing(root)) <= set(lacking)):
+        unseen = ", ".join(name for name in stage.missing(root) if name not in lacking)
+        told = f"{stage.title}: {socket.gethostname()} does not see what it needs: {unseen}"
+        raise UsageError(told, hint=_SAME_FOLDER)
+
+
+def _is_soon(condition: Callable[[], bool]) -> bool:
+    """Whether something is so before the time is over in which a network folder shows what was written elsewhere."""
+    deadline = time.monotonic() + SIGHT_SECONDS
+    while not (is_so := condition()) and time.monotonic() < deadline:
+        time.sleep(_GLANCE_SECONDS)
+    return is_so
 
 
 def do_under(lease: Lease, stage: Stage, stages_at: Callable[[Path], Sequence[Stage]]) -> None:
