@@ -239,6 +239,26 @@ def test_what_a_stage_needs_is_awaited_until_it_is_seen(words, monkeypatch):
     assert "does not see what it needs: a/out.txt" in failed.error.message
 
 
+def test_relative_paths_begin_where_the_scheduler_works(words, tmp_path, monkeypatch):
+    def build_from(context: Words) -> Sequence[Stage]:
+        needs = (str(Path("theirs.json").absolute()),)  # as of a file of another tool that a recipe names
+        return [replace(stage, needs=needs) for stage in build(context)]
+
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here/theirs.json").write_text("[]")
+    monkeypatch.chdir(tmp_path / "here")
+    with open_run(words.root):
+        order = RemoteOrder.of(words, build_from)
+        monkeypatch.chdir(tmp_path / "there")
+        assert Workshop(order).do("a") == Done()
+        monkeypatch.chdir(tmp_path / "there")
+        monkeypatch.setattr("scantling.run.engines.remote.SIGHT_SECONDS", 0.0)
+        failed = Workshop(replace(order, cwd=tmp_path / "only-there")).do("a")
+    assert isinstance(failed, Failed)
+    assert f"does not see what it needs: {tmp_path}/there/theirs.json" in str(failed.error)
+
+
 def test_other_versions_are_refused(words):
     with open_run(words.root):
         order = RemoteOrder.of(words, build)

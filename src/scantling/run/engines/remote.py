@@ -83,6 +83,7 @@ class RemoteOrder(Generic[W]):
         token: Of this order alone, a file that the scheduler has left in the folder: who finds it sees the same folder.
         threads: PyTorch's, as where it is scheduled: sums of two are not those of one.
         versions: Of the scheduler.
+        cwd: Where the scheduler works, and relative paths begin, such as a recipe's of files of other tools.
         patience: Seconds after which a silent holder of a lease is taken for dead.
         gpus: Processes that train a model together, each on a GPU of its own.
     """
@@ -92,6 +93,7 @@ class RemoteOrder(Generic[W]):
     token: str
     threads: int
     versions: Versions
+    cwd: Path
     patience: float = PATIENCE_SECONDS
     gpus: int = 1
 
@@ -111,6 +113,7 @@ class RemoteOrder(Generic[W]):
             token=_leave_token(context.root),
             threads=torch.get_num_threads(),
             versions=Versions.here(),
+            cwd=Path.cwd(),
             patience=patience,
             gpus=gpus,
         )
@@ -138,6 +141,8 @@ class Workshop(Generic[W]):
                 hint="Install the same on all machines: results would differ.",
             )
         _require_token(self._root, order.token)
+        if order.cwd.is_dir():  # else nothing of the run should be named from it; what is, will not be found
+            os.chdir(order.cwd)
         torch.set_num_threads(order.threads)
         self._leases = Leases(root=self._root, patience=order.patience)
         self._stages = {stage.title: stage for stage in self._stages_at(self._root)}
