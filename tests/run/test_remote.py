@@ -28,6 +28,7 @@ from scantling.run.folder import open_run
 from scantling.run.leases import LeaseLost, Leases
 from scantling.run.pipeline import prepared_run, run_recipe, stages_of
 from scantling.run.running import log_of_stage
+from scantling.run.several import RunsContext, stages_of_runs
 from scantling.run.stage import Stage
 from scantling.synth.synth import SynthConfig, write_synth
 from scantling.train.launch import launch
@@ -183,6 +184,28 @@ def test_work_is_done_in_a_folder_of_its_own_and_moved_as_a_whole(words, tmp_pat
     assert not (words.root / "bad/out.txt").exists()
     assert "b was here" in log_of_stage(words.root, "b").read_text()
     assert "b was here" not in log_of_stage(words.root, "a").read_text()
+
+
+def test_a_stage_of_many_runs_has_the_stages_of_its_own_run_listed_and_no_others(words):
+    listed = []
+
+    def build_and_note(context: Words) -> Sequence[Stage]:
+        listed.append(context.root)
+        return build(context)
+
+    whole = RunsContext(
+        root=words.root,
+        device=words.device,
+        console=words.console,
+        runs={name: words for name in ("set", "set-1", "set-10")},
+        build=build_and_note,
+    )
+    with open_run(words.root):
+        workshop = Workshop(RemoteOrder.of(whole, stages_of_runs))
+        listed.clear()
+        assert workshop.do("set-1/a") == Done()
+    assert [root.name for root in listed] == ["set-1"]
+    assert (words.root / "set-1/a/out.txt").read_text() == "one sees []"
 
 
 def test_what_has_a_state_works_in_the_shared_folder(words):

@@ -145,7 +145,7 @@ class Workshop(Generic[W]):
             os.chdir(order.cwd)
         torch.set_num_threads(order.threads)
         self._leases = Leases(root=self._root, patience=order.patience)
-        self._stages = {stage.title: stage for stage in self._stages_at(self._root)}
+        self._stages = {stage.title: stage for stage in self._stages_at(order.context, self._root)}
 
     def do(self, title: str, lacking: Sequence[str] = ()) -> Done | Failed:
         """Do a stage as soon as nobody else does it and what it needs is seen here, and tell how it went.
@@ -162,7 +162,9 @@ class Workshop(Generic[W]):
                 watched_by(facts.update),
             ):
                 _require_sight(self._root, self._stages[title], lacking)
-                do_under(lease, self._stages[title], self._stages_at)
+                do_under(
+                    lease, self._stages[title], partial(self._stages_at, self._order.context.only(title))
+                )
         except BaseException as error:  # noqa: BLE001 - told to who ordered it, and raised there
             return failure_of(error)
         finally:
@@ -180,8 +182,8 @@ class Workshop(Generic[W]):
             time.sleep(min(1.0, self._order.patience / 20))
         return lease
 
-    def _stages_at(self, root: Path) -> Sequence[Stage]:
-        given, console = self._order.context, Console(file=io.StringIO(), quiet=True)
+    def _stages_at(self, given: W, root: Path) -> Sequence[Stage]:
+        console = Console(file=io.StringIO(), quiet=True)
         device = _device_here(given.device)
         stages = self._order.build(replace(given, root=root, console=console, device=device, devices=()))
         if self._order.gpus == 1:
@@ -219,7 +221,7 @@ def do_my_part(order: RemoteOrder[Any], title: str, root: Path) -> Done | Failed
         torch.set_num_threads(order.threads)
         device = resolve_device(order.context.device.type)
         context = replace(
-            order.context,
+            order.context.only(title),
             root=root,
             console=Console(file=io.StringIO(), quiet=True),
             device=device,
