@@ -21,6 +21,7 @@ from scantling.recipe.recipe import parse_recipe
 from scantling.run.context import Workplace
 from scantling.run.engines import remote
 from scantling.run.engines.choice import Engine
+from scantling.run.engines.nodes import versions_here
 from scantling.run.engines.remote import RemoteOrder, Versions, Workshop, do_my_part
 from scantling.run.engines.schedule import Ended, do_all
 from scantling.run.engines.worker import Done, Failed
@@ -291,6 +292,10 @@ def test_other_versions_are_refused(words):
             Workshop(other)
     assert "Install the same" in str(caught.value.hint)
     assert versions.differences(versions) == []
+    assert versions._asdict() == versions_here(), "doctor tells of the same"
+    assert versions._replace(torchvision=None).differences(versions) == [
+        f"torchvision not installed, here {versions.torchvision}"
+    ]
 
 
 def test_a_gpu_elsewhere_is_the_first_that_is_seen_there():

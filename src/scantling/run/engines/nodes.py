@@ -73,6 +73,15 @@ def versions_here() -> dict[str, str | None]:
     }
 
 
+def version_differences(found: Mapping[str, str | None], own: Mapping[str, str | None]) -> list[str]:
+    """Such as `torch 2.11.0, here 2.12.0`."""
+    return [
+        f"{name} {found.get(name) or 'not installed'}, here {version or 'not installed'}"
+        for name, version in own.items()
+        if found.get(name) != version
+    ]
+
+
 def ask_nodes(address: str, folder: Path) -> list[NodeReport]:
     """What every machine of a cluster says of itself.
 
@@ -137,7 +146,7 @@ def require_answer(address: str) -> None:
     Raises:
         UsageError: Nothing does.
     """
-    host, _, port = address.rpartition(":")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if not (host and port.isdigit()):
         return
     try:
@@ -165,7 +174,7 @@ def check_nodes(
         versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
         gpus = f"{len(report.gpus)} GPUs ({', '.join(report.gpus)})" if report.gpus else "no GPU"
         yield Check(topic=topic, state="ok", found=f"{versions}; {gpus}")
-        if differing := _differences(report.versions, own):
+        if differing := version_differences(report.versions, own):
             yield Check(topic=topic, state="wrong", found="; ".join(differing), remedy=SAME_EVERYWHERE)
         if report.promised_gpus != len(report.gpus):
             shown = f"Ray gives {report.promised_gpus} GPUs to stages, and there are {len(report.gpus)}"
@@ -200,14 +209,6 @@ def _check_sight(topic: str, seen_after: float | None, folder: Path) -> Check:
         return Check(topic=topic, state="ok", found=shown)
     remedy = "works, but every stage waits for it; mount the folder with shorter caching of attributes (NFS: actimeo=1)"
     return Check(topic=topic, state="note", found=shown, remedy=remedy)
-
-
-def _differences(found: Mapping[str, str | None], own: Mapping[str, str | None]) -> list[str]:
-    return [
-        f"{name} {found.get(name) or 'not installed'}, here {version or 'not installed'}"
-        for name, version in own.items()
-        if found.get(name) != version
-    ]
 
 
 def _task(ray: Any, function: Any, node: str) -> Any:

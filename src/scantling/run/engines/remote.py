@@ -12,14 +12,13 @@ from __future__ import annotations
 import io
 import logging
 import os
-import platform
 import shutil
 import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,12 +27,12 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import torch
 from rich.console import Console
 
-from scantling import __version__
 from scantling.data.io import atomic_write
 from scantling.errors import PeerFailed, UsageError
-from scantling.run.engines.nodes import SIGHT_SECONDS
+from scantling.run.engines.nodes import SIGHT_SECONDS, version_differences, versions_here
 from scantling.run.engines.worker import Done, Failed, failure_of
 from scantling.run.leases import LEASES, PATIENCE_SECONDS, Lease, Leases
+from scantling.run.logs import log_file
 from scantling.run.running import log_of_stage
 from scantling.run.stage import RECORD, Stage
 from scantling.train.devices import join_processes, resolve_device
@@ -53,24 +52,21 @@ log = logging.getLogger(__name__)
 
 
 class Versions(NamedTuple):
-    """What must be the same wherever the stages of a run are done, for the same result."""
+    """What must be the same wherever the stages of a run are done, for the same result; None: not installed."""
 
-    scantling: str
-    torch: str
-    python: str
+    python: str | None
+    scantling: str | None
+    torch: str | None
+    torchvision: str | None
 
     @classmethod
     def here(cls) -> Versions:
         """Of this process."""
-        return cls(__version__, str(torch.__version__), platform.python_version())
+        return cls(**versions_here())
 
     def differences(self, other: Versions) -> list[str]:
         """Such as `torch 2.11.0, here 2.12.0`."""
-        return [
-            f"{name} {own}, here {theirs}"
-            for name, own, theirs in zip(self._fields, self, other, strict=True)
-            if own != theirs
-        ]
+        return version_differences(self._asdict(), other._asdict())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +154,7 @@ class Workshop(Generic[W]):
             facts = dict[str, Any]()
             with (
                 self._lease_of(title).kept(facts.copy) as lease,
-                _told_in(log_of_stage(self._root, title)),
+                _log_of(self._root, title),
                 watched_by(facts.update),
             ):
                 _require_sight(self._root, self._stages[title], lacking)
@@ -228,8 +224,7 @@ def do_my_part(order: RemoteOrder[Any], title: str, root: Path) -> Done | Failed
             devices=(),
             processes=join_processes(device),
         )
-        log_path = log_of_stage(order.context.root, title)
-        with _told_in(log_path) if context.processes.is_main else nullcontext():
+        with _log_of(order.context.root, title) if context.processes.is_main else nullcontext():
             {stage.title: stage for stage in order.build(context)}[title].action()
     except BaseException as error:  # noqa: BLE001 - told to the process that waits, and raised there
         return failure_of(error)
@@ -302,27 +297,15 @@ def do_under(lease: Lease, stage: Stage, stages_at: Callable[[Path], Sequence[St
         _move_out(scratch, root, last=stage.outputs)
 
 
+def _log_of(root: Path, title: str) -> AbstractContextManager[None]:
+    path = log_of_stage(root, title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return log_file(path)
+
+
 def _device_here(device: torch.device) -> torch.device:
     """The scheduler's kind of device: of the GPUs a process is given, it sees no others."""
     return torch.device("cuda:0") if device.type == "cuda" else device
-
-
-@contextmanager
-def _told_in(path: Path) -> Iterator[None]:
-    """Write the package's log into a file meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package = logging.getLogger("scantling")
-    level = package.level
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        package.removeHandler(handler)
-        package.setLevel(level)
-        handler.close()
 
 
 def _mirror(root: Path, scratch: Path, stage: Stage) -> None:
