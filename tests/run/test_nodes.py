@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 
 import pytest
@@ -14,6 +15,7 @@ from scantling.run.engines.nodes import (
     ask_nodes,
     await_file,
     check_nodes,
+    require_answer,
     versions_here,
 )
 
@@ -66,6 +68,17 @@ def test_a_file_is_awaited_until_it_holds_what_was_promised(tmp_path):
     assert await_file(str(file), "new", 60.0)
     writing.join()
     assert not await_file(str(file), "other", 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_is_looked_up_without_its_scheme(scheme):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = f"{scheme}127.0.0.1:{listening.getsockname()[1]}"
+        require_answer(address)
+    with pytest.raises(UsageError, match=f"no Ray cluster answers at {address}: .*refused"):
+        require_answer(address)
 
 
 def test_without_ray_the_doctor_says_what_to_install(monkeypatch, tmp_path):

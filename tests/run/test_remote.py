@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,11 +15,13 @@ import torch
 from rich.console import Console
 
 from reference.masked_parts import write_masked_parts
+from scantling.data.io import atomic_write
 from scantling.errors import DataError, UsageError
 from scantling.recipe.recipe import parse_recipe
 from scantling.run.context import Workplace
 from scantling.run.engines import remote
 from scantling.run.engines.choice import Engine
+from scantling.run.engines.nodes import versions_here
 from scantling.run.engines.remote import RemoteOrder, Versions, Workshop, do_my_part
 from scantling.run.engines.schedule import Ended, do_all
 from scantling.run.engines.worker import Done, Failed
@@ -26,6 +29,7 @@ from scantling.run.folder import open_run
 from scantling.run.leases import LeaseLost, Leases
 from scantling.run.pipeline import prepared_run, run_recipe, stages_of
 from scantling.run.running import log_of_stage
+from scantling.run.several import RunsContext, stages_of_runs
 from scantling.run.stage import Stage
 from scantling.synth.synth import SynthConfig, write_synth
 from scantling.train.launch import launch
@@ -183,6 +187,28 @@ def test_work_is_done_in_a_folder_of_its_own_and_moved_as_a_whole(words, tmp_pat
     assert "b was here" not in log_of_stage(words.root, "a").read_text()
 
 
+def test_a_stage_of_many_runs_has_the_stages_of_its_own_run_listed_and_no_others(words):
+    listed = []
+
+    def build_and_note(context: Words) -> Sequence[Stage]:
+        listed.append(context.root)
+        return build(context)
+
+    whole = RunsContext(
+        root=words.root,
+        device=words.device,
+        console=words.console,
+        runs={name: words for name in ("set", "set-1", "set-10")},
+        build=build_and_note,
+    )
+    with open_run(words.root):
+        workshop = Workshop(RemoteOrder.of(whole, stages_of_runs))
+        listed.clear()
+        assert workshop.do("set-1/a") == Done()
+    assert [root.name for root in listed] == ["set-1"]
+    assert (words.root / "set-1/a/out.txt").read_text() == "one sees []"
+
+
 def test_what_has_a_state_works_in_the_shared_folder(words):
     with open_run(words.root):
         workshop = Workshop(RemoteOrder.of(words, build))
@@ -210,7 +236,7 @@ def test_nothing_is_moved_once_the_lease_is_lost(words, monkeypatch):
 
 
 def test_a_folder_that_is_not_the_same_everywhere_is_refused(words, tmp_path, monkeypatch):
-    monkeypatch.setattr("scantling.run.engines.remote._SIGHT_SECONDS", 0.0)
+    monkeypatch.setattr("scantling.run.engines.remote.SIGHT_SECONDS", 0.0)
     with open_run(words.root):
         order = RemoteOrder.of(words, build)
     elsewhere = replace(order, context=replace(words, root=tmp_path / "elsewhere"))
@@ -218,6 +244,43 @@ def test_a_folder_that_is_not_the_same_everywhere_is_refused(words, tmp_path, mo
         Workshop(elsewhere)
     with pytest.raises(UsageError, match="does not see"):
         Workshop(replace(order, token="another"))
+
+
+def test_what_a_stage_needs_is_awaited_until_it_is_seen(words, monkeypatch):
+    """A network folder shows it late, or never."""
+    with open_run(words.root):
+        workshop = Workshop(RemoteOrder.of(words, build))
+        late = threading.Timer(0.5, atomic_write, [words.root / "a/out.txt", "late"])
+        late.start()
+        assert workshop.do("b") == Done()
+        late.join()
+        assert (words.root / "b/out.txt").read_text() == "one sees ['a/out.txt']"
+        (words.root / "a/out.txt").unlink()
+        monkeypatch.setattr("scantling.run.engines.remote.SIGHT_SECONDS", 0.0)
+        failed = workshop.do("b")
+        assert workshop.do("b", ["a/out.txt"]) == Done(), "the scheduler has begun it all the same"
+    assert isinstance(failed.error, UsageError)
+    assert "does not see what it needs: a/out.txt" in failed.error.message
+
+
+def test_relative_paths_begin_where_the_scheduler_works(words, tmp_path, monkeypatch):
+    def build_from(context: Words) -> Sequence[Stage]:
+        needs = (str(Path("theirs.json").absolute()),)  # as of a file of another tool that a recipe names
+        return [replace(stage, needs=needs) for stage in build(context)]
+
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here/theirs.json").write_text("[]")
+    monkeypatch.chdir(tmp_path / "here")
+    with open_run(words.root):
+        order = RemoteOrder.of(words, build_from)
+        monkeypatch.chdir(tmp_path / "there")
+        assert Workshop(order).do("a") == Done()
+        monkeypatch.chdir(tmp_path / "there")
+        monkeypatch.setattr("scantling.run.engines.remote.SIGHT_SECONDS", 0.0)
+        failed = Workshop(replace(order, cwd=tmp_path / "only-there")).do("a")
+    assert isinstance(failed, Failed)
+    assert f"does not see what it needs: {tmp_path}/there/theirs.json" in str(failed.error)
 
 
 def test_other_versions_are_refused(words):
@@ -229,6 +292,10 @@ def test_other_versions_are_refused(words):
             Workshop(other)
     assert "Install the same" in str(caught.value.hint)
     assert versions.differences(versions) == []
+    assert versions._asdict() == versions_here(), "doctor tells of the same"
+    assert versions._replace(torchvision=None).differences(versions) == [
+        f"torchvision not installed, here {versions.torchvision}"
+    ]
 
 
 def test_a_gpu_elsewhere_is_the_first_that_is_seen_there():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -95,6 +95,10 @@ class Workplace:
     def __getstate__(self) -> dict[str, Any]:
         """What goes to another process, which has a console of its own."""
         return {name: value for name, value in self.__dict__.items() if name != "console"}
+
+    def only(self, title: str) -> Self:  # noqa: ARG002 - whichever
+        """As much of it as one stage needs to be listed."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

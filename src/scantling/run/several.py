@@ -62,6 +62,12 @@ class RunsContext(Workplace):
     build: Callable[[RunContext], Sequence[Stage]]
     after: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
+    def only(self, title: str) -> RunsContext:
+        """With the run alone that a stage belongs to."""
+        return replace(
+            self, runs={name: run for name, run in self.runs.items() if title.startswith(f"{name}/")}
+        )
+
     def stages_of(self, folder: str) -> Sequence[Stage]:
         """The stages of one run as it lists them itself."""
         own = replace(

@@ -169,6 +169,14 @@ def test_machines_share_the_shards_out(photos, weights, tmp_path, done):
     assert read(out / "parts" / "2-of-2" / "status.json")["images_done"] == 5
 
 
+def test_other_processes_are_given_the_model_by_its_absolute_path(photos, weights, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(predict, "do_with", lambda _, context, *rest: told.append(context.model))
+    in_shards(photos, tmp_path / "out", weights.name)
+    assert [model.paths for model in told] == [{"checkpoint": weights}]
+
+
 def test_who_comes_second_waits_for_the_plan_of_the_first(photos, weights, tmp_path, monkeypatch):
     claim, tried = predict.claim_folder, []
 

@@ -8,6 +8,7 @@ Nothing heavy is imported here, so that a machine whose libraries are broken can
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import socket
@@ -15,6 +16,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -24,13 +26,20 @@ from scantling import __version__
 from scantling.errors import UsageError
 from scantling.run.diagnosis import Check
 
+_CONTACT_SECONDS = 10.0
 _ANSWER_SECONDS = 120.0
-_SIGHT_SECONDS = 60.0
+SIGHT_SECONDS = 60.0
+"""How late a network folder may show what another machine has written."""
 _SLOW_SECONDS = 5.0
 _HEAD_START_SECONDS = 1.0
 
 SAME_EVERYWHERE = "install the same on all machines: results would differ, and other versions are refused"
 SHARED_FOLDER = "use a folder that all machines see under the same path, on a network drive for example"
+
+_PROXIES, _KEPT_PROXY = ("http_proxy", "HTTP_PROXY"), "SCANTLING_HTTP_PROXY"
+_NOWHERE = "http://127.0.0.1:9"
+"""The port of this machine that takes everything and keeps nothing, and is closed nearly everywhere."""
+REMEDY = "Look at it with `ray status`, or leave --address out to use this machine."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +73,15 @@ def versions_here() -> dict[str, str | None]:
     }
 
 
+def version_differences(found: Mapping[str, str | None], own: Mapping[str, str | None]) -> list[str]:
+    """Such as `torch 2.11.0, here 2.12.0`."""
+    return [
+        f"{name} {found.get(name) or 'not installed'}, here {version or 'not installed'}"
+        for name, version in own.items()
+        if found.get(name) != version
+    ]
+
+
 def ask_nodes(address: str, folder: Path) -> list[NodeReport]:
     """What every machine of a cluster says of itself.
 
@@ -85,6 +103,58 @@ def ask_nodes(address: str, folder: Path) -> list[NodeReport]:
     return [replace(report, seen_after=seen.get(node)) for node, report in reports.items()]
 
 
+def largest_node(ray: Any) -> tuple[float, float]:
+    """Processors and GPUs of the machine that has most of the latter, then of the former."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    sizes = [(node.get("GPU", 0.0), node.get("CPU", 0.0)) for node in nodes]
+    gpus, processors = max(sizes, default=(0.0, 1.0))
+    return processors, gpus
+
+
+@contextmanager
+def asking_nobody() -> Iterator[None]:
+    """Let a Ray that is started meanwhile ask no other machine.
+
+    With its statistics switched off it still asks, over plain HTTP, whether it runs in somebody's cloud, and may report
+    that they are off. What it starts inherits a way to nowhere; `do_stage` gives the work its own way back.
+    """
+    before = {name: os.environ.get(name) for name in _PROXIES}
+    given = before["http_proxy"] or before["HTTP_PROXY"] or ""
+    own = {**dict.fromkeys(_PROXIES, _NOWHERE), _KEPT_PROXY: given, "RAY_USAGE_STATS_REPORT_URL": _NOWHERE}
+    before |= {name: os.environ.get(name) for name in own}
+    os.environ |= own
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def ask_as_before() -> None:
+    """In a process of the cluster: use the way to other machines that the driver has."""
+    given = os.environ.pop(_KEPT_PROXY, None)
+    if given is not None:
+        for name in _PROXIES:
+            os.environ.pop(name, None)
+            if given:
+                os.environ[name] = given
+
+
+def require_answer(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would try for minutes.
+
+    Raises:
+        UsageError: Nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONTACT_SECONDS).close()
+    except OSError as error:
+        raise UsageError(f"no Ray cluster answers at {address}: {error}", hint=REMEDY) from error
+
+
 def check_nodes(
     reports: Iterable[NodeReport], own: Mapping[str, str | None], folder: Path
 ) -> Iterator[Check]:
@@ -104,7 +174,7 @@ def check_nodes(
         versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
         gpus = f"{len(report.gpus)} GPUs ({', '.join(report.gpus)})" if report.gpus else "no GPU"
         yield Check(topic=topic, state="ok", found=f"{versions}; {gpus}")
-        if differing := _differences(report.versions, own):
+        if differing := version_differences(report.versions, own):
             yield Check(topic=topic, state="wrong", found="; ".join(differing), remedy=SAME_EVERYWHERE)
         if report.promised_gpus != len(report.gpus):
             shown = f"Ray gives {report.promised_gpus} GPUs to stages, and there are {len(report.gpus)}"
@@ -139,14 +209,6 @@ def _check_sight(topic: str, seen_after: float | None, folder: Path) -> Check:
         return Check(topic=topic, state="ok", found=shown)
     remedy = "works, but every stage waits for it; mount the folder with shorter caching of attributes (NFS: actimeo=1)"
     return Check(topic=topic, state="note", found=shown, remedy=remedy)
-
-
-def _differences(found: Mapping[str, str | None], own: Mapping[str, str | None]) -> list[str]:
-    return [
-        f"{name} {found.get(name) or 'not installed'}, here {version or 'not installed'}"
-        for name, version in own.items()
-        if found.get(name) != version
-    ]
 
 
 def _task(ray: Any, function: Any, node: str) -> Any:
@@ -187,7 +249,7 @@ def _report(node: Mapping[str, Any], answer: Any) -> NodeReport:
 def _sight(ray: Any, nodes: Sequence[str], folder: Path) -> dict[str, float]:
     """Seconds until each machine saw a new file, by the clock of this one; those that did not are left out."""
     file, content = folder / f".scantling-doctor-{uuid.uuid4().hex}", uuid.uuid4().hex
-    arguments = (str(file), content, _SIGHT_SECONDS)
+    arguments = (str(file), content, SIGHT_SECONDS)
     tasks = {_task(ray, await_file, node).remote(*arguments): node for node in nodes}
     time.sleep(
         _HEAD_START_SECONDS
@@ -197,7 +259,7 @@ def _sight(ray: Any, nodes: Sequence[str], folder: Path) -> dict[str, float]:
         began = time.monotonic()
         file.write_text(content, encoding="utf-8")
         waiting = list(tasks)
-        while waiting and time.monotonic() < began + _SIGHT_SECONDS + _ANSWER_SECONDS:
+        while waiting and time.monotonic() < began + SIGHT_SECONDS + _ANSWER_SECONDS:
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=1.0)
             for task in ready:
                 if _is_true(ray, task):

@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -22,6 +22,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 
 from scantling.errors import Interrupted, TrainingError, UsageError
+from scantling.run.engines.nodes import (
+    REMEDY,
+    SHARED_FOLDER,
+    SIGHT_SECONDS,
+    ask_as_before,
+    asking_nobody,
+    largest_node,
+    require_answer,
+)
 from scantling.run.engines.remote import RemoteOrder, Workshop
 from scantling.run.engines.schedule import GRACE_SECONDS, STOPPED, Ended, Records, do_all
 from scantling.run.engines.worker import Done, Failed
@@ -39,13 +48,9 @@ W = TypeVar("W", bound="Workplace")
 _MOST_TASKS = 1000
 """Tasks that Ray is given at a time; a cluster that grows with what waits sees enough of it."""
 _RETRIES = 10
-"""Times that a stage is begun again whose machine is gone."""
-_WAIT_SECONDS = 1.0
-_ANSWER_SECONDS = 10.0
-_PROXIES, _KEPT_PROXY = ("http_proxy", "HTTP_PROXY"), "SCANTLING_HTTP_PROXY"
-_NOWHERE = "http://127.0.0.1:9"
-"""The port of this machine that takes everything and keeps nothing, and is closed nearly everywhere."""
-_REMEDY = "Look at it with `ray status`, or leave --address out to use this machine."
+"""Times that a stage is begun again whose machine is gone, or asked it to end."""
+_WAIT_SECONDS, _GLANCE_SECONDS = 1.0, 0.1
+_GOES_ON = "The same command goes on where this one stopped."
 _LOOK_SECONDS, _LOOK_SHARE = 5.0, 20
 """Time between two looks at the leases, at least; and as a multiple of how long a look takes."""
 
@@ -83,10 +88,10 @@ def connected(address: str | None) -> Iterator[Any]:
         yield ray
         return
     found = address or os.environ.get("RAY_ADDRESS") or "local"
-    _require_answer(found)
+    require_answer(found)
     options = {"include_dashboard": False} if found == "local" else {}
     try:
-        with _asking_nobody():
+        with asking_nobody():
             ray.init(
                 address=found,
                 configure_logging=False,
@@ -96,55 +101,11 @@ def connected(address: str | None) -> Iterator[Any]:
                 **options,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(f"no Ray cluster answers at {found}: {error}", hint=_REMEDY) from error
+        raise UsageError(f"no Ray cluster answers at {found}: {error}", hint=REMEDY) from error
     try:
         yield ray
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _asking_nobody() -> Iterator[None]:
-    """Let a Ray that is started meanwhile ask no other machine.
-
-    With its statistics switched off it still asks, over plain HTTP, whether it runs in somebody's cloud, and may report
-    that they are off. What it starts inherits a way to nowhere; `do_stage` gives the work its own way back.
-    """
-    before = {name: os.environ.get(name) for name in _PROXIES}
-    given = before["http_proxy"] or before["HTTP_PROXY"] or ""
-    own = {**dict.fromkeys(_PROXIES, _NOWHERE), _KEPT_PROXY: given, "RAY_USAGE_STATS_REPORT_URL": _NOWHERE}
-    before |= {name: os.environ.get(name) for name in own}
-    os.environ |= own
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _ask_as_before() -> None:
-    """In a process of the cluster: use the way to other machines that the driver has."""
-    given = os.environ.pop(_KEPT_PROXY, None)
-    if given is not None:
-        for name in _PROXIES:
-            os.environ.pop(name, None)
-            if given:
-                os.environ[name] = given
-
-
-def _require_answer(address: str) -> None:
-    """Refuse an address where nothing listens; Ray itself would try for minutes.
-
-    Raises:
-        UsageError: Nothing does.
-    """
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdigit()):
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
-    except OSError as error:
-        raise UsageError(f"no Ray cluster answers at {address}: {error}", hint=_REMEDY) from error
 
 
 def do_on_ray(
@@ -173,7 +134,7 @@ def do_on_ray(
     """
     with connected(address) as ray:
         crew = RayCrew(ray, context, build, patience, gpus)
-        with crew.at_work():
+        with crew.at_work(records):
             do_all(build(context), records, crew)
 
 
@@ -197,25 +158,30 @@ class RayCrew(Generic[W]):
         gpus: int = 1,
     ) -> None:
         self._ray, self._context = ray, context
+        self._largest = largest_node(ray)
         order = RemoteOrder.of(context, build, patience=patience, gpus=gpus)
+        self._withdraw = order.withdraw
         self._order = [ray.put(order)]  # in a list: fetched once by each process, not for each task
         self._key = f"{context.root.absolute()} {self._order[0].hex()}"
         self._task = ray.remote(max_retries=_RETRIES, max_calls=0)(do_stage)
         self._gpus = gpus
+        self._open: dict[str, Stage] = {}
         self._titles: dict[Any, str] = {}
-        self._leases = Leases(root=context.root)
+        self._unseen: dict[str, float] = {}
+        self._again = Counter[str]()
+        self._signum: int | None = None
+        self._leases = Leases(root=context.root, patience=patience)
         self._look_from = 0.0
-        self._largest = _largest_node(ray)
 
     @property
     def busy(self) -> Collection[str]:
         """Titles of the stages that are being done, or wait for a machine."""
-        return self._titles.values()
+        return self._open
 
     @property
     def is_free(self) -> bool:
-        """Whether Ray is to be given one more task."""
-        return len(self._titles) < _MOST_TASKS
+        """Whether Ray is to be given one more task; none after a signal."""
+        return len(self._open) < _MOST_TASKS and self._signum is None
 
     def wants(self, *, company: bool) -> bool:  # noqa: ARG002 - alone or not
         """The driver does no stage itself."""
@@ -223,35 +189,85 @@ class RayCrew(Generic[W]):
 
     def start(self, stage: Stage) -> None:
         """Give Ray the task."""
+        self._open[stage.title] = stage
         task = self._task.options(name=stage.title, **self._resources(stage))
-        self._titles[task.remote(self._order, self._key, stage.title)] = stage.title
+        lacking = stage.missing(self._context.root)
+        self._titles[task.remote(self._order, self._key, stage.title, lacking)] = stage.title
 
     def ended(self) -> Ended:
         """Wait until a task has ended, or some seconds; the stages that have ended by then, and what others tell.
 
         Raises:
-            Interrupted: A signal arrived here.
+            Interrupted: A signal arrived here; what had ended by then was told before.
         """
+        self._require_no_signal()
         ended = Ended([], {}, self._told())
         with SignalGuard() as guard:
-            ready = list[Any]()
-            while not ready and guard.signum is None and time.monotonic() < self._look_from:
-                waiting = list(self._titles)
-                ready, _ = self._ray.wait(waiting, num_returns=1, timeout=_WAIT_SECONDS)
-            if ready:
-                more, _ = self._ray.wait(list(self._titles), num_returns=len(self._titles), timeout=0)
-                ready = list(dict.fromkeys([*ready, *more]))
-        for task in ready:
-            title = self._titles.pop(task)
-            outcome = self._outcome(task, title)
-            if isinstance(outcome, Done):
-                ended.done.append(title)
-            else:
-                log.info("%s: its log is %s", title, log_of_stage(self._context.root, title))
-                ended.failed[title] = outcome
-        if guard.signum is not None:
-            raise Interrupted(guard.signum, STOPPED.format(signal.Signals(guard.signum).name))
+            for task in self._wait(guard):
+                outcome = self._outcome(task)
+                self._note(ended, self._titles.pop(task), outcome, is_last=guard.signum is not None)
+            self._look_for_files(ended)
+        self._signum = guard.signum
+        for title in (*ended.done, *ended.failed):
+            del self._open[title]
+        if not (ended.done or ended.failed):
+            self._require_no_signal()
         return ended
+
+    def _require_no_signal(self) -> None:
+        if self._signum is not None:
+            raise Interrupted(self._signum, STOPPED.format(signal.Signals(self._signum).name))
+
+    def _wait(self, guard: SignalGuard) -> list[Any]:
+        """The tasks that have ended, as soon as there is one, or nothing else to wait for."""
+        ready, seconds = list[Any](), _GLANCE_SECONDS if self._unseen else _WAIT_SECONDS
+        while not ready and guard.signum is None and time.monotonic() < self._look_from:
+            if self._titles:
+                ready, _ = self._ray.wait(list(self._titles), num_returns=1, timeout=seconds)
+            else:
+                time.sleep(seconds)
+            if self._unseen:
+                break
+        return self._ended_by_now()
+
+    def _ended_by_now(self) -> list[Any]:
+        waiting = list(self._titles)
+        ready: list[Any] = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)[0] if waiting else []
+        return ready
+
+    def _note(self, ended: Ended, title: str, outcome: Done | Failed | Exception, *, is_last: bool) -> None:
+        """Note how a task went; a stage that was stopped on its machine is begun again, unless all is to end."""
+        if isinstance(outcome, Done):
+            self._unseen[title] = time.monotonic()
+            return
+        if isinstance(outcome, Failed):
+            stopped = _stopped_by(outcome)
+            if stopped and is_last:
+                return
+            if stopped and self._again[title] < _RETRIES:
+                self._again[title] += 1
+                log.warning("%s: was stopped on its machine by %s, begun again", title, stopped)
+                self.start(self._open[title])
+                return
+            times = f"{title}: was stopped {_RETRIES + 1} times on its machine, last by {stopped}"
+            outcome = TrainingError(times, hint=_GOES_ON) if stopped else outcome.as_error()
+        log.info("%s: its log is %s", title, log_of_stage(self._context.root, title))
+        ended.failed[title] = outcome
+
+    def _look_for_files(self, ended: Ended) -> None:
+        """Note of stages that are done elsewhere that they are done, once all they have left is seen here."""
+        for title, since in list(self._unseen.items()):
+            if not (absent := self._absent(title)):
+                ended.done.append(title)
+            elif time.monotonic() - since > SIGHT_SECONDS:
+                told = f"{title}: what it left is not seen by the scheduling machine: {', '.join(absent)}"
+                ended.failed[title] = TrainingError(told, hint=SHARED_FOLDER)
+            else:
+                continue
+            del self._unseen[title]
+
+    def _absent(self, title: str) -> list[str]:
+        return [name for name in self._open[title].outputs if not (self._context.root / name).is_file()]
 
     def _told(self) -> dict[str, Facts]:
         """What the leases say of the stages that are being done, every few seconds and in little of the time."""
@@ -260,47 +276,59 @@ class RayCrew(Generic[W]):
             return told
         for title in self._titles.values():
             state = self._leases.state(title)
-            if state is not None and state.outcome is None:
+            if state is not None and not self._leases.is_free(state, title):
                 told[title] = {"where": {"host": state.owner.host, "pid": state.owner.pid}, **state.facts}
         took = time.monotonic() - began
         self._look_from = began + took + max(_LOOK_SECONDS, _LOOK_SHARE * took)
         return told
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """Tasks end with this block: what is under way as a signal would end it."""
+    def at_work(self, records: Records) -> Iterator[None]:
+        """Tasks end with this block: what is under way as a signal would end it.
+
+        Args:
+            records: Where that is noted which is done all the same.
+
+        Raises:
+            Interrupted: A signal arrived with the end of the last task.
+        """
         try:
             yield
+            self._require_no_signal()
         finally:
-            if self._titles:
+            if self._open:
                 with SignalGuard():
                     self._dismiss()
+                    for title in self._done_late():
+                        records.end(self._open[title])
+            self._withdraw()
+
+    def _done_late(self) -> list[str]:
+        """Of the stages that no longer are to be done: those that are done all the same, as far as it is seen here."""
+        tasks = [task for task in self._ended_by_now() if isinstance(self._outcome(task), Done)]
+        done = [*self._unseen, *(self._titles[task] for task in tasks)]
+        return [title for title in done if not self._absent(title)]
 
     def _dismiss(self) -> None:
         for task in self._titles:
             with suppress(ValueError, RuntimeError):
                 self._ray.cancel(task)
-        leases = Leases(root=self._context.root)
         deadline, waiting = time.monotonic() + GRACE_SECONDS, dict(self._titles)
         while (
             waiting and time.monotonic() < deadline
         ):  # Ray calls a task ended that is still saving its state
-            time.sleep(_WAIT_SECONDS / 10)
-            states = {task: leases.state(title) for task, title in waiting.items()}
-            waiting = {
-                task: waiting[task] for task, state in states.items() if state and state.outcome is None
-            }
+            time.sleep(_GLANCE_SECONDS)
+            states = {title: self._leases.state(title) for title in waiting.values()}
+            free = {title for title, state in states.items() if self._leases.is_free(state, title)}
+            waiting = {task: title for task, title in waiting.items() if title not in free}
         for task, title in waiting.items():
             log.warning("%s: did not end within %.0f seconds, killed", title, GRACE_SECONDS)
             with suppress(ValueError, RuntimeError):
                 self._ray.cancel(task, force=True)
 
-    def _outcome(self, task: Any, title: str) -> Done | Exception:
-        """How a task went.
-
-        Raises:
-            Interrupted: A signal ended it.
-        """
+    def _outcome(self, task: Any) -> Done | Failed | Exception:
+        """How a task went that has ended."""
+        title = self._titles[task]
         try:
             outcome: Done | Failed = self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:  # before the stage was begun
@@ -309,9 +337,11 @@ class RayCrew(Generic[W]):
             return cause if isinstance(cause, Exception) else RuntimeError(str(error))
         except self._ray.exceptions.RayError as error:
             said = str(error).strip().splitlines()
-            hint = "Most often memory ran out, or machines went away. The same command goes on where this one stopped."
-            return TrainingError(f"{title}: {said[0] if said else type(error).__name__}", hint=hint)
-        return outcome if isinstance(outcome, Done) else outcome.as_error()
+            told = said[0] if said else type(error).__name__
+            return TrainingError(
+                f"{title}: {told}", hint=f"Most often memory ran out, or machines went away. {_GOES_ON}"
+            )
+        return outcome
 
     def _resources(self, stage: Stage) -> dict[str, float]:
         """What a stage is to have for itself.
@@ -334,16 +364,17 @@ _WORKSHOPS: dict[str, Workshop[Any]] = {}
 """In a process of the cluster: what it has been told of the order that it last worked on."""
 
 
-def do_stage(order: list[Any], key: str, title: str) -> Done | Failed:
+def do_stage(order: list[Any], key: str, title: str, lacking: Sequence[str] = ()) -> Done | Failed:
     """The task: do a stage here, and tell how it went.
 
     Args:
         order: The reference of the `RemoteOrder`, alone in a list.
         key: Of the order, the same for all its stages.
         title: Of the stage.
+        lacking: As in `Workshop.do`.
     """
     if key not in _WORKSHOPS:
-        _ask_as_before()
+        ask_as_before()
         import ray
 
         from scantling.run.engines.worker import failure_of
@@ -353,12 +384,11 @@ def do_stage(order: list[Any], key: str, title: str) -> Done | Failed:
             _WORKSHOPS[key] = Workshop(ray.get(order[0]))
         except UsageError as error:
             return failure_of(error)
-    return _WORKSHOPS[key].do(title)
+    return _WORKSHOPS[key].do(title, lacking)
 
 
-def _largest_node(ray: Any) -> tuple[float, float]:
-    """Processors and GPUs of the machine that has most of the latter, then of the former."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    sizes = [(node.get("GPU", 0.0), node.get("CPU", 0.0)) for node in nodes]
-    gpus, processors = max(sizes, default=(0.0, 1.0))
-    return processors, gpus
+def _stopped_by(outcome: Failed) -> str | None:
+    """What asked a stage to end on its machine; None where it failed."""
+    if isinstance(outcome.error, Exception):
+        return None
+    return signal.Signals(outcome.signum).name if outcome.error is None else type(outcome.error).__name__

@@ -12,14 +12,13 @@ from __future__ import annotations
 import io
 import logging
 import os
-import platform
 import shutil
 import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,11 +27,12 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import torch
 from rich.console import Console
 
-from scantling import __version__
 from scantling.data.io import atomic_write
 from scantling.errors import PeerFailed, UsageError
+from scantling.run.engines.nodes import SIGHT_SECONDS, version_differences, versions_here
 from scantling.run.engines.worker import Done, Failed, failure_of
 from scantling.run.leases import LEASES, PATIENCE_SECONDS, Lease, Leases
+from scantling.run.logs import log_file
 from scantling.run.running import log_of_stage
 from scantling.run.stage import RECORD, Stage
 from scantling.train.devices import join_processes, resolve_device
@@ -44,31 +44,29 @@ if TYPE_CHECKING:
 
 W = TypeVar("W", bound="Workplace")
 
-TOKEN = "token.txt"
-_SIGHT_SECONDS = 20.0
+TOKENS = "tokens"
+_GLANCE_SECONDS = 0.1
+_SAME_FOLDER = "The folder must be the same on all machines, under the same path: on a network drive, say."
 
 log = logging.getLogger(__name__)
 
 
 class Versions(NamedTuple):
-    """What must be the same wherever the stages of a run are done, for the same result."""
+    """What must be the same wherever the stages of a run are done, for the same result; None: not installed."""
 
-    scantling: str
-    torch: str
-    python: str
+    python: str | None
+    scantling: str | None
+    torch: str | None
+    torchvision: str | None
 
     @classmethod
     def here(cls) -> Versions:
         """Of this process."""
-        return cls(__version__, str(torch.__version__), platform.python_version())
+        return cls(**versions_here())
 
     def differences(self, other: Versions) -> list[str]:
         """Such as `torch 2.11.0, here 2.12.0`."""
-        return [
-            f"{name} {own}, here {theirs}"
-            for name, own, theirs in zip(self._fields, self, other, strict=True)
-            if own != theirs
-        ]
+        return version_differences(self._asdict(), other._asdict())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +76,10 @@ class RemoteOrder(Generic[W]):
     Attributes:
         context: Where stages are done; its device is that of the scheduler.
         build: Lists the stages.
-        token: What the scheduler has written into the folder: who reads it there sees the same folder.
+        token: Of this order alone, a file that the scheduler has left in the folder: who finds it sees the same folder.
         threads: PyTorch's, as where it is scheduled: sums of two are not those of one.
         versions: Of the scheduler.
+        cwd: Where the scheduler works, and relative paths begin, such as a recipe's of files of other tools.
         patience: Seconds after which a silent holder of a lease is taken for dead.
         gpus: Processes that train a model together, each on a GPU of its own.
     """
@@ -90,6 +89,7 @@ class RemoteOrder(Generic[W]):
     token: str
     threads: int
     versions: Versions
+    cwd: Path
     patience: float = PATIENCE_SECONDS
     gpus: int = 1
 
@@ -109,9 +109,14 @@ class RemoteOrder(Generic[W]):
             token=_leave_token(context.root),
             threads=torch.get_num_threads(),
             versions=Versions.here(),
+            cwd=Path.cwd(),
             patience=patience,
             gpus=gpus,
         )
+
+    def withdraw(self) -> None:
+        """Nothing is begun on this order any more."""
+        _file_of(self.context.root, self.token).unlink(missing_ok=True)
 
 
 class Workshop(Generic[W]):
@@ -132,20 +137,30 @@ class Workshop(Generic[W]):
                 hint="Install the same on all machines: results would differ.",
             )
         _require_token(self._root, order.token)
+        if order.cwd.is_dir():  # else nothing of the run should be named from it; what is, will not be found
+            os.chdir(order.cwd)
         torch.set_num_threads(order.threads)
         self._leases = Leases(root=self._root, patience=order.patience)
-        self._stages = {stage.title: stage for stage in self._stages_at(self._root)}
+        self._stages = {stage.title: stage for stage in self._stages_at(order.context, self._root)}
 
-    def do(self, title: str) -> Done | Failed:
-        """Do a stage as soon as nobody else does it, and tell how it went."""
+    def do(self, title: str, lacking: Sequence[str] = ()) -> Done | Failed:
+        """Do a stage as soon as nobody else does it and what it needs is seen here, and tell how it went.
+
+        Args:
+            title: Of the stage.
+            lacking: Those of its needs that the scheduler does not see either.
+        """
         try:
             facts = dict[str, Any]()
             with (
                 self._lease_of(title).kept(facts.copy) as lease,
-                _told_in(log_of_stage(self._root, title)),
+                _log_of(self._root, title),
                 watched_by(facts.update),
             ):
-                do_under(lease, self._stages[title], self._stages_at)
+                _require_sight(self._root, self._stages[title], lacking)
+                do_under(
+                    lease, self._stages[title], partial(self._stages_at, self._order.context.only(title))
+                )
         except BaseException as error:  # noqa: BLE001 - told to who ordered it, and raised there
             return failure_of(error)
         finally:
@@ -163,8 +178,8 @@ class Workshop(Generic[W]):
             time.sleep(min(1.0, self._order.patience / 20))
         return lease
 
-    def _stages_at(self, root: Path) -> Sequence[Stage]:
-        given, console = self._order.context, Console(file=io.StringIO(), quiet=True)
+    def _stages_at(self, given: W, root: Path) -> Sequence[Stage]:
+        console = Console(file=io.StringIO(), quiet=True)
         device = _device_here(given.device)
         stages = self._order.build(replace(given, root=root, console=console, device=device, devices=()))
         if self._order.gpus == 1:
@@ -202,25 +217,28 @@ def do_my_part(order: RemoteOrder[Any], title: str, root: Path) -> Done | Failed
         torch.set_num_threads(order.threads)
         device = resolve_device(order.context.device.type)
         context = replace(
-            order.context,
+            order.context.only(title),
             root=root,
             console=Console(file=io.StringIO(), quiet=True),
             device=device,
             devices=(),
             processes=join_processes(device),
         )
-        log_path = log_of_stage(order.context.root, title)
-        with _told_in(log_path) if context.processes.is_main else nullcontext():
+        with _log_of(order.context.root, title) if context.processes.is_main else nullcontext():
             {stage.title: stage for stage in order.build(context)}[title].action()
     except BaseException as error:  # noqa: BLE001 - told to the process that waits, and raised there
         return failure_of(error)
     return Done()
 
 
+def _file_of(root: Path, token: str) -> Path:
+    return root / LEASES / TOKENS / token
+
+
 def _leave_token(root: Path) -> str:
-    """Write something into the folder by which it can be known again."""
+    """Leave a file in the folder by which it can be known again; others that work on the folder have their own."""
     token = uuid.uuid4().hex
-    atomic_write(root / LEASES / TOKEN, token)
+    atomic_write(_file_of(root, token), "")
     return token
 
 
@@ -230,17 +248,29 @@ def _require_token(root: Path, token: str) -> None:
     Raises:
         UsageError: It is not to be seen here.
     """
-    deadline = time.monotonic() + _SIGHT_SECONDS
-    while True:
-        with suppress(OSError):
-            if (root / LEASES / TOKEN).read_text(encoding="utf-8") == token:
-                return
-        if time.monotonic() > deadline:
-            raise UsageError(
-                f"{root}: {socket.gethostname()} does not see what the scheduling process writes there",
-                hint="The folder must be the same on all machines, under the same path: on a network drive, say.",
-            )
-        time.sleep(0.1)
+    if not _is_soon(_file_of(root, token).is_file):
+        told = f"{root}: {socket.gethostname()} does not see what the scheduling process writes there"
+        raise UsageError(told, hint=_SAME_FOLDER)
+
+
+def _require_sight(root: Path, stage: Stage, lacking: Sequence[str]) -> None:
+    """Wait until all is seen here that a stage needs and the scheduler sees.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not _is_soon(lambda: set(stage.missing(root)) <= set(lacking)):
+        unseen = ", ".join(name for name in stage.missing(root) if name not in lacking)
+        told = f"{stage.title}: {socket.gethostname()} does not see what it needs: {unseen}"
+        raise UsageError(told, hint=_SAME_FOLDER)
+
+
+def _is_soon(condition: Callable[[], bool]) -> bool:
+    """Whether something is so before the time is over in which a network folder shows what was written elsewhere."""
+    deadline = time.monotonic() + SIGHT_SECONDS
+    while not (is_so := condition()) and time.monotonic() < deadline:
+        time.sleep(_GLANCE_SECONDS)
+    return is_so
 
 
 def do_under(lease: Lease, stage: Stage, stages_at: Callable[[Path], Sequence[Stage]]) -> None:
@@ -267,27 +297,15 @@ def do_under(lease: Lease, stage: Stage, stages_at: Callable[[Path], Sequence[St
         _move_out(scratch, root, last=stage.outputs)
 
 
+def _log_of(root: Path, title: str) -> AbstractContextManager[None]:
+    path = log_of_stage(root, title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return log_file(path)
+
+
 def _device_here(device: torch.device) -> torch.device:
     """The scheduler's kind of device: of the GPUs a process is given, it sees no others."""
     return torch.device("cuda:0") if device.type == "cuda" else device
-
-
-@contextmanager
-def _told_in(path: Path) -> Iterator[None]:
-    """Write the package's log into a file meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package = logging.getLogger("scantling")
-    level = package.level
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        package.removeHandler(handler)
-        package.setLevel(level)
-        handler.close()
 
 
 def _mirror(root: Path, scratch: Path, stage: Stage) -> None:

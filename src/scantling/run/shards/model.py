@@ -33,6 +33,11 @@ class ChosenModel:
         given = {"run": self.run, "checkpoint": self.checkpoint}
         return {name: path for name, path in given.items() if path is not None}
 
+    def wherever(self) -> ChosenModel:
+        """The same, for a process that works in another folder: by absolute paths."""
+        paths = {name: path.absolute() for name, path in self.paths.items()}
+        return ChosenModel(run=paths.get("run"), checkpoint=paths.get("checkpoint"), settings=self.settings)
+
     def load(self, device: str) -> ImagePredictor:
         """Ready to look at images.
 

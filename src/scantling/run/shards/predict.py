@@ -99,7 +99,7 @@ def predict_in_shards(
         devices=available_for(device, chosen),
         console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
         plan=plan,
-        model=model,
+        model=model.wherever(),
         part=shards.part,
         loaded=predictor if engine == ONE_AFTER_THE_OTHER else None,
     )
