@@ -19,7 +19,7 @@ from scantling.run.owner import Owner
 
 STATUS, ENVIRONMENT, LOG, LOGS = "status.json", "env.json", "run.log", "logs"
 COMBINATIONS = "combinations"
-WAITING, RUNNING, LEFT = "waiting", "running", "left"
+QUEUED, WAITING, RUNNING, LEFT = "queued", "waiting", "running", "left"
 
 
 def now() -> str:
