@@ -22,8 +22,11 @@ from scantling.data.io import json_text, read_json, write_json
 from scantling.errors import DataError, UsageError
 from scantling.predict.listing import ListedImage, Listing
 from scantling.run.stage import differences, hash_of
+from scantling.train.rundir import LOCK_NAME
 
 PLAN, IMAGES = "plan.json", "images.jsonl"
+OWN_NAMES = frozenset({PLAN, IMAGES, LOCK_NAME, "shards", "parts"})
+"""What a prediction in shards keeps in its folder."""
 _FORMAT = 1
 _FOLDERS_OF = 1000
 """Shards in a folder of their own: what a file system lists at once."""

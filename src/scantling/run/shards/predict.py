@@ -29,6 +29,7 @@ from scantling.run.shards.folder import open_shards
 from scantling.run.shards.model import ChosenModel
 from scantling.run.shards.plan import (
     IMAGES,
+    OWN_NAMES,
     PLAN,
     ListedImages,
     ShardPlan,
@@ -42,9 +43,8 @@ from scantling.run.shards.stages import PredictContext, shards_of
 from scantling.run.shards.summary import ShardSummary, summary_of
 from scantling.settings.shards import DEFAULT_SIZE, Shards
 from scantling.train.devices import join_processes, resolve_device
-from scantling.train.rundir import LOCK_NAME, FolderInUseError, claim_folder
+from scantling.train.rundir import FolderInUseError, claim_folder
 
-_OWN = {PLAN, IMAGES, LOCK_NAME, "shards", "parts"}
 _WAIT_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ def _check_folder(folder: Path) -> None:
         others = sorted(
             entry.name
             for entry in folder.iterdir()
-            if entry.name not in _OWN and not entry.name.endswith(".tmp")
+            if entry.name not in OWN_NAMES and not entry.name.endswith(".tmp")
         )
         if others:
             found = f"it holds {', '.join(others[:3])} and is no prediction in shards"
