@@ -19,8 +19,8 @@ from scantling.run.engines import slurm
 from scantling.run.engines.choice import Engine
 from scantling.run.engines.slurm import Allocation, Unit
 from scantling.run.folder import open_run
-from scantling.run.leases import current_leases, read_log
-from scantling.run.pipeline import run_recipe
+from scantling.run.leases import PATIENCE_SECONDS, current_leases, read_log
+from scantling.run.pipeline import prepared_run, run_recipe
 from scantling.synth.synth import SynthConfig, write_synth
 
 pytestmark = [
@@ -239,6 +239,15 @@ def test_the_folder_of_an_earlier_run_is_queued_unless_it_is_at_work(recipe_file
         assert api.status(tmp_path / "other").state == "running"
 
 
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda")])
+def test_units_compute_on_what_they_are_given(recipe_file, tmp_path, monkeypatch, gpus, device):
+    pretend_slurm(tmp_path / "bin", monkeypatch, "echo Submitted batch job 77")
+    out = tmp_path / "run"
+    api.launch_slurm(recipe_file, recipe_file.parent / "data", out, slurm=Allocation(gpus=gpus))
+    (submitted,) = (out / "slurm").glob("*_submitted.pkl")
+    assert slurm.require_submitit().helpers.DelayedSubmission.load(submitted).function.device == device
+
+
 def test_what_cannot_work_is_refused_before_anything_is_written(recipe_file, tmp_path, monkeypatch):
     data, out = recipe_file.parent / "data", tmp_path / "run"
     with pytest.raises(UsageError, match="sbatch is not found"):
@@ -258,6 +267,13 @@ def test_what_cannot_work_is_refused_before_anything_is_written(recipe_file, tmp
     monkeypatch.setattr(slurm, "require_submitit", lambda: pytest.fail("not reached"))
     with pytest.raises(UsageError, match="at least one unit"):
         api.launch_slurm(recipe_file, data, out, units=0)
+
+
+def test_the_patience_of_the_engine_is_that_of_a_shared_run(recipe, tmp_path):
+    for seconds, expected in ((7.0, 7.0), (None, PATIENCE_SECONDS)):
+        engine = Engine(name="shared", patience=seconds)
+        with prepared_run(recipe, tmp_path / "run", device="cpu", overwrite=False, engine=engine) as (_, run):
+            assert run.leases.patience == expected
 
 
 @pytest.mark.slow

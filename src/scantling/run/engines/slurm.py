@@ -214,6 +214,8 @@ def submit(recipe: Recipe, out: Path, *, units: int, device: str, allocation: Al
         raise UsageError("there is no Slurm here: sbatch is not found", hint=hint)
     from scantling.run.pipeline import check_run
 
+    if device == "auto" and not allocation.gpus:
+        device = "cpu"  # whatever the machine has besides belongs to others
     check_run(recipe, out, device=device, elsewhere=allocation.executor == "slurm" and allocation.gpus > 0)
     if device == "auto" and allocation.executor == "slurm" and allocation.gpus:
         device = "cuda"  # no unit falls back on its processor
