@@ -181,15 +181,16 @@ def test_what_one_process_at_a_time_may_do_is_in_no_list_of_stages(tmp_path):
     assert (current_leases(tmp_path), read_log(tmp_path)) == ({}, [])
 
 
-def test_who_wakes_up_late_is_told_and_leaves_the_new_holder_alone(tmp_path):
+def test_who_wakes_up_late_is_ended_and_leaves_the_new_holder_alone(tmp_path, monkeypatch):
     late = elsewhere(tmp_path, 0.2).take("a")
     assert late is not None
     told = threading.Event()
+    monkeypatch.setattr("scantling.run.leases._end_process", told.set)
     ours = Leases(root=tmp_path, patience=0.0)
     lease = None
     while lease is None:
         lease = ours.take("a")
-    with late.kept(on_loss=told.set):
+    with late.kept():
         assert told.wait(60)
     assert ours.state("a") == lease.state
     assert [event for *_, event in events(tmp_path)].count("lost") >= 1

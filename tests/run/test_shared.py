@@ -135,8 +135,14 @@ def test_a_failure_is_told_with_what_the_other_process_said(tmp_path):
     (tmp_path / "scenario").write_text("broken")
     with pytest.raises(ValueError, match="does not work"):
         stages.take_part(tmp_path / "run", launch="first")
-    with pytest.raises(TrainingError, match="all/a1 failed in process .*: ValueError: it does not work"):
+    log = status_of(tmp_path / "run")["failures"]["all/a1"]["log"]
+    assert "ValueError: it does not work" in (tmp_path / "run" / log).read_text()
+    here = current_leases(tmp_path / "run")["all/a1"].owner
+    lease = next((tmp_path / "run/leases/all/a1").glob("*.json"))
+    lease.write_text(lease.read_text().replace(log, "logs/elsewhere.7.log"))
+    with pytest.raises(TrainingError, match=f"all/a1 failed in {here.title}: ValueError: it does not work"):
         stages.take_part(tmp_path / "run", launch="first")
+    assert status_of(tmp_path / "run")["failures"]["all/a1"]["log"] == "logs/elsewhere.7.log"
     assert stages.take_part(tmp_path / "run", launch="second")["all/c"] == "done"
 
 

@@ -18,8 +18,9 @@ from scantling.recipe.recipe import Recipe, parse_recipe
 from scantling.run.engines import slurm
 from scantling.run.engines.choice import Engine
 from scantling.run.engines.slurm import Allocation, Unit
-from scantling.run.leases import current_leases, read_log
-from scantling.run.pipeline import run_recipe
+from scantling.run.folder import open_run
+from scantling.run.leases import PATIENCE_SECONDS, current_leases, read_log
+from scantling.run.pipeline import prepared_run, run_recipe
 from scantling.synth.synth import SynthConfig, write_synth
 
 pytestmark = [
@@ -216,6 +217,37 @@ def test_the_script_is_an_array_with_the_signal_and_may_be_requeued(recipe_file,
     assert len(list((out / "slurm").glob("*_submitted.pkl"))) == 6
 
 
+def test_the_folder_of_an_earlier_run_is_queued_unless_it_is_at_work(recipe_file, tmp_path, monkeypatch):
+    data, out = recipe_file.parent / "data", tmp_path / "run"
+    script = pretend_slurm(tmp_path / "bin", monkeypatch, "exit 1")
+    with pytest.raises(UsageError, match="it fails"), open_run(out) as run:  # noqa: PT012 - a run that failed
+        run.note("a", "done")
+        run.note("b", "failed")
+        raise UsageError("it fails")
+    before = (out / "status.json").read_bytes()
+    with pytest.raises(UsageError, match="Slurm does not take the jobs"):
+        api.launch_slurm(recipe_file, data, out, units=2)
+    assert (out / "status.json").read_bytes() == before
+    for name in ("sbatch", "srun"):
+        (script.parent / name).write_text(SBATCH.format(answer="echo Submitted batch job 77"))
+    api.launch_slurm(recipe_file, data, out, units=2)
+    found = api.status(out)
+    assert (found.state, dict(found.stages)) == ("queued", {"a": "done", "b": "waiting"})
+    with open_run(tmp_path / "other") as run:
+        run.end_with("running")
+        api.launch_slurm(recipe_file, data, tmp_path / "other", units=2)
+        assert api.status(tmp_path / "other").state == "running"
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda")])
+def test_units_compute_on_what_they_are_given(recipe_file, tmp_path, monkeypatch, gpus, device):
+    pretend_slurm(tmp_path / "bin", monkeypatch, "echo Submitted batch job 77")
+    out = tmp_path / "run"
+    api.launch_slurm(recipe_file, recipe_file.parent / "data", out, slurm=Allocation(gpus=gpus))
+    (submitted,) = (out / "slurm").glob("*_submitted.pkl")
+    assert slurm.require_submitit().helpers.DelayedSubmission.load(submitted).function.device == device
+
+
 def test_what_cannot_work_is_refused_before_anything_is_written(recipe_file, tmp_path, monkeypatch):
     data, out = recipe_file.parent / "data", tmp_path / "run"
     with pytest.raises(UsageError, match="sbatch is not found"):
@@ -235,6 +267,13 @@ def test_what_cannot_work_is_refused_before_anything_is_written(recipe_file, tmp
     monkeypatch.setattr(slurm, "require_submitit", lambda: pytest.fail("not reached"))
     with pytest.raises(UsageError, match="at least one unit"):
         api.launch_slurm(recipe_file, data, out, units=0)
+
+
+def test_the_patience_of_the_engine_is_that_of_a_shared_run(recipe, tmp_path):
+    for seconds, expected in ((7.0, 7.0), (None, PATIENCE_SECONDS)):
+        engine = Engine(name="shared", patience=seconds)
+        with prepared_run(recipe, tmp_path / "run", device="cpu", overwrite=False, engine=engine) as (_, run):
+            assert run.leases.patience == expected
 
 
 @pytest.mark.slow

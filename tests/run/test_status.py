@@ -198,6 +198,36 @@ def test_a_run_whose_process_is_gone_was_killed(tmp_path):
     assert api.status(tmp_path).state == "running", "what happens elsewhere is not known"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_a_shared_run_goes_on_while_another_process_holds_a_stage_and_is_heard(tmp_path):
+    gone = {"pid": 4194303, "process": {"space": Owner.here().space, "began": "1"}}
+    waiting = {"c": {"where": None, "since": "2026-01-01T00:00:00+00:00"}}
+    running_status(
+        tmp_path,
+        {"a": "running", "b": "running", "c": "running"},
+        running=waiting,
+        eta_seconds=5.0,
+        **gone,
+    )
+    assert Leases(root=tmp_path, owner=replace(Owner.here(), pid=4194303, began="1")).take("b")
+    assert (api.status(tmp_path).state, api.status(tmp_path).has_ended) == ("killed", True)
+    live = Leases(root=tmp_path, owner=replace(Owner.here(), host="elsewhere")).take("a")
+    found = api.status(tmp_path)
+    assert (found.state, found.has_ended, list(found.running)) == ("running", False, ["a"])
+    assert dict(found.stages) == {"a": "running", "b": "interrupted", "c": "interrupted"}
+    assert found.eta_seconds is None, "it was that of the process that is gone"
+    assert "killed" not in found.to_text()
+    live.beat({"updated": "2026-01-01T00:00:00+00:00"})
+    assert api.status(tmp_path).state == "killed", "it has been silent for too long"
+
+
+def test_what_is_queued_has_not_ended_and_is_not_to_be_submitted_again(tmp_path):
+    running_status(tmp_path, {}, state="queued", command="scantling launch slurm r.yaml")
+    found = api.status(tmp_path)
+    assert (found.state, found.has_ended) == ("queued", False)
+    assert "launch slurm" not in found.to_text()
+
+
 def test_leases_tell_who_does_a_stage_and_when_it_was_heard_last(tmp_path):
     running_status(
         tmp_path,

@@ -5,6 +5,10 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
+from scantling.errors import UsageError
+from scantling.run.leases import LeaseLost
 from scantling.run.throttle import Throttle
 
 
@@ -45,6 +49,38 @@ def test_what_is_dear_to_write_is_written_a_little_later_and_the_newest_wins(mon
     throttle.now(lambda: written.append("last"))
     timers[1].fire()  # too late to be cancelled
     assert (written[3:], timers[1].cancelled) == (["last"], True)
+
+
+def test_what_is_due_soon_does_not_wait_for_what_is_due_later(monkeypatch):
+    throttle, written = Throttle(), threading.Event()
+    throttle.now(lambda: None)
+    monkeypatch.setattr(throttle, "_free_from", time.monotonic() + 1000.0)
+    throttle.later(lambda: None)
+    late = throttle._timer
+    throttle.soon(written.set)
+    assert late.finished.is_set(), "it was cancelled"
+    assert throttle._timer.interval == 1.0
+    due = throttle._timer
+    throttle.later(lambda: None)
+    throttle.soon(lambda: None)
+    assert throttle._timer is due
+    assert written.wait(60)
+
+
+@pytest.mark.parametrize("problem", [LeaseLost("taken over"), UsageError("full"), OSError("away")])
+def test_what_cannot_be_written_later_is_left_to_the_next_time(monkeypatch, problem):
+    throttle, raised, tried = Throttle(), [], threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda told: raised.append(told.exc_value))
+
+    def write() -> None:
+        tried.set()
+        raise problem
+
+    throttle.later(write)
+    timer = throttle._timer
+    assert tried.wait(60)
+    timer.join(60)
+    assert raised == []
 
 
 def test_a_status_that_waits_is_written_without_being_asked_again():

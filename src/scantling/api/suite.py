@@ -36,8 +36,8 @@ def suite(
         seed: Of all randomness; None takes the recipe's own.
         device: As in `run`.
         overwrite: Start the run of every set over.
-        jobs: Data sets that are done side by side, each in a process of its own (and on a GPU of its own where there
-            are several). An `Engine` has their stages done by a cluster.
+        jobs: Stages, of whichever data sets, that are done side by side, each in a process of its own (and on a GPU of
+            its own where there are several). An `Engine` has them done by a cluster.
 
     Raises:
         ScantlingError: Recipe, folders or device cannot be used. What goes wrong with one data set is not raised, but

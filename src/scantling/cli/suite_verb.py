@@ -43,7 +43,11 @@ def suite(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Data sets done side by side, each in a process of its own.")
+        int,
+        typer.Option(
+            min=1,
+            help="Stages of all data sets done side by side, each in a process of its own, on one machine.",
+        ),
     ] = 1,
     engine: EngineOption = "local",
     address: AddressOption = None,

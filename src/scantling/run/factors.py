@@ -35,12 +35,11 @@ from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, check_engi
 from scantling.run.folder import METRICS, RECIPE, RunFolder, open_run, write_environment
 from scantling.run.pipeline import available_for, stages_of
 from scantling.run.results import own_results
+from scantling.run.running import COMBINATIONS
 from scantling.run.several import do_runs
 from scantling.run.stages.evaluation import judged_by_metrics, result_files
 from scantling.train.devices import join_processes, resolve_device
 from scantling.train.progress import Facts
-
-COMBINATIONS = "combinations"
 
 log = logging.getLogger(__name__)
 

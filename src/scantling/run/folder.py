@@ -201,7 +201,7 @@ class RunFolder:
         if left:
             told.append(f"{len(left)} were left, as they need what these would have made: {', '.join(left)}")
         log.error("%s", "; ".join(told))
-        for title, failure in describe_failures(self.path, self.failures).items():
+        for title, failure in describe_failures(self.path, self.failures, self.log_path).items():
             log.error("%s: %s (log: %s)", title, failure["reason"], self.path / failure["log"])
         log.error("%s", go_on())
         raise next(iter(self.failures.values()))
@@ -247,7 +247,7 @@ class RunFolder:
             "state": state,
             "stages": stages,
             **self._running.describe(stages),
-            "failures": describe_failures(self.path, self.failures),
+            "failures": describe_failures(self.path, self.failures, self.log_path),
             "message": message,
             "started": self.started,
             "updated": now(),

@@ -248,22 +248,17 @@ class Lease:
         self.leases.note(self, outcome)
 
     @contextmanager
-    def kept(
-        self,
-        facts: Callable[[], Mapping[str, Any]] | None = None,
-        on_loss: Callable[[], object] | None = None,
-    ) -> Iterator[Lease]:
+    def kept(self, facts: Callable[[], Mapping[str, Any]] | None = None) -> Iterator[Lease]:
         """Give signs of life during the block, and give the lease back afterwards.
+
+        When the lease is lost, the process is ended at once, so that nothing more is written into a folder that another
+        process works in.
 
         Args:
             facts: What is to be known of the progress; None: what was told when it was taken.
-            on_loss: Called from another thread when the lease is lost; None ends the process at once, so that
-                nothing more is written into a folder that another process works in.
         """
         ended, facts = threading.Event(), facts or (lambda: self.state.facts)
-        heart = threading.Thread(
-            target=self._keep, args=(ended, facts, on_loss or _end_process), name=f"lease of {self.title}"
-        )
+        heart = threading.Thread(target=self._keep, args=(ended, facts), name=f"lease of {self.title}")
         heart.daemon = True
         heart.start()
         outcome = "failed"
@@ -280,18 +275,13 @@ class Lease:
             with suppress(LeaseLost):
                 self.give_back(outcome, facts())
 
-    def _keep(
-        self,
-        ended: threading.Event,
-        facts: Callable[[], Mapping[str, Any]],
-        on_loss: Callable[[], object],
-    ) -> None:
+    def _keep(self, ended: threading.Event, facts: Callable[[], Mapping[str, Any]]) -> None:
         while not ended.wait(self.leases.patience / _BEATS):
             try:
                 self.beat({**facts(), "since": self.state.facts.get("since"), "updated": _now()})
             except LeaseLost as error:
                 log.error("%s", error.message)  # noqa: TRY400 - no bug, so no traceback
-                on_loss()
+                _end_process()
                 return
             except OSError as error:  # a network folder that is away for a moment
                 log.warning("%s: no sign of life could be written: %s", self.title, error)

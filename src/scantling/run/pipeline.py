@@ -39,6 +39,7 @@ from scantling.run.folder import (
     open_run,
     write_environment,
 )
+from scantling.run.leases import PATIENCE_SECONDS
 from scantling.run.plan import Plan, plan_of
 from scantling.run.run_summary import RunSummary, summarise
 from scantling.run.stage import Stage
@@ -139,7 +140,8 @@ def prepared_run(
         )
         terms = Terms(given=given, recipe=context.recipe, device=context.device)
         facts = partial(_write_facts, context, reasons)
-        with share_run(out, terms, facts, launch=engine.launch) as (shared, agreed):
+        patience = engine.patience or PATIENCE_SECONDS
+        with share_run(out, terms, facts, launch=engine.launch, patience=patience) as (shared, agreed):
             yield replace(context, recipe=agreed), shared
         return
     processes = context.processes

@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scantling.errors import in_a_line
+from scantling.errors import TrainingError, in_a_line
 from scantling.run.owner import Owner
 
 STATUS, ENVIRONMENT, LOG, LOGS = "status.json", "env.json", "run.log", "logs"
 COMBINATIONS = "combinations"
-WAITING, RUNNING, LEFT = "waiting", "running", "left"
+QUEUED, WAITING, RUNNING, LEFT = "queued", "waiting", "running", "left"
 
 
 def now() -> str:
@@ -80,12 +80,34 @@ def seconds_left(running: Iterable[Mapping[str, Any]], states: Iterable[str]) ->
     return max(known) if is_known else None
 
 
-def describe_failures(root: Path, failures: Mapping[str, Exception]) -> dict[str, dict[str, str]]:
-    """Why stages failed, in a line, and the log that tells more, relative to the run folder; by title."""
-    return {
-        title: {"reason": in_a_line(error), "log": log_to_read(root, title).relative_to(root).as_posix()}
+class FailedElsewhereError(TrainingError):
+    """What another process of the same run could not do.
+
+    Args:
+        message: What it told.
+        log: Where it tells more, relative to the run folder.
+    """
+
+    def __init__(self, message: str, *, log: str) -> None:
+        super().__init__(message)
+        self.log = log
+
+
+def describe_failures(root: Path, failures: Mapping[str, Exception], log: Path) -> dict[str, dict[str, str]]:
+    """Why stages failed, in a line, and the log that tells more, relative to the run folder; by title.
+
+    Args:
+        root: The run folder.
+        failures: What each stage raised.
+        log: Of this process.
+    """
+    logs = {
+        title: error.log
+        if isinstance(error, FailedElsewhereError)
+        else log_to_read(root, title, log).relative_to(root).as_posix()
         for title, error in dict(failures).items()
     }
+    return {title: {"reason": in_a_line(failures[title]), "log": name} for title, name in logs.items()}
 
 
 def describe_process() -> dict[str, Any]:
@@ -127,18 +149,19 @@ def log_of_stage(root: Path, title: str) -> Path:
     return root / LOGS / f"{title.replace('/', '.')}.log"
 
 
-def log_to_read(root: Path, title: str) -> Path:
-    """Where it is told what happened to a stage: in its own log, in that of the run that it stands for, or the run's.
+def log_to_read(root: Path, title: str, log: Path) -> Path:
+    """Where it is told what happened to a stage: its own log, that of the run that it stands for, or the process' one.
 
     Args:
         root: The run folder.
         title: Of the stage.
+        log: Of this process.
     """
     own = log_of_stage(root, title)
     part = run_of_stage(root, title)
     if own.is_file():
         return own
-    return part / LOG if part is not None and (part / LOG).is_file() else root / LOG
+    return part / LOG if part is not None and (part / LOG).is_file() else log
 
 
 def run_of_stage(root: Path, title: str) -> Path | None:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from scantling.errors import UsageError
-from scantling.run.leases import LEASES, Leases
+from scantling.run.leases import LEASES, PATIENCE_SECONDS, Leases
 from scantling.run.owner import Owner
-from scantling.run.running import LEFT, RUNNING, STATUS, WAITING, run_of_stage
+from scantling.run.running import LEFT, QUEUED, RUNNING, STATUS, WAITING, run_of_stage
 
 KILLED = "killed"
-_FINISHED = ("done", "kept", "shared")
+FINISHED = ("done", "kept", "shared")
 _ORDER = ("done", "kept", RUNNING, WAITING, "failed", LEFT, "interrupted")
 _METRICS = 6
 
@@ -50,6 +50,11 @@ class StageStatus:
     silent_seconds: float | None = None
     is_gone: bool = False
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the holder of its lease is to be taken for alive."""
+        return not self.is_gone and (self.silent_seconds or 0.0) <= PATIENCE_SECONDS
+
     def to_lines(self, title: str) -> Iterator[str]:
         """Where it is done and for how long, and how far it has come."""
         place = f"process {self.pid} on {self.host}"
@@ -74,7 +79,8 @@ class RunStatus:
 
     Attributes:
         path: Its folder.
-        state: `running`, `done`, `failed`, `interrupted`, or `killed`: its process has ended without a word.
+        state: `queued` (submitted, not begun), `running`, `done`, `failed`, `interrupted`, or `killed`: its processes
+            have ended without a word.
         stages: State of each stage; see `RunFolder`.
         running: Those that are being done.
         failures: Reason and log (a file in the folder) of each stage that failed.
@@ -106,8 +112,8 @@ class RunStatus:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more is to be expected of its process."""
-        return self.state != RUNNING
+        """Whether nothing more is to be expected of its processes."""
+        return self.state not in (QUEUED, RUNNING)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -149,7 +155,7 @@ class RunStatus:
 
     def counted(self) -> str:
         """Such as `5 of 11 stages: 3 done, 2 kept; 1 running, 5 waiting`."""
-        finished = sum(state in _FINISHED for state in self.stages.values())
+        finished = sum(state in FINISHED for state in self.stages.values())
         shares = ", ".join(f"{count} {state}" for state, count in self.counts.items())
         return f"{finished} of {len(self.stages)} stages done ({shares})" if self.stages else "no stage begun"
 
@@ -195,7 +201,9 @@ class RunStatus:
             yield "Its process has ended without a word: it was killed, or its machine went down."
         elif self.has_ended and self.message and not self.failures:
             yield self.message
-        if self.state == "done" or self.command is None:
+        if (
+            self.state in ("done", QUEUED) or self.command is None
+        ):  # the command would submit the jobs once more
             return
         elsewhere = self.directory if self.directory != str(Path.cwd()) else None
         place = f" (in {elsewhere})" if elsewhere else ""
@@ -219,12 +227,13 @@ def read_status(path: Path) -> RunStatus:
         raise UsageError(f"{file}: cannot be read: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
         raise UsageError(f"{file}: says nothing of stages, so it is no status of a run")
-    state = KILLED if content.get("state") == RUNNING and _is_gone(content) else str(content.get("state"))
-    stages: dict[str, str] = content["stages"]
+    state, stages = str(content.get("state")), dict[str, str](content["stages"])
     found = {title: run_of_stage(path, title) for title in stages}
-    held = _held(path, stages) if state in (RUNNING, KILLED) else {}
+    held = _held(path, stages) if state == RUNNING else {}
     running = _told_by_run(content.get("running") or {})
-    if state == KILLED:
+    is_gone = state == RUNNING and _is_gone(content)
+    if is_gone:  # of processes that share a run, the one that wrote last need not be the last
+        state = RUNNING if any(each.is_alive for each in held.values()) else KILLED
         held, running = {title: each for title, each in held.items() if not each.is_gone}, {}
         stages = {title: "interrupted" if each == RUNNING else each for title, each in stages.items()}
     return RunStatus(
@@ -234,7 +243,7 @@ def read_status(path: Path) -> RunStatus:
         running=running | held,
         failures=content.get("failures") or {},
         message=content.get("message"),
-        eta_seconds=content.get("eta_seconds") if state == RUNNING else None,
+        eta_seconds=content.get("eta_seconds") if state == RUNNING and not is_gone else None,
         command=content.get("command"),
         directory=content.get("directory"),
         started=content.get("started"),

@@ -121,6 +121,19 @@ def test_what_is_no_prediction_in_shards_is_refused(out, tmp_path):
         read_plan(out)
 
 
+@pytest.mark.parametrize(
+    "name", ["images.jsonl", "plan.json", "shards/00/all.json", "parts/1-of-1/status.json"]
+)
+def test_the_files_of_the_prediction_itself_are_not_written_over(out, tmp_path, name):
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to(out)
+    for place in (out / name, tmp_path / "link" / name, out / "parts" / ".." / name):
+        with pytest.raises(UsageError, match="belongs to the prediction"):
+            merge.merge_shards(out, place)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert merge.merge_shards(out, out / "merged.json").num_results == 10
+
+
 def test_what_a_parquet_file_needs_is_said(out, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match="pyarrow") as caught:

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -155,6 +156,36 @@ def test_resuming_with_changed_weights_is_refused_too(photos, weights, tmp_path)
     weights.unlink()
     with pytest.raises(UsageError, match=r"weights\.safetensors: there is no such file"):
         in_shards(None, tmp_path / "out", size=None, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"overrides": ["scales=50"]}, 'settings: was [], is now ["scales=50"]'),
+        ({"size": 4}, "shard_size: was 3, is now 4"),
+        ({"skip_invalid": True}, "skip_invalid: was false, is now true"),
+    ],
+)
+def test_resuming_with_what_was_not_planned_is_refused_and_resume_is_not_advised(
+    photos, weights, tmp_path, change, told
+):
+    in_shards(photos, tmp_path / "out", weights)
+    with pytest.raises(UsageError) as caught:
+        in_shards(None, tmp_path / "out", weights, resume=True, **{"size": None, **change})
+    assert told in str(caught.value)
+    assert "leave out what differs" in caught.value.hint
+    assert "--resume" not in caught.value.hint
+
+
+def test_an_engine_that_cannot_be_used_is_refused_before_anything_is_written(
+    photos, weights, tmp_path, monkeypatch
+):
+    with pytest.raises(UsageError, match="--engine shared is for run and train, not for predict"):
+        in_shards(photos, tmp_path / "out", weights, jobs=api.Engine(name="shared"))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match="Ray, which is not installed"):
+        in_shards(photos, tmp_path / "out", weights, jobs=api.Engine(name="ray"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_machines_share_the_shards_out(photos, weights, tmp_path, done):

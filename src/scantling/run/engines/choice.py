@@ -67,13 +67,13 @@ class Engine:
             raise UsageError("--jobs is for --engine local", hint=hint)
 
     def of_several_runs(self, verb: str) -> Engine:
-        """The engine, for a verb that does more than one run.
+        """The engine, for a verb that does more than one run, or none.
 
         Raises:
             UsageError: Processes that share a folder do a single run.
         """
         if self.name == "shared":
-            hint = "--jobs, and --engine ray, do the runs of it side by side."
+            hint = "--jobs, and --engine ray, do the parts of it side by side."
             raise UsageError(f"--engine shared is for run and train, not for {verb}", hint=hint)
         return self
 
@@ -129,6 +129,15 @@ def check_engine(engine: Engine, context: Workplace) -> None:
     if engine != ONE_AFTER_THE_OTHER and context.processes.world > 1:
         option = f"--engine {engine.name}" if engine.name != "local" else "--jobs"
         raise UsageError(f"{option} does not go with torchrun, whose processes do each stage together")
+    require_installed(engine)
+
+
+def require_installed(engine: Engine) -> None:
+    """Make sure that an engine can be used here.
+
+    Raises:
+        UsageError: It is not installed.
+    """
     if engine.name == "ray":
         from scantling.run.engines.ray import require_ray
 

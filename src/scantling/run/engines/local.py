@@ -16,6 +16,7 @@ import multiprocessing
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -62,9 +63,14 @@ def do_side_by_side(context: W, run: Records, build: Callable[[W], Sequence[Stag
         Interrupted: A signal arrived here or at a worker; what trained has saved its state.
         ScantlingError: A stage cannot be begun. What it raised, or `TrainingError` if its worker died, is noted.
     """
-    crew = _Crew(context, build, jobs, run.about)
-    with crew.at_work():
-        do_all(build(context), run, crew)
+    stages, crew = build(context), _Crew(context, build, jobs, run.about)
+    try:
+        with crew.at_work():
+            do_all(stages, run, crew)
+            crew.require_no_signal()
+    finally:
+        for stage in [stage for stage in stages if stage.title in crew.done_late]:
+            run.end(stage)
 
 
 @dataclass(slots=True, eq=False)
@@ -74,11 +80,13 @@ class _Worker:
     Attributes:
         process: Of its own interpreter.
         connection: To it.
+        device: On which it computes.
         title: The stage it is doing; None while it waits.
     """
 
     process: SpawnProcess
     connection: Connection
+    device: torch.device
     title: str | None = None
 
 
@@ -90,6 +98,9 @@ class _Crew(Generic[W]):
         build: Lists the stages.
         jobs: How many workers at most.
         about: What is logged meanwhile is about a stage.
+
+    Attributes:
+        done_late: Titles of stages that were done by the time their workers were told to end.
     """
 
     def __init__(
@@ -102,6 +113,8 @@ class _Crew(Generic[W]):
         self._context, self._build, self._jobs, self._about = context, build, jobs, about
         self._stages: dict[str, Stage] = {}
         self._workers: list[_Worker] = []
+        self._signal: Interrupted | None = None
+        self.done_late: set[str] = set()
 
     @property
     def busy(self) -> dict[str, _Worker]:
@@ -111,7 +124,7 @@ class _Crew(Generic[W]):
     @property
     def is_free(self) -> bool:
         """Whether one more stage can be begun."""
-        return len(self.busy) < self._jobs
+        return len(self.busy) < self._jobs and self._signal is None
 
     def wants(self, *, company: bool) -> bool:
         """A stage without company is done in the main process: a worker would only cost its start."""
@@ -135,36 +148,56 @@ class _Crew(Generic[W]):
         """Wait for something to happen; the stages that have ended by then, and what the others tell.
 
         Raises:
-            Interrupted: A signal arrived here or at a worker.
+            Interrupted: A signal arrived here or at a worker, and what had ended by then was told.
         """
+        self.require_no_signal()
         told = dict[str, Facts]()
         ended = Ended([], {}, told)
         with SignalGuard() as guard:  # so that no message is read by half
+            connections = [worker.connection for worker in self._workers]
             try:
                 with guard.interruptible():
-                    ready = wait([worker.connection for worker in self._workers])
+                    ready = wait(connections)
             except StopRequested:
-                ready = []
+                ready = wait(connections, 0)
             for worker in [one for one in self._workers if one.connection in ready]:
-                title = worker.title
-                try:
-                    message = self._receive(worker)
-                except TrainingError as error:  # its process is gone
-                    if title is not None:
-                        ended.failed[title] = error
-                    continue
-                if isinstance(message, Done) and title is not None:
-                    ended.done.append(title)
-                    worker.title = None
-                elif isinstance(message, Progress) and title is not None:
-                    where = {"host": socket.gethostname(), "pid": worker.process.pid}
-                    told[title] = {"where": where, **message.facts}
-                elif isinstance(message, Failed):
-                    ended.failed[str(title)] = message.as_error()
-                    self._leave(worker)
+                self._hear(worker, ended, told)
         if guard.signum is not None:
-            raise Interrupted(guard.signum, STOPPED.format(signal.Signals(guard.signum).name))
+            self._signal = Interrupted(guard.signum, STOPPED.format(signal.Signals(guard.signum).name))
+        if not ended.done and not ended.failed:
+            self.require_no_signal()
         return ended
+
+    def require_no_signal(self) -> None:
+        """Stop where one arrived.
+
+        Raises:
+            Interrupted: It did, here or at a worker.
+        """
+        if self._signal is not None:
+            raise self._signal
+
+    def _hear(self, worker: _Worker, ended: Ended, told: dict[str, Facts]) -> None:
+        """Take note of what a worker tells."""
+        title = worker.title
+        try:
+            message = self._receive(worker)
+        except TrainingError as error:  # its process is gone
+            if title is not None:
+                ended.failed[title] = error
+            return
+        if isinstance(message, Done) and title is not None:
+            ended.done.append(title)
+            worker.title = None
+        elif isinstance(message, Progress) and title is not None:
+            where = {"host": socket.gethostname(), "pid": worker.process.pid}
+            told[title] = {"where": where, **message.facts}
+        elif isinstance(message, Failed):
+            try:
+                ended.failed[str(title)] = message.as_error()
+            except Interrupted as error:
+                self._signal = error
+            self._leave(worker)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -184,10 +217,12 @@ class _Crew(Generic[W]):
                     worker.connection.close()
 
     def _hire(self) -> _Worker:
+        """A new worker, on the device that the fewest of the others have."""
         context, number = self._context, len(self._workers)
-        devices = context.devices or (context.device,)
+        taken = Counter(worker.device for worker in self._workers)
+        device = min(context.devices or (context.device,), key=lambda each: taken[each])
         ours, theirs = multiprocessing.Pipe()
-        given = replace(context, device=devices[number % len(devices)])
+        given = replace(context, device=device)
         order = WorkerOrder(
             given,
             self._build,
@@ -200,7 +235,7 @@ class _Crew(Generic[W]):
         )
         process.start()
         theirs.close()
-        worker = _Worker(process, ours)
+        worker = _Worker(process, ours, device)
         self._workers.append(worker)
         return worker
 
@@ -250,14 +285,20 @@ class _Crew(Generic[W]):
 
     def _hear_out(self) -> None:
         deadline = time.monotonic() + GRACE_SECONDS
-        speaking = [worker for worker in self._workers if worker.process.exitcode is None]
+        speaking = list(self._workers)
         while speaking and time.monotonic() < deadline:
+            silent = [worker for worker in speaking if worker.process.exitcode is not None]
             ready = wait([one.connection for one in speaking], 1.0)
             for worker in [one for one in speaking if one.connection in ready]:
                 try:
-                    self._receive(worker)
+                    message = self._receive(worker)
                 except TrainingError:  # it is gone, as it was told
                     speaking.remove(worker)
+                    continue
+                if isinstance(message, Done) and worker.title is not None:
+                    self.done_late.add(worker.title)
+                    worker.title = None
+            speaking = [one for one in speaking if one not in silent or one.connection in ready]
         for worker in speaking:
             log.warning("%s: did not end within %.0f seconds, killed", worker.title, GRACE_SECONDS)
             worker.process.kill()

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 
-from scantling.errors import Interrupted, TrainingError, UsageError, in_a_line
+from scantling.errors import Interrupted, UsageError, in_a_line
 from scantling.run.engines.remote import do_under
 from scantling.run.engines.schedule import Ended, Records, do_all
 from scantling.run.engines.shared_folder import SharedFolder
 from scantling.run.leases import LeaseLost, LeaseState
+from scantling.run.running import FailedElsewhereError
 from scantling.run.stage import Stage
 from scantling.train.progress import Facts, watched_by
 
@@ -132,7 +133,8 @@ class _Member(Generic[W]):
             return None
         if self._is_of_this_launch(state) and state is not None and state.outcome == "failed":
             told = state.facts.get("error", "its log says why")
-            return Ended([], {title: TrainingError(f"{title} failed in {state.owner.title}: {told}")})
+            failed = f"{title} failed in {state.owner.title}: {told}"
+            return Ended([], {title: FailedElsewhereError(failed, log=state.facts["log"])})
         is_unseen = bool(stage.missing(self._run.path))
         if not is_unseen:
             if stage.is_done(self._run.path):
@@ -151,7 +153,8 @@ class _Member(Generic[W]):
 
     def _done_here(self, stage: Stage) -> Ended | None:
         """Do a stage under its lease, and record it; None where another process was faster, or has taken it over."""
-        facts: dict[str, Any] = {"launch": self._run.launch}
+        own_log = self._run.log_path.relative_to(self._run.path).as_posix()
+        facts: dict[str, Any] = {"launch": self._run.launch, "log": own_log}
         lease = self._run.leases.take(stage.title, facts)
         if lease is None:
             return None

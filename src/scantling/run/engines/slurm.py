@@ -214,6 +214,8 @@ def submit(recipe: Recipe, out: Path, *, units: int, device: str, allocation: Al
         raise UsageError("there is no Slurm here: sbatch is not found", hint=hint)
     from scantling.run.pipeline import check_run
 
+    if device == "auto" and not allocation.gpus:
+        device = "cpu"  # whatever the machine has besides belongs to others
     check_run(recipe, out, device=device, elsewhere=allocation.executor == "slurm" and allocation.gpus > 0)
     if device == "auto" and allocation.executor == "slurm" and allocation.gpus:
         device = "cuda"  # no unit falls back on its processor
@@ -239,25 +241,43 @@ def submit(recipe: Recipe, out: Path, *, units: int, device: str, allocation: Al
 
 @contextmanager
 def _prepared(out: Path) -> Iterator[None]:
-    """Make the folder one of a run, so that its status can be asked for; as it was, where the block fails."""
-    from scantling.run.folder import RunFolder, is_run_folder
+    """Have the folder's status say that the run is queued; as it was, where the block fails."""
+    from scantling.data.io import atomic_write
     from scantling.run.running import STATUS
 
-    was_there, was_run, had_jobs = out.exists(), is_run_folder(out), (out / JOBS).exists()
-    if not was_run:
-        out.mkdir(parents=True, exist_ok=True)
-        RunFolder(out).write_status("queued")
+    was_there, had_jobs, file = out.exists(), (out / JOBS).exists(), out / STATUS
+    before = file.read_text(encoding="utf-8") if file.is_file() else None
+    out.mkdir(parents=True, exist_ok=True)
+    is_noted = _note_queued(out)
     try:
         yield
     except BaseException:
         if not had_jobs:
             shutil.rmtree(out / JOBS, ignore_errors=True)
-        if not was_run:
-            (out / STATUS).unlink(missing_ok=True)
+        if is_noted and before is not None:
+            atomic_write(file, before)
+        elif is_noted:
+            file.unlink(missing_ok=True)
         if not was_there:
             with suppress(OSError):
                 out.rmdir()
         raise
+
+
+def _note_queued(out: Path) -> bool:
+    """Write that a run is queued, and what is done of it; False where others are at work in its folder."""
+    from scantling.run.folder import RunFolder
+    from scantling.run.running import QUEUED, RUNNING, WAITING
+    from scantling.run.status import FINISHED, read_status
+
+    stages: dict[str, str] = {}
+    with suppress(UsageError):  # nothing was there, or nothing that can be read
+        earlier = read_status(out)
+        if earlier.state == RUNNING:
+            return False
+        stages = {title: now if now in FINISHED else WAITING for title, now in earlier.stages.items()}
+    RunFolder(out, stages=stages).write_status(QUEUED)
+    return True
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from scantling.data.findings import name_some
 from scantling.data.io import replacing, sha256_of
 from scantling.errors import DataError, UsageError
-from scantling.run.shards.plan import ShardPlan, images_of, read_plan, shard_folder
+from scantling.run.shards.plan import OWN_NAMES, ShardPlan, images_of, read_plan, shard_folder
 from scantling.run.shards.stages import outputs_of
 from scantling.run.shards.summary import is_recorded, named
 from scantling.run.stage import read_record
@@ -69,12 +69,14 @@ def merge_shards(folder: Path, out: Path, *, partial: bool = False) -> Merged:
         partial: Take the shards that are done, where some are not.
 
     Raises:
-        UsageError: Shards are missing, the ending of `out` is another one, or pyarrow is not installed.
+        UsageError: Shards are missing, `out` has another ending or is a file of the prediction itself, or pyarrow is
+            not installed.
         DataError: A shard is not as it was left.
     """
     write = _WRITERS.get(out.suffix.lower())
     if write is None:
         raise UsageError(f"{out}: expected a name that ends in {', '.join(_WRITERS)}")
+    _refuse_own(folder, out)
     plan = read_plan(folder)
     missing = [index for index in range(plan.num_shards) if not is_recorded(folder, plan, index)]
     if missing and not partial:
@@ -85,6 +87,20 @@ def merge_shards(folder: Path, out: Path, *, partial: bool = False) -> Merged:
     with replacing(out) as temporary, temporary.open("wb") as stream:
         count = write(_DoneShards(folder, plan, there), stream)
     return Merged(out=out, num_results=count, num_shards=plan.num_shards, missing=tuple(missing))
+
+
+def _refuse_own(folder: Path, out: Path) -> None:
+    """Refuse to write where the prediction keeps what it has done, whatever links lead there.
+
+    Raises:
+        UsageError: The file is, or would be, one of the prediction.
+    """
+    place = out.parent.resolve() / out.name
+    for name in OWN_NAMES:
+        for own in (folder.resolve() / name, (folder / name).resolve()):
+            if place == own or own in place.parents:
+                hint = "Nothing was changed. Choose another --out."
+                raise UsageError(f"{out}: belongs to the prediction in {folder} itself", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

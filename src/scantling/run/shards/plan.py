@@ -22,8 +22,11 @@ from scantling.data.io import json_text, read_json, write_json
 from scantling.errors import DataError, UsageError
 from scantling.predict.listing import ListedImage, Listing
 from scantling.run.stage import differences, hash_of
+from scantling.train.rundir import LOCK_NAME
 
 PLAN, IMAGES = "plan.json", "images.jsonl"
+OWN_NAMES = frozenset({PLAN, IMAGES, LOCK_NAME, "shards", "parts"})
+"""What a prediction in shards keeps in its folder."""
 _FORMAT = 1
 _FOLDERS_OF = 1000
 """Shards in a folder of their own: what a file system lists at once."""
@@ -210,8 +213,14 @@ def read_plan(folder: Path) -> ShardPlan:
     return plan
 
 
-def refuse_difference(folder: Path, before: ShardPlan, after: ShardPlan) -> None:
+def refuse_difference(folder: Path, before: ShardPlan, after: ShardPlan, *, resume: bool) -> None:
     """Refuse to go on with another plan than the one in the folder.
+
+    Args:
+        folder: Of the prediction.
+        before: In it.
+        after: What is asked for.
+        resume: It was to be gone on with as planned.
 
     Raises:
         UsageError: With a sentence for each difference.
@@ -219,7 +228,8 @@ def refuse_difference(folder: Path, before: ShardPlan, after: ShardPlan) -> None
     if before.compared == after.compared:
         return
     told = list(differences(before.compared, after.compared))
+    planned = "leave out what differs" if resume else "go on with what was planned: --resume"
     raise UsageError(
         "\n  ".join([f"{folder}: another prediction was begun in there:", *told]),
-        hint="Nothing was changed. Choose another folder for --shards, or go on with what was planned: --resume.",
+        hint=f"Nothing was changed. Choose another folder for --shards, or {planned}.",
     )

@@ -22,13 +22,14 @@ from scantling.data.coco import Category
 from scantling.data.io import replacing
 from scantling.errors import UsageError
 from scantling.predict.listing import list_source
-from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, do_with
+from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, do_with, require_installed
 from scantling.run.pipeline import available_for
 from scantling.run.predictions import OwnCategories
 from scantling.run.shards.folder import open_shards
 from scantling.run.shards.model import ChosenModel
 from scantling.run.shards.plan import (
     IMAGES,
+    OWN_NAMES,
     PLAN,
     ListedImages,
     ShardPlan,
@@ -42,9 +43,8 @@ from scantling.run.shards.stages import PredictContext, shards_of
 from scantling.run.shards.summary import ShardSummary, summary_of
 from scantling.settings.shards import DEFAULT_SIZE, Shards
 from scantling.train.devices import join_processes, resolve_device
-from scantling.train.rundir import LOCK_NAME, FolderInUseError, claim_folder
+from scantling.train.rundir import FolderInUseError, claim_folder
 
-_OWN = {PLAN, IMAGES, LOCK_NAME, "shards", "parts"}
 _WAIT_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
@@ -78,10 +78,11 @@ def predict_in_shards(
         engine: Who does the shards.
 
     Raises:
-        ScantlingError: The source, the model, a setting or the folder cannot be used, or the folder holds another
-            prediction. A shard that fails is noted in the outcome.
+        ScantlingError: The engine, the source, the model, a setting or the folder cannot be used, or the folder holds
+            another prediction. A shard that fails is noted in the outcome.
         Interrupted: SIGINT or SIGTERM arrived; the shards that are done stay.
     """
+    require_installed(engine.of_several_runs("predict"))
     shards, chosen = request.shards, resolve_device(device)
     if join_processes(chosen).world > 1:
         raise UsageError(
@@ -132,8 +133,9 @@ def _chosen_model(request: ShardRequest) -> ChosenModel:
     )
     if request.shards.resume and not model.settings:
         model = replace(model, settings=settings)
-    identity = {**model.identity, "skip_invalid": plan.identity["skip_invalid"]}
-    refuse_difference(folder, plan, replace(plan, identity=identity))
+    skips = request.skip_invalid or plan.identity["skip_invalid"]
+    asked = replace(plan, identity={**model.identity, "skip_invalid": skips})
+    refuse_difference(folder, plan, asked, resume=request.shards.resume)
     return model
 
 
@@ -162,7 +164,7 @@ def open_plan(request: ShardRequest, found: Sequence[Category]) -> ShardPlan:
     if not request.shards.resume and request.source is not None:
         asked = _listed(request, asked.shard_size, cast("BinaryIO", _Nowhere()))
         plan = replace(plan, root=asked.root)  # where the images are on this machine
-    refuse_difference(folder, plan, asked)
+    refuse_difference(folder, plan, asked, resume=request.shards.resume)
     return plan
 
 
@@ -213,7 +215,7 @@ def _check_folder(folder: Path) -> None:
         others = sorted(
             entry.name
             for entry in folder.iterdir()
-            if entry.name not in _OWN and not entry.name.endswith(".tmp")
+            if entry.name not in OWN_NAMES and not entry.name.endswith(".tmp")
         )
         if others:
             found = f"it holds {', '.join(others[:3])} and is no prediction in shards"
