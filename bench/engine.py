@@ -1,6 +1,6 @@
 """What it costs to schedule stages: per stage, as their number grows, in this process, side by side and on Ray.
 
-    python bench/engine.py [--stages 100,1000,10000] [--ray 200]
+    python bench/engine.py [--stages 100,1000,10000] [--shapes chain,wide] [--jobs 2] [--ray 200]
 
 Stages here do nothing but write one small file; what is measured is all that is done beside their work: finding out
 what can be done, hashing, records, status, and the way to another process and back. `chain` needs each stage before the
@@ -109,14 +109,18 @@ def place(root: Path, number: int, shape: str) -> Empty:
     return Empty(root=root, device=torch.device("cpu"), console=console, number=number, shape=shape)
 
 
-def seconds_of(number: int, shape: str, do: Callable[[Empty, Records], None]) -> float:
+Spent = tuple[float, float]
+"""Seconds by the clock, and of this process' processor time."""
+
+
+def seconds_of(number: int, shape: str, do: Callable[[Empty, Records], None]) -> Spent:
     """How long so many empty stages take, records and status included."""
     with tempfile.TemporaryDirectory() as folder:
         context = place(Path(folder) / "run", number, shape)
         with open_run(context.root) as run:
-            began = time.perf_counter()
+            began, spent = time.perf_counter(), time.process_time()
             do(context, run)
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - began, time.process_time() - spent
             run.require_all()
         return seconds
 
@@ -131,14 +135,14 @@ def at_once(context: Empty, run: Records) -> None:
     do_all(build(context), run, AtOnce())
 
 
-def agenda_seconds(number: int, shape: str) -> float:
+def agenda_seconds(number: int, shape: str) -> Spent:
     """The graph alone: which stage can be done next, for all of them."""
     stages = build(place(Path("nowhere"), number, shape))
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     agenda = Agenda(stages)
     while agenda:
         agenda.note_done(agenda.take())
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - spent
 
 
 def on_ray(context: Empty, run: Records) -> None:
@@ -148,15 +152,15 @@ def on_ray(context: Empty, run: Records) -> None:
     do_on_ray(context, run, build)
 
 
-def ray_rows(number: int) -> list[tuple[str, int, float]]:
+def ray_rows(number: int) -> list[tuple[str, int, Spent]]:
     """Ray on this machine: its start, the first stage (a process is begun), and each of many."""
     from scantling.run.engines.ray import connected
 
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "src")]
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     with connected(None):
-        rows = [("Ray: start", 1, time.perf_counter() - began)]
+        rows = [("Ray: start", 1, (time.perf_counter() - began, time.process_time() - spent))]
         for shape in ("chain", "wide"):
             few = seconds_of(4, shape, on_ray)
             rows.append((f"Ray, {shape}", 4, few))
@@ -168,16 +172,18 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stages", default="100,1000,10000", help="numbers of stages, with commas")
+    parser.add_argument("--shapes", default="chain,wide", help="of the graph, with commas")
     parser.add_argument("--ray", type=int, default=200, help="stages on Ray; 0 leaves it out")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side; 1 leaves them out")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[tuple[str, int, float]] = []
+    rows: list[tuple[str, int, Spent]] = []
     for number in [int(text) for text in arguments.stages.split(",")]:
-        for shape in ("chain", "wide"):
+        for shape in arguments.shapes.split(","):
             rows.append((f"graph alone, {shape}", number, agenda_seconds(number, shape)))
             rows.append((f"this process, {shape}", number, seconds_of(number, shape, here)))
         rows.append(("crew without limits, wide", number, seconds_of(number, "wide", at_once)))
+        sys.stderr.write(f"{number} stages: {rows[-1][2][0]:.0f} s\n")
     if arguments.jobs > 1:
         side_by_side = partial(do_jobs, jobs=arguments.jobs)
         rows += [
@@ -185,9 +191,12 @@ def main() -> None:
         ]
     if arguments.ray:
         rows += ray_rows(arguments.ray)
-    sys.stdout.write("| | stages | seconds | ms a stage |\n|---|---:|---:|---:|\n")
-    for name, number, seconds in rows:
-        sys.stdout.write(f"| {name} | {number} | {seconds:.2f} | {1000 * seconds / number:.2f} |\n")
+    sys.stdout.write(
+        "| | stages | seconds | ms a stage | ms a stage, processor |\n|---|---:|---:|---:|---:|\n"
+    )
+    for name, number, (seconds, spent) in rows:
+        each, own = 1000 * seconds / number, 1000 * spent / number
+        sys.stdout.write(f"| {name} | {number} | {seconds:.2f} | {each:.2f} | {own:.2f} |\n")
 
 
 def do_jobs(context: Empty, run: Records, *, jobs: int) -> None:
