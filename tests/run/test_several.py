@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import pickle
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -169,3 +170,11 @@ def test_a_refusal_names_the_settings(tmp_path):
     do(runs_in(tmp_path / "out", ("a",)))
     _, status = do(runs_in(tmp_path / "out", ("a",), settings={"a": 3}))
     assert "value: was 0, is now 3" in status["a"]["message"]
+
+
+def test_a_context_from_another_process_is_narrowed_to_the_run_of_a_stage(tmp_path):
+    console = Console(file=io.StringIO())
+    place = {"root": tmp_path, "device": torch.device("cpu"), "console": console, "build": list}
+    sent = pickle.loads(pickle.dumps(RunsContext(runs=dict.fromkeys(("x/a", "x/ab", "b")), **place)))
+    assert list(sent.only("x/a/members/one/train").runs) == ["x/a"]
+    assert list(sent.runs) == ["x/a", "x/ab", "b"]

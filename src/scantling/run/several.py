@@ -8,6 +8,7 @@ by side as the stages of one run are; a training waits for the same one of a run
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,10 +64,11 @@ class RunsContext(Workplace):
     after: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def only(self, title: str) -> RunsContext:
-        """With the run alone that a stage belongs to."""
-        return replace(
-            self, runs={name: run for name, run in self.runs.items() if title.startswith(f"{name}/")}
-        )
+        """With the run alone that a stage belongs to; also where it came from another process, without a console."""
+        own = copy.copy(self)
+        runs = {name: run for name, run in self.runs.items() if title.startswith(f"{name}/")}
+        object.__setattr__(own, "runs", runs)
+        return own
 
     def stages_of(self, folder: str) -> Sequence[Stage]:
         """The stages of one run as it lists them itself."""
