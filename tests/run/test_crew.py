@@ -55,7 +55,7 @@ def workers(monkeypatch) -> list[Pretended]:
 
 def crew_of(tmp_path, jobs: int, devices: tuple[torch.device, ...] = ()) -> local._Crew:
     context = replace(stages.context_at(tmp_path), devices=devices)
-    return local._Crew(context, stages.build_unrelated, jobs)
+    return local._Crew(context, stages.build_unrelated, jobs, stages.Notes().about)
 
 
 def test_the_worker_after_one_that_failed_takes_the_gpu_that_idles(tmp_path, workers):

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ class Leases:
         if lease.title.startswith("."):
             return
         entry = {
-            "time": _now("milliseconds"),
+            "time": _now("microseconds"),
             "stage": lease.title,
             "generation": lease.state.generation,
             "event": event,
@@ -216,14 +216,7 @@ class Lease:
             LeaseLost: Another process has taken the stage over.
         """
         self.require()
-        self._write(
-            LeaseState(
-                generation=self.state.generation,
-                owner=self.state.owner,
-                beat=self.state.beat + 1,
-                facts=self.state.facts if facts is None else facts,
-            )
-        )
+        self._write(facts)
 
     def give_back(self, outcome: str, facts: Mapping[str, Any] | None = None) -> None:
         """Let others have the stage, and tell them how it went: `done`, `failed` or `stopped`.
@@ -236,15 +229,7 @@ class Lease:
             LeaseLost: Another process has taken the stage over.
         """
         self.require()
-        self._write(
-            LeaseState(
-                generation=self.state.generation,
-                owner=self.state.owner,
-                beat=self.state.beat + 1,
-                outcome=outcome,
-                facts=self.state.facts if facts is None else facts,
-            )
-        )
+        self._write(facts, outcome)
         self.leases.note(self, outcome)
 
     @contextmanager
@@ -286,9 +271,10 @@ class Lease:
             except OSError as error:  # a network folder that is away for a moment
                 log.warning("%s: no sign of life could be written: %s", self.title, error)
 
-    def _write(self, state: LeaseState) -> None:
-        self.state = state
-        atomic_write(self.path, state.to_json())
+    def _write(self, facts: Mapping[str, Any] | None, outcome: str | None = None) -> None:
+        told = self.state.facts if facts is None else facts
+        self.state = replace(self.state, beat=self.state.beat + 1, outcome=outcome, facts=told)
+        atomic_write(self.path, self.state.to_json())
 
 
 def current_leases(root: Path) -> dict[str, LeaseState]:
