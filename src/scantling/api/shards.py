@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 from scantling.api.run import require_run
 from scantling.errors import UsageError
 from scantling.run.engines.choice import Engine
-from scantling.settings.paths import Written, require_existing, require_folder, require_output, require_source
+from scantling.settings.paths import (
+    Written,
+    is_url,
+    require_existing,
+    require_folder,
+    require_output,
+    require_source,
+)
 from scantling.settings.shards import GivenShards, Shards
 
 if TYPE_CHECKING:
@@ -86,13 +93,18 @@ def merge(folder: str | Path, out: str | Path, *, partial: bool = False) -> Merg
 
     Args:
         folder: Of a prediction in shards.
-        out: `.json`: a COCO results list; `.jsonl`: one result a line; `.parquet`: one row a result.
+        out: `.json`: a COCO results list; `.jsonl`: one result a line; `.parquet`: one row a result. May be a URL
+            (`s3://`, `gs://`).
         partial: Take the shards that are done, where some are missing.
 
     Raises:
         ScantlingError: Shards are missing or damaged, or the file cannot be written.
     """
     require_folder(Path(folder), "prediction in shards")
+    if is_url(str(out)):
+        from scantling.run.shards.merge import merge_to_url
+
+        return merge_to_url(Path(folder), str(out), partial=partial)
     require_output(Path(out), _KINDS.get(Path(out).suffix.lower(), "results file"), [])
     from scantling.run.shards.merge import merge_shards
 

@@ -55,7 +55,11 @@ def show_shards(summary: ShardSummary, *, as_json: bool) -> None:
 def merge(
     folder: Annotated[Path, typer.Argument(help="Folder that was given as --shards.")],
     out: Annotated[
-        Path, typer.Option(help="File to write: .json (COCO results), .jsonl (a result a line), .parquet.")
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="File or URL to write: .json (COCO results), .jsonl (a result a line), .parquet.",
+        ),
     ],
     partial: Annotated[
         bool, typer.Option("--partial", help="Take the shards that are done, where some are missing.")

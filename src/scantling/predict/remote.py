@@ -82,6 +82,21 @@ def fetch(url: str, to: Path) -> None:
         _refuse("image-unreachable", url, f"cannot be fetched: {type(error).__name__}: {error}")
 
 
+def store(file: Path, url: str) -> None:
+    """Copy a local file to a URL, where it is seen when all of it is there.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    system, path = open_url(url)
+    try:
+        system.makedirs(path.rpartition("/")[0] or "/", exist_ok=True)
+        system.put_file(str(file), path)
+    except Exception as error:  # whatever the library behind the protocol raises
+        told = f"{url}: cannot be written: {type(error).__name__}: {error}"
+        raise UsageError(told, hint="Check the URL, the network and your rights there.") from error
+
+
 def _refuse(code: str, url: str, message: str) -> None:
     log = FindingLog(url, Policy(skip_invalid=True))
     log.add(code, message)

@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 from pyarrow import parquet
 
@@ -139,3 +140,31 @@ def test_what_a_parquet_file_needs_is_said(out, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="pyarrow") as caught:
         api.merge(out, tmp_path / "merged.parquet")
     assert "scantling[parquet]" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_the_file_may_lie_elsewhere(out, tmp_path, suffix):
+    api.merge(out, tmp_path / f"here{suffix}")
+    url = f"memory://merged/{tmp_path.name}/found{suffix}"
+    summary = api.merge(out, url)
+    assert summary.out == url
+    assert summary.to_text().endswith(url)
+    assert fsspec.filesystem("memory").cat_file(url) == (tmp_path / f"here{suffix}").read_bytes()
+    api.merge(out, f"file://{tmp_path}/there{suffix}")
+    assert (tmp_path / f"there{suffix}").read_bytes() == (tmp_path / f"here{suffix}").read_bytes()
+
+
+def test_a_url_that_cannot_be_written_is_a_mistake(out, monkeypatch):
+    with pytest.raises(UsageError, match="there is no protocol nowhere://"):
+        api.merge(out, "nowhere://bucket/found.json")
+    with pytest.raises(UsageError, match="expected a name that ends in"):
+        api.merge(out, "memory://bucket/found.txt")
+
+    def refuse(*_, **__) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.put_file", refuse)
+    with pytest.raises(
+        UsageError, match="memory://bucket/found.json: cannot be written: PermissionError: no"
+    ):
+        api.merge(out, "memory://bucket/found.json")

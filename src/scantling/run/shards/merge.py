@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import json
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from scantling.data.findings import name_some
 from scantling.data.io import replacing, sha256_of
 from scantling.errors import DataError, UsageError
+from scantling.predict.remote import open_url, store, without_file_protocol
 from scantling.run.shards.plan import OWN_NAMES, ShardPlan, images_of, read_plan, shard_folder
 from scantling.run.shards.stages import outputs_of
 from scantling.run.shards.summary import is_recorded, named
 from scantling.run.stage import read_record
+from scantling.settings.paths import is_url
 from scantling.settings.shards import Shards
 
 _ROWS = 1 << 16
@@ -32,13 +35,13 @@ class Merged:
     """What was put together.
 
     Attributes:
-        out: The file.
+        out: The file, or its URL.
         num_results: In it.
         num_shards: They are of.
         missing: Indices of shards that are not done, and left out.
     """
 
-    out: Path
+    out: Path | str
     num_results: int
     num_shards: int
     missing: tuple[int, ...]
@@ -87,6 +90,21 @@ def merge_shards(folder: Path, out: Path, *, partial: bool = False) -> Merged:
     with replacing(out) as temporary, temporary.open("wb") as stream:
         count = write(_DoneShards(folder, plan, there), stream)
     return Merged(out=out, num_results=count, num_shards=plan.num_shards, missing=tuple(missing))
+
+
+def merge_to_url(folder: Path, url: str, *, partial: bool = False) -> Merged:
+    """Put the results of all shards into one file that lies elsewhere; arguments and errors as of `merge_shards`.
+
+    The file is made on this machine first, in its temporary folder, and copied as a whole.
+    """
+    local = without_file_protocol(url)
+    if not is_url(local):
+        return merge_shards(folder, Path(local), partial=partial)
+    open_url(url)  # refuses what cannot be written to before the work
+    with tempfile.TemporaryDirectory(prefix="scantling-") as name:
+        merged = merge_shards(folder, Path(name) / url.rpartition("/")[2], partial=partial)
+        store(Path(name) / url.rpartition("/")[2], url)
+    return replace(merged, out=url)
 
 
 def _refuse_own(folder: Path, out: Path) -> None:
