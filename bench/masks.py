@@ -8,7 +8,8 @@ lengths; the peer pastes full frames with torchvision's `paste_masks_in_image` a
 pycocotools' C code on the same run lengths. Evaluation: `--images` pictures with 100 detections and about 10 truths.
 Ensemble: three models with 300 instances each in every one of `--ensemble-images` pictures of 1024 x 1024, of five
 categories, most of them found by all three with masks moved by some pixels; matched by masks. What it needs is told for
-a fifth of the pictures and for all, the outcome's own columns (about 70 bytes an instance) included.
+a fifth of the pictures and for all, the outcome's own columns (about 70 bytes an instance) included. Head: the layers
+of a mask head on 200 RoIs, as `models/mask_heads.py` runs them and with RoIs in the layout that they are pooled in.
 Memory is what a fresh process needs beyond its imports and inputs (peak resident set); time is processor time of one
 thread, the median of the rounds.
 """
@@ -35,6 +36,7 @@ from scantling.combine.ensemble import EnsembleConfig, EnsembleMethod, ensemble_
 from scantling.combine.mask_ensemble import MASK_METHODS
 from scantling.data.coco import ReadOptions, parse_coco
 from scantling.evaluate.coco_eval import evaluate_results
+from scantling.models.mask_heads import MaskHead, MaskHeadConfig
 from scantling.ops.masks import paste_masks
 from scantling.ops.overlaps import find_pairs
 from scantling.ops.rle import patch_to_rle
@@ -211,6 +213,21 @@ def print_ensembles(images: int, methods: Sequence[EnsembleMethod]) -> None:
         print(f"  {images // 5} images: {few[0]:.1f} s, {few[1]:.0f} MiB; {3 * 300 * images} become {count}")
 
 
+def head_seconds(channels: int, convs: int, rounds: int) -> tuple[float, float]:
+    """Processor seconds of a mask head on 200 RoIs: as it is, and without a change of layout."""
+    head = MaskHead(channels, (4,), 5, MaskHeadConfig(channels=channels, num_convs=convs)).eval()
+    pooled = torch.randn(200, channels, SIDE // 2, SIDE // 2, generator=torch.Generator().manual_seed(0))
+    ways = (lambda: head.draw(head.features(pooled)), lambda: head.draw(head.convs(pooled)))
+    spent: tuple[list[float], ...] = ([], [])
+    with torch.no_grad():
+        for _ in range(rounds):
+            for way, seconds in zip(ways, spent, strict=True):
+                begin = time.process_time()
+                way()
+                seconds.append(time.process_time() - begin)
+    return statistics.median(spent[0]), statistics.median(spent[1])
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -218,8 +235,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--ensemble-images", type=int, default=500)
     parser.add_argument("--methods", nargs="+", default=MASK_METHODS, choices=MASK_METHODS)
-    parser.add_argument("--only", choices=["ensemble"], help="Leave the other rows out.")
+    parser.add_argument("--only", choices=["ensemble", "head"], help="Leave the other rows out.")
     arguments = parser.parse_args()
+    if arguments.only != "ensemble":
+        for channels, convs in ((64, 2), (256, 4)):
+            own, plain = head_seconds(channels, convs, arguments.rounds)
+            told = f"{own * 1000:.0f} ms, in the layout of pooling {plain * 1000:.0f} ms, ratio {own / plain:.2f}"
+            print(f"head of {convs} x {channels} channels on 200 RoIs: {told}")
+    if arguments.only == "head":
+        return
     print_ensembles(arguments.ensemble_images, arguments.methods)
     if arguments.only == "ensemble":
         return
