@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,12 +18,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from reference.forked import Forked
 from reference.masked_parts import write_masked_parts
 from scantling.recipe.recipe import parse_recipe
 from scantling.recipe.suite import Suite
 from scantling.run.engines.choice import Engine
 from scantling.run.factors import ablate_factors
-from scantling.run.leases import LEASES, current_leases, read_log
+from scantling.run.leases import LEASES, LeaseState, current_leases, read_log
 from scantling.run.pipeline import run_recipe
 from scantling.run.running import LOGS
 from scantling.run.suite import run_suite
@@ -154,12 +156,10 @@ def test_a_run_with_folds_and_members_equals_that_of_one_process_to_the_bit(clus
 def test_machines_killed_in_the_middle_of_trainings_change_nothing(cluster, scenes, alone, tmp_path):
     root, killed = tmp_path / "run", []
 
-    def training() -> dict[str, int]:
-        """Stages of training that are being done, and the process that does each."""
-        held = {
-            title: state.owner.pid for title, state in current_leases(root).items() if state.outcome is None
-        }
-        return {title: pid for title, pid in held.items() if title.endswith("/train") and title not in killed}
+    def training() -> dict[str, LeaseState]:
+        """Stages of training that are being done, and who does each."""
+        held = {title: state for title, state in current_leases(root).items() if state.outcome is None}
+        return {title: held[title] for title in held if title.endswith("/train") and title not in killed}
 
     def machine_of(pid: int):
         """The one whose processes include this."""
@@ -176,11 +176,14 @@ def test_machines_killed_in_the_middle_of_trainings_change_nothing(cluster, scen
     driver.start()
     while driver.is_alive():
         if len(killed) < 3 and (begun := training()):
-            title, pid = next(iter(begun.items()))
+            title, state = next(iter(begun.items()))
             with suppress(OSError, StopIteration):  # it has just ended
-                cluster.remove_node(machine_of(pid), allow_graceful=False)
-                state = current_leases(root)[title]
-                if state.owner.pid == pid and state.outcome is None:  # else it was done a moment before
+                cluster.remove_node(machine_of(state.owner.pid), allow_graceful=False)
+                while (
+                    not state.owner.is_gone()
+                ):  # it outlives its raylet by up to a second, and may end its stage
+                    time.sleep(0.02)
+                if (title, "done") not in {(entry["stage"], entry["event"]) for entry in read_log(root)}:
                     killed.append(title)
                 cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
         time.sleep(0.02)
@@ -245,16 +248,16 @@ def test_what_fails_is_told_with_its_log_and_what_a_signal_stops_has_saved_its_s
     long = RECIPE.replace("epochs: 8", "epochs: 500")
     (tmp_path / "r.yaml").write_text(long)
     options = ["--data", str(scenes), "--out", str(root), "--engine", "ray", "--device", "cpu"]
-    command = [sys.executable, "-m", "scantling", "run", str(tmp_path / "r.yaml"), *options]
     address = ray.get_runtime_context().gcs_address
-    process = subprocess.Popen([*command, "--address", address], stderr=subprocess.PIPE, text=True)
+    command = ["run", str(tmp_path / "r.yaml"), *options, "--address", address]
+    process = Forked(command, tmp_path, environment=os.environ)
     saved = [root / f"members/one/fold-{fold}/metrics.jsonl" for fold in (0, 1)]
     deadline = time.monotonic() + PATIENCE
     while (
         not all(path.is_file() for path in saved) and process.poll() is None and time.monotonic() < deadline
     ):
         time.sleep(0.1)
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, told
     assert "stopped by SIGTERM" in told

@@ -25,7 +25,7 @@ from scantling.run.engines.nodes import versions_here
 from scantling.run.engines.remote import RemoteOrder, Versions, Workshop, do_my_part
 from scantling.run.engines.schedule import Ended, do_all
 from scantling.run.engines.worker import Done, Failed
-from scantling.run.folder import open_run
+from scantling.run.folder import _require_sight, open_run
 from scantling.run.leases import LeaseLost, Leases
 from scantling.run.pipeline import prepared_run, run_recipe, stages_of
 from scantling.run.running import log_of_stage
@@ -332,3 +332,12 @@ def test_a_training_on_several_gpus_of_a_machine_is_that_of_torchrun(tmp_path):
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
     assert "one: training" in log_of_stage(root, "members/one/train").read_text()
+
+
+def test_a_process_of_torchrun_that_does_not_see_the_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("scantling.run.folder.SIGHT_SECONDS", 0.0)
+    with open_run(tmp_path) as run:
+        _require_sight(tmp_path, run.started)
+        for unseen, started in ((tmp_path / "elsewhere", run.started), (tmp_path, "another run")):
+            with pytest.raises(UsageError, match="does not see what the main process writes there"):
+                _require_sight(unseen, started)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from reference.forked import Forked
 from scantling import api
 from scantling.errors import Interrupted, ScantlingError, UsageError
 from scantling.recipe.recipe import Recipe, parse_recipe
@@ -42,6 +42,7 @@ members:
     predict: {scales: 48, long_side: 64, suppress: {score_threshold: 0.0, max_per_image: 20}}
 evaluate: {bootstrap: 10}
 """
+PATIENCE = 250.0
 OWN = {"env.json", "status.json", "report.html", "report/done.json", "run.log"}
 """Files that tell when and how a run was done."""
 
@@ -279,22 +280,10 @@ def test_the_patience_of_the_engine_is_that_of_a_shared_run(recipe, tmp_path):
 @pytest.mark.slow
 def test_a_run_by_two_commands_equals_that_by_one(recipe_file, uninterrupted, tmp_path):
     out = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "scantling",
-        "run",
-        str(recipe_file),
-        "--device",
-        "cpu",
-        "--engine",
-        "shared",
-    ]
-    command += ["--data", str(recipe_file.parent / "data"), "--out", str(out), "--json"]
-    processes = [
-        subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    told = [json.loads(process.communicate()[0]) for process in processes]
+    command = ["run", str(recipe_file), "--device", "cpu", "--engine", "shared", "--json"]
+    command += ["--data", str(recipe_file.parent / "data"), "--out", str(out)]
+    processes = [begin(command, tmp_path / name) for name in ("first", "second")]
+    told = [json.loads(process.communicate(PATIENCE)[0]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert told[0] == told[1]
     require_equal(out, uninterrupted)
@@ -302,9 +291,11 @@ def test_a_run_by_two_commands_equals_that_by_one(recipe_file, uninterrupted, tm
     assert len(trained) == 2
 
 
-def environment() -> dict[str, str]:
+def begin(command: list[str], said: Path) -> Forked:
+    """The command in a process of its own; what it says is kept in the folder."""
+    said.mkdir()
     source = str(Path(__file__).parents[2] / "src")
-    return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    return Forked(command, said, environment={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.slow
@@ -313,14 +304,14 @@ def test_a_local_array_one_of_which_is_preempted_is_requeued_and_ends_with_the_s
     recipe_file, uninterrupted, tmp_path
 ):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "scantling", "launch", "slurm", str(recipe_file), "--device", "cpu"]
-    command += ["--data", str(recipe_file.parent / "data"), "--out", str(out), "--units", "6", "--gpus", "0"]
+    command = ["launch", "slurm", str(recipe_file), "--device", "cpu"]
+    command += ["--data", str(recipe_file.parent / "data"), "--out", str(out), "--units", "3", "--gpus", "0"]
     command += ["--executor", "local", "--json"]
-    told = tmp_path / "told.json"
-    with told.open("w") as stream:  # no pipe, which the jobs would keep open
-        subprocess.run(command, env=environment(), stdout=stream, stderr=subprocess.DEVNULL, check=True)
-    jobs = json.loads(told.read_text())["jobs"]
-    assert len(set(jobs)) == 6
+    launch = begin(command, tmp_path / "launch")
+    told, errors = launch.communicate(PATIENCE)
+    assert launch.returncode == 0, errors
+    jobs = json.loads(told)["jobs"]
+    assert len(set(jobs)) == 3
     preempted = preempt_whoever_trains(out)
     wait_for_results(out, jobs)
     require_equal(out, uninterrupted)
@@ -332,7 +323,7 @@ def test_a_local_array_one_of_which_is_preempted_is_requeued_and_ends_with_the_s
 
 def preempt_whoever_trains(out: Path) -> str:
     """Send the signal to the process of a training that has done a step; title of the stage."""
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         for title, state in current_leases(out).items():
             log = out / Path(title).parent / "metrics.jsonl"
@@ -344,7 +335,7 @@ def preempt_whoever_trains(out: Path) -> str:
 
 
 def wait_for_results(out: Path, jobs: list[str]) -> None:
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + PATIENCE
     results = [out / "slurm" / f"{job}_0_result.pkl" for job in jobs]
     while not all(result.is_file() for result in results):
         if time.monotonic() > deadline:

@@ -47,6 +47,7 @@ from scantling.run.running import (
     LOG,
     LOGS,
     RUNNING,
+    SIGHT_SECONDS,
     STATUS,
     WAITING,
     Running,
@@ -79,8 +80,6 @@ _DISTRIBUTIONS = (
     "pycocotools",
     "hotcoco",
 )
-
-_SIGHT_SECONDS = 20.0
 
 log = logging.getLogger(__name__)
 
@@ -308,7 +307,7 @@ def _require_sight(path: Path, started: str) -> None:
     Raises:
         UsageError: It is not to be seen here.
     """
-    deadline = time.monotonic() + _SIGHT_SECONDS
+    deadline = time.monotonic() + SIGHT_SECONDS
     while not (is_run_folder(path) and read_started(path) == started):
         if time.monotonic() > deadline:
             raise UsageError(

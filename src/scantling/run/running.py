@@ -20,6 +20,8 @@ from scantling.run.owner import Owner
 STATUS, ENVIRONMENT, LOG, LOGS = "status.json", "env.json", "run.log", "logs"
 COMBINATIONS = "combinations"
 QUEUED, WAITING, RUNNING, LEFT = "queued", "waiting", "running", "left"
+SIGHT_SECONDS = 60.0
+"""How late a network folder may show what another machine has written."""
 
 
 def now() -> str:

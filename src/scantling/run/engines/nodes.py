@@ -25,11 +25,10 @@ from typing import Any
 from scantling import __version__
 from scantling.errors import UsageError
 from scantling.run.diagnosis import Check
+from scantling.run.running import SIGHT_SECONDS
 
 _CONTACT_SECONDS = 10.0
 _ANSWER_SECONDS = 120.0
-SIGHT_SECONDS = 60.0
-"""How late a network folder may show what another machine has written."""
 _SLOW_SECONDS = 5.0
 _HEAD_START_SECONDS = 1.0
 

@@ -25,7 +25,6 @@ from scantling.errors import Interrupted, TrainingError, UsageError
 from scantling.run.engines.nodes import (
     REMEDY,
     SHARED_FOLDER,
-    SIGHT_SECONDS,
     ask_as_before,
     asking_nobody,
     largest_node,
@@ -35,7 +34,7 @@ from scantling.run.engines.remote import RemoteOrder, Workshop
 from scantling.run.engines.schedule import GRACE_SECONDS, STOPPED, Ended, Records, do_all
 from scantling.run.engines.worker import Done, Failed
 from scantling.run.leases import PATIENCE_SECONDS, Leases
-from scantling.run.running import log_of_stage
+from scantling.run.running import SIGHT_SECONDS, log_of_stage
 from scantling.run.stage import Stage
 from scantling.train.progress import Facts
 from scantling.train.signals import SignalGuard

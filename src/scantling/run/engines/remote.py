@@ -29,11 +29,11 @@ from rich.console import Console
 
 from scantling.data.io import atomic_write
 from scantling.errors import PeerFailed, UsageError
-from scantling.run.engines.nodes import SIGHT_SECONDS, version_differences, versions_here
+from scantling.run.engines.nodes import version_differences, versions_here
 from scantling.run.engines.worker import Done, Failed, failure_of
 from scantling.run.leases import LEASES, PATIENCE_SECONDS, Lease, Leases
 from scantling.run.logs import log_file
-from scantling.run.running import log_of_stage
+from scantling.run.running import SIGHT_SECONDS, log_of_stage
 from scantling.run.stage import RECORD, Stage
 from scantling.train.devices import join_processes, resolve_device
 from scantling.train.launch import call_together

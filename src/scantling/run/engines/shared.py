@@ -25,7 +25,7 @@ from scantling.run.engines.remote import do_under
 from scantling.run.engines.schedule import Ended, Records, do_all
 from scantling.run.engines.shared_folder import SharedFolder
 from scantling.run.leases import LeaseLost, LeaseState
-from scantling.run.running import FailedElsewhereError
+from scantling.run.running import SIGHT_SECONDS, FailedElsewhereError
 from scantling.run.stage import Stage
 from scantling.train.progress import Facts, watched_by
 
@@ -36,8 +36,6 @@ W = TypeVar("W", bound="Workplace")
 
 _LOOK_SECONDS = 1.0
 """Between two looks at what others do."""
-_SIGHT_SECONDS = 60.0
-"""How late a network folder may show what another machine has written."""
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +142,7 @@ class _Member(Generic[W]):
             is_unseen = self._is_of_this_launch(state) and state is not None and state.outcome == "done"
         if is_unseen:
             since = self._unseen.setdefault(title, time.monotonic())
-            if time.monotonic() - since < _SIGHT_SECONDS:
+            if time.monotonic() - since < SIGHT_SECONDS:
                 return None
         return self._done_here(stage)
 
