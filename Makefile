@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed.stamp
-WORKERS ?= 2
+WORKERS ?= 3
 LOWEST := .venv-lowest
 # Rooms whose tests train nothing and start few processes.
 QUICK := $(addprefix tests/,settings ops structures data evaluate combine recipe rules)
@@ -17,13 +17,13 @@ demo: $(STAMP) ## Run the whole solution on generated scenes and write runs/demo
 	$(BIN)/scantling demo --out runs/demo
 
 test: $(STAMP) ## Run the whole test suite.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 quick: $(STAMP) ## Run the tests that train nothing (under two minutes).
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(QUICK)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m "not slow" $(QUICK)
 
 test-lowest: $(LOWEST)/installed.stamp ## Run the whole suite with the lowest versions that pyproject.toml allows, in .venv-lowest.
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadscope
 
 format: $(STAMP) ## Format the code and mend what ruff can mend by itself.
 	$(BIN)/ruff format .

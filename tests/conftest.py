@@ -54,6 +54,22 @@ def _reset_process() -> None:
         signal.signal(signum, handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Share the tests out by what they share (scheduling.py), in the order below."""
+    from scheduling import InShares
+
+    config.option.loadscopereorder = False
+    return InShares(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several workers begin with what takes long, so that none is left with it at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def real_data_root() -> Path | None:
     """Folder of the real data sets: $SCANTLING_TEST_DATA, else `shared/data` beside the checkout, else None."""
     given = os.environ.get("SCANTLING_TEST_DATA")

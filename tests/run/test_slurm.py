@@ -31,12 +31,14 @@ RECIPE = """
 data: {folds: 3}
 members:
   one:
-    model: {name: faster_rcnn_r18_small, fpn_channels: 16, fc_channels: 16, num_train_proposals: 50, num_rois: 16}
+    model: {name: faster_rcnn_r18_small, backbone: test_resnet, fpn_channels: 16, fc_channels: 16,
+            num_train_proposals: 50, num_rois: 16}
     augment: {short_side: 48, long_side: 64}
     train: {epochs: 2, batch_size: 2, workers: 0, warmup_steps: 2}
     predict: {scales: 48, long_side: 64, suppress: {score_threshold: 0.0, max_per_image: 20}}
   two:
-    model: {name: faster_rcnn_r18_small, fpn_channels: 16, fc_channels: 16, num_train_proposals: 50, num_rois: 16}
+    model: {name: faster_rcnn_r18_small, backbone: test_resnet, fpn_channels: 16, fc_channels: 16,
+            num_train_proposals: 50, num_rois: 16}
     augment: {short_side: 48, long_side: 64}
     train: {epochs: 2, batch_size: 2, workers: 0, warmup_steps: 2}
     predict: {scales: 48, long_side: 64, suppress: {score_threshold: 0.0, max_per_image: 20}}

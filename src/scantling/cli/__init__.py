@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["leave_at_once", "main"]
 
 _SPINS = "10000"  # GNU OpenMP's own value is 300,000
+_NEW_OBJECTS = 50_000  # Python's own value is 700
 
 
 def main() -> None:
@@ -24,6 +25,7 @@ def main() -> None:
         signal.signal(signum, leave_at_once)
     _understand_names()
     _give_way_soon()
+    _tidy_up_less_often()
     _leave_no_cache_folder()
     from scantling.cli.app import app
 
@@ -60,6 +62,18 @@ def _leave_no_cache_folder() -> None:
     import tempfile
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())
+
+
+def _tidy_up_less_often() -> None:
+    """Let Python look for unused cycles of objects less often: loading torch makes a million that are all in use.
+
+    Looking at them again and again took an eighth of the time that a command needs to start (4.6 s of a processor
+    instead of 4.1 s, 2026-11-30). What is in no cycle, such as tensors, is freed at once as ever.
+    """
+    import gc
+
+    _, *older = gc.get_threshold()
+    gc.set_threshold(_NEW_OBJECTS, *older)
 
 
 def _give_way_soon() -> None:
