@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +153,34 @@ def test_a_run_with_folds_and_members_equals_that_of_one_process_to_the_bit(clus
     assert set(stages.values()) == {"kept"}
 
 
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process does nothing during this block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        while status_of(pid)[0] != "T":
+            time.sleep(0.001)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def status_of(pid: int) -> list[str]:
+    """What the kernel says of a process, from its state on; the parent's number is the second.
+
+    Raises:
+        ProcessLookupError: It is gone.
+    """
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        status = ["X"]
+    if status[0] in "ZX":
+        raise ProcessLookupError(pid)
+    return status
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
 def test_machines_killed_in_the_middle_of_trainings_change_nothing(cluster, scenes, alone, tmp_path):
     root, killed = tmp_path / "run", []
 
@@ -163,7 +191,7 @@ def test_machines_killed_in_the_middle_of_trainings_change_nothing(cluster, scen
 
     def machine_of(pid: int):
         """The one whose processes include this."""
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        parent = int(status_of(pid)[1])
         return next(
             node
             for node in cluster.worker_nodes
@@ -177,15 +205,14 @@ def test_machines_killed_in_the_middle_of_trainings_change_nothing(cluster, scen
     while driver.is_alive():
         if len(killed) < 3 and (begun := training()):
             title, state = next(iter(begun.items()))
-            with suppress(OSError, StopIteration):  # it has just ended
-                cluster.remove_node(machine_of(state.owner.pid), allow_graceful=False)
-                while (
-                    not state.owner.is_gone()
-                ):  # it outlives its raylet by up to a second, and may end its stage
-                    time.sleep(0.02)
-                if (title, "done") not in {(entry["stage"], entry["event"]) for entry in read_log(root)}:
+            with suppress(ProcessLookupError), stopped(state.owner.pid):
+                if current_leases(root)[title].outcome is None:  # else it has just ended
+                    cluster.remove_node(machine_of(state.owner.pid), allow_graceful=False)
+                    os.kill(
+                        state.owner.pid, signal.SIGKILL
+                    )  # with its machine, not a moment later as Ray has it
                     killed.append(title)
-                cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+                    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
         time.sleep(0.02)
     driver.join()
     assert len(killed) == 3
