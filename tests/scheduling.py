@@ -15,12 +15,17 @@ CASES = {path.stem for path in (Path(__file__).parent / "golden").glob("*.npz")}
 APART = {"tests/models/test_detectors.py", "tests/e2e/test_docs.py"}
 """Modules whose tests share little and take long."""
 
+TOGETHER = {"tests/models/test_head_norm.py": "cascade_rcnn_r50_dcn_gn"}
+"""Modules that look at a case without having it in the names of their tests."""
+
 
 def share_of(nodeid: str) -> str:
     """The name of what a test is done together with."""
     module, _, test = nodeid.partition("::")
     if module in APART:
         return nodeid
+    if module in TOGETHER:
+        return TOGETHER[module]
     cases = CASES & set(re.split(r"[\[\],-]", test))
     return cases.pop() if len(cases) == 1 and module.startswith("tests/models/") else module
 

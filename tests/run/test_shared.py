@@ -231,9 +231,8 @@ def test_options_that_do_not_go_with_it_are_refused(tmp_path):
         Engine(name="shared", jobs=2)
     with pytest.raises(UsageError, match="--address is for --engine ray"):
         Engine(name="shared", address="auto")
-    for verb in (api.suite, api.ablate):
-        with pytest.raises(UsageError, match="--engine shared is for run and train, not for"):
-            verb("a", "b", tmp_path / "out", jobs=Engine(name="shared"))
+    with pytest.raises(UsageError, match="--overwrite does not go with --engine shared"):
+        Engine(name="shared").check_overwrite(overwrite=True)
     with pytest.raises(UsageError, match="not for demo"):
         api.demo(tmp_path / "out", jobs=Engine(name="shared"))
     assert list(tmp_path.iterdir()) == []

@@ -128,7 +128,7 @@ def test_an_array_one_of_which_is_preempted_ends_with_the_weights_of_a_run_that_
     assert f"scantling status {out}" in launched.to_text()
 
 
-def test_a_unit_asks_submitit_to_begin_it_again_after_its_state_is_saved(recipe, tmp_path, monkeypatch):
+def test_a_unit_asks_submitit_to_begin_it_again_after_its_state_is_saved(tmp_path):
     told: list[object] = []
 
     def run(*_, engine: Engine, **__):
@@ -138,10 +138,9 @@ def test_a_unit_asks_submitit_to_begin_it_again_after_its_state_is_saved(recipe,
         finally:
             told.append("saved")
 
-    monkeypatch.setattr("scantling.run.pipeline.run_recipe", run)
     before = signal.signal(signal.SIGUSR2, lambda signum, _: told.append(signum))
     try:
-        unit = Unit(recipe=recipe, out=tmp_path / "run", device="cpu", launch="x")
+        unit = Unit(do=run, out=tmp_path / "run", device="cpu", launch="x")
         assert unit() == "stopped"
         assert told == [Engine(name="shared", launch="x"), "saved", signal.SIGUSR2]
         again = unit.checkpoint()
@@ -150,14 +149,14 @@ def test_a_unit_asks_submitit_to_begin_it_again_after_its_state_is_saved(recipe,
         signal.signal(signal.SIGUSR2, before)
 
 
-def test_a_unit_that_is_cancelled_is_not_begun_again(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "scantling.run.pipeline.run_recipe", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
-    )
+def test_a_unit_that_is_cancelled_is_not_begun_again(tmp_path):
+    def run(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+
     before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it was passed on"))
     try:
         with pytest.raises(Interrupted, match="stopped by SIGTERM"):
-            Unit(recipe=recipe, out=tmp_path / "run", device="cpu", launch="x")()
+            Unit(do=run, out=tmp_path / "run", device="cpu", launch="x")()
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -270,6 +269,10 @@ def test_what_cannot_work_is_refused_before_anything_is_written(recipe_file, tmp
     monkeypatch.setattr(slurm, "require_submitit", lambda: pytest.fail("not reached"))
     with pytest.raises(UsageError, match="at least one unit"):
         api.launch_slurm(recipe_file, data, out, units=0)
+    with pytest.raises(UsageError, match="did you mean 'suite'"):
+        api.launch_slurm(recipe_file, data, out, verb="suit")
+    with pytest.raises(UsageError, match="ablate needs --data"):
+        api.launch_slurm(recipe_file, None, out, verb="ablate")
 
 
 def test_the_patience_of_the_engine_is_that_of_a_shared_run(recipe, tmp_path):

@@ -126,7 +126,7 @@ def demo(
         overwrite: As in `run`.
         jobs: As in `run`.
     """
-    engine = Engine.of(jobs).of_several_runs("demo")
+    engine = Engine.of(jobs).unshared("demo")
     scenes = Path(out).with_name(f"{Path(out).name}-data")
     if not all((scenes / f"{split}_annotations.json").is_file() for split in DEMO_SPLITS):
         log.info("generating %d scenes in %s", sum(DEMO_SPLITS.values()), scenes)
@@ -193,7 +193,7 @@ def ablate(
     Raises:
         ScantlingError: As in `run`; or weights are given to a recipe with factors.
     """
-    engine = Engine.of(jobs).of_several_runs("ablate")
+    engine = Engine.of(jobs)
     require_folder(Path(data), "data set")
     if init is not None:
         require_existing(Path(init), "weights")
@@ -202,7 +202,7 @@ def ablate(
     from scantling.run.factors import ablate_factors
 
     loaded = load_recipe(recipe, overrides).on(data=data)
-    folder = Path(out) if out is not None else Path("runs") / f"{Path(recipe).stem}-ablation"
+    folder = folder_of_ablation(recipe, out)
     if loaded.ablation is not None:
         if init is not None:
             hint = "Make it one: `ablation: {factors: {weights: {model.init: FILE}}}`."
@@ -210,6 +210,11 @@ def ablate(
         return ablate_factors(loaded, folder, device=device, overwrite=overwrite, engine=engine)
     weights = Path(init) if init is not None else None
     return ablate_recipe(loaded, folder, init=weights, device=device, overwrite=overwrite, engine=engine)
+
+
+def folder_of_ablation(recipe: str | Path, out: str | Path | None) -> Path:
+    """The given folder, else `runs/RECIPE-ablation`."""
+    return Path(out) if out is not None else Path("runs") / f"{Path(recipe).stem}-ablation"
 
 
 def report(run: str | Path) -> Path:

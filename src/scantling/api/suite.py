@@ -43,7 +43,7 @@ def suite(
         ScantlingError: Recipe, folders or device cannot be used. What goes wrong with one data set is not raised, but
             told in the summary's `failures`.
     """
-    engine = Engine.of(jobs).of_several_runs("suite")
+    engine = Engine.of(jobs)
     require_folder(Path(data), "folder of data sets")
     from scantling.recipe.suite import load_suite
     from scantling.run.suite import run_suite
@@ -51,7 +51,7 @@ def suite(
     return run_suite(
         load_suite(recipe, overrides),
         Path(data),
-        _folder(recipe, out),
+        folder_of_suite(recipe, out),
         sets=tuple(sets),
         seed=seed,
         device=device,
@@ -82,7 +82,7 @@ def plan_suite(
     return suites.plan_suite(
         load_suite(recipe, overrides),
         Path(data),
-        _folder(recipe, out),
+        folder_of_suite(recipe, out),
         sets=tuple(sets),
         seed=seed,
         device=device,
@@ -90,5 +90,6 @@ def plan_suite(
     )
 
 
-def _folder(recipe: str | Path, out: str | Path | None) -> Path:
+def folder_of_suite(recipe: str | Path, out: str | Path | None) -> Path:
+    """The given folder, else `runs/RECIPE`."""
     return Path(out) if out is not None else Path("runs") / Path(recipe).stem

@@ -1,4 +1,4 @@
-"""Verbs that submit a run to a cluster: launch slurm."""
+"""Verbs that submit runs to a cluster: launch slurm."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from typing import Annotated, Literal
 import typer
 
 from scantling.cli.run_verbs import OutOption, SetOption
-from scantling.cli.shell import DeviceOption, JsonOption, SeedOption, show, verb
+from scantling.cli.shell import DeviceOption, JsonOption, SeedOption, show
+from scantling.cli.shell import verb as guarded
 
 launch = typer.Typer(help="Have a run done by a cluster.", no_args_is_help=True)
 
 
 @launch.command("slurm")
-@verb
+@guarded
 def launch_slurm(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a YAML file.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of the data set; else the recipe's own.")] = None,
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe or suite, or a YAML file.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the data set, of a suite that of all; else the recipe's own."),
+    ] = None,
     out: OutOption = None,
+    verb: Annotated[
+        Literal["run", "suite", "ablate"], typer.Option(help="The verb that the jobs do together.")
+    ] = "run",
     overrides: SetOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
@@ -42,7 +49,7 @@ def launch_slurm(
     ] = "slurm",
     json: JsonOption = False,
 ) -> None:
-    """Submit an array of Slurm jobs that do a run together, each the next stage that nobody does.
+    """Submit an array of Slurm jobs that do a run, a suite or an ablation together, each the next stage that is free.
 
     A job that is pre-empted saves its state and is queued again. Run folder and data must be on a drive that all see.
     """
@@ -58,6 +65,14 @@ def launch_slurm(
         executor=executor,
     )
     launched = api.launch_slurm(
-        recipe, data, out, overrides=overrides or (), seed=seed, device=device, units=units, slurm=allocation
+        recipe,
+        data,
+        out,
+        overrides=overrides or (),
+        seed=seed,
+        device=device,
+        units=units,
+        slurm=allocation,
+        verb=verb,
     )
     show(launched.to_text(), launched.to_dict(), as_json=json)

@@ -192,7 +192,7 @@ def ablate(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
     jobs: JobsOption = 1,
-    engine: EngineOption = "local",
+    engine: SharedEngineOption = "local",
     address: AddressOption = None,
     json: JsonOption = False,
 ) -> None:

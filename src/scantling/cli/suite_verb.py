@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from scantling.cli.run_verbs import (
     AddressOption,
-    EngineOption,
     OverwriteOption,
     PlanOption,
     SetOption,
+    SharedEngineOption,
     StrictOption,
     data_overrides,
 )
 from scantling.cli.shell import DeviceOption, JsonOption, SeedOption, SkipOption, show, verb
-from scantling.errors import ScantlingError
-
-if TYPE_CHECKING:
-    from scantling.run.suite_summary import SuiteSummary
 
 
 @verb
@@ -49,7 +45,7 @@ def suite(
             help="Stages of all data sets done side by side, each in a process of its own, on one machine.",
         ),
     ] = 1,
-    engine: EngineOption = "local",
+    engine: SharedEngineOption = "local",
     address: AddressOption = None,
     plan: PlanOption = False,
     json: JsonOption = False,
@@ -69,21 +65,4 @@ def suite(
     )
     show(summary.to_text(), summary.to_dict(), as_json=json)
     if not plan:
-        _tell_failures(summary)  # type: ignore[arg-type] # not a plan
-
-
-def _tell_failures(summary: SuiteSummary) -> None:
-    """End as the worst of the failures would.
-
-    Raises:
-        ScantlingError: Some sets failed.
-        RuntimeError: One of them by a bug.
-    """
-    failed = summary.failures
-    told = f"{len(failed)} of {len(summary.results)} data sets failed: {', '.join(failed)}"
-    if summary.bugs:
-        raise RuntimeError(f"{told}; {failed[summary.bugs[0]]}")
-    if failed:
-        raise ScantlingError(
-            told, hint="The same command does what is missing; --sets NAME takes a single one."
-        )
+        summary.require_all()  # type: ignore[union-attr] # not a plan

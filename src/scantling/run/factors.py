@@ -32,11 +32,11 @@ from scantling.recipe.recipe import Recipe, fingerprint, parse_recipe
 from scantling.run.ablation import JSON, TEXT
 from scantling.run.context import Workplace
 from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, check_engine
-from scantling.run.folder import METRICS, RECIPE, RunFolder, open_run, write_environment
-from scantling.run.pipeline import available_for, stages_of
+from scantling.run.folder import METRICS, RECIPE, RunFolder, check_run_folder, write_environment
+from scantling.run.pipeline import available_for, check_run, stages_of
 from scantling.run.results import own_results
 from scantling.run.running import COMBINATIONS
-from scantling.run.several import do_runs
+from scantling.run.several import do_runs, open_whole
 from scantling.run.stages.evaluation import judged_by_metrics, result_files
 from scantling.train.devices import join_processes, resolve_device
 from scantling.train.progress import Facts
@@ -90,12 +90,7 @@ def ablate_factors(
     Raises:
         ScantlingError: As in `run_recipe`; or a factor does not fit the recipe.
     """
-    if recipe.ablation is None:
-        raise UsageError("the recipe has no `ablation`")
-    combinations = combinations_of(recipe.ablation)
-    recipes = {each.folder: recipe_with(recipe, recipe.ablation, each) for each in combinations}
-    if (out / METRICS).is_file():
-        raise UsageError(f"{out}: is the folder of a single run", hint="Choose another --out.")
+    config, recipes = _config_and_recipes(recipe, out)
     chosen = resolve_device(device)
     processes = join_processes(chosen)
     place = Workplace(
@@ -107,8 +102,8 @@ def ablate_factors(
     )
     check_engine(engine, place)
     folders = {f"{COMBINATIONS}/{name}": one for name, one in recipes.items()}
-    with open_run(out, processes=processes) as run:
-        processes.on_main(partial(_write_facts, place, recipe))
+    facts = partial(_write_facts, place, recipe)
+    with open_whole(place, facts, engine=engine, overwrite=overwrite) as run:
         folder = _CombinationRuns(run)
         do_runs(
             place,
@@ -120,7 +115,39 @@ def ablate_factors(
             after=owners_of(folders),
         )
         folder.require_all()
-        return processes.on_main(partial(_measure, out, recipes, recipe.ablation))
+        return processes.on_main(partial(_measure, out, recipes, config))
+
+
+def check_factors(recipe: Recipe, out: Path, *, device: str, elsewhere: bool) -> None:
+    """Find what cannot work before an ablation of factors is begun; nothing is written.
+
+    Args:
+        recipe: As in `ablate_factors`.
+        out: As in `ablate_factors`.
+        device: As in `ablate_factors`.
+        elsewhere: As in `check_run`.
+
+    Raises:
+        ScantlingError: As in `ablate_factors`.
+    """
+    check_run_folder(out)
+    _, recipes = _config_and_recipes(recipe, out)
+    for name, one in recipes.items():
+        check_run(one, out / COMBINATIONS / name, device=device, elsewhere=elsewhere)
+
+
+def _config_and_recipes(recipe: Recipe, out: Path) -> tuple[AblationConfig, dict[str, Recipe]]:
+    """The factors of a recipe, and the recipe with each combination of them, by folder.
+
+    Raises:
+        ScantlingError: It has none, one does not fit it, or the folder is that of a single run.
+    """
+    if recipe.ablation is None:
+        raise UsageError("the recipe has no `ablation`")
+    if (out / METRICS).is_file():
+        raise UsageError(f"{out}: is the folder of a single run", hint="Choose another --out.")
+    combinations = combinations_of(recipe.ablation)
+    return recipe.ablation, {each.folder: recipe_with(recipe, recipe.ablation, each) for each in combinations}
 
 
 def recipe_with(recipe: Recipe, config: AblationConfig, combination: FactorCombination) -> Recipe:

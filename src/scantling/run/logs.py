@@ -34,12 +34,17 @@ def _is_told_in(folder: Path, record: logging.LogRecord) -> bool:  # noqa: ARG00
 
 
 @contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Send everything scantling logs to a file as well, whatever is shown on the terminal."""
+def log_file(path: Path, folder: Path | None = None) -> Iterator[None]:
+    """Send everything scantling logs to a file as well, whatever is shown on the terminal.
+
+    Args:
+        path: The file.
+        folder: What is told of another folder (`telling_of`) is left out; None: that of the file.
+    """
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.setLevel(logging.INFO)
-    handler.addFilter(partial(_is_told_in, path.parent))
+    handler.addFilter(partial(_is_told_in, folder or path.parent))
     package = logging.getLogger("scantling")
     level = package.level
     package.addHandler(handler)

@@ -22,7 +22,6 @@ from rich.console import Console
 
 from scantling.data.io import atomic_write, write_json
 from scantling.data.splits import RunData, describe_run_data, log_run_data, read_run_data
-from scantling.errors import UsageError
 from scantling.recipe.auto import Resolution
 from scantling.recipe.facts import measure
 from scantling.recipe.recipe import Recipe
@@ -125,9 +124,7 @@ def prepared_run(
         engine: As there.
         console: On which progress is shown; None: standard error, unless nobody wants to see it.
     """
-    if engine.name == "shared" and overwrite:
-        hint = "Remove the folder, or give another --out."
-        raise UsageError("--overwrite does not go with --engine shared: others may work there", hint=hint)
+    engine.check_overwrite(overwrite=overwrite)
     context, reasons = _checked_context(
         recipe, out, device=device, begun=not overwrite, console=console, gpus=engine.gpus
     )

@@ -14,14 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, cast
 
 from scantling.errors import Interrupted
 from scantling.recipe.recipe import Recipe
 from scantling.run.context import RunContext, Workplace
 from scantling.run.engines.choice import Engine, do_with
-from scantling.run.folder import RunFolder
+from scantling.run.engines.shared import StagePlace
+from scantling.run.engines.shared_folder import SharedFolder, share_whole
+from scantling.run.folder import RunFolder, open_run
+from scantling.run.leases import PATIENCE_SECONDS
 from scantling.run.logs import telling_of
 from scantling.run.pipeline import part_of
 from scantling.run.stage import Stage
@@ -70,11 +74,11 @@ class RunsContext(Workplace):
         object.__setattr__(own, "runs", runs)
         return own
 
-    def stages_of(self, folder: str) -> Sequence[Stage]:
-        """The stages of one run as it lists them itself."""
+    def stages_of(self, folder: str, root: Path | None = None) -> Sequence[Stage]:
+        """The stages of one run as it lists them itself, in its folder or in another one."""
         own = replace(
             self.runs[folder],
-            root=self.root / folder,
+            root=root or self.root / folder,
             console=self.console,
             device=self.device,
             devices=self.devices,
@@ -94,6 +98,32 @@ def stages_of_runs(context: RunsContext) -> tuple[Stage, ...]:
                 trained[folder, stage.title] = named.outputs
             found.append(named)
     return tuple(found)
+
+
+@contextmanager
+def open_whole(
+    place: Workplace, write_facts: Callable[[], None], *, engine: Engine, overwrite: bool
+) -> Iterator[RunFolder]:
+    """Hold the folder of what consists of several runs, alone or together with other processes.
+
+    Args:
+        place: Where it is done.
+        write_facts: Writes what is known before the first run is begun.
+        engine: Who does the stages.
+        overwrite: The runs are to be started over.
+
+    Raises:
+        UsageError: The path cannot be such a folder, or another run is working in it.
+    """
+    engine.check_overwrite(overwrite=overwrite)
+    if engine.name == "shared":
+        patience = engine.patience or PATIENCE_SECONDS
+        with share_whole(place.root, write_facts, launch=engine.launch, patience=patience) as run:
+            yield run
+        return
+    with open_run(place.root, processes=place.processes) as run:
+        place.processes.on_main(write_facts)
+        yield run
 
 
 def do_runs(
@@ -173,7 +203,7 @@ class _Notes:
     ends_at_refusal: ClassVar[bool] = False
 
     def __init__(self, context: RunsContext, opened: Mapping[str, _OpenRun], records: WholeRecords) -> None:
-        self._opened, self._records = opened, records
+        self._opened, self._records, self._context = opened, records, context
         self._own = {
             _from_root(folder, stage).title: (folder, stage)
             for folder in opened
@@ -184,22 +214,36 @@ class _Notes:
 
     def begin(self, stage: Stage) -> bool:
         """Note the start of a stage that is to be done; False where it is done already."""
+        self.looked_at(stage)
+        with self._run_of(stage) as (run, own):
+            is_begun = run.begin(own)
+        if not is_begun:
+            self.done_by_someone(stage)
+        return is_begun
+
+    def looked_at(self, stage: Stage) -> None:
+        """Note that the run of a stage is under way."""
         folder = self._own[stage.title][0]
         if folder not in self._begun:
             self._begun.add(folder)
             log.info("%s: begins", folder)
             self._records.begin(folder)
-        with self._run_of(stage) as (run, own):
-            is_begun = run.begin(own)
-        if not is_begun:
-            self._count(folder)
-        return is_begun
 
     def end(self, stage: Stage) -> None:
         """Note what a stage left."""
         with self._run_of(stage) as (run, own):
             run.end(own)
+        self.done_by_someone(stage)
+
+    def done_by_someone(self, stage: Stage) -> None:
+        """Note that a stage is done, whoever has done it and recorded it."""
         self._count(self._own[stage.title][0])
+
+    def place_of(self, stage: Stage) -> StagePlace:
+        """Where a stage is done by one of several processes that share the folders."""
+        folder, own = self._own[stage.title]
+        run = cast("SharedFolder", self._opened[folder].run)
+        return StagePlace(run, own, partial(self._context.stages_of, folder))
 
     def fail(self, stage: Stage, error: Exception) -> None:
         """Note that a stage could not be done."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -31,12 +32,12 @@ from scantling.run.folder import (
     RECIPE,
     REPORT,
     RunFolder,
-    open_run,
+    check_run_folder,
     write_environment,
 )
-from scantling.run.pipeline import available_for, plan_recipe
+from scantling.run.pipeline import available_for, check_run, plan_recipe
 from scantling.run.plan import Plan
-from scantling.run.several import do_runs
+from scantling.run.several import do_runs, open_whole
 from scantling.run.stages.suite import SUBMITTED, set_result, stages_in_suite
 from scantling.run.suite_summary import PAGE, SuitePlan, SuiteSummary, log_of
 from scantling.train.devices import join_processes, resolve_device
@@ -89,14 +90,58 @@ def run_suite(
         console=Console(stderr=True, quiet=not log.isEnabledFor(logging.INFO)),
     )
     check_engine(engine, place)
-    with open_run(out) as run:
-        write_environment(out, device=chosen)
+    facts = partial(write_environment, out, device=chosen)
+    with open_whole(place, facts, engine=engine, overwrite=overwrite) as run:
         folder = SuiteFolder(run)
         do_runs(place, recipes, folder, build=stages_in_suite, engine=engine, overwrite=overwrite)
         results = tuple(folder.result_of(name) for name in recipes)
         summary = SuiteSummary(out=out, results=results, bugs=tuple(folder.bugs))
         _write(summary, suite)
     return summary
+
+
+def do_suite(
+    suite: Suite, data: Path, out: Path, *, seed: int | None, device: str, engine: Engine
+) -> SuiteSummary:
+    """`run_suite`, for whom a set that failed is a failure of the whole.
+
+    Raises:
+        ScantlingError: As there; or some sets failed.
+        RuntimeError: One of them by a bug.
+    """
+    summary = run_suite(suite, data, out, seed=seed, device=device, engine=engine)
+    summary.require_all()
+    return summary
+
+
+def check_suite(
+    suite: Suite, data: Path, out: Path, *, seed: int | None, device: str, elsewhere: bool
+) -> None:
+    """Find what cannot work before a suite is begun; nothing is written. A set that cannot be used is warned of.
+
+    Args:
+        suite: As in `run_suite`.
+        data: As in `run_suite`.
+        out: As in `run_suite`.
+        seed: As in `run_suite`.
+        device: As in `run_suite`.
+        elsewhere: As in `check_run`.
+
+    Raises:
+        ScantlingError: There is no data set that can be used, or the folder cannot be.
+    """
+    recipes = recipes_of(suite, data, (), seed)
+    _check_out(out, recipes)
+    check_run_folder(out)
+    failures: list[ScantlingError] = []
+    for name, recipe in recipes.items():
+        try:
+            check_run(recipe, out / name, device=device, elsewhere=elsewhere)
+        except ScantlingError as error:
+            log.warning("%s: %s", name, error.message)
+            failures.append(error)
+    if len(failures) == len(recipes):
+        raise failures[0]
 
 
 def plan_suite(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scantling.errors import ScantlingError
 from scantling.evaluate.over_sets import Part, SetResult, SetsTable, TableRow, mean_iou_table, table_over_sets
 from scantling.run.plan import Plan
-from scantling.run.running import LOG
+from scantling.run.running import LOG, LOGS
 
 PAGE = "suite.html"
 _PARTS: tuple[Part, Part] = ("steps", "members")
@@ -34,6 +35,21 @@ class SuiteSummary:
     def failures(self) -> dict[str, str]:
         """Why a data set has no numbers, by its name."""
         return {each.name: each.failure for each in self.results if each.failure is not None}
+
+    def require_all(self) -> None:
+        """End as the worst of the failures would.
+
+        Raises:
+            ScantlingError: Some sets failed.
+            RuntimeError: One of them by a bug.
+        """
+        failed = self.failures
+        told = f"{len(failed)} of {len(self.results)} data sets failed: {', '.join(failed)}"
+        if self.bugs:
+            raise RuntimeError(f"{told}; {failed[self.bugs[0]]}")
+        if failed:
+            hint = "The same command does what is missing; --sets NAME takes a single one."
+            raise ScantlingError(told, hint=hint)
 
     @property
     def tables(self) -> dict[str, SetsTable]:
@@ -120,6 +136,9 @@ class SuitePlan:
 
 
 def log_of(out: Path, name: str) -> Path:
-    """Where it is told what happened to a set: in its own log, or in that of the suite if it was never begun."""
-    own = out / name / LOG
-    return own if own.is_file() else out / LOG
+    """Where it is told what happened to a set: in its own log, or in that of the suite if it was never begun.
+
+    Where several processes share the folders it is the folder of their logs.
+    """
+    places = [folder / log for folder in (out / name, out) for log in (LOG, LOGS)]
+    return next((place for place in places if place.exists()), out / LOG)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast, get_args
 
 from scantling.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:  # so that a command that is refused loads nothing heavy
     from scantling.run.context import Workplace
     from scantling.run.engines.schedule import Records
+    from scantling.run.engines.shared import SharedRecords
+    from scantling.run.engines.shared_folder import SharedFolder
     from scantling.run.stage import Stage
 
 W = TypeVar("W", bound="Workplace")
@@ -66,16 +68,28 @@ class Engine:
             hint = "Leave --jobs out, and give the same command as often as stages are to be done at a time."
             raise UsageError("--jobs is for --engine local", hint=hint)
 
-    def of_several_runs(self, verb: str) -> Engine:
-        """The engine, for a verb that does more than one run, or none.
+    def unshared(self, verb: str) -> Engine:
+        """The engine, for a verb that has no folder which several processes could share.
 
         Raises:
-            UsageError: Processes that share a folder do a single run.
+            UsageError: It is `shared`.
         """
         if self.name == "shared":
             hint = "--jobs, and --engine ray, do the parts of it side by side."
-            raise UsageError(f"--engine shared is for run and train, not for {verb}", hint=hint)
+            raise UsageError(
+                f"--engine shared is for run, train, suite and ablate, not for {verb}", hint=hint
+            )
         return self
+
+    def check_overwrite(self, *, overwrite: bool) -> None:
+        """Refuse to start over where others may work.
+
+        Raises:
+            UsageError: `overwrite` with the engine `shared`.
+        """
+        if self.name == "shared" and overwrite:
+            hint = "Remove the folder, or give another --out."
+            raise UsageError("--overwrite does not go with --engine shared: others may work there", hint=hint)
 
     @classmethod
     def of(cls, jobs: int | Engine) -> Engine:
@@ -109,7 +123,7 @@ def do_with(engine: Engine, context: W, records: Records, build: Callable[[W], S
     elif engine.name == "shared":
         from scantling.run.engines.shared import do_shared
 
-        do_shared(context, records, build)
+        do_shared(context, cast("SharedFolder | SharedRecords", records), build)
     elif engine.jobs > 1:
         from scantling.run.engines.local import do_side_by_side
 

@@ -300,7 +300,7 @@ def do_under(lease: Lease, stage: Stage, stages_at: Callable[[Path], Sequence[St
 def _log_of(root: Path, title: str) -> AbstractContextManager[None]:
     path = log_of_stage(root, title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return log_file(path)
+    return log_file(path, root)
 
 
 def _device_here(device: torch.device) -> torch.device:

@@ -1,4 +1,4 @@
-"""A run folder that several processes work in, each begun with the same command: what they agree on, and its status.
+"""A folder that several processes work in, each begun with the same command: what they agree on, and its status.
 
     the first: recipe.yaml, env.json, ..., leases/launch.json ──► the others: the same recipe, versions and threads
     status.json: each adds how its own stages stand       logs/HOST.PID.log: what each has to say
@@ -160,35 +160,70 @@ def share_run(
     Raises:
         UsageError: The path cannot be a run folder, a run that is not shared uses it, or the terms are others.
     """
+    with _shared(path, launch, patience) as (run, claim, recorded):
+        if recorded is not None:
+            recipe = terms.agreed(path, recorded)
+        else:
+            recipe = terms.recipe
+            _begin(run, write_facts, terms.recorded(run.launch))
+        with _noted(run, claim):
+            yield run, recipe
+
+
+@contextmanager
+def share_whole(
+    path: Path,
+    write_facts: Callable[[], None],
+    *,
+    launch: str | None = None,
+    patience: float = PATIENCE_SECONDS,
+) -> Iterator[SharedFolder]:
+    """Begin what consists of several runs (a suite, an ablation), or join it; each run has terms of its own.
+
+    The arguments and errors are those of `share_run`.
+    """
+    with _shared(path, launch, patience) as (run, claim, recorded):
+        if recorded is None:
+            _begin(run, write_facts, {"launch": run.launch})
+        with _noted(run, claim):
+            yield run
+
+
+@contextmanager
+def _shared(
+    path: Path, launch: str | None, patience: float
+) -> Iterator[tuple[SharedFolder, SharedClaim, dict[str, Any] | None]]:
+    """Work in a folder together with others; with what the first of them has recorded, None for the first."""
     check_run_folder(path)
     with share_folder(path) as claim:
-        run, recipe = _begin_or_join(path, claim, terms, write_facts, launch)
-        run.leases.patience = patience
-        claim.let_others_in()
-        run.log_path.parent.mkdir(exist_ok=True)
-        with log_file(run.log_path):
-            try:
-                yield run, recipe
-            except BaseException as error:
-                note_failure(run, error)
-                raise
-            run.end_with("done")
+        recorded = read_json_object(path / LAUNCH)
+        is_joined = bool(recorded) and (not claim.alone or recorded["launch"] == launch)
+        own = recorded["launch"] if is_joined else launch or uuid.uuid4().hex[:12]
+        run = SharedFolder(path, leases=Leases(root=path, patience=patience), launch=own)
+        if is_joined:
+            run.started = read_started(path) or run.started
+        yield run, claim, recorded if is_joined else None
 
 
-def _begin_or_join(
-    path: Path, claim: SharedClaim, terms: Terms, write_facts: Callable[[], None], launch: str | None
-) -> tuple[SharedFolder, Recipe]:
-    recorded = read_json_object(path / LAUNCH)
-    if recorded and (not claim.alone or recorded["launch"] == launch):
-        recipe = terms.agreed(path, recorded)
-        run = SharedFolder(path, leases=Leases(root=path), launch=recorded["launch"])
-        run.started = read_started(path) or run.started
-        return run, recipe
-    run = SharedFolder(path, leases=Leases(root=path), launch=launch or uuid.uuid4().hex[:12])
-    write_json(path / STATUS, run.status(RUNNING), indent=2)
+@contextmanager
+def _noted(run: SharedFolder, claim: SharedClaim) -> Iterator[None]:
+    """Let others in, keep the log of this process, and write how the run ended."""
+    claim.let_others_in()
+    run.log_path.parent.mkdir(exist_ok=True)
+    with log_file(run.log_path, run.path):
+        try:
+            yield
+        except BaseException as error:
+            note_failure(run, error)
+            raise
+        run.end_with("done")
+
+
+def _begin(run: SharedFolder, write_facts: Callable[[], None], recorded: Mapping[str, Any]) -> None:
+    """Leave what the others have to find."""
+    write_json(run.path / STATUS, run.status(RUNNING), indent=2)
     write_facts()
-    write_json(path / LAUNCH, terms.recorded(run.launch), indent=2)
-    return run, terms.recipe
+    write_json(run.path / LAUNCH, recorded, indent=2)
 
 
 def _filled(given: Any, own: Any, theirs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""An array of Slurm jobs that do one run together through its folder (shared.py), submitted by submitit.
+"""An array of Slurm jobs that do a run, a suite or an ablation together (shared.py), submitted by submitit.
 
     recipe and data, checked ──► OUT/slurm: what is submitted, logs ──► N units, each: stages until none is left
     SIGUSR2 (the machine is wanted, or the time is up) ──► state saved, lease given back ──► the unit is requeued
@@ -14,20 +14,17 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CalledProcessError
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, get_args
+from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
 from scantling.errors import Interrupted, UsageError, did_you_mean
 from scantling.run.engines.choice import Engine
 from scantling.train.signals import SIGNALS
-
-if TYPE_CHECKING:
-    from scantling.recipe.recipe import Recipe
 
 ExecutorName: TypeAlias = Literal["slurm", "local", "debug"]
 JOBS = "slurm"
@@ -95,17 +92,32 @@ class Allocation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unit:
-    """One job of an array: takes part in the run until nothing is left to do.
+class Work:
+    """What the jobs do together.
 
     Attributes:
-        recipe: As it was checked.
-        out: Run folder, by its full path.
+        out: Its folder.
+        do: Does it; takes the folder by its full path, and by name `device` and `engine`. Can be sent elsewhere.
+        check: Raises where it cannot work, and writes nothing; by name `device` and `elsewhere`, as in `check_run`.
+    """
+
+    out: Path
+    do: Callable[..., object]
+    check: Callable[..., None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One job of an array: takes part until nothing is left to do.
+
+    Attributes:
+        do: As in `Work`.
+        out: The folder, by its full path.
         device: As in `run`.
         launch: The same for all units of an array.
     """
 
-    recipe: Recipe
+    do: Callable[..., object]
     out: Path
     device: str
     launch: str
@@ -117,16 +129,9 @@ class Unit:
             Interrupted: A signal asked for the end of the job, and everything is saved.
             Exception: What the first stage raised that failed.
         """
-        from scantling.run.pipeline import run_recipe
-
         with _asked_to_end() as before, _told_on_standard_error():
             try:
-                run_recipe(
-                    self.recipe,
-                    self.out,
-                    device=self.device,
-                    engine=Engine(name="shared", launch=self.launch),
-                )
+                self.do(self.out, device=self.device, engine=Engine(name="shared", launch=self.launch))
             except Interrupted as error:
                 if error.signum != getattr(signal, "SIGUSR2", None):
                     raise
@@ -194,12 +199,11 @@ def require_submitit() -> Any:  # noqa: ANN401 - a module
     return submitit
 
 
-def submit(recipe: Recipe, out: Path, *, units: int, device: str, allocation: Allocation) -> Launched:
-    """Check a run, and have it done by an array of jobs.
+def submit(work: Work, *, units: int, device: str, allocation: Allocation) -> Launched:
+    """Check what is to be done, and have it done by an array of jobs.
 
     Args:
-        recipe: With `data.root`.
-        out: Run folder, which all machines see under this path; so the data.
+        work: In a folder that all machines see under this path; so the data.
         units: Jobs in the array.
         device: As in `run`.
         allocation: What each of them is given.
@@ -208,18 +212,16 @@ def submit(recipe: Recipe, out: Path, *, units: int, device: str, allocation: Al
         ScantlingError: The data, a setting or the folder cannot be used, or Slurm is not here or refuses; then nothing
             was written.
     """
-    submitit, out = require_submitit(), out.absolute()
+    submitit, out = require_submitit(), work.out.absolute()
     if allocation.executor == "slurm" and shutil.which("sbatch") is None:
         hint = "Give the command on a machine that submits jobs. --executor local starts them on this one."
         raise UsageError("there is no Slurm here: sbatch is not found", hint=hint)
-    from scantling.run.pipeline import check_run
-
     if device == "auto" and not allocation.gpus:
         device = "cpu"  # whatever the machine has besides belongs to others
-    check_run(recipe, out, device=device, elsewhere=allocation.executor == "slurm" and allocation.gpus > 0)
+    work.check(device=device, elsewhere=allocation.executor == "slurm" and allocation.gpus > 0)
     if device == "auto" and allocation.executor == "slurm" and allocation.gpus:
         device = "cuda"  # no unit falls back on its processor
-    unit = Unit(recipe=recipe, out=out, device=device, launch=uuid.uuid4().hex[:12])
+    unit = Unit(do=work.do, out=out, device=device, launch=uuid.uuid4().hex[:12])
     with _prepared(out):
         folder = out / JOBS
         executor = submitit.AutoExecutor(

@@ -82,7 +82,7 @@ def predict_in_shards(
             another prediction. A shard that fails is noted in the outcome.
         Interrupted: SIGINT or SIGTERM arrived; the shards that are done stay.
     """
-    require_installed(engine.of_several_runs("predict"))
+    require_installed(engine.unshared("predict"))
     shards, chosen = request.shards, resolve_device(device)
     if join_processes(chosen).world > 1:
         raise UsageError(
