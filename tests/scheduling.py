@@ -15,8 +15,12 @@ CASES = {path.stem for path in (Path(__file__).parent / "golden").glob("*.npz")}
 APART = {"tests/models/test_detectors.py", "tests/e2e/test_docs.py"}
 """Modules whose tests share little and take long."""
 
-TOGETHER = {"tests/models/test_head_norm.py": "cascade_rcnn_r50_dcn_gn"}
-"""Modules that look at a case without having it in the names of their tests."""
+TOGETHER = {
+    "tests/models/test_head_norm.py": "cascade_rcnn_r50_dcn_gn",
+    "tests/train/test_crash.py": "children",
+    "tests/train/test_processes.py": "children",
+}
+"""Modules that look at a case without having it in the names of their tests, or share a fixture of the session."""
 
 
 def share_of(nodeid: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from reference.forked import Forked, fork_workers
 from reference.masked_parts import write_masked_parts
 from scantling.data.io import atomic_write
 from scantling.errors import DataError, UsageError
@@ -32,7 +35,6 @@ from scantling.run.running import log_of_stage
 from scantling.run.several import RunsContext, stages_of_runs
 from scantling.run.stage import Stage
 from scantling.synth.synth import SynthConfig, write_synth
-from scantling.train.launch import launch
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -303,23 +305,26 @@ def test_a_gpu_elsewhere_is_the_first_that_is_seen_there():
     assert remote._device_here(torch.device("cpu")) == torch.device("cpu")
 
 
+def told_by_torchrun(world: int) -> list[dict[str, str]]:
+    """The environment of each of so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    common |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    return [{**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+
+
 @pytest.mark.slow
-def test_a_training_on_several_gpus_of_a_machine_is_that_of_torchrun(tmp_path):
-    """Here two processes without GPUs."""
+def test_a_training_on_several_gpus_of_a_machine_is_that_of_torchrun(tmp_path, monkeypatch):
+    """Here two processes without GPUs, told what torchrun tells its own."""
+    fork_workers(monkeypatch)
     write_synth(tmp_path / "data", SynthConfig(size_hw=(72, 96)), splits={"train": 4, "val": 2}, seed=0)
     recipe = parse_recipe(TWO, file="r.yaml").on(data=tmp_path / "data")
     (tmp_path / "r.yaml").write_text(recipe.to_yaml())
-    command = [
-        "-m",
-        "scantling",
-        "run",
-        str(tmp_path / "r.yaml"),
-        "--out",
-        str(tmp_path / "two"),
-        "--device",
-        "cpu",
-    ]
-    assert launch(2, command) == 0
+    command = ["run", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "two"), "--device", "cpu"]
+    ranks = [Forked(command, tmp_path, environment=told) for told in told_by_torchrun(2)]
+    assert [rank.wait(250) for rank in ranks] == [0, 0]
     root = tmp_path / "shared"
     engine = Engine(name="ray", gpus=2)  # Ray itself is not asked for anything
     with prepared_run(recipe, root, device="cpu", overwrite=False, engine=engine) as (context, run):

@@ -180,7 +180,9 @@ def test_resuming_with_what_was_not_planned_is_refused_and_resume_is_not_advised
 def test_an_engine_that_cannot_be_used_is_refused_before_anything_is_written(
     photos, weights, tmp_path, monkeypatch
 ):
-    with pytest.raises(UsageError, match="--engine shared is for run and train, not for predict"):
+    with pytest.raises(
+        UsageError, match="--engine shared is for run, train, suite and ablate, not for predict"
+    ):
         in_shards(photos, tmp_path / "out", weights, jobs=api.Engine(name="shared"))
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match="Ray, which is not installed"):
