@@ -138,3 +138,32 @@ def test_areas_of_more_masks_than_a_byte_counts():
     masks = object_column([rle_encode(np.arange(12).reshape(3, 4) < n % 13) for n in range(600)])
     assert overlaps.mask_areas(masks).tolist() == [n % 13 for n in range(600)]
     assert overlaps.mask_areas(object_column([])).tolist() == []
+
+
+def odd_masks(rng, number, size_hw):
+    """Noise, blocks, nothing and everything."""
+    dense = [rng.random(size_hw) < rng.random() for _ in range(number)]
+    for mask, kind in zip(dense, rng.integers(0, 4, number), strict=True):
+        if kind == 0:
+            mask[:] = False
+        elif kind == 1:
+            mask[:] = True
+        elif kind == 2:
+            mask[: rng.integers(size_hw[0]) + 1] = False
+    return object_column([rle_encode(mask) for mask in dense])
+
+
+def test_masks_give_the_same_pairs_to_the_bit_with_and_without_the_faster_library(monkeypatch):
+    assert overlaps.RLEMask is not None
+    rng = np.random.default_rng(4)
+    for _ in range(40):
+        size_hw = tuple(rng.integers(1, 30, 2))
+        first, second = odd_masks(rng, 6, size_hw), odd_masks(rng, 5, size_hw)
+        keys, other_keys = rng.integers(0, 2, 6), np.sort(rng.integers(0, 2, 5))
+        with monkeypatch.context() as patch:
+            fast = find_pairs(keys, first, other_keys, second)
+            patch.setattr(overlaps, "RLEMask", None)
+            slow = find_pairs(keys, first, other_keys, second)
+        assert [column.tolist() for column in fast] == [column.tolist() for column in slow]
+    unlike = object_column([rle_encode(np.ones((3, 3), bool)), rle_encode(np.ones((4, 4), bool))])
+    assert find_pairs(np.zeros(2, np.int64), unlike, np.zeros(1, np.int64), unlike[:1]).iou.tolist() == [1.0]
