@@ -180,14 +180,19 @@ def status_of(pid: int) -> list[str]:
     return status
 
 
+def has_text(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
 def test_machines_killed_in_the_middle_of_trainings_change_nothing(cluster, scenes, alone, tmp_path):
     root, killed = tmp_path / "run", []
 
     def training() -> dict[str, LeaseState]:
-        """Stages of training that are being done, and who does each."""
+        """Stages of training that have done a step and go on, and who does each."""
         held = {title: state for title, state in current_leases(root).items() if state.outcome is None}
-        return {title: held[title] for title in held if title.endswith("/train") and title not in killed}
+        begun = {title for title in held if has_text(root / Path(title).parent / "metrics.jsonl")}
+        return {title: held[title] for title in begun if title.endswith("/train") and title not in killed}
 
     def machine_of(pid: int):
         """The one whose processes include this."""
