@@ -23,7 +23,7 @@ from scantling.errors import DataError, UsageError
 from scantling.run.engines.schedule import do_all
 from scantling.run.folder import STATUS, open_run
 from scantling.run.leases import Leases, Owner
-from scantling.run.running import command_to_go_on, seconds_left
+from scantling.run.running import command_to_go_on, describe_process, seconds_left
 from scantling.train.progress import Pace, counted, tell, watched_by
 
 HERE = socket.gethostname()
@@ -324,3 +324,20 @@ def test_whoever_has_seen_enough_ends_the_watching(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(status_verb.time, "sleep", interrupt)
     status_verb.status(tmp_path, watch=True)
     assert "interrupted" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("state", ["interrupted", "running"])
+def test_a_suite_goes_on_while_one_of_its_runs_does_whatever_ended_the_process_that_wrote_last(
+    tmp_path, state
+):
+    here = Owner.here()
+    gone = {"pid": 4_000_000, "host": here.host, "process": {"space": here.space, "began": "1"}}
+    whole = {"state": state, "stages": {"alpha": "interrupted"}, "message": "stopped by SIGTERM", **gone}
+    (tmp_path / "alpha").mkdir()
+    (tmp_path / "status.json").write_text(json.dumps(whole))
+    part = {"state": "running", "stages": {"one/train": "running"}, **describe_process()}
+    for part_state, expected in (("running", "running"), ("interrupted", None)):
+        (tmp_path / "alpha/status.json").write_text(json.dumps(part | {"state": part_state}))
+        found = api.status(tmp_path)
+        assert found.state == (expected or {"running": "killed"}.get(state, state))
+        assert found.message == (None if expected else "stopped by SIGTERM")

@@ -236,13 +236,17 @@ def read_status(path: Path) -> RunStatus:
         state = RUNNING if any(each.is_alive for each in held.values()) else KILLED
         held, running = {title: each for title, each in held.items() if not each.is_gone}, {}
         stages = {title: "interrupted" if each == RUNNING else each for title, each in stages.items()}
+    parts = {title: read_status(part) for title, part in found.items() if part is not None}
+    message = content.get("message")
+    if state in ("interrupted", KILLED) and any(part.state == RUNNING for part in parts.values()):
+        state, message = RUNNING, None  # one of several processes has ended, another goes on
     return RunStatus(
         path=path,
         state=state,
         stages={title: RUNNING if title in held else each for title, each in stages.items()},
         running=running | held,
         failures=content.get("failures") or {},
-        message=content.get("message"),
+        message=message,
         eta_seconds=content.get("eta_seconds") if state == RUNNING and not is_gone else None,
         command=content.get("command"),
         directory=content.get("directory"),
@@ -250,7 +254,7 @@ def read_status(path: Path) -> RunStatus:
         updated=content.get("updated"),
         host=content.get("host"),
         pid=content.get("pid"),
-        parts={title: read_status(part) for title, part in found.items() if part is not None},
+        parts=parts,
     )
 
 
