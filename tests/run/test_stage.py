@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from scantling.data.io import temporary_beside
 from scantling.errors import ConfigError, Interrupted, UsageError
 from scantling.run.folder import STATUS, check_run_folder, is_run_folder, open_run
 from scantling.run.stage import Stage, differences
@@ -131,6 +133,21 @@ def test_places_where_a_run_cannot_be_stay_as_they_are(tmp_path):
     check_run_folder(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_that_another_process_is_beginning_is_a_run_to_be(tmp_path, monkeypatch):
+    """Its status is in the making; or it was not there yet when the folder was looked into, and now all is."""
+    temporary_beside(tmp_path / STATUS).write_text("{")
+    check_run_folder(tmp_path)
+    listed = Path.iterdir
+
+    def overtaken(folder: Path) -> list[Path]:
+        (folder / STATUS).write_text("{}")
+        (folder / "all").mkdir()
+        return list(listed(folder))
+
+    monkeypatch.setattr(Path, "iterdir", overtaken)
+    check_run_folder(tmp_path)
 
 
 def test_a_failure_is_in_the_status_and_its_traceback_in_the_log(tmp_path):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -38,7 +37,7 @@ from scantling.data.formats.write_yolo import settings_text, yolo_lines
 from scantling.data.formats.yolo import label_path
 from scantling.data.formats.yolo_rows import BOX
 from scantling.data.health.images import usable_images
-from scantling.data.io import atomic_write, write_json
+from scantling.data.io import atomic_write, temporary_beside, write_json
 from scantling.errors import UsageError
 
 _logger = logging.getLogger(__name__)
@@ -169,9 +168,7 @@ def convert_splits(
     _require_same_classes(splits, target)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not an empty folder", hint="Nothing was changed. Choose another --out.")
-    job = _Job(
-        folder=out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp"), link=link, boxes_only=boxes_only
-    )
+    job = _Job(folder=temporary_beside(out), link=link, boxes_only=boxes_only)
     try:
         {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}[target](splits, job)
         if out.is_dir():

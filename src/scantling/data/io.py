@@ -50,6 +50,16 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
 )
 
 
+def temporary_beside(path: Path) -> Path:
+    """A hidden name that nobody else has, in the folder of `path`, for what is to become `path`."""
+    return path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder is called as `temporary_beside` does; it is in the making, or its maker was killed."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; on success it becomes `path`, on failure it is removed.
@@ -66,7 +76,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: cannot be written: there is something that is no ordinary file")
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

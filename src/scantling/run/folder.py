@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import torch
 
 from scantling import __version__
-from scantling.data.io import write_json
+from scantling.data.io import is_temporary, write_json
 from scantling.errors import (
     FOR_THE_FILE,
     Interrupted,
@@ -335,9 +335,10 @@ def check_run_folder(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path}: is a file; a run needs a folder", hint="Choose another --out.")
-    if not is_run_folder(path) and path.is_dir():
-        others = sorted({entry.name for entry in path.iterdir()} - {LOCK_NAME, LEASES, LOGS, *_TOP_FILES})
-        if others:
+    if path.is_dir():
+        own = {LOCK_NAME, LEASES, LOGS, *_TOP_FILES}
+        others = sorted({e.name for e in path.iterdir() if not is_temporary(e.name)} - own)
+        if others and not is_run_folder(path):  # in this order: who begins a run writes its status first
             found = f"it holds {', '.join(others[:3])} and is not a run of scantling"
             raise UsageError(f"{path}: {found}", hint="Nothing was changed. Choose another --out.")
 

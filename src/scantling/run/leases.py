@@ -17,7 +17,6 @@ import logging
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scantling.data.io import atomic_write
+from scantling.data.io import atomic_write, temporary_beside
 from scantling.errors import Interrupted, ScantlingError
 from scantling.run.owner import Owner
 
@@ -304,7 +303,7 @@ def _generations(root: Path, title: str) -> list[Path]:
 
 def _make(path: Path, content: str) -> bool:
     """Make a file with its content at once; False where there is one already."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_beside(path)
     temporary.write_text(content, encoding="utf-8")
     try:
         os.link(temporary, path)

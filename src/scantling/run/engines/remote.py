@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import torch
 from rich.console import Console
 
-from scantling.data.io import atomic_write
+from scantling.data.io import atomic_write, temporary_beside
 from scantling.errors import PeerFailed, UsageError
 from scantling.run.engines.nodes import version_differences, versions_here
 from scantling.run.engines.worker import Done, Failed, failure_of
@@ -333,6 +333,6 @@ def _move_out(scratch: Path, root: Path, *, last: Sequence[str]) -> None:
             continue
         target = root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        temporary = temporary_beside(target)
         shutil.copyfile(made[name], temporary)
         temporary.replace(target)

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from scantling.data.coco import Category
-from scantling.data.io import replacing
+from scantling.data.io import is_temporary, replacing
 from scantling.errors import UsageError
 from scantling.predict.listing import list_source
 from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, do_with, require_installed
@@ -211,13 +211,10 @@ def _check_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; shards need a folder", hint="Choose another --shards.")
-    if folder.is_dir() and not (folder / PLAN).is_file():
-        others = sorted(
-            entry.name
-            for entry in folder.iterdir()
-            if entry.name not in OWN_NAMES and not entry.name.endswith(".tmp")
-        )
-        if others:
+    if folder.is_dir():
+        names = {entry.name for entry in folder.iterdir()}
+        others = sorted(name for name in names if name not in OWN_NAMES and not is_temporary(name))
+        if others and not (folder / PLAN).is_file():  # in this order: another process may write it now
             found = f"it holds {', '.join(others[:3])} and is no prediction in shards"
             raise UsageError(f"{folder}: {found}", hint="Nothing was changed. Choose another --shards.")
 
