@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from scantling.errors import CheckpointError, TrainingError
+from scantling.models.weights.container import non_finite
 from scantling.train import checkpoint as module
 from scantling.train.checkpoint import (
     FORMAT_VERSION,
@@ -160,6 +161,20 @@ def test_weights_that_are_not_finite_are_not_saved(saved):
             saved, {"model.good": torch.ones(2), "model.bad": torch.tensor([1.0, float("nan")])}, META
         )
     assert saved.read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_values_are_finite_however_large_their_sum(dtype):
+    inf, largest = float("inf"), torch.finfo(dtype).max
+    finite = {"none": [], "one": [1.0], "large": [largest] * 3, "balanced": [largest, largest, -largest]}
+    broken = {
+        "nan": [1.0, inf - inf],
+        "inf": [inf, 1.0],
+        "both": [inf, -inf],
+        "mixed": [largest, largest, -inf],
+    }
+    tensors = {name: torch.tensor(values, dtype=dtype) for name, values in (finite | broken).items()}
+    assert non_finite(tensors | {"whole": torch.tensor([1])}) == list(broken)
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])

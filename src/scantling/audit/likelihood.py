@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -116,6 +115,8 @@ def precision_of(scores: Floats, is_right: Flags, rate: float, recall: float) ->
     """
     if not is_right.any():
         return np.zeros(len(scores)), rate
+    from scipy.optimize import isotonic_regression  # half a second, which only audits need
+
     sure = scores >= np.quantile(scores[is_right], _SURE_QUANTILE)
     lacking = float(1 - is_right[sure].mean())
     missing = float(np.clip(lacking * recall**2 / 2, rate, _MAX_RATE))

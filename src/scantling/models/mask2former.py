@@ -23,7 +23,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from scantling.models.context_heads import IGNORED
@@ -294,6 +293,10 @@ def match(found: Predicted, regions: Regions, options: Mask2FormerOptions) -> tu
     )
     largest = torch.finfo(costs.dtype).max
     costs = costs.nan_to_num(nan=largest, posinf=largest, neginf=largest)
+    from scipy.optimize import (
+        linear_sum_assignment,  # half a second, which only the training of this model needs
+    )
+
     queries, rows = linear_sum_assignment(costs.cpu().numpy())
     device = found.masks.device
     return torch.as_tensor(queries, device=device), torch.as_tensor(rows, device=device)

@@ -24,7 +24,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
 
 from scantling.data.samples.geometry import Pixels
 from scantling.ops.masks import Patch
@@ -67,6 +66,8 @@ def distances(
         (2 r_y + 1, 2 r_x + 1): the mean over the weights of the bands; infinite where nothing of the bands is in the
         image at both places.
     """
+    from scipy import fft  # a quarter of a second, which only this augmentation needs
+
     weights = bands(patch)
     corner_xy = offset_xy[0] - REACH, offset_xy[1] - REACH
     here, inside = _window(image, corner_xy, weights.shape)
