@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed.stamp
 WORKERS ?= 3
+# One torch thread per worker; what Python compiles is kept, which the workers and the commands they start share.
+TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1
 LOWEST := .venv-lowest
 # Rooms whose tests train nothing and start few processes.
 QUICK := $(addprefix tests/,settings ops structures data evaluate combine recipe rules)
@@ -17,13 +19,13 @@ demo: $(STAMP) ## Run the whole solution on generated scenes and write runs/demo
 	$(BIN)/scantling demo --out runs/demo
 
 test: $(STAMP) ## Run the whole test suite.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 quick: $(STAMP) ## Run the tests that train nothing (under two minutes).
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m "not slow" $(QUICK)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m "not slow" $(QUICK)
 
 test-lowest: $(LOWEST)/installed.stamp ## Run the whole suite with the lowest versions that pyproject.toml allows, in .venv-lowest.
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadscope
+	$(TEST_ENV) $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadscope
 
 format: $(STAMP) ## Format the code and mend what ruff can mend by itself.
 	$(BIN)/ruff format .

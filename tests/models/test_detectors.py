@@ -469,11 +469,13 @@ def test_an_image_is_detected_alike_alone_and_beside_a_larger_one() -> None:
     ],
 )
 def test_two_images_are_overfitted(variant: str, steps: int) -> None:
+    """Within so many steps, of which the second half is looked at every now and then."""
     torch.manual_seed(0)
     small = VARIANTS[variant].model_copy(update={"backbone": "test_resnet"})
     model, batch = build_model(small, num_classes=2).train(), two_images()
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.15)
+    reached: list[float] = []
     for step in range(steps):
         torch.manual_seed(step)
         optimizer.zero_grad()
@@ -481,11 +483,16 @@ def test_two_images_are_overfitted(variant: str, steps: int) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         schedule.step()
-    with torch.no_grad():
-        found = detect(model.eval(), batch)
-    assert mean_average_precision(found, batch.instances) > 0.9
-    if model.has_masks:
-        assert mean_average_precision(found, batch.instances, "segm") > 0.9
+        left = steps - 1 - step
+        if left <= steps // 2 and left % 12 == 0:
+            with torch.no_grad():
+                found = detect(model.eval(), batch)
+            kinds = ("bbox", "segm") if model.has_masks else ("bbox",)
+            reached = [mean_average_precision(found, batch.instances, kind) for kind in kinds]
+            if min(reached) > 0.9:
+                break
+            model.train()
+    assert min(reached) > 0.9
 
 
 def mean_average_precision(found: list[Instances], truths: list[Instances], iou_type: str = "bbox") -> float:

@@ -30,7 +30,12 @@ NARROW_MASKS = {"mask_channels": 16, "mask_convs": 2}
 SMALLER = {
     **dict.fromkeys(("htc_cb_swin_t", "htc_cb_swin_b"), {"backbone": "convnext_atto"}),
     **dict.fromkeys(
-        ("cascade_rcnn_x101_64x4d", "cascade_mask_rcnn_x101_64x4d_dcn", "htc_x101_64x4d_dcn"),
+        (
+            "cascade_rcnn_x101_64x4d",
+            "cascade_mask_rcnn_x101_64x4d_dcn",
+            "htc_x101_64x4d_dcn",
+            "scnet_x101_64x4d",
+        ),
         {"backbone": "resnext50_32x4d"},
     ),
 }
