@@ -1,4 +1,4 @@
-"""Golden cases as fixtures: MMDetection's numbers, and our model filled by `import-weights` from its checkpoint."""
+"""Golden cases as fixtures: MMDetection's numbers, and our model with its weights, as `import-weights` fills it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from scantling.api import import_weights
 from scantling.models.contract import Detector, Encoded
-from scantling.models.zoo import ModelConfig, build_model
+from scantling.models.weights.mmdet import ForeignCheckpoint
+from scantling.models.zoo import ModelConfig
+from scantling.predict.import_weights import take_over
 from scantling.structures.instances import ImageMasks, Instances
 from scantling.structures.sample import Batch, Frame
-from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODEL_OF = {
@@ -26,6 +27,7 @@ MODEL_OF = {
     "htc_r50": "htc_without_semantic_r50",
     "cb_resnet50": "faster_rcnn_r50",  # that there are two backbones is read off the file
 }  # other cases have the name of their model
+CLASSES = ("bolt", "nut", "washer")
 NEVER_USED = tuple(
     f"backbone.cb_modules.1.bn1.{name}" for name in ("weight", "bias", "running_mean", "running_var")
 )
@@ -86,6 +88,7 @@ def unpacked(bits: np.ndarray, count: int, size_hw: tuple[int, int]) -> np.ndarr
     return np.unpackbits(bits)[: count * size_hw[0] * size_hw[1]].reshape(count, *size_hw)
 
 
+@lru_cache(maxsize=2)
 def golden_state(case: str) -> dict[str, torch.Tensor]:
     """The case's weights by MMDetection's keys."""
     spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
@@ -117,35 +120,30 @@ def golden_shapes(case: str) -> dict[str, torch.Tensor]:
 def golden_checkpoint(case: str, folder: Path) -> Path:
     """Write the case's weights as MMDetection would, with the record of classes of its 3.x files."""
     state = golden_state(case)
-    meta = {"dataset_meta": {"classes": ("bolt", "nut", "washer")}, "mmdet_version": "3.3.0", "epoch": 12}
+    meta = {"dataset_meta": {"classes": CLASSES}, "mmdet_version": "3.3.0", "epoch": 12}
     path = folder / f"{case}.pth"
     torch.save({"meta": meta, "state_dict": state}, path)
     return path
 
 
 @pytest.fixture(scope="session")
-def load_golden(tmp_path_factory: pytest.TempPathFactory):
+def load_golden():
     """A function case -> Golden, each case read once per session."""
     known: dict[str, Golden] = {}
 
     def load(case: str) -> Golden:
         if case not in known:
-            folder = tmp_path_factory.mktemp("golden")
-            summary = import_weights(
-                golden_checkpoint(case, folder), MODEL_OF.get(case, case), folder / "imported"
-            )
+            held = ForeignCheckpoint(path=Path(case), weights=golden_state(case), class_names=CLASSES)
+            made = take_over(held, ModelConfig(name=MODEL_OF.get(case, case)))
             listed = NEVER_USED if case == "cb_resnet50" else ()
-            assert (summary.conversion.unused, summary.conversion.missing) == (listed, ())
-            checkpoint = load_checkpoint(summary.checkpoint)
-            assert checkpoint.meta.class_names == ("bolt", "nut", "washer")
-            model = build_model(ModelConfig(**checkpoint.meta.model), len(checkpoint.meta.class_names)).eval()
-            load_weights(model, weights_in(checkpoint.tensors), source=summary.checkpoint)
+            assert (made.conversion.unused, made.conversion.missing) == (listed, ())
+            assert made.meta.class_names == CLASSES
             facts = json.loads((GOLDEN / f"{case}.json").read_text())
             known[case] = Golden(
                 facts=facts,
                 arrays=dict(np.load(GOLDEN / f"{case}.npz")),
                 scene=dict(np.load(GOLDEN / "scene.npz")),
-                model=model,
+                model=made.detector.eval(),
             )
         return known[case]
 

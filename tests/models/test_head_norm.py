@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,9 @@ from torch import nn
 from models.conftest import golden_state
 from scantling.errors import CheckpointError
 from scantling.models.weights.conversion import load_converted
-from scantling.models.weights.mmdet import convert
+from scantling.models.weights.mmdet import ForeignCheckpoint, convert
 from scantling.models.zoo import ModelConfig, build_model
-from scantling.predict.import_weights import import_detector
-from scantling.train.checkpoint import load_checkpoint, load_weights, weights_in
+from scantling.predict.import_weights import import_detector, take_over
 
 
 def norms_of(module: nn.Module) -> set[type]:
@@ -43,25 +43,19 @@ def test_neck_and_head_follow_the_backbone_unless_they_are_told_otherwise(name, 
 
 
 @pytest.fixture(scope="module")
-def gn_double_head(tmp_path_factory):
+def gn_double_head():
     """As MMDetection makes it: GroupNorm in backbone and pyramid, BatchNorm in the convolution head."""
     weights = {
         k: v for k, v in golden_state("cascade_rcnn_r50_dcn_gn").items() if not k.startswith("roi_head.")
     }
     weights |= {k: v for k, v in golden_state("double_head_r50").items() if k.startswith("roi_head.")}
-    file = tmp_path_factory.mktemp("foreign") / "double_head_gn.pth"
-    torch.save({"state_dict": weights}, file)
-    return file
+    return ForeignCheckpoint(path=Path("double_head_gn.pth"), weights=weights)
 
 
-def test_batch_norm_in_the_head_of_a_group_norm_detector_is_read_as_it_is(
-    gn_double_head, load_golden, tmp_path
-):
-    summary = import_detector(gn_double_head, ModelConfig(name="double_head_rcnn_r50_dcn_gn"), tmp_path)
-    assert summary.conversion.unused == ()
-    tensors, meta = load_checkpoint(summary.checkpoint)
-    model = build_model(ModelConfig(**meta.model), 3).eval()
-    load_weights(model, weights_in(tensors), source=summary.checkpoint)
+def test_batch_norm_in_the_head_of_a_group_norm_detector_is_read_as_it_is(gn_double_head, load_golden):
+    made = take_over(gn_double_head, ModelConfig(name="double_head_rcnn_r50_dcn_gn"))
+    assert made.conversion.unused == ()
+    model = made.detector.eval()
     body, head = load_golden("cascade_rcnn_r50_dcn_gn"), load_golden("double_head_r50")
     with torch.no_grad():
         features = model.features(body.image)
@@ -87,9 +81,11 @@ def converted(config, weights):
 
 
 def test_running_statistics_without_a_place_are_refused(gn_double_head, tmp_path):
+    file = tmp_path / "double_head_gn.pth"
+    torch.save({"state_dict": gn_double_head.weights}, file)
     config = ModelConfig(name="double_head_rcnn_r50_dcn_gn", head_norm="gn")
     with pytest.raises(CheckpointError, match=r"30 of its weights find no place.*running_mean") as caught:
-        import_detector(gn_double_head, config, tmp_path / "out")
+        import_detector(file, config, tmp_path / "out")
     assert "`head_norm` (bn)" in caught.value.hint
     assert not (tmp_path / "out").exists()
 

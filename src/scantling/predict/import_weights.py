@@ -9,6 +9,7 @@ from typing import Any, Literal
 from scantling.data.io import write_json
 from scantling.errors import UsageError
 from scantling.models.class_losses import ClassLossKind
+from scantling.models.contract import Detector
 from scantling.models.weights.class_rows import rows_by_name, with_rows
 from scantling.models.weights.conversion import Conversion, load_converted
 from scantling.models.weights.mmdet import (
@@ -162,7 +163,38 @@ def import_detector(
     """
     if (out / WEIGHTS).exists() and not overwrite:
         raise UsageError(f"{out / WEIGHTS} exists", hint="Choose another --out, or add --overwrite.")
-    foreign = read_mmdet_checkpoint(file)
+    made = take_over(read_mmdet_checkpoint(file), model, choice=choice)
+    save_checkpoint(out / WEIGHTS, model_tensors(made.detector), made.meta)
+    summary = ImportSummary(
+        checkpoint=out / WEIGHTS,
+        class_names=made.meta.class_names,
+        conversion=made.conversion,
+        reused=made.reused,
+    )
+    write_json(out / ACCOUNT, summary.to_dict(), indent=2)
+    return summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedDetector:
+    """A detector with foreign weights.
+
+    Attributes:
+        detector: With the weights.
+        meta: What its checkpoint says of it.
+        conversion: As in `ImportSummary`, as is `reused`.
+    """
+
+    detector: Detector
+    meta: CheckpointMeta
+    conversion: Conversion
+    reused: tuple[str, ...] | None
+
+
+def take_over(
+    foreign: ForeignCheckpoint, model: ModelConfig, *, choice: HeadChoice = KEEP
+) -> ImportedDetector:
+    """Fill a detector with foreign weights; arguments and errors as of `import_detector`."""
     theirs = is_torchvision(foreign.weights)
     if theirs:
         foreign = replace(foreign, weights=in_our_order(foreign.weights))
@@ -186,17 +218,12 @@ def import_detector(
         model=model.model_dump(mode="json"),
         predict=PredictConfig(scales=800, long_side=1333).model_dump(mode="json"),
     )
-    save_checkpoint(out / WEIGHTS, model_tensors(detector), meta)
-    summary = ImportSummary(
-        checkpoint=out / WEIGHTS,
-        class_names=names,
-        conversion=conversion,
-        reused=None
+    reused = (
+        None
         if rows is None
-        else tuple(name for name, row in zip(names, rows, strict=True) if row is not None),
+        else tuple(name for name, row in zip(names, rows, strict=True) if row is not None)
     )
-    write_json(out / ACCOUNT, summary.to_dict(), indent=2)
-    return summary
+    return ImportedDetector(detector=detector, meta=meta, conversion=conversion, reused=reused)
 
 
 def _as_trained(model: ModelConfig, foreign: ForeignCheckpoint, choice: HeadChoice) -> ModelConfig:
