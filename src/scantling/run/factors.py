@@ -103,14 +103,14 @@ def ablate_factors(
     check_engine(engine, place)
     folders = {f"{COMBINATIONS}/{name}": one for name, one in recipes.items()}
     facts = partial(_write_facts, place, recipe)
-    with open_whole(place, facts, engine=engine, overwrite=overwrite) as run:
+    with open_whole(place, folders, facts, engine=engine, overwrite=overwrite) as (run, engine_of_runs):
         folder = _CombinationRuns(run)
         do_runs(
             place,
             folders,
             folder,
             build=stages_of,
-            engine=engine,
+            engine=engine_of_runs,
             overwrite=overwrite,
             after=owners_of(folders),
         )

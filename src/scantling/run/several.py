@@ -23,7 +23,7 @@ from scantling.recipe.recipe import Recipe
 from scantling.run.context import RunContext, Workplace
 from scantling.run.engines.choice import Engine, do_with
 from scantling.run.engines.shared import StagePlace
-from scantling.run.engines.shared_folder import SharedFolder, share_whole
+from scantling.run.engines.shared_folder import SharedFolder, WholeTerms, share_whole
 from scantling.run.folder import RunFolder, open_run
 from scantling.run.leases import PATIENCE_SECONDS
 from scantling.run.logs import telling_of
@@ -102,28 +102,38 @@ def stages_of_runs(context: RunsContext) -> tuple[Stage, ...]:
 
 @contextmanager
 def open_whole(
-    place: Workplace, write_facts: Callable[[], None], *, engine: Engine, overwrite: bool
-) -> Iterator[RunFolder]:
+    place: Workplace,
+    recipes: Mapping[str, Recipe],
+    write_facts: Callable[[], None],
+    *,
+    engine: Engine,
+    overwrite: bool,
+) -> Iterator[tuple[RunFolder, Engine]]:
     """Hold the folder of what consists of several runs, alone or together with other processes.
 
     Args:
         place: Where it is done.
+        recipes: Of the runs, by folder.
         write_facts: Writes what is known before the first run is begun.
         engine: Who does the stages.
         overwrite: The runs are to be started over.
 
+    Returns:
+        The folder, and who does the stages of its runs: processes that do the whole together do each run together.
+
     Raises:
-        UsageError: The path cannot be such a folder, or another run is working in it.
+        UsageError: The path cannot be such a folder, another run is working in it, or others do other runs there.
     """
     engine.check_overwrite(overwrite=overwrite)
     if engine.name == "shared":
         patience = engine.patience or PATIENCE_SECONDS
-        with share_whole(place.root, write_facts, launch=engine.launch, patience=patience) as run:
-            yield run
+        terms = WholeTerms(recipes=recipes, device=place.device)
+        with share_whole(place.root, terms, write_facts, launch=engine.launch, patience=patience) as shared:
+            yield shared, replace(engine, launch=shared.launch)
         return
     with open_run(place.root, processes=place.processes) as run:
         place.processes.on_main(write_facts)
-        yield run
+        yield run, engine
 
 
 def do_runs(

@@ -147,7 +147,8 @@ class Stage:
         if state is StageState.REFUSED:
             raise ConfigError(
                 "\n  ".join([f"{root}: {self.title} was run with other settings, data or files:", *changes]),
-                hint="Nothing was changed. Choose another --out, or start this run over with --overwrite.",
+                hint="Nothing was changed. Choose another --out, or start this run over with --overwrite"
+                " (one that several processes share: by removing its folder).",
             )
         return state is StageState.KEPT
 

@@ -238,7 +238,7 @@ def read_status(path: Path) -> RunStatus:
         stages = {title: "interrupted" if each == RUNNING else each for title, each in stages.items()}
     parts = {title: read_status(part) for title, part in found.items() if part is not None}
     message = content.get("message")
-    if state in ("interrupted", KILLED) and any(part.state == RUNNING for part in parts.values()):
+    if any(part.state == RUNNING for part in parts.values()):
         state, message = RUNNING, None  # one of several processes has ended, another goes on
     return RunStatus(
         path=path,

@@ -91,9 +91,9 @@ def run_suite(
     )
     check_engine(engine, place)
     facts = partial(write_environment, out, device=chosen)
-    with open_whole(place, facts, engine=engine, overwrite=overwrite) as run:
+    with open_whole(place, recipes, facts, engine=engine, overwrite=overwrite) as (run, engine_of_runs):
         folder = SuiteFolder(run)
-        do_runs(place, recipes, folder, build=stages_in_suite, engine=engine, overwrite=overwrite)
+        do_runs(place, recipes, folder, build=stages_in_suite, engine=engine_of_runs, overwrite=overwrite)
         results = tuple(folder.result_of(name) for name in recipes)
         summary = SuiteSummary(out=out, results=results, bugs=tuple(folder.bugs))
         _write(summary, suite)

@@ -10,7 +10,8 @@ from typing import Any
 from scantling.errors import ScantlingError
 from scantling.evaluate.over_sets import Part, SetResult, SetsTable, TableRow, mean_iou_table, table_over_sets
 from scantling.run.plan import Plan
-from scantling.run.running import LOG, LOGS
+from scantling.run.running import LOG, LOGS, STATUS
+from scantling.run.stage import read_json_object
 
 PAGE = "suite.html"
 _PARTS: tuple[Part, Part] = ("steps", "members")
@@ -48,7 +49,7 @@ class SuiteSummary:
         if self.bugs:
             raise RuntimeError(f"{told}; {failed[self.bugs[0]]}")
         if failed:
-            hint = "The same command does what is missing; --sets NAME takes a single one."
+            hint = "The same command does what is missing; `scantling suite` with --sets NAME takes a single set."
             raise ScantlingError(told, hint=hint)
 
     @property
@@ -138,7 +139,9 @@ class SuitePlan:
 def log_of(out: Path, name: str) -> Path:
     """Where it is told what happened to a set: in its own log, or in that of the suite if it was never begun.
 
-    Where several processes share the folders it is the folder of their logs.
+    Where several processes share the folders it is the log of the one for which a stage failed, or the folder of all.
     """
-    places = [folder / log for folder in (out / name, out) for log in (LOG, LOGS)]
+    failures = read_json_object(out / name / STATUS).get("failures") or {}
+    places = [out / name / failure["log"] for failure in failures.values() if failure.get("log")]
+    places += [folder / log for folder in (out / name, out) for log in (LOG, LOGS)]
     return next((place for place in places if place.exists()), out / LOG)

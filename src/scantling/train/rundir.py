@@ -130,7 +130,8 @@ def _create(folder: Path) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if not leftover.is_dir():  # what another verb began here
+            leftover.unlink(missing_ok=True)
 
 
 def _require_empty(folder: Path) -> None:

@@ -142,7 +142,7 @@ def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def _has_finite_sum(tensor: Tensor) -> bool:
     """True if all values are finite, unless they are so large that their sum is not; a tenth of the time."""
-    return bool(torch.isfinite(tensor.sum()))
+    return tensor.dtype in _DTYPE_NAMES and bool(torch.isfinite(tensor.sum()))
 
 
 def damaged(path: Path, what: str) -> CheckpointError:

@@ -56,7 +56,11 @@ class StagePlace(NamedTuple):
 
 
 class SharedRecords(Protocol):
-    """What is written down by each of several processes, beside what is recorded under the lease of a stage."""
+    """What is written down by each of several processes, beside what is recorded under the lease of a stage.
+
+    Attributes:
+        ends_at_refusal: Whether a stage that may not be done again ends all, as in `Records`.
+    """
 
     ends_at_refusal: ClassVar[bool]
 
@@ -130,7 +134,7 @@ class _Noted:
     """The records for the walk over the graph: what is begun and done is recorded under the lease, not by the walk."""
 
     ends_at_refusal: ClassVar[bool] = False
-    """A refusal, too, is met under the lease."""
+    """The walk is refused nothing: what is begun is found out together with who does it."""
 
     def __init__(self, records: SharedRecords) -> None:
         self.fail, self.leave, self.expect, self.about = (
@@ -208,7 +212,15 @@ class _Member:
             return Ended([], {stage.title: FailedElsewhereError(failed, log=state.facts["log"])})
         is_unseen = bool(own.missing(run.path))
         if not is_unseen:
-            if own.is_done(run.path):
+            try:
+                is_done = own.is_done(run.path)
+            except Interrupted:
+                raise
+            except Exception as error:
+                if self._records.ends_at_refusal:
+                    raise
+                return Ended([], {stage.title: error})
+            if is_done:
                 self._records.looked_at(stage)
                 log.info("%s: already done, kept", own.title)
                 run.note(own.title, "kept")

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from scantling.run.engines.remote import Versions
 from scantling.run.folder import RECIPE, RunFolder, check_run_folder, note_failure, read_started
 from scantling.run.leases import LEASES, PATIENCE_SECONDS, Leases, current_leases
 from scantling.run.logs import log_file
-from scantling.run.running import LOGS, RUNNING, STATUS, WAITING
+from scantling.run.running import LOGS, RUNNING, STATUS, WAITING, run_of_stage
 from scantling.run.stage import Stage, differences, read_json_object
 from scantling.train.rundir import SharedClaim, share_folder
 
@@ -86,10 +86,16 @@ class SharedFolder(RunFolder):
         )
 
     def _held_by_others(self) -> set[str]:
-        """Titles of the stages that another process does at the moment."""
+        """Titles of the stages that others do at the moment; of a whole the runs that they do stages of."""
+        runs = {title: run_of_stage(self.path, title) for title in dict(self.stages)}
+        held = {title for title, run in runs.items() if run is not None and self._held_in(run)}
+        return held | self._held_in(self.path)
+
+    def _held_in(self, root: Path) -> set[str]:
+        """Titles of the stages of one run that another process does at the moment."""
         return {
             title
-            for title, state in current_leases(self.path).items()
+            for title, state in current_leases(root).items()
             if state.outcome is None and state.owner != self.leases.owner and not state.owner.is_gone()
         }
 
@@ -129,14 +135,53 @@ class Terms:
         here = {**recorded, "versions": Versions.here()._asdict(), "device": self.device.type}
         changes += differences(recorded, here)
         if changes:
-            told = "\n  ".join(
-                [f"{root}: is being filled by others with another recipe or other versions:", *changes]
-            )
-            raise UsageError(
-                told, hint="Nothing was changed. Begin all with the same command, or choose another --out."
-            )
+            raise _filled_otherwise(root, changes)
         torch.set_num_threads(recorded["threads"])
         return theirs
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeTerms:
+    """What all processes have to agree on that do a suite or an ablation together.
+
+    Attributes:
+        recipes: Of the runs, by folder; one process may do fewer of them than another.
+        device: On which this process computes.
+    """
+
+    recipes: Mapping[str, Recipe]
+    device: torch.device
+
+    def recorded(self, launch: str) -> dict[str, Any]:
+        """As the first process writes them down."""
+        recipes = {folder: recipe.to_dict() for folder, recipe in self.recipes.items()}
+        return {"launch": launch, **self._facts(), "recipes": recipes}
+
+    def require_agreed(self, root: Path, recorded: Mapping[str, Any]) -> None:
+        """Refuse to join others with other terms.
+
+        Raises:
+            UsageError: Versions or kind of device are others, or the recipe of a run that both do.
+        """
+        changes = list(
+            differences({**recorded, "recipes": None}, {**recorded, **self._facts(), "recipes": None})
+        )
+        theirs = recorded.get("recipes") or {}
+        for folder, recipe in self.recipes.items():
+            if folder in theirs:
+                found = differences(theirs[folder], recipe.to_dict())
+                changes += [f"{folder}: {change}" for change in found]
+        if changes:
+            raise _filled_otherwise(root, changes)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"versions": Versions.here()._asdict(), "device": self.device.type}
+
+
+def _filled_otherwise(root: Path, changes: Sequence[str]) -> UsageError:
+    told = [f"{root}: is being filled by others with another recipe or other versions:", *changes]
+    hint = "Nothing was changed. Begin all with the same command, or choose another --out."
+    return UsageError("\n  ".join(told), hint=hint)
 
 
 @contextmanager
@@ -173,6 +218,7 @@ def share_run(
 @contextmanager
 def share_whole(
     path: Path,
+    terms: WholeTerms,
     write_facts: Callable[[], None],
     *,
     launch: str | None = None,
@@ -184,7 +230,9 @@ def share_whole(
     """
     with _shared(path, launch, patience) as (run, claim, recorded):
         if recorded is None:
-            _begin(run, write_facts, {"launch": run.launch})
+            _begin(run, write_facts, terms.recorded(run.launch))
+        else:
+            terms.require_agreed(path, recorded)
         with _noted(run, claim):
             yield run
 
