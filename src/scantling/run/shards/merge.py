@@ -189,7 +189,8 @@ def _write_parquet(parts: _DoneShards, stream: BinaryIO) -> int:
             ("category_id", pa.int64()),
             ("bbox", pa.list_(pa.float64(), 4)),
             ("score", pa.float64()),
-            ("segmentation", pa.struct([("size", pa.list_(pa.int64(), 2)), ("counts", pa.string())])),
+            # a list of no fixed length: pyarrow 20 reads no list of two in a struct that is null
+            ("segmentation", pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.string())])),
         ]
     )
     count, rows = 0, list[dict[str, Any]]()
