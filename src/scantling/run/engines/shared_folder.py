@@ -65,7 +65,8 @@ class SharedFolder(RunFolder):
         """
         new = {title: now for title, now in dict(self.stages).items() if self._told.get(title) != now}
         with self.leases.only_here("status"):
-            held = self._held_by_others()
+            is_end = state != RUNNING or "interrupted" in new.values()
+            held = self._held_by_others() if is_end else set()
             before = read_json_object(self.path / STATUS).get("stages") or {}
             stages = {
                 **before,
@@ -82,7 +83,7 @@ class SharedFolder(RunFolder):
         if now == WAITING and title in before:
             return False
         return not (now == "kept" and before.get(title) in ("done", "shared")) and not (
-            now in ("interrupted", "running") and title in held
+            now == "interrupted" and title in held
         )
 
     def _held_by_others(self) -> set[str]:
