@@ -57,8 +57,8 @@ def nothing() -> None:
 def hold(root: Path, here, go) -> None:
     """Do alpha, and stay for beta."""
     place = Workplace(root=root, device=CPU, devices=(CPU,), console=Console(quiet=True))
-    recipes = terms(alpha=1, beta=1).recipes
-    with open_whole(place, recipes, nothing, engine=SHARED, overwrite=False) as (_, engine):
+    given = terms(alpha=1, beta=1)
+    with open_whole(place, given, nothing, engine=SHARED, overwrite=False) as (_, engine):
         do_alpha(root, engine, seed=1)
         here.set()
         go.wait(stages.PATIENCE)
@@ -81,6 +81,10 @@ def do_alpha(root: Path, engine: Engine, *, seed: int) -> str:
     [
         (terms(alpha=1, beta=2), "beta: seed: was 1, is now 2"),
         (WholeTerms(recipes={}, device=torch.device("cuda")), 'device: was "cpu", is now "cuda"'),
+        (
+            WholeTerms(recipes={}, device=CPU, settings={"design": "full"}),
+            'settings.design: was null, is now "full"',
+        ),
     ],
 )
 def test_others_join_with_no_other_recipe_or_device(tmp_path, other, found):
@@ -95,13 +99,13 @@ def test_others_join_with_no_other_recipe_or_device(tmp_path, other, found):
 
 def test_who_joins_the_whole_joins_each_of_its_runs_also_those_that_have_ended(tmp_path):
     place = Workplace(root=tmp_path, device=CPU, devices=(CPU,), console=Console(quiet=True))
-    recipes = terms(beta=1, gamma=3).recipes
+    given = terms(beta=1, gamma=3)
     with Held(hold, tmp_path):
         launches = {
             json.loads((folder / "leases/launch.json").read_text())["launch"]
             for folder in (tmp_path, tmp_path / "alpha")
         }
-        with open_whole(place, recipes, nothing, engine=SHARED, overwrite=False) as (_, engine):
+        with open_whole(place, given, nothing, engine=SHARED, overwrite=False) as (_, engine):
             assert {engine.launch, do_alpha(tmp_path, engine, seed=1)} == launches
             with pytest.raises(UsageError, match="seed: was 1, is now 2"):
                 do_alpha(tmp_path, engine, seed=2)

@@ -32,6 +32,7 @@ from scantling.recipe.recipe import Recipe, fingerprint, parse_recipe
 from scantling.run.ablation import JSON, TEXT
 from scantling.run.context import Workplace
 from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, check_engine
+from scantling.run.engines.shared_folder import WholeTerms
 from scantling.run.folder import METRICS, RECIPE, RunFolder, check_run_folder, write_environment
 from scantling.run.pipeline import available_for, check_run, stages_of
 from scantling.run.results import own_results
@@ -103,7 +104,8 @@ def ablate_factors(
     check_engine(engine, place)
     folders = {f"{COMBINATIONS}/{name}": one for name, one in recipes.items()}
     facts = partial(_write_facts, place, recipe)
-    with open_whole(place, folders, facts, engine=engine, overwrite=overwrite) as (run, engine_of_runs):
+    terms = WholeTerms(recipes=folders, device=chosen, settings=config.model_dump(mode="json"))
+    with open_whole(place, terms, facts, engine=engine, overwrite=overwrite) as (run, engine_of_runs):
         folder = _CombinationRuns(run)
         do_runs(
             place,

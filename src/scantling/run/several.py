@@ -103,7 +103,7 @@ def stages_of_runs(context: RunsContext) -> tuple[Stage, ...]:
 @contextmanager
 def open_whole(
     place: Workplace,
-    recipes: Mapping[str, Recipe],
+    terms: WholeTerms,
     write_facts: Callable[[], None],
     *,
     engine: Engine,
@@ -113,7 +113,7 @@ def open_whole(
 
     Args:
         place: Where it is done.
-        recipes: Of the runs, by folder.
+        terms: What processes have to agree on that do it together.
         write_facts: Writes what is known before the first run is begun.
         engine: Who does the stages.
         overwrite: The runs are to be started over.
@@ -122,12 +122,11 @@ def open_whole(
         The folder, and who does the stages of its runs: processes that do the whole together do each run together.
 
     Raises:
-        UsageError: The path cannot be such a folder, another run is working in it, or others do other runs there.
+        UsageError: The path cannot be such a folder, another run is working in it, or others do something else there.
     """
     engine.check_overwrite(overwrite=overwrite)
     if engine.name == "shared":
         patience = engine.patience or PATIENCE_SECONDS
-        terms = WholeTerms(recipes=recipes, device=place.device)
         with share_whole(place.root, terms, write_facts, launch=engine.launch, patience=patience) as shared:
             yield shared, replace(engine, launch=shared.launch)
         return

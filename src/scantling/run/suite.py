@@ -28,6 +28,7 @@ from scantling.recipe.suite import Suite
 from scantling.report.suite_page import SetLink, SuiteContent, write_suite_page
 from scantling.run.context import Workplace
 from scantling.run.engines.choice import ONE_AFTER_THE_OTHER, Engine, check_engine
+from scantling.run.engines.shared_folder import WholeTerms
 from scantling.run.folder import (
     RECIPE,
     REPORT,
@@ -91,7 +92,8 @@ def run_suite(
     )
     check_engine(engine, place)
     facts = partial(write_environment, out, device=chosen)
-    with open_whole(place, recipes, facts, engine=engine, overwrite=overwrite) as (run, engine_of_runs):
+    terms = WholeTerms(recipes=recipes, device=chosen)
+    with open_whole(place, terms, facts, engine=engine, overwrite=overwrite) as (run, engine_of_runs):
         folder = SuiteFolder(run)
         do_runs(place, recipes, folder, build=stages_in_suite, engine=engine_of_runs, overwrite=overwrite)
         results = tuple(folder.result_of(name) for name in recipes)

@@ -148,10 +148,12 @@ class WholeTerms:
     Attributes:
         recipes: Of the runs, by folder; one process may do fewer of them than another.
         device: On which this process computes.
+        settings: Of the whole.
     """
 
     recipes: Mapping[str, Recipe]
     device: torch.device
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def recorded(self, launch: str) -> dict[str, Any]:
         """As the first process writes them down."""
@@ -162,7 +164,7 @@ class WholeTerms:
         """Refuse to join others with other terms.
 
         Raises:
-            UsageError: Versions or kind of device are others, or the recipe of a run that both do.
+            UsageError: Versions, kind of device or settings are others, or the recipe of a run that both do.
         """
         changes = list(
             differences({**recorded, "recipes": None}, {**recorded, **self._facts(), "recipes": None})
@@ -176,7 +178,8 @@ class WholeTerms:
             raise _filled_otherwise(root, changes)
 
     def _facts(self) -> dict[str, Any]:
-        return {"versions": Versions.here()._asdict(), "device": self.device.type}
+        versions = Versions.here()._asdict()
+        return {"versions": versions, "device": self.device.type, "settings": self.settings}
 
 
 def _filled_otherwise(root: Path, changes: Sequence[str]) -> UsageError:
