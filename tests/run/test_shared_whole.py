@@ -109,6 +109,9 @@ def test_who_joins_the_whole_joins_each_of_its_runs_also_those_that_have_ended(t
             assert {engine.launch, do_alpha(tmp_path, engine, seed=1)} == launches
             with pytest.raises(UsageError, match="seed: was 1, is now 2"):
                 do_alpha(tmp_path, engine, seed=2)
+        late = terms(gamma=4)  # what the second has added binds the third
+        with pytest.raises(UsageError, match="gamma: seed: was 3"), share_whole(tmp_path, late, nothing):
+            pytest.fail("it was let in")
     with share_whole(tmp_path, terms(alpha=1), nothing) as later:
         assert later.launch not in launches
 

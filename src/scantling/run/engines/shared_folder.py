@@ -237,6 +237,10 @@ def share_whole(
             _begin(run, write_facts, terms.recorded(run.launch))
         else:
             terms.require_agreed(path, recorded)
+            with run.leases.only_here("launch"):  # what this process adds binds those who come later
+                known = read_json_object(path / LAUNCH)
+                recipes = {**terms.recorded(run.launch)["recipes"], **known["recipes"]}
+                write_json(path / LAUNCH, {**known, "recipes": recipes}, indent=2)
         with _noted(run, claim):
             yield run
 
