@@ -11,10 +11,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d, roi_align
+from torchvision.ops import deform_conv2d
 
 from scantling.errors import ConfigError
 from scantling.ops.boxes import enlarge_boxes
+from scantling.ops.roi_align import roi_align
 
 NormKind = Literal["none", "bn", "sync_bn", "gn"]
 
@@ -262,9 +263,9 @@ class RoiPool(nn.Module):
             part = roi_align(
                 features[level].float(),
                 indexed[members],
-                (self.side, self.side),
+                self.side,
                 1 / stride,
-                sampling_ratio=self.samples,
+                self.samples,
                 aligned=self.aligned,
             )
             pooled[members] = part.to(pooled.dtype)
