@@ -6,7 +6,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,12 @@ class Golden:
     @property
     def image(self) -> torch.Tensor:
         return torch.from_numpy(self.scene["image"])
+
+    @cached_property
+    def features(self) -> list[torch.Tensor]:
+        """The pyramid of the scene, made once: no test changes the model's weights."""
+        with torch.no_grad():
+            return self.model.features(self.image)
 
     @property
     def proposals(self) -> torch.Tensor:

@@ -37,8 +37,7 @@ def golden(request, load_golden):
 
 @pytest.fixture
 def features(golden):
-    with torch.no_grad():
-        return golden.model.features(golden.image)
+    return golden.features
 
 
 def test_pyramid(golden, features) -> None:

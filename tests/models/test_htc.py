@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from models.test_detectors import ALL, VARIANTS, build, two_images
 from scantling.models.assign import SampleConfig
-from scantling.models.contract import CandidateLimits, Detector, total_loss
+from scantling.models.contract import CandidateLimits, Detector, Encoded, total_loss
 from scantling.models.htc import HTC, informed_features
 from scantling.models.suppression import detect
 from scantling.models.zoo import build_model
+from scantling.structures.instances import Instances
 from scantling.structures.sample import Batch
 
 
@@ -26,22 +28,37 @@ def named(model: Detector, *beginnings: str) -> set[str]:
     return {name for name, _ in model.named_parameters() if name.startswith(beginnings)}
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A model as it is built, and what it gives for two images."""
+
+    model: Detector
+    encoded: Encoded
+    logits: list[torch.Tensor]
+    found: list[Instances]
+
+
+@pytest.fixture(scope="module", params=["htc", "htc bare giou"])
+def drawn(request: pytest.FixtureRequest) -> Drawn:
+    model, batch = build(request.param).eval(), two_images()
+    with torch.no_grad():
+        encoded = model.encode(batch)
+        logits = model.mask_logits(encoded, [truth.boxes for truth in batch.instances])
+        return Drawn(model, encoded, logits, detect(model, batch, ALL))
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("part", ["convs", "upsample", "logits", "flow"])
-@pytest.mark.parametrize("variant", ["htc", "htc bare giou"])
-def test_each_mask_head_has_a_say_and_the_boxes_none(variant: str, part: str, stage: int) -> None:
-    model, batch = build(variant).eval(), two_images()
+def test_each_mask_head_has_a_say_and_the_boxes_none(drawn: Drawn, part: str, stage: int) -> None:
+    model, batch, before, found = copy.deepcopy(drawn.model), two_images(), drawn.logits, drawn.found
     module = getattr(model.mask_heads[stage], part)
     if module is None:
         assert (part, stage) == ("flow", 0)
         return
     with torch.no_grad():
-        encoded = model.encode(batch)
-        before = model.mask_logits(encoded, [truth.boxes for truth in batch.instances])
-        found = detect(model, batch, ALL)
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.manual_seed(1)))
-        after = model.mask_logits(encoded, [truth.boxes for truth in batch.instances])
+        after = model.mask_logits(drawn.encoded, [truth.boxes for truth in batch.instances])
         again = detect(model, batch, ALL)
     changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
     informs = part in ("convs", "flow")  # what changes before the mask is drawn reaches the heads that follow
