@@ -74,7 +74,8 @@ def test_equals_a_loop_written_by_hand(tmp_path):
     for model in (ours, plain):
         model.dropout = nn.Identity()
     fit(ours, TinyData(), changed(**settings, norm_decay=True), out=tmp_path, run=run_info())
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
+    given = {"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}
+    optimizer = torch.optim.SGD(plain.parameters(), **given, fused=True)
     for epoch in range(CONFIG.epochs):
         for batch in TinyData().epoch(epoch, 0):
             optimizer.zero_grad()
