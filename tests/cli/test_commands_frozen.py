@@ -39,6 +39,7 @@ TRANSLATED = {
     "shard",
     "jobs",
     "resume",
+    "retry_unread",
     "partition",
     "gpus",
     "cpus",

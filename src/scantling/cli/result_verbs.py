@@ -62,6 +62,13 @@ def predict(
             "may be left out.",
         ),
     ] = False,
+    retry_unread: Annotated[
+        bool,
+        typer.Option(
+            "--retry-unread",
+            help="Do those --shards again, too, some of whose images were missing, unreachable or damaged.",
+        ),
+    ] = False,
     tile: Annotated[
         int | None, typer.Option(metavar="SIZE", help="Cut images into tiles of this side, in pixels.")
     ] = None,
@@ -92,7 +99,9 @@ def predict(
     given = [*settings, *(overrides or ()), *tiling]
     if shards is not None:
         refuse_with_shards(shards, out=out, overlays=overlays, maps=maps)
-        given_shards = api.Shards.in_folder(shards, size=shard_size, part=shard or "1/1", resume=resume)
+        given_shards = api.Shards.in_folder(
+            shards, size=shard_size, part=shard or "1/1", resume=resume, retry_unread=retry_unread
+        )
         summary = api.predict_shards(
             source,
             given_shards,
@@ -107,9 +116,10 @@ def predict(
         return
     if source is None:
         raise UsageError("SOURCE is missing", hint="Only --shards FOLDER --resume knows it already.")
-    if shard_size or shard or who != api.Engine() or resume:
+    if shard_size or shard or who != api.Engine() or resume or retry_unread:
         hint = "Very many images are predicted into a folder: --shards FOLDER."
-        raise UsageError("--shard-size, --shard, --jobs, --engine and --resume are for --shards", hint=hint)
+        told = "--shard-size, --shard, --jobs, --engine, --resume and --retry-unread are for --shards"
+        raise UsageError(told, hint=hint)
     found = api.predict(
         source,
         run=run,

@@ -71,10 +71,11 @@ def fetch(url: str, to: Path) -> None:
     """Copy the file at a URL into a local one.
 
     Raises:
+        UsageError: The package for the protocol is not installed, or there is no such protocol.
         DataError: Codes `image-missing`, `image-unreachable`.
     """
+    system, path = open_url(url)
     try:
-        system, path = open_url(url)
         system.get_file(path, str(to))
     except FileNotFoundError:
         _refuse("image-missing", url, "there is no such file")

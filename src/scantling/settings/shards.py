@@ -57,12 +57,14 @@ class Shards:
         size: Images of a shard; None takes that of the plan in the folder, or 500.
         part: Which shards this command does.
         resume: Go on as planned, without looking for images anew.
+        retry_unread: Do those shards again, too, some of whose images could not be read.
     """
 
     folder: Path
     size: int | None = None
     part: PartOfShards = PartOfShards()
     resume: bool = False
+    retry_unread: bool = False
 
     @classmethod
     def of(cls, given: GivenShards) -> Shards:
@@ -77,6 +79,7 @@ class Shards:
         size: int | None = None,
         part: str = "1/1",
         resume: bool = False,
+        retry_unread: bool = False,
     ) -> Shards:
         """Shards as a person says them.
 
@@ -85,6 +88,7 @@ class Shards:
             size: See the attributes.
             part: `I/N`.
             resume: See the attributes.
+            retry_unread: See the attributes.
 
         Raises:
             UsageError: The folder is a URL, a number is below 1, or the part is none.
@@ -96,7 +100,8 @@ class Shards:
             )
         if size is not None and size < 1:
             raise UsageError(f"--shard-size {size}: expected a whole number from 1 on")
-        return cls(folder=Path(folder), size=size, part=PartOfShards.parse(part), resume=resume)
+        own = PartOfShards.parse(part)
+        return cls(folder=Path(folder), size=size, part=own, resume=resume, retry_unread=retry_unread)
 
     @property
     def command(self) -> str:

@@ -6,6 +6,8 @@ import json
 import logging
 import multiprocessing
 import os
+import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -15,9 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from run.shards.conftest import NUM_PHOTOS, colour_detector, write_photos
 from scantling import api
+from scantling.cli.app import app
 from scantling.errors import DataError, Interrupted, UsageError
 from scantling.models.zoo import ModelConfig, build_model
 from scantling.predict import listing
@@ -94,6 +98,51 @@ def test_without_one_image_that_can_be_read_a_prediction_in_one_go_fails_and_sha
         predict_source(tmp_path / "list.txt", colour_detector())
     assert [finding.code for finding in caught.value.findings] == ["image-format"]
     assert in_shards(tmp_path / "photos", tmp_path / "out", weights).unreadable == 1
+
+
+def test_a_shard_whose_images_are_all_away_is_not_done_and_the_same_command_does_it(
+    photos, weights, tmp_path, done
+):
+    (tmp_path / "list.txt").write_text("".join(f"photos/{n}.png\n" for n in (1, 2, 3, 10)))
+    photos.rename(tmp_path / "away")
+    (tmp_path / "photos").mkdir()
+    shutil.copy(tmp_path / "away" / "10.png", photos)
+    summary = in_shards(tmp_path / "list.txt", tmp_path / "out", weights, size=2)
+    assert (summary.missing, summary.predicted, summary.unreadable) == ((0,), 1, 1)
+    told = "not one of its 2 images is there; photos/1.png: there is no such image file"
+    assert summary.failures == {shard_folder(0): told}
+    with pytest.raises(UsageError, match="1 of 2 shards are missing"):
+        api.merge(tmp_path / "out", tmp_path / "out.json")
+    shutil.copytree(tmp_path / "away", photos, dirs_exist_ok=True)
+    summary = in_shards(tmp_path / "list.txt", tmp_path / "out", weights, size=2)
+    assert (summary.missing, summary.predicted, summary.unreadable) == ((), 3, 1)
+    assert done == {0: 2, 1: 1}
+    merged = api.merge(tmp_path / "out", tmp_path / "out.json")
+    assert "2 of 2 shards (images that could not be read: 1) in" in merged.to_text()
+    assert merged.to_dict()["num_unusable"] == 1
+
+
+def test_what_could_not_be_read_is_looked_at_again_when_that_is_asked_for(photos, weights, tmp_path, done):
+    whole = (photos / "2.png").read_bytes()
+    (photos / "2.png").write_bytes(b"nothing")
+    summary = in_shards(photos, tmp_path / "out", weights, size=4)
+    (photos / "2.png").write_bytes(whole)
+    again = next(line for line in summary.to_text().splitlines() if "look again" in line).partition(": ")[2]
+    program, verb, *arguments = shlex.split(again)
+    assert (program, verb) == ("scantling", "predict")
+    before = dict(done)
+    assert CliRunner().invoke(app, [verb, *arguments]).exit_code == 0
+    redone = {index for index, count in done.items() if count > before.get(index, 0)}
+    lost = {
+        index
+        for index in before
+        if any(
+            image.id in ("2.png", "damaged.png")
+            for image in images_of(read_plan(tmp_path / "out").lines(tmp_path / "out", index))
+        )
+    }
+    assert redone == lost != set(before)
+    assert in_shards(photos, tmp_path / "out", weights, size=4).unreadable == summary.unreadable - 1
 
 
 def test_the_same_command_does_what_is_missing_or_was_changed_and_nothing_else(

@@ -25,7 +25,7 @@ from scantling.run.running import LOG, STATUS
 from scantling.run.shards.plan import ShardPlan
 from scantling.run.shards.stages import SUMMARY
 from scantling.run.stage import Inputs, Stage
-from scantling.settings.shards import PartOfShards
+from scantling.settings.shards import PartOfShards, Shards
 from scantling.train.progress import Facts, Pace
 from scantling.train.rundir import claim_folder
 
@@ -45,6 +45,7 @@ class ShardFolder:
         root: The folder.
         plan: What is predicted.
         part: The shards that are done here.
+        retry_unread: Do those again some of whose images could not be read.
         failures: Why a shard could not be done, by its title.
         bugs: Titles of those whose failure is nobody's mistake but scantling's.
     """
@@ -53,6 +54,7 @@ class ShardFolder:
     root: Path
     plan: ShardPlan
     part: PartOfShards
+    retry_unread: bool = False
     failures: dict[str, str] = field(default_factory=dict)
     bugs: list[str] = field(default_factory=list)
     _begun: dict[str, Inputs] = field(default_factory=dict)
@@ -69,8 +71,8 @@ class ShardFolder:
     def begin(self, stage: Stage) -> bool:
         """Whether a shard is to be done; it is not where it was done as planned, and its files are whole."""
         inputs = stage.inputs()
-        if stage.is_done(self.root, inputs):
-            count = self._count(stage)
+        if stage.is_done(self.root, inputs) and not (self.retry_unread and self._count(stage, "unreadable")):
+            count = self._count(stage, "images")
             self._kept += count
             self._pace.total -= count
             return False
@@ -141,8 +143,8 @@ class ShardFolder:
         }
         write_json(_part_folder(self.root, self.part) / STATUS, status, indent=2)
 
-    def _count(self, stage: Stage) -> int:
-        return int(_read(self.root / stage.folder / SUMMARY)["images"])
+    def _count(self, stage: Stage, what: str) -> int:
+        return int(_read(self.root / stage.folder / SUMMARY)[what])
 
     def _statuses(self) -> list[dict[str, Any]]:
         """What the machines of all parts said last; this one says it now."""
@@ -156,15 +158,17 @@ class ShardFolder:
 
 
 @contextmanager
-def open_shards(root: Path, plan: ShardPlan, part: PartOfShards) -> Iterator[ShardFolder]:
+def open_shards(shards: Shards, plan: ShardPlan) -> Iterator[ShardFolder]:
     """Hold a part of the shards: one process at a time does it, keeps its log, and says how it ended.
 
     Raises:
         UsageError: Another process does this part.
     """
-    own = _part_folder(root, part)
+    own = _part_folder(shards.folder, shards.part)
     with claim_folder(own, resume=True), log_file(own / LOG):
-        folder = ShardFolder(root=root, plan=plan, part=part)
+        folder = ShardFolder(
+            root=shards.folder, plan=plan, part=shards.part, retry_unread=shards.retry_unread
+        )
         folder.write_status("running")
         state = "failed"
         try:

@@ -21,7 +21,7 @@ from scantling.errors import DataError, UsageError
 from scantling.predict.remote import open_url, store, without_file_protocol
 from scantling.run.shards.plan import OWN_NAMES, ShardPlan, images_of, read_plan, shard_folder
 from scantling.run.shards.stages import outputs_of
-from scantling.run.shards.summary import is_recorded, named
+from scantling.run.shards.summary import named, summary_of
 from scantling.run.stage import read_record
 from scantling.settings.paths import is_url
 from scantling.settings.shards import Shards
@@ -39,18 +39,21 @@ class Merged:
         num_results: In it.
         num_shards: They are of.
         missing: Indices of shards that are not done, and left out.
+        unreadable: Images of the others that could not be read.
     """
 
     out: Path | str
     num_results: int
     num_shards: int
     missing: tuple[int, ...]
+    unreadable: int
 
     def to_text(self) -> str:
         """For people."""
         done = self.num_shards - len(self.missing)
         less = f"; missing: {name_some(list(named(self.missing)))}" if self.missing else ""
-        return f"{self.num_results} objects of {done} of {self.num_shards} shards in {self.out}{less}"
+        lost = f" (images that could not be read: {self.unreadable})" if self.unreadable else ""
+        return f"{self.num_results} objects of {done} of {self.num_shards} shards{lost} in {self.out}{less}"
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -60,6 +63,7 @@ class Merged:
             "num_results": self.num_results,
             "num_shards": self.num_shards,
             "missing": missing,
+            "num_unusable": self.unreadable,
         }
 
 
@@ -81,7 +85,8 @@ def merge_shards(folder: Path, out: Path, *, partial: bool = False) -> Merged:
         raise UsageError(f"{out}: expected a name that ends in {', '.join(_WRITERS)}")
     _refuse_own(folder, out)
     plan = read_plan(folder)
-    missing = [index for index in range(plan.num_shards) if not is_recorded(folder, plan, index)]
+    standing = summary_of(Shards(folder=folder), plan)
+    missing = standing.missing
     if missing and not partial:
         told = f"{len(missing)} of {plan.num_shards} shards are missing: {name_some(list(named(missing)))}"
         hint = f"`{Shards(folder=folder).command}` does them; --partial leaves them out."
@@ -89,7 +94,13 @@ def merge_shards(folder: Path, out: Path, *, partial: bool = False) -> Merged:
     there = sorted(set(range(plan.num_shards)) - set(missing))
     with replacing(out) as temporary, temporary.open("wb") as stream:
         count = write(_DoneShards(folder, plan, there), stream)
-    return Merged(out=out, num_results=count, num_shards=plan.num_shards, missing=tuple(missing))
+    return Merged(
+        out=out,
+        num_results=count,
+        num_shards=plan.num_shards,
+        missing=missing,
+        unreadable=standing.unreadable,
+    )
 
 
 def merge_to_url(folder: Path, url: str, *, partial: bool = False) -> Merged:

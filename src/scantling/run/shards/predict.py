@@ -106,7 +106,7 @@ def predict_in_shards(
     )
     del predictor
     log.info("%s: %d images in %d shards", plan.source, plan.num_images, plan.num_shards)
-    with open_shards(shards.folder, plan, shards.part) as folder:
+    with open_shards(shards, plan) as folder:
         if engine != ONE_AFTER_THE_OTHER and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()  # other processes need it
         do_with(engine, context, folder, shards_of)

@@ -19,7 +19,7 @@ from typing import Any
 from scantling.data.coco import ImageId
 from scantling.data.images.white import with_white
 from scantling.data.io import atomic_write, json_text, write_json
-from scantling.errors import Finding
+from scantling.errors import DataError, Finding
 from scantling.evaluate.inputs import Result
 from scantling.predict.listing import ListedImage
 from scantling.predict.loaded import ImagePredictor
@@ -33,6 +33,7 @@ from scantling.settings.shards import PartOfShards
 
 PREDICTIONS, SUMMARY = "predictions.jsonl", "summary.json"
 _LINE_SECONDS = 30.0
+_ABSENT = ("image-missing", "image-unreachable")
 _OF_THIS_PROCESS = ("loaded", "predictor")
 
 log = logging.getLogger(__name__)
@@ -104,11 +105,14 @@ def inputs_of(plan: ShardPlan, root: Path, index: int) -> Inputs:
 def predict_shard(context: PredictContext, index: int) -> None:
     """Predict the images of a shard; those that cannot be read are counted, also where it is all of them.
 
+    Where not one of them is there, a drive is away or a network is down, and nothing is recorded.
+
     Args:
         context: Where it is done.
         index: Of the shard.
 
     Raises:
+        DataError: Not one image of the shard is there, or can be reached.
         ScantlingError: The model cannot be used, or the folder cannot be written to.
     """
     began, root = time.monotonic(), context.root
@@ -118,6 +122,10 @@ def predict_shard(context: PredictContext, index: int) -> None:
     found, findings = _found_in(context, images, naming, index)
     lines = [f"{json_text(result)}\n" for image in images for result in found.get(image.id, ())]
     unreadable = [image.file_name for image in images if image.id not in found]
+    absent = [finding for finding in findings if finding.code in _ABSENT]
+    if unreadable and len(absent) == len(images):
+        told = f"not one of its {len(images)} images is there; {absent[0].id}: {absent[0].message}"
+        raise DataError(told, hint="Is the drive or the network away? The same command does the shard again.")
     summary = {
         "images": len(images),
         "predicted": len(found),

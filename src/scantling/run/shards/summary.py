@@ -57,6 +57,8 @@ class ShardSummary:
         less = ", ".join(f"{count} {name}" for name, count in self.left_out.items())
         others = f"; left out, as the data set has no such categories: {less}" if less else ""
         told = f"{self.objects} objects in {self.predicted} images{lost}; {done} of {self.num_shards} shards{others}"
+        if self.unreadable:
+            told = f"{told}\nto look again at what could not be read: {self.shards.command} --retry-unread"
         if not self.missing:
             return f"{told}\nall in one file: scantling merge {shlex.quote(str(out))} --out FILE.json"
         if not self.unfinished:
