@@ -147,13 +147,16 @@ def is_known(error: BaseException) -> bool:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Why something failed, in one short line: of several findings the first."""
+    """Why something failed, in one short line: of several findings, or of a list below its headline, the first."""
     findings = error.findings if isinstance(error, DataError) else ()
     told = str(error) if isinstance(error, ScantlingError) else f"{type(error).__name__}: {error}"
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         told = f"{findings[0]}{more}"
-    return " ".join(told.split("\n")[0].split())[:_REASON_LENGTH]
+    headline, _, rest = told.partition("\n")
+    if headline.endswith(":"):
+        headline = f"{headline} {rest.partition(chr(10))[0]}"
+    return " ".join(headline.split())[:_REASON_LENGTH]
 
 
 _REASON_LENGTH = 300

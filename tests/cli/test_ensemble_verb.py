@@ -176,6 +176,7 @@ class TestMistakes:
             ),
             (("yolo.json", "data.json"), "[results-is-coco]"),
             (("yolo.json", "--weights", "1,2"), "--weights 1,2: expected 1 numbers"),
+            (("yolo.json", "--weights", "yolo=1,yolo=2"), "yolo is given twice, as 1.0 and as 2.0"),
             (("yolo.json", "--weights", "yolo=heavy"), "--weights yolo=heavy: expected"),
             (("yolo.json", "--weights", "yol=2"), "no member 'yol'; did you mean 'yolo'"),
             (("yolo.json", "--weights", "-1"), "--weights: weights.yolo: found -1.0"),

@@ -119,6 +119,13 @@ def test_all_findings_are_shown(monkeypatch):
         (["run", "parts-cpu", "--data", ".", "--set", "members.cascade.train.lrr=1"], "did you mean 'lr'?"),
         (["recipes", "show", "bccd-cp"], "did you mean 'bccd-cpu'?"),
         (["synth", "out", "--split", "train"], "write it as NAME=COUNT"),
+        (["synth", "out", "--split", "train=2", "--split", "train=3"], "train is given twice, as 2 and as 3"),
+        (
+            ["split", ".", "--out", "o", "--ratios", "train=0.6,train=0.4"],
+            "train is given twice, as 0.6 and as 0.4",
+        ),
+        (["split", ".", "--out", "o", "--ratios", "0.6,val=0.4"], "write NAME=SHARE"),
+        (["split", ".", "--out", "o", "--ratios", "=0.6,val=0.4"], "the value 0.6 has no name"),
         (
             ["synth", "out", "--set", "noise.missing=2"],
             "noise.missing: found 2; expected less than or equal to 1",
@@ -134,6 +141,19 @@ def test_mistakes_end_with_code_2_and_create_nothing(monkeypatch, tmp_path, argu
     assert done.stdout == ""
     assert "Traceback" not in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_inside_of_a_folder_that_is_none_are_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("unfinished", "my bolts"):
+        (tmp_path / "suite" / name).mkdir(parents=True)
+        (tmp_path / "suite" / name / "recipe.yaml").write_text("")
+    (tmp_path / "suite" / "my bolts" / "metrics.json").write_text("{}")
+    done = CliRunner().invoke(app, ["report", "suite"])
+    assert done.exit_code == 2
+    assert done.stderr.endswith(
+        "There are finished runs in it: give one of them, such as 'suite/my bolts'.\n"
+    )
 
 
 def test_a_data_set_given_as_a_file_is_explained(monkeypatch, tmp_path):

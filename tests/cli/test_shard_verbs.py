@@ -33,9 +33,12 @@ def test_from_the_first_shard_to_the_merged_file(photos, weights, command):
     second = command("predict --shards out --resume --device cpu")
     assert second.exit_code == 0, second.output
     assert "10 objects in 10 images, 1 could not be read; 3 of 3 shards" in second.stdout
+    status = command("status out")
+    assert status.exit_code == 2
+    assert "`scantling predict --shards out --resume`" in status.stderr
     done = command("merge out --out found.jsonl")
     assert done.exit_code == 0, done.output
-    assert "10 objects of 3 of 3 shards in found.jsonl" in done.stdout
+    assert "10 objects of 3 of 3 shards (images that could not be read: 1) in found.jsonl" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,7 @@ def test_from_the_first_shard_to_the_merged_file(photos, weights, command):
         (BEGIN.replace("--shards out", "--shards s3://bucket/out"), "a folder on this machine"),
         (f"{BEGIN} --run runs/x", "either --run DIR or --checkpoint FILE"),
         ("predict photos --checkpoint weights.safetensors --jobs 2", "--shards FOLDER"),
+        ("predict photos --checkpoint weights.safetensors --retry-unread", "--shards FOLDER"),
         ("predict --checkpoint weights.safetensors", "SOURCE is missing"),
         ("predict photos --shards out", "scantling predict --shards out --resume"),
         ("predict --shards out --resume --set flip=true", "settings belong"),

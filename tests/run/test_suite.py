@@ -76,6 +76,7 @@ def test_a_failure_is_told_in_a_line_with_its_place(tmp_path):
         "y": UsageError("no space left\nhere", hint="Free some."),
         "z": MemoryError("not enough"),
         "w": KeyError("sides"),
+        "v": UsageError("x: was run with other settings:\n  lr: was 1\n  seed: was 0"),
     }
     with open_run(tmp_path / "out") as run:
         folder = SuiteFolder(run)
@@ -87,12 +88,13 @@ def test_a_failure_is_told_in_a_line_with_its_place(tmp_path):
         "y": "no space left",
         "z": "MemoryError: not enough",
         "w": "KeyError: 'sides'",
+        "v": "x: was run with other settings: lr: was 1",
     }
     assert folder.bugs == ["w"]
     told = (tmp_path / "out/run.log").read_text()
     assert "Free some." in told
     summary = SuiteSummary(out=tmp_path / "out", results=tuple(map(folder.result_of, errors)))
-    assert "4 of 4 data sets failed." in summary.to_text()
+    assert "5 of 5 data sets failed." in summary.to_text()
     assert "Measured on no data set." in summary.to_text()
     assert summary.tables == {}
 

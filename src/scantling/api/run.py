@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -262,9 +263,15 @@ def require_run(path: Path) -> Path:
         UsageError: It is none.
     """
     require_folder(path, "run folder")
-    missing = [name for name in ("recipe.yaml", "metrics.json") if not (path / name).is_file()]
+    missing = _missing_of_run(path)
     if missing:
-        raise UsageError(
-            f"{path}: not a finished run (no {missing[0]})", hint="Finish it with `scantling run`."
-        )
+        inside = sorted(each for each in path.iterdir() if each.is_dir() and not _missing_of_run(each))
+        hint = "Finish it with `scantling run`."
+        if inside:
+            hint = f"There are finished runs in it: give one of them, such as {shlex.quote(str(inside[0]))}."
+        raise UsageError(f"{path}: not a finished run (no {missing[0]})", hint=hint)
     return path
+
+
+def _missing_of_run(path: Path) -> list[str]:
+    return [name for name in ("recipe.yaml", "metrics.json") if not (path / name).is_file()]

@@ -9,6 +9,7 @@ import typer
 
 from scantling.cli.shell import JsonOption, show, verb
 from scantling.errors import UsageError
+from scantling.settings.named import by_name
 
 
 @verb
@@ -79,7 +80,7 @@ def parse_counts(texts: list[str]) -> dict[str, int]:
     """`train=200` texts as numbers by name.
 
     Raises:
-        UsageError: One has another form.
+        UsageError: One has another form, or a name occurs twice.
     """
     pairs = [text.partition("=") for text in texts]
     wrong = [
@@ -87,4 +88,4 @@ def parse_counts(texts: list[str]) -> dict[str, int]:
     ]
     if wrong:
         raise UsageError(f"--split {wrong[0]!r}: write it as NAME=COUNT, for example train=200")
-    return {name: int(count) for name, _, count in pairs}
+    return by_name(((name, int(count)) for name, _, count in pairs), "--split")

@@ -9,6 +9,7 @@ import typer
 
 from scantling.cli.shell import DifficultOption, JsonOption, show, verb
 from scantling.errors import ScantlingError, UsageError
+from scantling.settings.named import by_name
 
 DataArgument = Annotated[
     Path,
@@ -77,7 +78,11 @@ def split(
     data: Annotated[Path, typer.Argument(help="A COCO file, a folder of one split, or FOLDER:SPLIT.")],
     out: Annotated[Path, typer.Option(help="Folder for the lists of image ids.")],
     ratios: Annotated[
-        str | None, typer.Option(metavar="NAME=SHARE,...", help="train=0.8,val=0.2 if left out.")
+        str | None,
+        typer.Option(
+            metavar="NAME=SHARE,...",
+            help="train=0.8,val=0.2 if left out; all images are shared out, whatever the sum.",
+        ),
     ] = None,
     folds: Annotated[int | None, typer.Option(min=2, help="Write this many folds instead.")] = None,
     group: Annotated[
@@ -104,13 +109,13 @@ def parse_shares(text: str) -> dict[str, float]:
     """`train=0.8,val=0.2` as numbers by name.
 
     Raises:
-        UsageError: It has another form.
+        UsageError: It has another form, or a name occurs twice.
     """
-    shares: dict[str, float] = {}
+    shares: list[tuple[str, float]] = []
     for part in text.split(","):
         name, _, share = part.strip().partition("=")
         try:
-            shares[name] = float(share)
+            shares.append((name.strip(), float(share)))
         except ValueError:
             raise UsageError(f"--ratios {part!r}: write NAME=SHARE, for example train=0.8,val=0.2") from None
-    return shares
+    return by_name(shares, f"--ratios {text}")

@@ -21,6 +21,7 @@ from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.results import Result, read_results, write_results
 from scantling.data.detections import compare_detections, detections_of, results_of
 from scantling.errors import ConfigError, DataError, Finding, UsageError, did_you_mean
+from scantling.settings.named import by_name
 from scantling.settings.paths import ResultsFile
 from scantling.structures.detections import Detections
 
@@ -279,13 +280,14 @@ def parse_weights(text: str, names: Sequence[str]) -> dict[str, float]:
         names: The members' names, in order.
 
     Raises:
-        UsageError: It is neither, or the number of values is not that of the members.
+        UsageError: It is neither, a name occurs twice, or the number of values is not that of the members.
     """
     items = [item.strip() for item in text.split(",")]
     named = [item.rpartition("=") for item in items]
     try:
         if all(equals for _, equals, _ in named):
-            return {name.strip(): float(number) for name, _, number in named}
+            weights = [(name.strip(), float(number)) for name, _, number in named]
+            return by_name(weights, f"--weights {text}")
         if len(items) == len(names):
             return {name: float(item) for name, item in zip(names, items, strict=True)}
     except ValueError:

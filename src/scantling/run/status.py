@@ -22,6 +22,7 @@ from scantling.errors import UsageError
 from scantling.run.leases import LEASES, PATIENCE_SECONDS, Leases
 from scantling.run.owner import Owner
 from scantling.run.running import LEFT, QUEUED, RUNNING, STATUS, WAITING, run_of_stage
+from scantling.settings.shards import Shards
 
 KILLED = "killed"
 FINISHED = ("done", "kept", "shared")
@@ -222,6 +223,10 @@ def read_status(path: Path) -> RunStatus:
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
         hint = "Give the folder that --out named; a run writes the file at its beginning."
+        from scantling.run.shards.plan import PLAN
+
+        if (path / PLAN).is_file():
+            hint = f"It is a prediction in shards: `{Shards(folder=path).command}` does what is missing and tells."
         raise UsageError(f"{path}: no run in there (no {STATUS})", hint=hint) from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{file}: cannot be read: {error}") from error

@@ -49,7 +49,10 @@ class SuiteSummary:
         if self.bugs:
             raise RuntimeError(f"{told}; {failed[self.bugs[0]]}")
         if failed:
-            hint = "The same command does what is missing; `scantling suite` with --sets NAME takes a single set."
+            hint = (
+                "The same command does what is missing, once what is told above is put right; `scantling suite` with"
+                " --sets NAME takes a single set."
+            )
             raise ScantlingError(told, hint=hint)
 
     @property

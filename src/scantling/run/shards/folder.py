@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from scantling.data.io import read_json, write_json
-from scantling.errors import FOR_THE_FILE, DataError, Interrupted, ScantlingError, is_known
+from scantling.errors import FOR_THE_FILE, DataError, Interrupted, ScantlingError, in_a_line, is_known
 from scantling.run.logs import log_file
 from scantling.run.running import LOG, STATUS
 from scantling.run.shards.plan import ShardPlan
@@ -100,9 +100,10 @@ class ShardFolder:
         if not is_known(error):
             self.bugs.append(stage.title)
             log.error("%s: %s", type(error).__name__, error, exc_info=error, extra={FOR_THE_FILE: True})
-        told = str(error) if isinstance(error, ScantlingError) else f"{type(error).__name__}: {error}"
-        log.error("%s failed: %s", stage.title, told)
-        self.failures[stage.title] = told.split("\n")[0]
+        log.error(
+            "%s failed: %s", stage.title, error if isinstance(error, ScantlingError) else in_a_line(error)
+        )
+        self.failures[stage.title] = in_a_line(error)
         self.write_status("running")
 
     def about(self, stage: Stage) -> AbstractContextManager[object]:  # noqa: ARG002 - whichever shard
