@@ -155,3 +155,44 @@ def test_a_split_that_is_only_predicted_needs_no_labels(tmp_path):
     )
     with pytest.raises(DataError, match="the key 'annotations' is missing"):
         read_run_data(DataConfig(root=str(root)), "test", with_masks=True)
+
+
+def sliced(root, *splits):
+    """As SAHI's `coco slice` leaves them: each split's pictures in a folder that is called after it in its own way."""
+    for split in splits:
+        picture = root / f"{split}_images_256_02" / "a.png"
+        picture.parent.mkdir(parents=True)
+        Image.new("RGB", (40, 30), (90, 200, 10)).save(picture)
+        (root / f"{split}_256_02.json").write_text(TEXT)
+    return root
+
+
+def test_pictures_are_found_in_the_one_folder_that_has_them_whatever_its_name(tmp_path):
+    one = sliced(tmp_path / "one", "train")
+    assert find_split(one, "train_256_02")[1] == one / "train_images_256_02"
+    two = sliced(tmp_path / "two", "train", "val")  # pictures of the same names
+    assert [find_split(two, f"{split}_256_02")[1].name for split in ("train", "val")] == [
+        "train_images_256_02",
+        "val_images_256_02",
+    ]
+    assert {finding.code for finding in check_data(two).findings} == {"split-same-file"}
+
+
+def test_two_folders_that_could_have_the_pictures_are_not_chosen_between(tmp_path):
+    (tmp_path / "labels.json").write_text(TEXT)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 30)).save(tmp_path / name / "a.png")
+    assert find_split(tmp_path, "labels")[1] == tmp_path
+    assert "image-missing" in {finding.code for finding in check_data(tmp_path / "labels.json").findings}
+
+
+def test_paths_may_begin_at_a_folder_further_up(tmp_path):
+    """As labelme2coco writes them: as they were typed where it ran."""
+    file = tmp_path / "work" / "out" / "dataset.json"
+    file.parent.mkdir(parents=True)
+    picture = tmp_path / "work" / "photos" / "a.png"
+    picture.parent.mkdir()
+    Image.new("RGB", (40, 30)).save(picture)
+    file.write_text(TEXT.replace("a.png", "work/photos/a.png"))
+    assert find_split(file.parent, "dataset")[1] == tmp_path

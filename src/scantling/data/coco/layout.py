@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum, auto
+from os.path import commonprefix
 from pathlib import Path
 
 from scantling.data.findings import name_some, refuse
@@ -197,7 +198,27 @@ def choose_image_root(file: Path, names: Sequence[str]) -> Path:
     nested = bool(probes) and all("/" in name for name in probes)
     folders = [folder for folder in _root_candidates(file, nested=nested) if folder.is_dir()]
     scores = [sum(_exists(folder / name) for name in probes) for folder in folders]
-    return folders[scores.index(max(scores))] if folders else file.parent
+    if any(scores):
+        return folders[scores.index(max(scores))]
+    return _unusual_root(file, probes) or (folders[0] if folders else file.parent)
+
+
+def _unusual_root(file: Path, probes: Sequence[str]) -> Path | None:
+    """A folder of any name beside a file that has all of some images, or one above from which their paths lead there.
+
+    SAHI writes `train_256_02.json` beside `train_images_256_02`; labelme2coco writes paths as they were typed where it
+    ran. Of several folders beside the file that count whose names begin most like its own.
+    """
+    if not probes:
+        return None
+    top = file.absolute().parent
+    beside = sorted(folder for folder in top.iterdir() if folder.is_dir()) if top.is_dir() else []
+    found = [folder for folder in beside if all(_exists(folder / name) for name in probes)]
+    alike = [len(commonprefix([folder.name, file.stem])) for folder in found]
+    if alike.count(max(alike, default=0)) == 1:
+        return file.parent / found[alike.index(max(alike))].name
+    above = (folder for folder in top.parents if all(_exists(folder / name) for name in probes))
+    return None if found or not all("/" in name for name in probes) else next(above, None)
 
 
 def _exists(path: Path) -> bool:
