@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from scantling.data.coco import read_coco
-from scantling.data.map_files import read_score_maps
+from scantling.data.map_files import VALUES_KEY, read_score_maps
 from scantling.data.score_maps import save_score_maps
 from scantling.errors import DataError, UsageError
 
@@ -205,6 +206,23 @@ class TestFaults:
     def test_labels_of_other_categories_are_not_taken_for_scores(self, dataset, folder):
         put(folder, drawn(1, 2, 7))
         self.refused(folder, dataset, "maps-reading", "0, 1, 2, 7, which are no categories")
+
+    def test_scores_that_say_so_may_be_few(self, dataset, folder):
+        """Those of scantling's own segmenters, one of which may be sure of nearly everything."""
+        told = PngInfo()
+        told.add_text(VALUES_KEY, "scores")
+        for file, content in (("a.png", drawn(121, 129)), ("sub/b.png", drawn(121))):
+            Image.fromarray(content).save(folder / file, pnginfo=told)
+        one = read_score_maps(folder, dataset)[1]
+        assert (one.labels, one.scores(0)[:3, 0].tolist()) == (None, [121, 129, 0])
+        Image.fromarray(drawn(121)).save(folder / "sub/b.png")
+        self.refused(folder, dataset, "maps-reading", "0, 121, 129, which are no categories")
+
+    def test_categories_on_the_last_axis(self, dataset, folder):
+        put(folder, np.zeros((*SIZE, 2), np.float32))
+        with pytest.raises(DataError, match="the first axis here, not the last") as error:
+            read_score_maps(folder, dataset)
+        assert codes(error) == ["maps-size"] * 2
 
     def test_nothing_there(self, dataset, tmp_path):
         (tmp_path / "empty").mkdir()

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from reference.masked_parts import SIZE_HW, write_masked_parts
 from scantling.data.coco import read_coco
-from scantling.data.map_files import read_score_maps
+from scantling.data.map_files import VALUES_KEY, read_score_maps
 from scantling.data.score_maps import load_score_maps
 from scantling.data.splitting import deal_folds
 from scantling.evaluate.semantic import evaluate_score_maps
@@ -182,7 +182,9 @@ def test_folds_beside_a_detector(run_with, parts, command, tmp_path):
     onto = command("predict", parts / "annotations/val.json", "--run", run, "--maps", parts / "images")
     assert onto.exit_code == 2
     assert "would replace the image itself" in onto.stderr
-    written = np.asarray(Image.open(tmp_path / "maps/9.png"))
+    image = Image.open(tmp_path / "maps/9.png")
+    assert image.info[VALUES_KEY] == "scores"
+    written = np.asarray(image)
     assert np.array_equal(written, joined[0].scores(0))
 
 

@@ -210,7 +210,8 @@ def test_the_page_leads_to_every_set(finished):
 
 def test_a_plan_tells_of_every_set_and_writes_nothing(command, world):
     done = command("suite", world / "tiny.yaml", "--data", world / "sets", "--out", world / "none", "--plan")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 2, done.output
+    assert "1 of 3 data sets cannot be done: broken" in done.stderr
     assert "alpha\ndo        members/a/train" in done.stdout
     assert "json-syntax" in done.stdout
     assert not (world / "none").exists()

@@ -64,5 +64,4 @@ def suite(
         recipe, data, out, sets=names, overrides=options, seed=seed, device=device, overwrite=overwrite
     )
     show(summary.to_text(), summary.to_dict(), as_json=json)
-    if not plan:
-        summary.require_all()  # type: ignore[union-attr] # not a plan
+    summary.require_all()

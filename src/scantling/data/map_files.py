@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.records import ImageRecord
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 _SUFFIXES = (".png", ".npy")
 _VOID = 255
 """In maps of labels often the number of pixels that nobody labelled."""
+VALUES_KEY = "scantling:values"
+"""Text in a PNG that says what its numbers are; scantling's own say `scores`."""
 _MANY = 16
 """Maps of labels of a few categories have fewer different numbers; scores have more."""
 
@@ -81,6 +84,7 @@ class _Looked:
         files: By position of the image the file of its map, if it can be used.
         numbers: Every number that occurs in maps of integers (h, w).
         whole: The largest number that the files of these can hold.
+        all_say_scores: Every one of these says of itself that it holds scores.
     """
 
     def __init__(self, folder: Path, dataset: CocoDataset, findings: FindingLog) -> None:
@@ -88,6 +92,7 @@ class _Looked:
         self.files: dict[int, Path] = {}
         self.numbers: set[int] = set()
         self.whole = CERTAIN
+        self.all_say_scores = True
         self._kinds: dict[str, str] = {}
 
     def look(self) -> None:
@@ -129,17 +134,20 @@ class _Looked:
         planes, size_hw, count = len(array), array.shape[1:], len(self.dataset.categories)
         if planes not in (1, count):
             told = f"{planes} planes, while the data set has {count} categories (the ground needs none)"
-            self.findings.add("maps-size", told, path=name)
+            last = array.ndim == 3 and array.shape[-1] in (1, count)
+            hint = "Write (K, h, w): the categories are the first axis here, not the last." if last else None
+            self.findings.add("maps-size", told, path=name, hint=hint)
             return False
         if not _proportional(size_hw, image.size_hw):
             swapped = "; height and width are exchanged" if size_hw == image.size_hw[::-1] else ""
             told = f"the map has {size_hw} (height, width), its image {image.size_hw}{swapped}"
             self.findings.add("maps-size", told, path=name)
             return False
-        return self._takes(array, name)
+        return self._takes(array, path)
 
-    def _takes(self, array: NDArray[Any], name: str) -> bool:
+    def _takes(self, array: NDArray[Any], path: Path) -> bool:
         """Whether the numbers are usable; those of maps that may be labels are noted."""
+        name = path.name
         lowest, highest = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
         is_float = array.dtype.kind == "f"
         limit = 1.0 if is_float else CERTAIN if len(array) > 1 else np.inf
@@ -152,6 +160,7 @@ class _Looked:
         self._kinds.setdefault(kind, name)
         if kind == "whole numbers":
             self.numbers |= set(np.unique(array).astype(int).tolist())
+            self.all_say_scores &= _says_scores(path)
             self.whole = max(self.whole, _whole(array.dtype))
         return True
 
@@ -177,6 +186,8 @@ def _meaning(looked: _Looked, values: MapValues) -> Values:
             )
             refuse("maps-reading", str(looked.folder), told)
         return values
+    if looked.all_say_scores:
+        return "scores"
     if labels <= {looked.whole} or (len(ids) == 1 and labels <= {1, looked.whole}):
         return "foreground"
     read: dict[Values, Mapping[int, int]] = {"ids": by_id, "positions": by_position}
@@ -275,6 +286,14 @@ def _png(path: Path) -> NDArray[Any]:
     if (colours != colours[..., :1]).any():
         refuse("maps-file", str(path), "a picture in colours; a map has one number per pixel")
     return np.ascontiguousarray(colours[..., 0])
+
+
+def _says_scores(path: Path) -> bool:
+    """Whether a map that can be read is a PNG that says so."""
+    if path.suffix.lower() != ".png":
+        return False
+    with Image.open(path) as image:
+        return image.info.get(VALUES_KEY) == "scores"
 
 
 def _npy(path: Path) -> NDArray[Any]:

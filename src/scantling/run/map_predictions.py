@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from scantling.data.coco import ImageRecord
 from scantling.data.images.white import with_white
 from scantling.data.io import atomic_write
+from scantling.data.map_files import VALUES_KEY
 from scantling.data.score_maps import PackedMap
 from scantling.errors import Finding, UsageError
 from scantling.predict.loaded import LoadedSegmenter, load_segmenter
@@ -169,8 +171,9 @@ def _paths(records: Sequence[ImageRecord], folder: Path, suffix: str, taken: set
 
 
 def _png(one: ScoreMap) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(one.scores(0)).save(content, format="PNG")
+    content, told = io.BytesIO(), PngInfo()
+    told.add_text(VALUES_KEY, "scores")  # a segmenter that is sure of everything writes few different numbers
+    Image.fromarray(one.scores(0)).save(content, format="PNG", pnginfo=told)
     return content.getvalue()
 
 

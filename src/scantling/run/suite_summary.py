@@ -138,6 +138,19 @@ class SuitePlan:
             for name, plan in self.plans.items()
         }
 
+    def require_all(self) -> None:
+        """End as the suite would.
+
+        Raises:
+            ScantlingError: Some sets cannot be done.
+        """
+        failed = [name for name, plan in self.plans.items() if isinstance(plan, str)]
+        if failed:
+            raise ScantlingError(
+                f"{len(failed)} of {len(self.plans)} data sets cannot be done: {', '.join(failed)}",
+                hint="Put right what is told above, or take the others alone with --sets NAME.",
+            )
+
 
 def log_of(out: Path, name: str) -> Path:
     """Where it is told what happened to a set: in its own log, or in that of the suite if it was never begun.
