@@ -227,5 +227,11 @@ class TestFaults:
     def test_nothing_there(self, dataset, tmp_path):
         (tmp_path / "empty").mkdir()
         self.refused(tmp_path / "empty", dataset, "maps-file", "holds no map")
+        kept = tmp_path / "empty" / "members" / "seg" / "maps-val.safetensors"
+        kept.parent.mkdir(parents=True)
+        kept.touch()
+        with pytest.raises(DataError) as error:
+            read_score_maps(tmp_path / "empty", dataset)
+        assert str(kept) in error.value.findings[0].hint
         with pytest.raises(UsageError, match="no such file or folder of score maps"):
             read_score_maps(tmp_path / "nowhere", dataset)

@@ -99,7 +99,11 @@ class _Looked:
         """Open every file once."""
         found = map_files(self.folder)
         if not found:
-            refuse("maps-file", str(self.folder), "the folder holds no map: no PNG, no NPY")
+            inside = next(iter(sorted(self.folder.glob("**/maps-*.safetensors"))), None)
+            hint = (
+                None if inside is None else f"There are maps that a run kept: give a file, such as {inside}."
+            )
+            refuse("maps-file", str(self.folder), "the folder holds no map: no PNG, no NPY", hint=hint)
         names, owners, strangers = FileNames(self.dataset), dict[int, Path](), list[str]()
         for path in found:
             position = names.find(path.relative_to(self.folder).as_posix())
