@@ -5,7 +5,7 @@ What a format cannot hold is counted and told, never dropped in silence:
 | | boxes | masks | crowds | difficult | categories' ids and further keys |
 |---|---|---|---|---|---|
 | COCO | exact | exact | yes | yes, `ignore` too | yes |
-| YOLO | clipped to the image | one polygon per object | left out | left out | in `categories.json` |
+| YOLO | clipped to the image; corners beside polygons | one polygon each | left out | left out | in `categories.json` |
 | VOC | exact | none | as `difficult`, and `iscrowd` for scantling | yes | in `categories.json` |
 
 Keys of annotations that only COCO can hold, such as key points, are counted by name.
@@ -17,25 +17,23 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from scantling.data.coco import CocoDataset, ReadOptions, write_coco
 from scantling.data.coco.annotations import MARKS
 from scantling.data.coco.dataset import objects_text
-from scantling.data.coco.records import ImageId, ImageRecord
+from scantling.data.coco.records import Annotation, ImageId, ImageRecord
 from scantling.data.findings import summarise, tell_warnings
 from scantling.data.formats.delftbikes import STATES, TARGETS
 from scantling.data.formats.document import CATEGORIES_FILE
 from scantling.data.formats.locations import read_splits
 from scantling.data.formats.voc import FLAGS
 from scantling.data.formats.write_voc import voc_text
-from scantling.data.formats.write_yolo import settings_text, yolo_lines
+from scantling.data.formats.write_yolo import label_text, settings_text, yolo_rows
 from scantling.data.formats.yolo import label_path
-from scantling.data.formats.yolo_rows import BOX
 from scantling.data.health.images import usable_images
 from scantling.data.io import atomic_write, temporary_beside, write_json
 from scantling.errors import UsageError
@@ -190,10 +188,13 @@ def _counts(dataset: CocoDataset, target: Target) -> WrittenCounts:
 def _count_keys(splits: Mapping[str, CocoDataset], target: Target, job: _Job) -> None:
     """Count the further keys of annotations that the format has no place for."""
     kept = {"yolo": (), "voc": (*FLAGS, *MARKS)}
-    for dataset in splits.values() if target in kept else ():
-        for annotation in chain.from_iterable(dataset.annotations):
-            for key in annotation.extra.keys() - set(kept[target]):
-                job.losses[f"{key} of annotations"] += annotation.extra[key] not in (None, 0, [], {}, "")
+    for annotation in _annotations_of(splits.values()) if target in kept else ():
+        for key in annotation.extra.keys() - set(kept[target]):
+            job.losses[f"{key} of annotations"] += annotation.extra[key] not in (None, 0, [], {}, "")
+
+
+def _annotations_of(datasets: Iterable[CocoDataset]) -> Iterator[Annotation]:
+    return (a for dataset in datasets for many in dataset.annotations for a in many)
 
 
 def _write_coco(splits: Mapping[str, CocoDataset], job: _Job) -> None:
@@ -203,9 +204,7 @@ def _write_coco(splits: Mapping[str, CocoDataset], job: _Job) -> None:
         for record in dataset.images:
             _place_image(record, folder / record.file_name, job)
         if job.boxes_only:
-            job.losses["masks"] += sum(
-                a.segmentation is not None for many in dataset.annotations for a in many
-            )
+            job.losses["masks"] += sum(a.segmentation is not None for a in _annotations_of([dataset]))
         content = (_without_masks(dataset) if job.boxes_only else dataset).to_coco()
         write_coco(_with_ignore(content), job.folder / "annotations" / f"{split}.json")
 
@@ -217,17 +216,26 @@ def _with_ignore(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_yolo(splits: Mapping[str, CocoDataset], job: _Job) -> None:
-    polygons = False
+    rows = {
+        split: [
+            yolo_rows(record, objects, job.losses, boxes_only=job.boxes_only)
+            for record, objects in zip(dataset.images, dataset.annotations, strict=True)
+        ]
+        for split, dataset in splits.items()
+    }
+    polygons = any(row.is_polygon for many in rows.values() for own in many for row in own)
+    if polygons:
+        what = "plain boxes (written as their four corners: YOLO does not mix boxes and polygons)"
+        job.losses[what] += sum(
+            a.is_object and a.segmentation is None for a in _annotations_of(splits.values())
+        )
     for split, dataset in splits.items():
-        for record, objects in zip(dataset.images, dataset.annotations, strict=True):
+        for record, own in zip(dataset.images, rows[split], strict=True):
             name = _unique(PurePosixPath(split) / record.file_name, record, job)
             _place_image(record, job.folder / "images" / name, job)
-            lines = yolo_lines(record, objects, job.losses, boxes_only=job.boxes_only)
-            polygons = polygons or any(len(line.split()) > BOX for line in lines)
             job.losses["images that Ultralytics does not open (GIF)"] += name.suffix.lower() == ".gif"
-            atomic_write(
-                label_path(job.folder / "images" / name, job.folder), "".join(f"{line}\n" for line in lines)
-            )
+            file = label_path(job.folder / "images" / name, job.folder)
+            atomic_write(file, label_text(own, polygons=polygons))
     first = next(iter(splits.values()))
     atomic_write(job.folder / "data.yaml", settings_text(tuple(splits), first.class_names, polygons=polygons))
     _write_categories(first, job)

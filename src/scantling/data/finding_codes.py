@@ -154,9 +154,7 @@ _GEOMETRY = {
 }
 
 _IMAGES = {
-    "image-name-missing": Code(
-        _S, "An image has no file_name.", "Add the name, relative to the image folder."
-    ),
+    "image-name-missing": Code(_S, "An image has no file_name.", "Add it, relative to the image folder."),
     "image-name-outside": Code(_G, "A file_name leaves the image folder.", "Use a name inside the folder."),
     "image-name-backslash": Code(_G, "A file_name holds a backslash.", "Use `/` between folder and file."),
     "image-name-twice": Code(_W, "Two image records name one file.", "Merge them."),
@@ -177,9 +175,7 @@ _IMAGES = {
     ),
     "image-unreadable": Code(_G, "The image file is empty, a folder, or cannot be opened.", "Restore it."),
     "image-format": Code(
-        _G,
-        "Not an image of a supported kind.",
-        "Supported: JPEG, PNG, BMP, WebP, TIFF, GIF of 8 or 16 bits.",
+        _G, "Not an image of a supported kind.", "Supported: JPEG, PNG, BMP, WebP, TIFF, GIF of 8 or 16 bits."
     ),
     "image-damaged": Code(_G, "The pixels are cut off or damaged.", "Restore the file."),
     "image-surplus": Code(
@@ -212,9 +208,7 @@ _SPLITS = {
     "split-categories-differ": Code(
         _S, "Two splits name their classes differently.", "Use one list of categories (same ids and names)."
     ),
-    "split-class-unseen": Code(
-        _W, "A class occurs in validation but never in training.", "Move some images."
-    ),
+    "split-class-unseen": Code(_W, "A class occurs in validation, never in training.", "Move some images."),
     "split-same-file": Code(_W, "Leakage: one file is in both splits.", "Remove it from one of them."),
     "split-same-pixels": Code(_W, "Leakage: the same picture is in both splits.", "Remove it from one."),
     "split-union": Code(
@@ -262,6 +256,11 @@ _FORMATS = {
         _S,
         "Rows that can be read in two ways, or settings that do not say how.",
         "Write `task` or `kpt_shape`.",
+    ),
+    "yolo-mixed": Code(
+        _W,
+        "Label files with plain boxes beside longer rows (polygons): Ultralytics does not use such images.",
+        "Beside polygons, write a box as its corners (class x1 y1 x2 y1 x2 y2 x1 y2), as `convert --to yolo` does.",
     ),
     "yolo-keypoints": Code(_N, "Rows with key points; only their boxes are read."),
     "part-layout": Code(_S, "Not a DelftBikes file.", 'Expected {"a.jpg": {"parts": {...}}}.'),

@@ -150,6 +150,34 @@ def test_what_cannot_be_kept_is_counted(parts, tmp_path):
     assert "not kept: 1 masks" in yolo.to_text()
 
 
+def test_boxes_beside_polygons_become_four_corners_in_the_whole_set(parts, tmp_path):
+    """Ultralytics drops an image of which the rows are mixed, and masks of a split that has any plain box."""
+    file = parts / "annotations" / "train.json"
+    content = json.loads(file.read_text())
+    first, second, third, *rest = content["annotations"]
+    first |= {"segmentation": [[2, 1, 9, 1, 9, 9]], "bbox": [2, 1, 7, 8]}
+    halves = [[1, 1, 9, 1, 9, 9, 1, 9], [20, 20, 40, 20, 40, 40, 20, 40]]
+    second |= {"segmentation": halves, "bbox": [1, 1, 39, 39]}
+    third["bbox"] = [11.7, 8.3, 23.4, 16.6]
+    file.write_text(json.dumps(content))
+    file.with_name("val.json").write_text(json.dumps(content | {"annotations": rest}))
+    yolo = convert_data(parts, "yolo", tmp_path / "yolo")
+    plain = "plain boxes (written as their four corners: YOLO does not mix boxes and polygons)"
+    assert yolo.losses == {"masks": 1, plain: 10 + 9}
+    lines = (tmp_path / "yolo" / "labels" / "train" / "a b.txt").read_text().splitlines()
+    assert [len(line.split()) for line in lines] == [7, *[9] * 5]
+    assert lines[2].split()[1:] == ["0.1", "0.1", "0.3", "0.1", "0.3", "0.3", "0.1", "0.3"]
+    for split in ("train", "val"):
+        back = read_location(f"{tmp_path / 'yolo'}:{split}")
+        assert_same(read_location(f"{parts}:{split}"), back, prefix=f"{split}/")
+        assert all(a.segmentation is not None for many in back.annotations for a in many)
+        assert not [finding for finding in back.findings if finding.code == "yolo-mixed"]
+    boxes = convert_data(parts, "yolo", tmp_path / "boxes", boxes_only=True)
+    assert boxes.losses == {"masks": 2}
+    rows = [path.read_text().splitlines() for path in (tmp_path / "boxes" / "labels").rglob("*.txt")]
+    assert {len(row.split()) for many in rows for row in many} == {5}
+
+
 def test_equal_stems_do_not_overwrite_each_other(parts, tmp_path):
     file = parts / "annotations" / "train.json"
     content = json.loads(file.read_text())

@@ -7,7 +7,7 @@ from PIL import Image
 
 from scantling.data.coco import ReadOptions
 from scantling.data.formats.locations import read_location
-from scantling.errors import DataError
+from scantling.errors import DataError, Severity
 
 POSE = (0.5, 0.5, 0.2, 0.4, 0.45, 0.4, 2, 0.55, 0.65, 1, 0.5, 0.5, 0, 0.42, 0.35, 2)
 POSE_2D = (0.5, 0.5, 0.2, 0.4, 0.45, 0.4, 0.55, 0.65, 0.42, 0.35)
@@ -204,3 +204,21 @@ def test_settings_that_name_no_classes_are_no_reason_to_guess_the_splits(tmp_pat
     assert finding.file == str(tmp_path / "data.yaml")
     (tmp_path / "data.yaml").unlink()
     assert read_location(f"{tmp_path}:train").num_annotations == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "longer"),
+    [("task: segment\n", TRIANGLE), ("task: obb\n", ROTATED), ("kpt_shape: [4, 3]\n", POSE)],
+)
+def test_a_label_file_of_boxes_and_longer_rows_is_told_since_ultralytics_drops_its_image(
+    tmp_path, settings, longer
+):
+    box = row(0.5, 0.5, 0.2, 0.4)
+    mixed = data_set(tmp_path / "mixed", [f"{row(*longer)}\n{box}", row(*longer), box], settings)
+    (finding,) = [f for f in read_location(mixed).findings if f.code == "yolo-mixed"]
+    assert finding.severity is Severity.WARNING
+    assert finding.message.startswith("1 label files have rows of boxes beside longer ones: ")
+    assert finding.message.endswith(str(mixed / "labels" / "train" / "0.txt"))
+    assert "its corners" in finding.hint
+    alike = data_set(tmp_path / "alike", [f"{row(*longer)}\n{row(*longer)}", f"{box}\n{box}"], settings)
+    assert "yolo-mixed" not in {finding.code for finding in read_location(alike).findings}

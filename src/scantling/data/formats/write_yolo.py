@@ -1,10 +1,15 @@
-"""Lines and settings of YOLO; ten digits, so that a coordinate comes back to a millionth of a pixel."""
+"""Rows and settings of YOLO; ten digits, so that a coordinate comes back to a millionth of a pixel.
+
+Ultralytics drops an image whose label file holds boxes beside polygons, and trains a segmenter with a set only if each
+row of it is a polygon. In a data set that has one polygon, all boxes are therefore written as their four corners.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from scantling.data.coco.layout import alias_of
 from scantling.data.coco.records import Annotation, ImageRecord
@@ -15,12 +20,28 @@ from scantling.errors import DataError, UsageError
 _SAME = 0.01  # pixels
 
 
-def yolo_lines(
-    record: ImageRecord, annotations: Sequence[Annotation], losses: Counter[str], *, boxes_only: bool
-) -> list[str]:
-    """The label file of an image.
+class YoloRow(NamedTuple):
+    """One object before it is written.
 
-    A mask that fits one polygon is written as one, and its box is then the polygon's; otherwise the box is written.
+    Attributes:
+        label: 0..K-1.
+        outline: Left, top, right and bottom of a box, or x1, y1, x2, y2, x3, y3, ... of a polygon; relative to the
+            image's size.
+    """
+
+    label: int
+    outline: tuple[float, ...]
+
+    @property
+    def is_polygon(self) -> bool:
+        """Whether it has a mask that fits one polygon."""
+        return len(self.outline) > 4
+
+
+def yolo_rows(
+    record: ImageRecord, annotations: Sequence[Annotation], losses: Counter[str], *, boxes_only: bool
+) -> list[YoloRow]:
+    """The rows of an image.
 
     Args:
         record: The image.
@@ -33,7 +54,7 @@ def yolo_lines(
     """
     if annotations:
         _require_upright(record)
-    lines = []
+    rows = []
     for annotation in annotations:
         if annotation.is_crowd:
             losses["crowd regions (YOLO has none)"] += 1
@@ -43,11 +64,20 @@ def yolo_lines(
                 "difficult or ignored objects (YOLO has none; --count-difficult keeps them as objects)"
             ] += 1
             continue
-        points = None if boxes_only else _polygon(annotation, record, losses)
-        losses["masks"] += annotation.segmentation is not None and points is None
-        values = points or _box(annotation, record, losses)
-        lines.append(" ".join([str(annotation.label), *(f"{value:.10g}" for value in values)]))
-    return lines
+        polygon = None if boxes_only else _polygon(annotation, record, losses)
+        losses["masks"] += annotation.segmentation is not None and polygon is None
+        rows.append(YoloRow(annotation.label, polygon or _edges(annotation, record, losses)))
+    return rows
+
+
+def label_text(rows: Iterable[YoloRow], *, polygons: bool) -> str:
+    """The label file of an image.
+
+    Args:
+        rows: Of its objects.
+        polygons: The data set has polygons, so that boxes are written as their four corners.
+    """
+    return "".join(_line(row, polygons=polygons) for row in rows)
 
 
 def settings_text(splits: Sequence[str], class_names: Sequence[str], *, polygons: bool = False) -> str:
@@ -75,7 +105,7 @@ def _key_of(split: str, splits: Sequence[str]) -> str:
     return next(meant, split)
 
 
-def _polygon(annotation: Annotation, record: ImageRecord, losses: Counter[str]) -> list[float] | None:
+def _polygon(annotation: Annotation, record: ImageRecord, losses: Counter[str]) -> tuple[float, ...] | None:
     """Corners relative to the image's size; None if the mask is no single polygon within the image."""
     if annotation.segmentation is None:
         return None
@@ -91,17 +121,28 @@ def _polygon(annotation: Annotation, record: ImageRecord, losses: Counter[str]) 
     x, y, box_width, box_height = annotation.box_xywh
     edges = zip((min(xs), min(ys), max(xs), max(ys)), (x, y, x + box_width, y + box_height), strict=True)
     losses["boxes that are not those around their masks"] += any(abs(a - b) > _SAME for a, b in edges)
-    return [value for x, y in zip(xs, ys, strict=True) for value in (x / width, y / height)]
+    return tuple(value for x, y in zip(xs, ys, strict=True) for value in (x / width, y / height))
 
 
-def _box(annotation: Annotation, record: ImageRecord, losses: Counter[str]) -> list[float]:
-    """Centre, width and height relative to the image's size."""
+def _line(row: YoloRow, *, polygons: bool) -> str:
+    values = row.outline
+    if not row.is_polygon:
+        left, top, right, bottom = row.outline
+        corners = (left, top, right, top, right, bottom, left, bottom)
+        values = corners if polygons else ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
+    return " ".join([str(row.label), *(f"{value:.10g}" for value in values)]) + "\n"
+
+
+def _edges(
+    annotation: Annotation, record: ImageRecord, losses: Counter[str]
+) -> tuple[float, float, float, float]:
+    """Edges of the box relative to the image's size, within the image."""
     height, width = record.size_hw
     x, y, box_width, box_height = annotation.box_xywh
     x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + box_width, width), min(y + box_height, height)
     moved = max(x1 - x, y1 - y, x + box_width - x2, y + box_height - y2)
     losses["parts of boxes outside their image"] += moved > _SAME
-    return [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+    return x1 / width, y1 / height, x2 / width, y2 / height
 
 
 def _require_upright(record: ImageRecord) -> None:

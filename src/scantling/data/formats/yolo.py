@@ -79,9 +79,11 @@ class _Objects:
         self.ids = ids
         self.reading = reading
         self.shortened = 0
+        self.mixed: list[str] = []
 
     def add(self, file: Path, image: Raw) -> None:
         log: FindingLog | None = None
+        boxes = set[bool]()
         for number, words in rows_of(file):
             try:
                 record = parse_row(words, image, self.ids, self.reading)
@@ -91,8 +93,10 @@ class _Objects:
                 place, value = f"line {number}", " ".join(words)[:80]
                 log.add(code, message, path=place, value=value, hint=hint[0] if hint else None)
                 continue
+            boxes.add(len(words) == BOX)
             self.shortened += len(words) > BOX and (self.reading.length is not None or self.reading.rotated)
             self.document.enter("annotations", record, Place(str(file), f"line {number}"))
+        self.mixed += [str(file)] if len(boxes) > 1 else []
 
     def remark(self) -> None:
         """Say what was left out of the rows."""
@@ -102,6 +106,9 @@ class _Objects:
             log.add("box-rotated", message, kind=Kind.NOTE)
         elif self.shortened:
             log.add("yolo-keypoints", f"{self.shortened} rows have key points; their boxes are read")
+        if self.mixed:
+            message = f"{len(self.mixed)} label files have rows of boxes beside longer ones: {name_some(self.mixed)}"
+            log.add("yolo-mixed", message)
 
     def remark_on_lost(self, files: Iterable[Path]) -> None:
         """Count the rows of images that cannot be used."""
