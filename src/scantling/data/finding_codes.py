@@ -228,6 +228,9 @@ _FORMATS = {
     "yaml-syntax": Code(_S, "Not YAML; the line is given.", "Repair the file."),
     "label-file-missing": Code(_G, "A listed image has no label file.", "Label it, or take it off the list."),
     "voc-object": Code(_G, "An object without name or bndbox.", "Complete or remove it."),
+    "voc-polygon": Code(
+        _G, "A polygon that is no mask; without it, the box remains.", "Correct or remove it."
+    ),
     "voc-counts-from-zero": Code(
         _W,
         "Boxes have edges 0, but VOC counts pixels from 1; they are clipped.",
@@ -385,9 +388,7 @@ _AUDIT = {
     "decisions-other-data": Code(
         _S, "Decisions about labels that are not those given.", "Audit these labels, or give the others."
     ),
-    "decision-record": Code(
-        _S, "A suspect or decision that is incomplete.", "Write it with `scantling audit`."
-    ),
+    "decision-record": Code(_S, "An incomplete suspect or decision.", "Write it with `scantling audit`."),
     "decision-unknown": Code(
         _S, "A decision about an image, annotation or category that is not there.", "Audit the labels again."
     ),

@@ -157,7 +157,9 @@ def _voc(root: Path) -> Layout | None:
     def read(split: str, options: ReadOptions) -> CocoDataset:
         return read_voc(found, split, options)
 
-    return Layout(format="VOC", root=root, splits=tuple(found.splits), read=read)
+    drawn = [name for name in ("SegmentationObject", "SegmentationClass") if (root / name).is_dir()]
+    notes = (f"masks in pictures are not read: {name_some(drawn)}",) if drawn else ()
+    return Layout(format="VOC", root=root, splits=tuple(found.splits), read=read, notes=notes)
 
 
 def read_file(file: Path, image_root: Path | None, options: ReadOptions) -> CocoDataset:

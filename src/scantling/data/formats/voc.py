@@ -7,6 +7,7 @@ from 0; such boxes are clipped at the image's edge and counted in a warning, bec
 Without `ImageSets` everything is the one split `all`. LabelImg and Roboflow write the XML beside the images, in the
 folder itself or in `train`, `valid` and `test`, which are then the splits. Class names come from all XML files of the
 folder, sorted, so that every split has the same list; a `categories.json` beside the folders fixes ids and order.
+An object's mask is its `<polygon>`, if it has one: see `voc_polygons`.
 XML files without an image, images without XML, and names in another spelling (`A.JPG`, `%20`) are told.
 """
 
@@ -23,10 +24,18 @@ from scantling.data.coco import CocoDataset, ReadOptions
 from scantling.data.findings import FindingLog, name_some
 from scantling.data.formats.document import ClassIds, Document, Place, Raw, image_numbers, stored_categories
 from scantling.data.formats.safe_xml import Element, read_xml
+from scantling.data.formats.voc_polygons import mask_of
 from scantling.data.formats.yolo_settings import text_of
-from scantling.data.images.open import PICTURE_SUFFIXES, files_below, is_picture, pictures_below
+from scantling.data.images.open import (
+    PICTURE_SUFFIXES,
+    files_below,
+    image_header,
+    is_picture,
+    pictures_below,
+)
 from scantling.data.spelling import Names
 from scantling.errors import DataError, Finding
+from scantling.ops.rle import RLE, check_size
 
 ALL = "all"
 FLAGS = ("truncated", "difficult", "occluded")
@@ -124,8 +133,9 @@ def read_voc(folder: VocFolder, split: str, options: ReadOptions) -> CocoDataset
                 log.add(finding.code, finding.message, path=finding.path, value=finding.value)
             continue
         image_id = numbers[stem]
-        document.enter("images", _image(found, pairs.image_of(stem, found), image_id), Place(str(file)))
-        _add_objects(found, document, file, image_id, ids)
+        image = _image(found, pairs.image_of(stem, found), image_id)
+        document.enter("images", image, Place(str(file)))
+        _add_objects(found, document, file, image, ids)
         zeros += [stem] if _counts_from_zero(found) else []
     if zeros:
         message = f"{len(zeros)} files have an edge 0 where VOC counts from 1: {name_some(zeros)}"
@@ -245,7 +255,7 @@ def _image(root: Element, name: str, image_id: int) -> Raw:
     return record | {"width": width, "height": height} if width and height else record
 
 
-def _add_objects(root: Element, document: Document, file: Path, image_id: int, ids: ClassIds) -> None:
+def _add_objects(root: Element, document: Document, file: Path, image: Raw, ids: ClassIds) -> None:
     log: FindingLog | None = None
     for element in root.all("object"):
         box, name = _box(element), _name(element)
@@ -258,8 +268,33 @@ def _add_objects(root: Element, document: Document, file: Path, image_id: int, i
         is_crowd = element.text_of(CROWD) == "1"
         marks = [CROWD, *(flag for flag in FLAGS if flag != "difficult")] if is_crowd else FLAGS
         flags = {flag: 1 for flag in marks if element.text_of(flag) == "1"}
-        record: Raw = {"image_id": image_id, "category_id": category_id, "bbox": box, **flags}
+        record: Raw = {"image_id": image["id"], "category_id": category_id, "bbox": box, **flags}
+        try:
+            mask = _mask(element, image, document.image_root)
+        except ValueError as error:
+            log = log or document.log_for(file)
+            message, line, value = error.args
+            log.add(
+                "voc-polygon",
+                f"a polygon of {name!r} is no mask, only the box remains: {message}",
+                path=f"line {line}",
+                value=value,
+            )
+        else:
+            record |= {"segmentation": mask} if mask else {}
         document.enter("annotations", record, Place(str(file), f"line {element.line}"))
+
+
+def _mask(element: Element, image: Raw, image_root: Path) -> RLE | None:
+    """The mask of an object; none where nothing tells the image's size, which is a finding about the image."""
+    if element.find("polygon") is None:
+        return None
+    try:
+        declared = [image[side] for side in ("height", "width") if side in image]
+        size_hw = check_size(declared or image_header(image_root / str(image["file_name"])).upright_hw)
+    except DataError:
+        return None
+    return mask_of(element, size_hw)
 
 
 def _box(element: Element) -> list[float] | None:
