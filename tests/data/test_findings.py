@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
 import pytest
 
 from scantling.data.finding_codes import CODES
-from scantling.data.findings import FindingLog, Kind, Policy, codes_table, name_some, refuse, summarise
+from scantling.data.findings import FindingLog, Kind, Policy, codes_table, name_some, refuse, summarise, tell
 from scantling.errors import DataError, Severity
 
 ROOT = Path(__file__).parents[2]
@@ -93,3 +94,16 @@ def test_every_code_is_used_and_every_used_code_is_known():
 def test_the_published_table_is_up_to_date():
     page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
     assert page == codes_table(), "write scantling.data.findings.codes_table() to docs/findings.md"
+
+
+def test_a_finding_is_told_with_one_level_its_own(caplog):
+    log = FindingLog("a.json", Policy())
+    log.add("yolo-keypoints", "3 rows")
+    log.add("box-twice", "the same")
+    caplog.set_level(logging.INFO)
+    tell([*log.findings, "info [box-twice] b.json: as text"], logging.getLogger("told"))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "[box-twice] a.json: the same. Remove one of them."),
+        ("INFO", "[yolo-keypoints] a.json: 3 rows"),
+        ("INFO", "[box-twice] b.json: as text"),
+    ]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ class Repair:
         kept_for_mask: Boxes that were to move but have a mask, and stayed.
         num_rejected: Decisions that left a label as it is.
         num_annotations: Annotations in the file.
+        losses: How often something of labels that were no COCO file could not be kept, by what it was.
     """
 
     out: Path
@@ -50,6 +51,7 @@ class Repair:
     kept_for_mask: int
     num_rejected: int
     num_annotations: int
+    losses: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""
@@ -59,6 +61,7 @@ class Repair:
             "kept_for_mask": self.kept_for_mask,
             "num_rejected": self.num_rejected,
             "num_annotations": self.num_annotations,
+            "not_kept": self.losses,
         }
 
     def to_text(self) -> str:
@@ -69,6 +72,7 @@ class Repair:
             lines.append(
                 f"{self.kept_for_mask} boxes with masks were not moved; --masks drop moves them without their masks"
             )
+        lines += [f"not kept: {count} {what}" for what, count in self.losses.items()]
         return "\n".join(lines)
 
 
@@ -94,12 +98,15 @@ def repair_labels(
         raise UsageError(f"{out}: this is the original, which is never changed", hint="Choose another file.")
     decisions = list(decisions)
     chosen = accepted(decisions)
-    content = _content_of(dataset)
+    own = _own_content(dataset)
+    content = dataset.to_coco() if own is None else own
     work = _RepairWork({d.annotation_id: d for d in chosen if d.annotation_id is not None}, masks)
     annotations = [kept for record in content["annotations"] if (kept := work.apply(record)) is not None]
     added = [decision for decision in chosen if decision.reason == "missing"]
     annotations += _new_records(added, [_id_of(record) for record in content["annotations"]])
     write_coco(content | {"annotations": annotations}, out)
+    left = {_id_of(record) for record in annotations} if own is None else set()
+    unread = (a.unread for many in dataset.annotations for a in many if a.id in left)
     counted = work.done + Counter(missing=len(added))
     return Repair(
         out=out,
@@ -107,16 +114,17 @@ def repair_labels(
         kept_for_mask=work.kept_for_mask,
         num_rejected=len(decisions) - len(chosen),
         num_annotations=len(annotations),
+        losses=dict(Counter(itertools.chain.from_iterable(unread))),
     )
 
 
-def _content_of(dataset: CocoDataset) -> dict[str, Any]:
-    """The file's own content where it is a COCO file, else the data set as one."""
+def _own_content(dataset: CocoDataset) -> dict[str, Any] | None:
+    """The file's own content where it is a COCO file."""
     if dataset.file.is_file() and dataset.file.suffix.lower() == ".json":
         content = read_json(dataset.file)
         if isinstance(content, dict) and isinstance(content.get("annotations"), list):
             return content
-    return dataset.to_coco()
+    return None
 
 
 class _RepairWork:

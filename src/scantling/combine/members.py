@@ -20,6 +20,7 @@ from scantling.combine.ensemble import EnsembleConfig, EnsembleMethod, ensemble_
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.results import Result, read_results, write_results
 from scantling.data.detections import compare_detections, detections_of, results_of
+from scantling.data.findings import tell
 from scantling.errors import ConfigError, DataError, Finding, UsageError, did_you_mean
 from scantling.settings.named import by_name
 from scantling.settings.paths import ResultsFile
@@ -213,8 +214,7 @@ def ensemble_files(
     config.weight_table([file.name for file in files], class_names)
     members = read_members(files, dataset, skip_invalid=skip_invalid, fuses_masks=config.by_masks)
     findings = compare_detections([(m.file, m.detections) for m in members], class_names)
-    for finding in findings:
-        log.warning("%s", str(finding).removeprefix("warning "))
+    tell(findings, log)
     fused = ensemble_detections({m.name: m.detections for m in members}, config, class_names)
     results = results_of(fused, dataset)
     if len(members) == 1 and not config.by_masks:

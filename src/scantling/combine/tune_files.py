@@ -23,7 +23,7 @@ from scantling.combine.tune_weights import tune_weights
 from scantling.combine.tuned import Tuned, write_tuned
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.detections import compare_detections
-from scantling.data.findings import tell_warnings
+from scantling.data.findings import tell, tell_warnings
 from scantling.errors import DataError, UsageError
 from scantling.evaluate.inputs import IouType, truth_findings
 from scantling.models.suppression import SuppressConfig
@@ -119,8 +119,7 @@ def tune_files(
         iou_type = "segm"
     members = read_members(files, dataset, skip_invalid=skip_invalid, fuses_masks=iou_type == "segm")
     tell_warnings(truth_findings(dataset, iou_type, request.max_dets), log, rest="all of this kind")
-    for finding in compare_detections([(m.file, m.detections) for m in members], dataset.class_names):
-        log.warning("%s", str(finding).removeprefix("warning "))
+    tell(compare_detections([(m.file, m.detections) for m in members], dataset.class_names), log)
     found = {member.name: _comparable(member, iou_type) for member in members}
     tuned: Tuned[Any]
     if what == "suppress":

@@ -8,7 +8,8 @@ What a format cannot hold is counted and told, never dropped in silence:
 | YOLO | clipped to the image; corners beside polygons | one polygon each | left out | left out | in `categories.json` |
 | VOC | exact | none | as `difficult`, and `iscrowd` for scantling | yes | in `categories.json` |
 
-Keys of annotations that only COCO can hold, such as key points, are counted by name.
+Keys of annotations that only COCO can hold, such as key points, are counted by name, and so is what is not read at all,
+such as rotations of boxes.
 """
 
 from __future__ import annotations
@@ -175,6 +176,7 @@ def convert_splits(
     finally:
         shutil.rmtree(job.folder, ignore_errors=True)
     _count_keys(splits, target, job)
+    job.losses.update(what for annotation in _annotations_of(splits.values()) for what in annotation.unread)
     counts = {name: _counts(dataset, target) for name, dataset in splits.items()}
     return Converted(out=out, target=target, counts=counts, losses=dict(+job.losses))
 
@@ -189,7 +191,7 @@ def _count_keys(splits: Mapping[str, CocoDataset], target: Target, job: _Job) ->
     """Count the further keys of annotations that the format has no place for."""
     kept = {"yolo": (), "voc": (*FLAGS, *MARKS)}
     for annotation in _annotations_of(splits.values()) if target in kept else ():
-        for key in annotation.extra.keys() - set(kept[target]):
+        for key in sorted(annotation.extra.keys() - set(kept[target])):
             job.losses[f"{key} of annotations"] += annotation.extra[key] not in (None, 0, [], {}, "")
 
 

@@ -265,7 +265,7 @@ _FORMATS = {
         "Label files with plain boxes beside longer rows (polygons): Ultralytics does not use such images.",
         "Beside polygons, write a box as its corners (class x1 y1 x2 y1 x2 y2 x1 y2), as `convert --to yolo` does.",
     ),
-    "yolo-keypoints": Code(_N, "Rows with key points; only their boxes are read."),
+    "yolo-keypoints": Code(_N, "Rows with key points, of which only the boxes are used."),
     "part-layout": Code(_S, "Not a DelftBikes file.", 'Expected {"a.jpg": {"parts": {...}}}.'),
     "part-state": Code(_G, "A part without a known state.", "States: intact, damaged, occluded, absent."),
     "parts-not-targets": Code(_N, "Parts whose state excludes them as targets."),

@@ -32,6 +32,7 @@ __all__ = [
     "name_some",
     "refuse",
     "summarise",
+    "tell",
     "tell_warnings",
 ]
 
@@ -186,6 +187,16 @@ def name_some(names: list[str] | list[int | str | float], limit: int = _MAX_NAME
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
 
 
+def tell(findings: Iterable[Finding | str], logger: logging.Logger) -> None:
+    """Log every finding once, at the level of its severity; as text, it is what `str` makes of one."""
+    for finding in findings:
+        severity, _, text = str(finding).partition(" ")
+        if severity == Severity.INFO.value:
+            logger.info("%s", text)
+        else:
+            logger.warning("%s", text if severity == Severity.WARNING.value else finding)
+
+
 def tell_warnings(findings: Iterable[Finding], logger: logging.Logger, *, rest: str) -> None:
     """Log warnings, a few of each code; `rest` says where the others are to be seen."""
     told: Counter[str] = Counter()
@@ -193,7 +204,7 @@ def tell_warnings(findings: Iterable[Finding], logger: logging.Logger, *, rest: 
         if finding.severity is Severity.WARNING:
             told[finding.code] += 1
             if told[finding.code] <= SHOWN_PER_CODE:
-                logger.warning("%s", str(finding).removeprefix("warning "))
+                tell([finding], logger)
     for code, count in told.items():
         if count > SHOWN_PER_CODE:
             logger.warning("[%s] %d more of these, %s", code, count - SHOWN_PER_CODE, rest)

@@ -20,6 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from scantling.data.coco import ImageRecord
+from scantling.data.findings import tell
 from scantling.data.images.white import with_white
 from scantling.data.io import atomic_write
 from scantling.data.map_files import VALUES_KEY
@@ -152,8 +153,7 @@ def predict_maps(
         findings += [*portion.findings, *portion.told(said[-1])]
     if not count:
         raise none_readable(source, findings)
-    for finding in findings:
-        log.warning("%s", str(finding).removeprefix("warning "))
+    tell(findings, log)
     return MapPredictions(folder=folder, num_images=count, findings=tuple(findings))
 
 

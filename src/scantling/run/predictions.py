@@ -20,7 +20,7 @@ from scantling.data.coco import (
     with_file_names,
 )
 from scantling.data.coco.records import told_apart
-from scantling.data.findings import name_some
+from scantling.data.findings import name_some, tell
 from scantling.data.images.open import open_image
 from scantling.data.images.white import with_white
 from scantling.data.io import replacing, write_json
@@ -117,8 +117,7 @@ def predict_source(
         used += len(results)
     if not used:
         raise none_readable(source, findings)
-    for finding in findings:
-        log.warning("%s", str(finding).removeprefix("warning "))
+    tell(findings, log)
     if out is not None:
         write_json(out, found)
     return Predictions(

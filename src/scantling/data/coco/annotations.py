@@ -22,6 +22,7 @@ from scantling.data.coco.geometry import (
 )
 from scantling.data.coco.parse import Raw, extra_of, parse_list, unknown_reference, usable_id
 from scantling.data.coco.records import (
+    ROTATION,
     Annotation,
     Category,
     ImageId,
@@ -188,7 +189,7 @@ def _parse_annotation(
     is_crowd = _crowd_of(record, log)
     if image is None:
         return None
-    mask = _mask_of(identifier, record, image, tables, log)
+    mask, rotated_before = _mask_of(identifier, record, image, tables, log), tables.num_rotated
     if mask is None:
         tables.no_polygons += [log] if holds_no_polygon(record.get("segmentation")) else []
         record = _set_upright(record, tables)
@@ -206,6 +207,7 @@ def _parse_annotation(
         area=_area_of(record, log),
         segmentation=mask,
         extra=extra_of(record, _KEYS, log),
+        unread=(ROTATION,) if tables.num_rotated > rotated_before else (),
     )
 
 

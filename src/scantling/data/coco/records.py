@@ -25,6 +25,9 @@ Segmentation = Polygons | RLE
 Extra = Mapping[str, object]
 
 NO_EXTRA: Extra = {}
+ROTATION = "rotations of boxes (the upright boxes around them are kept)"
+"""What is unread of a rotated box, whatever its format."""
+
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -99,6 +102,7 @@ class Annotation:
         area: As in the file; None if it has none.
         segmentation: Polygons, RLE, or None.
         extra: Further keys of the record, written back unchanged.
+        unread: What its file says of it that is not read, such as `rotations of boxes`; lost where it is written anew.
     """
 
     id: AnnotationId
@@ -109,6 +113,7 @@ class Annotation:
     area: float | None = None
     segmentation: Segmentation | None = field(default=None, compare=False)
     extra: Extra = field(default_factory=_no_extra, compare=False)
+    unread: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def is_object(self) -> bool:

@@ -30,7 +30,7 @@ from scantling.data.coco.image_lists import are_image_lists, from_image_lists
 from scantling.data.coco.parse import usable_id
 from scantling.data.coco.records import Category, ImageId, ImageRecord, to_rle
 from scantling.data.coco.result_images import NONE, ImagePlaces, shown
-from scantling.data.findings import FindingLog, Policy, RecordLog, name_some
+from scantling.data.findings import FindingLog, Policy, RecordLog, name_some, tell
 from scantling.data.io import read_json, write_json
 from scantling.errors import Finding
 from scantling.ops.overlaps import Box, from_corners, xyxy_to_xywh
@@ -131,8 +131,7 @@ def read_results(
     checked = check_results(
         results, dataset, file=str(path), image_ids=image_ids, skip_invalid=skip_invalid, strict=strict
     )
-    for finding in checked.findings:
-        _logger.warning("%s", str(finding).removeprefix("warning "))
+    tell(checked.findings, _logger)
     return checked.records
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from scantling.data.coco import CocoDataset, ReadOptions, parse_coco
+from scantling.data.coco.records import AnnotationId
 from scantling.data.findings import FindingLog, summarise
 from scantling.data.images.open import image_header
 from scantling.data.io import read_json
@@ -52,6 +53,7 @@ class Document:
     )
     places: dict[str, list[Place]] = field(default_factory=dict)
     logs: list[FindingLog] = field(default_factory=list)
+    unread: dict[AnnotationId, tuple[str, ...]] = field(default_factory=dict)
 
     def log_for(self, file: Path | str) -> FindingLog:
         """A log for what is wrong in one of the user's files."""
@@ -59,10 +61,19 @@ class Document:
         self.logs.append(log)
         return log
 
-    def enter(self, key: str, record: Raw, place: Place) -> None:
-        """Add a record to `images`, `annotations` or `categories`; annotations are numbered."""
+    def enter(self, key: str, record: Raw, place: Place, unread: tuple[str, ...] = ()) -> None:
+        """Add a record to `images`, `annotations` or `categories`; annotations are numbered.
+
+        Args:
+            key: One of the three.
+            record: As COCO has it.
+            place: Where the user wrote it.
+            unread: See `Annotation`.
+        """
         if key == "annotations":
-            record = {"id": len(self.records[key]) + 1, **record}
+            number = len(self.records[key]) + 1
+            record = {"id": number, **record}
+            self.unread |= {number: unread} if unread else {}
         self.records[key].append(record)
         self.places.setdefault(key, []).append(place)
 
@@ -87,7 +98,11 @@ class Document:
         found.sort(key=lambda finding: _ORDER.index(finding.severity))
         if dataset is None or any(finding.severity is Severity.ERROR for finding in found):
             raise DataError(f"{self.file}: {summarise(found)}", findings=found)
-        return replace(dataset, findings=tuple(found))
+        annotations = tuple(
+            tuple(replace(a, unread=self.unread[a.id]) if a.id in self.unread else a for a in own)
+            for own in dataset.annotations
+        )
+        return replace(dataset, annotations=annotations, findings=tuple(found))
 
     def _relocated(self, finding: Finding) -> Finding:
         """The finding with the place in the user's file instead of one in lists they never saw."""

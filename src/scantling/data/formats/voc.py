@@ -46,6 +46,8 @@ _LABELS, _IMAGES = ("Annotations", "annotations"), ("JPEGImages", "images", "Ima
 _SPLIT_NAMES = ("train", "val", "trainval", "test")
 _FOLDERS = ("train", "valid", "val", "test")
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
+_READ = frozenset({"name", "bndbox", "polygon", CROWD, *FLAGS})
+_NOTHING = ("", "0", "unspecified")
 _XML = ".xml"
 _PEEK = 4096
 
@@ -282,7 +284,14 @@ def _add_objects(root: Element, document: Document, file: Path, image: Raw, ids:
             )
         else:
             record |= {"segmentation": mask} if mask else {}
-        document.enter("annotations", record, Place(str(file), f"line {element.line}"))
+        document.enter("annotations", record, Place(str(file), f"line {element.line}"), _unread(element))
+
+
+def _unread(element: Element) -> tuple[str, ...]:
+    """What an object says beyond box, mask, name and flags: `<part>`, `<pose>Left</pose>`, CVAT's `<attributes>`."""
+    others = (child for child in element.children if child.tag not in _READ)
+    said = {child.tag for child in others if child.children or child.text.strip().lower() not in _NOTHING}
+    return tuple(f"<{tag}> of objects" for tag in sorted(said))
 
 
 def _mask(element: Element, image: Raw, image_root: Path) -> RLE | None:

@@ -22,7 +22,7 @@ from scantling.data.formats.document import (
     stored_categories,
 )
 from scantling.data.formats.yolo_labels import LabelFiles, labels_folder, pair_labels
-from scantling.data.formats.yolo_rows import BOX, RowReading, parse_row, reading_of, rows_of
+from scantling.data.formats.yolo_rows import BOX, RowReading, parse_row, reading_of, rows_of, unread_of
 from scantling.data.formats.yolo_settings import YoloFolder, text_of
 from scantling.data.images.open import pictures_below
 from scantling.data.spelling import likeness
@@ -95,7 +95,8 @@ class _Objects:
                 continue
             boxes.add(len(words) == BOX)
             self.shortened += len(words) > BOX and (self.reading.length is not None or self.reading.rotated)
-            self.document.enter("annotations", record, Place(str(file), f"line {number}"))
+            unread = unread_of(words, self.reading)
+            self.document.enter("annotations", record, Place(str(file), f"line {number}"), unread)
         self.mixed += [str(file)] if len(boxes) > 1 else []
 
     def remark(self) -> None:
@@ -105,7 +106,7 @@ class _Objects:
             message = f"{self.shortened} rotated boxes are read as the upright boxes around them"
             log.add("box-rotated", message, kind=Kind.NOTE)
         elif self.shortened:
-            log.add("yolo-keypoints", f"{self.shortened} rows have key points; their boxes are read")
+            log.add("yolo-keypoints", f"{self.shortened} rows have key points; their boxes are used")
         if self.mixed:
             message = f"{len(self.mixed)} label files have rows of boxes beside longer ones: {name_some(self.mixed)}"
             log.add("yolo-mixed", message)

@@ -2,7 +2,7 @@
 
 class x_centre y_centre width height                    a box
 class x1 y1 x2 y2 x3 y3 ...                             a polygon; its box is the one around it
-class x_centre y_centre width height k1x k1y [k1v] ...  a box with key points (`kpt_shape`), which are not read
+class x_centre y_centre width height k1x k1y [k1v] ...  a box with key points, read if `kpt_shape` tells their number
 class x1 y1 x2 y2 x3 y3 x4 y4                           a rotated box (`task: obb`): the upright box around it
 
 Key points and rotated boxes can look like polygons. The settings say what rows are; where they are silent and all rows
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from scantling.data.coco.records import ROTATION
 from scantling.data.findings import refuse
 from scantling.data.formats.document import Raw
 from scantling.data.formats.yolo_settings import YoloFolder
@@ -24,6 +25,9 @@ from scantling.data.io import read_bytes
 
 BOX, ROTATED = 5, 9
 """Numbers of a row that is a box, and of one that has four corners."""
+
+KEY_POINTS = "key points of objects (`kpt_shape` does not tell their number)"
+"""What is unread of a row with key points without that setting."""
 
 _SLACK = 0.01  # beyond 0..1, as a part of the image: what Ultralytics takes and clips
 _DIVIDED = 1.5  # numbers up to this were divided by the image's size
@@ -38,10 +42,12 @@ class RowReading(NamedTuple):
     Attributes:
         length: Numbers of a row with key points; None if there are no key points, 0 if their number is not known.
         rotated: Whether four corners are a rotated box.
+        values: Of each key point: 2, or 3 with its visibility.
     """
 
     length: int | None = None
     rotated: bool = False
+    values: int = 0
 
 
 def reading_of(folder: YoloFolder, files: Iterable[Path]) -> RowReading:
@@ -56,7 +62,7 @@ def reading_of(folder: YoloFolder, files: Iterable[Path]) -> RowReading:
     """
     if folder.kpt_shape is not None:
         points, values = folder.kpt_shape
-        return RowReading(length=BOX + points * values)
+        return RowReading(length=BOX + points * values, values=values)
     if folder.task is not None:
         return RowReading(length=0 if folder.task == "pose" else None, rotated=folder.task == "obb")
     rows = _rows_of_one_length(files)
@@ -106,11 +112,19 @@ def parse_row(words: list[str], image: Raw, ids: list[object], reading: RowReadi
     record: Raw = {"image_id": image["id"], "category_id": ids[int(values[0])]}
     if len(coordinates) == BOX - 1:
         x, y, w, h = (v * side for v, side in zip(coordinates, (width, height) * 2, strict=True))
-        return record | {"bbox": [x - w / 2, y - h / 2, w, h]}
+        points = _key_points(values[BOX:], (width, height), reading.values)
+        return record | {"bbox": [x - w / 2, y - h / 2, w, h]} | points
     xs, ys = [v * width for v in coordinates[0::2]], [v * height for v in coordinates[1::2]]
     bounds = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
     corners = [edge for corner in zip(xs, ys, strict=True) for edge in corner]
     return record | {"bbox": bounds} | ({} if reading.rotated else {"segmentation": [corners]})
+
+
+def unread_of(words: list[str], reading: RowReading) -> tuple[str, ...]:
+    """What of a sound row `parse_row` leaves out; see `Annotation`."""
+    if reading.rotated and len(words) == ROTATED and not _is_upright(numbers_of(words)):
+        return (ROTATION,)
+    return (KEY_POINTS,) if reading.length == 0 and len(words) > BOX else ()
 
 
 def numbers_of(words: list[str]) -> list[float]:
@@ -126,6 +140,18 @@ def numbers_of(words: list[str]) -> list[float]:
     if not all(map(math.isfinite, values)):
         raise ValueError("yolo-line", "the line holds NaN or infinity")
     return values
+
+
+def _key_points(numbers: list[float], size_wh: tuple[float, float], values: int) -> Raw:
+    """COCO's `keypoints`: x, y in pixels and visibility; without one, a point at 0, 0 or outside is not labelled."""
+    if not numbers or not values:
+        return {}
+    points: list[float] = []
+    for start in range(0, len(numbers), values):
+        x, y, *rest = numbers[start : start + values]
+        visible = rest[0] if rest else 2 * (min(x, y) >= 0 and (x, y) != (0, 0))
+        points += [x * size_wh[0], y * size_wh[1], int(visible)] if visible else [0, 0, 0]
+    return {"keypoints": points, "num_keypoints": sum(v > 0 for v in points[2::3])}
 
 
 def _sound_length(count: int, reading: RowReading) -> bool:

@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from scantling.data.coco import Category
+from scantling.data.findings import tell
 from scantling.data.io import is_temporary, replacing
 from scantling.errors import UsageError
 from scantling.predict.listing import list_source
@@ -92,8 +93,7 @@ def predict_in_shards(
     model = _chosen_model(request)
     predictor = model.load(str(chosen))  # whatever is wrong with it is told before anything is written
     plan = open_plan(replace(request, model=model), predictor.categories)
-    for finding in plan.findings:
-        log.warning("%s", finding.removeprefix("warning "))
+    tell(plan.findings, log)
     context = PredictContext(
         root=shards.folder,
         device=chosen,
