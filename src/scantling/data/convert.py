@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 from scantling.data.coco import CocoDataset, ReadOptions, write_coco
 from scantling.data.coco.annotations import MARKS
 from scantling.data.coco.dataset import objects_text
+from scantling.data.coco.layout import alias_of
 from scantling.data.coco.records import Annotation, ImageId, ImageRecord
 from scantling.data.findings import summarise, tell_warnings
 from scantling.data.formats.delftbikes import STATES, TARGETS
@@ -232,8 +233,9 @@ def _write_yolo(splits: Mapping[str, CocoDataset], job: _Job) -> None:
             a.is_object and a.segmentation is None for a in _annotations_of(splits.values())
         )
     for split, dataset in splits.items():
-        for record, own in zip(dataset.images, rows[split], strict=True):
-            name = _unique(PurePosixPath(split) / record.file_name, record, job)
+        names = _names_in_split(split, dataset)
+        for record, within, own in zip(dataset.images, names, rows[split], strict=True):
+            name = _unique(PurePosixPath(split) / within, record, job)
             _place_image(record, job.folder / "images" / name, job)
             job.losses["images that Ultralytics does not open (GIF)"] += name.suffix.lower() == ".gif"
             file = label_path(job.folder / "images" / name, job.folder)
@@ -244,10 +246,11 @@ def _write_yolo(splits: Mapping[str, CocoDataset], job: _Job) -> None:
 
 
 def _write_voc(splits: Mapping[str, CocoDataset], job: _Job) -> None:
+    chosen = _names_for_all(splits)
     for split, dataset in splits.items():
         names: dict[ImageId, PurePosixPath] = {}
         for record, objects in zip(dataset.images, dataset.annotations, strict=True):
-            name = names[record.id] = _unique(PurePosixPath(record.file_name), record, job)
+            name = names[record.id] = _unique(chosen[record.path], record, job)
             _place_image(record, job.folder / "JPEGImages" / name, job)
             text = voc_text(name, record, objects, dataset.class_names, job.losses)
             atomic_write(job.folder / "Annotations" / name.with_suffix(".xml"), text)
@@ -278,6 +281,32 @@ def _one_folder_is_enough(splits: Mapping[str, CocoDataset]) -> bool:
     paths: dict[str, Path] = {}
     records = (record for dataset in splits.values() for record in dataset.images)
     return all(paths.setdefault(record.file_name, record.path) == record.path for record in records)
+
+
+def _names_in_split(split: str, dataset: CocoDataset) -> list[PurePosixPath]:
+    """Names of a split's images; the folder that is called like the split, if all lie in it, is no part of them."""
+    names = [PurePosixPath(record.file_name) for record in dataset.images]
+    while names and all(len(name.parts) > 1 for name in names):
+        folders = {name.parts[0] for name in names}
+        if len(folders) > 1 or alias_of(split, folders) is None:
+            break
+        names = [PurePosixPath(*name.parts[1:]) for name in names]
+    return names
+
+
+def _names_for_all(splits: Mapping[str, CocoDataset]) -> dict[Path, PurePosixPath]:
+    """A name for each image file where all splits share a folder: without their folders unless names would repeat."""
+    short: dict[Path, PurePosixPath] = {}
+    for split, dataset in splits.items():
+        for record, name in zip(dataset.images, _names_in_split(split, dataset), strict=True):
+            short[record.path] = min(short.get(record.path, name), name, key=lambda name: len(name.parts))
+    if len({name.with_suffix("") for name in short.values()}) == len(short):
+        return short
+    return {
+        record.path: PurePosixPath(record.file_name)
+        for dataset in splits.values()
+        for record in dataset.images
+    }
 
 
 def _unique(name: PurePosixPath, record: ImageRecord, job: _Job) -> PurePosixPath:

@@ -178,6 +178,76 @@ def test_boxes_beside_polygons_become_four_corners_in_the_whole_set(parts, tmp_p
     assert {len(row.split()) for many in rows for row in many} == {5}
 
 
+def tree(root):
+    """Every file but those of images' contents, with its text."""
+    files = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
+    return {
+        name: None if path.suffix in (".png", ".jpg") else path.read_text() for name, path in files.items()
+    }
+
+
+@pytest.fixture
+def two_splits(tmp_path):
+    """YOLO with `train` and `valid`, an image of each in a folder of its split; all names differ."""
+    root = tmp_path / "yolo-in"
+    for split, names in (("train", ("a", "sub/b")), ("valid", ("c",))):
+        for name in names:
+            for folder in ("images", "labels"):
+                (root / folder / split / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 20), (9, len(name), ord(name[-1]))).save(
+                root / f"images/{split}/{name}.png"
+            )
+            (root / f"labels/{split}/{name}.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    (root / "data.yaml").write_text("train: images/train\nval: images/valid\nnames: [nut]\n")
+    return root
+
+
+def test_a_second_pass_writes_the_same_tree(two_splits, tmp_path):
+    """The folder of a split was put into another of its name with every pass."""
+    convert_data(two_splits, "yolo", tmp_path / "1")
+    first = tree(tmp_path / "1")
+    images = {name for name in first if name.endswith(".png")}
+    assert images == {"images/train/a.png", "images/train/sub/b.png", "images/val/c.png"}
+    assert {name for name in first if name.startswith("labels/")} == {
+        name.replace("images/", "labels/").replace(".png", ".txt") for name in images
+    }
+    convert_data(tmp_path / "1", "yolo", tmp_path / "2")
+    assert tree(tmp_path / "2") == first
+    for target in ("coco", "voc"):
+        convert_data(tmp_path / "1", target, tmp_path / target)
+        convert_data(tmp_path / target, target, tmp_path / f"{target}-2")
+        assert tree(tmp_path / f"{target}-2") == tree(tmp_path / target)
+        convert_data(tmp_path / target, "yolo", tmp_path / f"{target}-yolo")
+        assert tree(tmp_path / f"{target}-yolo") == first
+
+
+def test_voc_is_flat_unless_images_of_different_splits_have_one_name(two_splits, tmp_path):
+    convert_data(two_splits, "voc", tmp_path / "flat")
+    found = sorted(name for name in tree(tmp_path / "flat") if name.startswith("Annotations/"))
+    assert found == ["Annotations/a.xml", "Annotations/c.xml", "Annotations/sub/b.xml"]
+    (two_splits / "images" / "valid" / "c.png").rename(two_splits / "images" / "valid" / "a.jpg")
+    (two_splits / "labels" / "valid" / "c.txt").rename(two_splits / "labels" / "valid" / "a.txt")
+    assert convert_data(two_splits, "voc", tmp_path / "nested").losses == {}
+    found = sorted(name for name in tree(tmp_path / "nested") if name.startswith("Annotations/"))
+    assert found == ["Annotations/train/a.xml", "Annotations/train/sub/b.xml", "Annotations/valid/a.xml"]
+    convert_data(tmp_path / "nested", "voc", tmp_path / "again")
+    assert tree(tmp_path / "again").keys() == tree(tmp_path / "nested").keys()
+
+
+def test_an_image_of_two_splits_is_one_file_of_voc(two_splits, tmp_path):
+    lists = {"trainval": ("train/a", "train/sub/b", "valid/c"), "train": ("train/a", "train/sub/b")}
+    for split, names in lists.items():
+        (two_splits / f"{split}.txt").write_text("".join(f"images/{name}.png\n" for name in names))
+    text = "train: train.txt\nval: trainval.txt\nnames: [nut]\n"
+    (two_splits / "data.yaml").write_text(text)
+    assert convert_data(two_splits, "voc", tmp_path / "voc").losses == {}
+    assert sorted(p.name for p in (tmp_path / "voc" / "JPEGImages").rglob("*.png")) == [
+        "a.png",
+        "b.png",
+        "c.png",
+    ]
+
+
 def test_equal_stems_do_not_overwrite_each_other(parts, tmp_path):
     file = parts / "annotations" / "train.json"
     content = json.loads(file.read_text())
