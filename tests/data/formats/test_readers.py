@@ -12,6 +12,7 @@ from scantling.data.formats.document import image_numbers
 from scantling.data.formats.layouts import detect_format
 from scantling.data.formats.locations import Location, read_location, write_split_file
 from scantling.data.formats.safe_xml import read_xml
+from scantling.data.health.check import check_data
 from scantling.errors import DataError, Severity
 from scantling.synth.synth import SynthConfig, write_synth
 
@@ -81,6 +82,50 @@ def test_voc_findings_name_file_and_line(voc):
     with pytest.raises(DataError) as error:
         read_location(voc)
     assert sorted(codes(error)) == [("label-file-missing", "line 2"), ("voc-object", "line 3")]
+
+
+def test_a_listed_image_without_xml_is_told_once_with_the_file_that_an_empty_one_needs(voc):
+    """Datumaro writes no XML for images without objects; whether one is empty or unlabelled nothing tells."""
+    picture(voc / "JPEGImages" / "bare.jpg")
+    picture(voc / "JPEGImages" / "elsewhere.jpg")
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("a\nbare\n")
+    found = [(f.code, f.path or f.message, f.hint) for f in check_data(str(voc)).findings]
+    needed = voc / "Annotations" / "bare.xml"
+    (hint,) = [hint for code, place, hint in found if (code, place) == ("label-file-missing", "line 2")]
+    assert hint.startswith(f"If there is no object on it, write {needed} with `<annotation/>`; else")
+    (unlisted,) = [place for code, place, _ in found if code == "image-unlisted"]
+    assert unlisted == f"1 pictures are in no split: {voc / 'JPEGImages' / 'elsewhere.jpg'}"
+    needed.write_text("<annotation/>")
+    assert len(read_location(voc)) == 2
+
+
+def test_an_image_that_is_told_as_unusable_is_not_told_as_being_in_no_split(voc, tmp_path):
+    (voc / "ImageSets" / "Main" / "train.txt").unlink()
+    (voc / "ImageSets" / "Main" / "dog_train.txt").unlink()
+    for name in ("bare", "broken"):
+        picture(voc / "JPEGImages" / f"{name}.jpg")
+    (voc / "Annotations" / "broken.xml").write_text("<annotation>")
+    found = {f.code: f.message for f in check_data(str(voc)).findings}
+    assert found["image-unlabelled"] == "1 images have no XML file and are not used: bare.jpg"
+    assert "xml-syntax" in found
+    assert "image-unlisted" not in found
+
+    root = tmp_path / "coco"
+    picture(root / "images" / "a.jpg")
+    (root / "annotations").mkdir()
+    image = {"id": 1, "file_name": "a.jpg", "width": 0, "height": 50}
+    content = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "nut"}]}
+    (root / "annotations" / "train.json").write_text(json.dumps(content))
+    found = {f.code for f in check_data(str(root)).findings}
+    assert "image-size" in found
+    assert "image-unlisted" not in found
+
+
+def test_a_damaged_image_of_yolo_is_told_once(yolo):
+    (yolo / "images" / "train" / "b.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
+    found = {f.code for f in check_data(str(yolo)).findings}
+    assert found & {"image-damaged", "image-unreadable", "image-format"}
+    assert "image-unlisted" not in found
 
 
 def test_voc_edges_of_zero_are_a_warning(voc):

@@ -167,7 +167,14 @@ def parse_coco(
         categories=tuple(categories),
         findings=log.findings,
         extra=extra,
+        set_aside=_set_aside(raw["images"], images, root),
     )
+
+
+def _set_aside(raw: list[object], images: list[ImageRecord], root: Path) -> tuple[Path, ...]:
+    names = (record.get("file_name") for record in raw if isinstance(record, dict))
+    used = {image.file_name for image in images}
+    return tuple(root / name for name in names if isinstance(name, str) and name not in used)
 
 
 def write_coco(dataset: Mapping[str, object], path: Path | str) -> None:

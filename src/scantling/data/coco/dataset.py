@@ -45,6 +45,7 @@ class CocoDataset:
         categories: Sorted by id; the position of a category is its label.
         findings: Warnings and notes made while reading.
         extra: Further top-level keys, such as `info`.
+        set_aside: Image files that are named here, or lie here, and are not among `images`; a finding says why.
     """
 
     file: Path
@@ -54,6 +55,7 @@ class CocoDataset:
     categories: tuple[Category, ...]
     findings: tuple[Finding, ...] = ()
     extra: Extra = field(default_factory=dict)
+    set_aside: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -238,6 +240,7 @@ def joined(parts: Sequence[CocoDataset]) -> CocoDataset:
         images=tuple(images[index] for index in order),
         annotations=tuple(tuple(annotations[index]) for index in order),
         findings=tuple(finding for part in parts for finding in part.findings),
+        set_aside=tuple(path for part in parts for path in part.set_aside),
     )
 
 

@@ -43,6 +43,7 @@ class Document:
         file: What stands for the split: the list of its images, its settings, or the folder.
         image_root: Folder to which file names are relative.
         options: How strictly the records are checked.
+        set_aside: See `CocoDataset`.
     """
 
     file: Path
@@ -54,6 +55,7 @@ class Document:
     places: dict[str, list[Place]] = field(default_factory=dict)
     logs: list[FindingLog] = field(default_factory=list)
     unread: dict[AnnotationId, tuple[str, ...]] = field(default_factory=dict)
+    set_aside: list[Path] = field(default_factory=list)
 
     def log_for(self, file: Path | str) -> FindingLog:
         """A log for what is wrong in one of the user's files."""
@@ -102,7 +104,8 @@ class Document:
             tuple(replace(a, unread=self.unread[a.id]) if a.id in self.unread else a for a in own)
             for own in dataset.annotations
         )
-        return replace(dataset, annotations=annotations, findings=tuple(found))
+        aside = (*dataset.set_aside, *self.set_aside)
+        return replace(dataset, annotations=annotations, findings=tuple(found), set_aside=aside)
 
     def _relocated(self, finding: Finding) -> Finding:
         """The finding with the place in the user's file instead of one in lists they never saw."""
@@ -150,6 +153,7 @@ def add_sizes(images: Mapping[Path, Raw], document: Document) -> list[Path]:
                 images[path] |= {"height": found[0], "width": found[1]}
                 usable.append(path)
                 continue
+            document.set_aside.append(path)
             for finding in found:
                 document.log_for(path).add(finding.code, finding.message, hint=finding.hint)
     return usable

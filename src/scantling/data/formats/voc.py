@@ -59,6 +59,7 @@ class VocFolder(NamedTuple):
     """
 
     root: Path
+    label_root: Path
     image_root: Path
     labels: dict[str, Path]
     images: dict[str, list[str]]
@@ -75,6 +76,7 @@ def voc_folder(root: Path) -> VocFolder | None:
     splits: dict[str, Path | None] = {path.stem: path for path in lists if not _is_class_list(path.stem)}
     return VocFolder(
         root=root,
+        label_root=label_root,
         image_root=image_root,
         labels={_stem(path, label_root): path for path in _xml_below(label_root)},
         images=_by_stem(pictures_below(image_root), image_root),
@@ -93,6 +95,7 @@ def _beside_images(root: Path) -> VocFolder | None:
     pictures = [path for folder in files for path in folder.iterdir() if is_picture(path)]
     return VocFolder(
         root=root,
+        label_root=root,
         image_root=root,
         labels={_stem(path, root): path for path in xml},
         images=_by_stem(pictures, root),
@@ -123,13 +126,20 @@ def read_voc(folder: VocFolder, split: str, options: ReadOptions) -> CocoDataset
     for line, entry in _stems_of(folder, listed):
         stem = pairs.label_of(entry)
         if stem is None:
-            message = f"there is no XML file for {entry!r}"
+            message, hint = f"there is no XML file for {entry!r}", None
+            if images := pairs.set_aside(entry):
+                message += f", whose image {images[0]} is there"
+                hint = (
+                    f"If there is no object on it, write {folder.label_root / entry}.xml with `<annotation/>`;"
+                    " else label it, or take it off the list."
+                )
             log = document.log_for(document.file)
-            log.add("label-file-missing", message, path=f"line {line}" if line else None)
+            log.add("label-file-missing", message, path=f"line {line}" if line else None, hint=hint)
             continue
         file = folder.labels[stem]
         found = parsed[file]
         if isinstance(found, tuple):
+            pairs.set_aside(stem)
             log = document.log_for(file)
             for finding in found:
                 log.add(finding.code, finding.message, path=finding.path, value=finding.value)
@@ -179,6 +189,14 @@ class _Pairs:
         self._used.add(image)
         return image
 
+    def set_aside(self, stem: str) -> list[str]:
+        """The images of a name that cannot be used, because its XML file is missing or cannot be read."""
+        found = self._images.spelled(stem)
+        images = self.folder.images[found] if found is not None else []
+        self._used.update(images)
+        self.document.set_aside += [self.folder.image_root / image for image in images]
+        return images
+
     def remark(self, split: str) -> None:
         """Name the images without XML and the XML files that no list names."""
         log, listed = self.document.log_for(self.document.file), self.folder.splits[split]
@@ -193,6 +211,7 @@ class _Pairs:
         if bare:
             message = f"{len(bare)} images have no XML file and are not used: {name_some(bare)}"
             log.add("image-unlabelled", message)
+            self.document.set_aside += [self.folder.image_root / name for name in bare]
 
 
 Parsed = Element | tuple[Finding, ...]

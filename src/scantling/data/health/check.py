@@ -230,6 +230,7 @@ def _report_keys(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
 def _report_unlisted(splits: Mapping[str, CocoDataset], log: FindingLog) -> None:
     """Count the pictures in the image folders that no split names."""
     named = {record.path.absolute() for dataset in splits.values() for record in dataset.images}
+    named |= {path.absolute() for dataset in splits.values() for path in dataset.set_aside}
     roots = dict.fromkeys(dataset.image_root.absolute() for dataset in splits.values())
     there = dict.fromkeys(path for root in roots for path in pictures_below(root))
     unlisted = [str(path) for path in there if path not in named]
