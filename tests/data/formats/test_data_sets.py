@@ -35,3 +35,26 @@ def test_a_data_set_whose_labels_are_damaged_is_one(tmp_path):
     for split in ("train", "val"):
         (tmp_path / f"Cable/{split}/_annotations.coco.json").write_text("{")
     assert list(find_data_sets(tmp_path)) == ["Cable"]
+
+
+def test_cocos_files_without_instances_are_no_splits_and_alone_are_refused_for_what_they_are(tmp_path):
+    """Datumaro writes `stuff_train.json` beside the instances; in panoptic files there were splits of 0 objects."""
+    write_synth(tmp_path / "parts", SynthConfig(size_hw=(96, 128)), splits={"train": 1}, seed=0)
+    annotations = tmp_path / "parts" / "annotations"
+    for kind in ("stuff", "panoptic", "captions"):
+        (annotations / f"{kind}_train.json").write_bytes((annotations / "train.json").read_bytes())
+    layout = detect_format(tmp_path / "parts")
+    assert layout.splits == ("train",)
+    assert layout.notes == (
+        "no splits of their own, not read: captions_train.json, panoptic_train.json, stuff_train.json",
+    )
+    (annotations / "train.json").unlink()
+    for folder, prefix in ((tmp_path / "parts", "annotations/"), (annotations, "")):
+        assert not is_data_set(folder)
+        with pytest.raises(DataError) as error:
+            detect_format(folder)
+        (finding,) = error.value.findings
+        assert finding.code == "format-unknown"
+        assert f"hold no instances: {prefix}captions_train.json, {prefix}panoptic_train.json" in finding.hint
+        assert "instances_SPLIT.json" in finding.hint
+        assert "give that folder" not in finding.hint

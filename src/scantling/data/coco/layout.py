@@ -3,7 +3,8 @@
 DIR/annotations/{split}.json            images in DIR/images
 DIR/{split}/_annotations.coco.json      images beside it (Roboflow, VISION)
 DIR/annotations/instances_{split}*.json images in DIR/{split}*, DIR/images/{split}*, DIR/images; without one,
-                                        person_keypoints_{split}*.json. Captions and image_info are no splits.
+                                        person_keypoints_{split}*.json. Captions, image_info, panoptic and stuff are
+                                        no splits.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _ANNOTATIONS = "annotations"
 _COCO_KEYS = (b'"images"', b'"annotations"')
 _SPLIT_PREFIX = re.compile(r"^(instances|image_info|person_keypoints)_")
 _KEYPOINTS = re.compile(r"^person_keypoints_")
-_NO_OBJECTS = re.compile(r"^(captions|image_info|panoptic)_")
+_NO_OBJECTS = re.compile(r"^(captions|image_info|panoptic|stuff)_")
 _KNOWN_PREFIX = re.compile(r"^(captions|image_info|panoptic|stuff|person_keypoints|instances)_")
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
@@ -91,7 +92,7 @@ def coco_splits(folder: Path) -> dict[str, Path]:
     """
     beside = {path.parent.name: path for path in folder.glob("*/_annotations.coco.json")}
     inside = {_SPLIT_PREFIX.sub("", path.stem): path for path in _object_files(folder / _ANNOTATIONS)}
-    above = {path.stem: path for path in _json_in(folder)}
+    above = {path.stem: path for path in _object_files(folder)}
     content = {path: _content_of(path) for path in (*above.values(), *inside.values(), *beside.values())}
     coco = {path for path, kind in content.items() if kind is _Content.COCO}
     kept = [*beside.values(), *_splits_among(inside, content, expected=True)]
@@ -164,6 +165,12 @@ def other_annotations(folder: Path) -> list[str]:
     used = set(coco_splits(folder).values())
     there = sorted((folder / "annotations").glob("*.json"))
     return [path.name for path in there if path not in used and _KNOWN_PREFIX.match(path.stem)]
+
+
+def files_without_objects(folder: Path) -> list[str]:
+    """COCO's files of a folder and its `annotations` that hold no instances, by their names: captions, stuff, ..."""
+    there = [*_json_in(folder), *_json_in(folder / _ANNOTATIONS)]
+    return [path.relative_to(folder).as_posix() for path in there if _NO_OBJECTS.match(path.stem)]
 
 
 def _object_files(folder: Path) -> list[Path]:

@@ -15,7 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scantling.data.coco import CocoDataset, ReadOptions, find_split, read_coco_as
-from scantling.data.coco.layout import alias_of, coco_splits, other_annotations, require_folder
+from scantling.data.coco.layout import (
+    alias_of,
+    coco_splits,
+    files_without_objects,
+    other_annotations,
+    require_folder,
+)
 from scantling.data.findings import FindingLog, name_some, refuse
 from scantling.data.formats.darknet import darknet_file, read_darknet
 from scantling.data.formats.delftbikes import TARGETS, State, delftbikes_folder, read_delftbikes
@@ -196,6 +202,11 @@ def _advice(root: Path, entries: list[str], images: list[str]) -> str:
             return f"The data set is in {root / name}: give that folder."
     above = root.absolute().parent
     meant = f"Labels are in {above}: give that folder." if images and is_data_set(above) else ""
+    if bare := files_without_objects(root):
+        return (
+            f"COCO's files of captions, stuff, panoptic labels and image lists hold no instances: {name_some(bare)}."
+            " Export or download instances_SPLIT.json, and put it there."
+        )
     foreign = foreign_files(root)
     if foreign or meant:
         return " ".join(filter(None, (foreign, meant)))

@@ -1,4 +1,4 @@
-"""The masks in VOC's XML: `<polygon><x1>..</x1><y1>..</y1><x2>..` of an object, as Roboflow and supervision write.
+"""The masks in VOC's XML: `<polygon><x1>..</x1><y1>..</y1><x2>..` of an object, as supervision writes them.
 
 A corner is a pixel counted from 1, like the edges of `bndbox`, and the pixels that the outline runs through belong to
 the mask: its extent is then that of the box. Drawn so, a mask is the one that supervision wrote; taken for a polygon of
