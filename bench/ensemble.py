@@ -149,7 +149,7 @@ def write_files(folder: Path, members: Members, dataset: CocoDataset) -> list[Na
     """The members as results files."""
     files = [NamedFile(name, ResultsFile(folder / f"{name}.json")) for name in members]
     for (_, file), member in zip(files, members.values(), strict=True):
-        write_results(results_of(member, dataset), file.path, dataset.images)
+        write_results(results_of(member, dataset), file.path, dataset)
     return files
 
 

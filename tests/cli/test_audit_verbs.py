@@ -31,7 +31,7 @@ def faulty(tmp_path_factory) -> Faulty:
 @pytest.fixture(scope="module")
 def results(faulty, tmp_path_factory):
     path = tmp_path_factory.mktemp("results") / "out-of-fold.json"
-    write_results(results_of(faulty.detections, faulty.dataset), path, faulty.dataset.images)
+    write_results(results_of(faulty.detections, faulty.dataset), path, faulty.dataset)
     return path
 
 

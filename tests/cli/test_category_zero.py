@@ -49,7 +49,7 @@ def worlds(tmp_path_factory) -> list[World]:
         world = World(number, root, root / "labels.json", root / "found.json", root / "poorer.json")
         renumber(world.labels, {3: number, OTHER: OTHER})
         for detections, file in ((better, world.results), (poorer, world.poorer)):
-            write_results(results_of(detections, given.dataset), file, given.dataset.images)
+            write_results(results_of(detections, given.dataset), file, given.dataset)
             renumber(file, {3: number, OTHER: OTHER})
         made.append(world)
     return made

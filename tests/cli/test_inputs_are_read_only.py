@@ -25,7 +25,7 @@ def world(tmp_path_factory) -> Path:
     """A data set with images, a refiner, a gate's place, results of it, decisions, and the same data set as VOC."""
     root = tmp_path_factory.mktemp("world")
     faulty = make_faulty(root / "data", pixels=True)
-    write_results(results_of(faulty.detections, faulty.dataset), root / "found.json", faulty.dataset.images)
+    write_results(results_of(faulty.detections, faulty.dataset), root / "found.json", faulty.dataset)
     write_synth(root / "parts", SynthConfig(size_hw=(96, 128)), splits={"train": 2, "val": 2}, seed=0)
     api.refine_train(root / "parts", root / "refiner", overrides=TINY_REFINER, device="cpu")
     labels = json.loads((root / "parts/annotations/val.json").read_text())

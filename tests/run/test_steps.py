@@ -209,6 +209,6 @@ def test_a_results_file_that_was_changed_is_checked_again(trained, parts, tmp_pa
     assert checked == []
     (tmp_path / "ensemble").mkdir()
     (tmp_path / "ensemble" / RECORD).write_text((folder / "ensemble" / RECORD).read_text())
-    write_results(read(folder / file)[1:], tmp_path / file, dataset.images)
+    write_results(read(folder / file)[1:], tmp_path / file, dataset)
     assert own_results(tmp_path, file, dataset) == []
     assert checked == [tmp_path / file]

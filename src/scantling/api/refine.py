@@ -183,7 +183,7 @@ def refine_apply(
     refined, counts = refine_results(found, dataset, model, config, gate=opened)
     _log_unknown(model, dataset.class_names, counts)
     if out is not None:
-        write_results(refined, out, dataset.images)
+        write_results(refined, out, dataset)
     return Refined(results=refined, counts=counts, out=Path(out) if out else None)
 
 

@@ -63,5 +63,5 @@ def eliminate_file(
     found = eliminate(detections_of(results, dataset), relations, config)
     if out is not None:
         kept = [result for result, stays in zip(results, found.keep, strict=True) if stays]
-        write_results(kept, out, dataset.images)
+        write_results(kept, out, dataset)
     return EliminateSummary(elimination=found, out=out)

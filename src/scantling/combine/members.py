@@ -223,7 +223,7 @@ def ensemble_files(
             result if row is None else {**members[0].results[row], "score": result["score"]}
             for result, row in zip(results, sources, strict=True)
         ]
-    write_results(results, out, dataset.images)
+    write_results(results, out, dataset)
     return EnsembleSummary(
         method=config.method,
         members=tuple(_facts(member, config) for member in members),

@@ -97,7 +97,7 @@ def fuse_semantic_file(
     fusion = fuse_semantic(detections, maps, config, dataset.class_names)
     if fusion.num_unmapped:
         log.warning("%d images with predictions to fuse have no map; their masks stay", fusion.num_unmapped)
-    write_results(with_masks_of(results, fusion), out, dataset.images)
+    write_results(with_masks_of(results, fusion), out, dataset)
     return SemanticSummary(fusion=fusion, class_names=dataset.class_names, out=out)
 
 

@@ -81,7 +81,7 @@ def suppress_file(
         {**results[row], "score": score} if is_changed else results[row]
         for row, score, is_changed in zip(rows.tolist(), scores.tolist(), changed, strict=True)
     ]
-    write_results(kept, out, dataset.images)
+    write_results(kept, out, dataset)
     return SuppressSummary(num_results=len(results), num_kept=len(kept), num_lowered=sum(changed), out=out)
 
 

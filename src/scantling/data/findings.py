@@ -19,7 +19,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from scantling.data.finding_codes import CODES, Kind
+from scantling.data.finding_codes import CODES
+from scantling.data.finding_kinds import Kind
 from scantling.errors import DataError, Finding, Severity
 
 __all__ = [

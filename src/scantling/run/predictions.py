@@ -17,7 +17,7 @@ from scantling.data.coco import (
     ImageId,
     ImageRecord,
     to_results,
-    with_file_names,
+    with_names,
 )
 from scantling.data.coco.records import told_apart
 from scantling.data.findings import name_some, tell
@@ -175,11 +175,11 @@ class OwnCategories:
         return instances[self.known[instances.labels]]
 
     def results_of(self, record: ImageRecord, instances: Instances) -> Sequence[Result]:
-        """COCO results of an image with its file name; what is left out is counted."""
+        """COCO results of an image with the names of file and categories; what is left out is counted."""
         names, lost = self.names, instances.labels[~self.known[instances.labels]]
         self.left_out.update(names[label] for label in lost.tolist())
         results = to_results(record.id, self.known_in(instances), self.categories)
-        return with_file_names(results, [record])
+        return with_names(results, [record], self.categories)
 
 
 def overlay_path(folder: Path, record: ImageRecord) -> Path:

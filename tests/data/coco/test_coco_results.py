@@ -57,9 +57,12 @@ def codes(findings, severity=None):
 
 
 def test_sound_results_pass_unchanged(dataset, results, tmp_path):
-    write_results(results, tmp_path / "r.json", dataset.images)
-    names = {7: "a.png", 4: "sub/b.png"}
-    written = [{**result, "file_name": names[result["image_id"]]} for result in results]
+    write_results(results, tmp_path / "r.json", dataset)
+    names, classes = {7: "a.png", 4: "sub/b.png"}, {3: "scratch", 90: "dent"}
+    written = [
+        {**result, "file_name": names[result["image_id"]], "category_name": classes[result["category_id"]]}
+        for result in results
+    ]
     assert read_results(tmp_path / "r.json", dataset) == written
     assert check_results(results, dataset).findings == ()
 
@@ -268,7 +271,7 @@ def test_row_64_the_order_of_the_file_only_orders_the_output(dataset, results):
 
 
 def test_strict_turns_warnings_into_errors_and_warnings_are_logged(dataset, results, tmp_path, caplog):
-    write_results(results[:2], tmp_path / "r.json", dataset.images)
+    write_results(results[:2], tmp_path / "r.json", dataset)
     with caplog.at_level(logging.WARNING):
         read_results(tmp_path / "r.json", dataset)
     assert "results-uncovered" in caplog.text
@@ -328,7 +331,7 @@ def test_masks_travel_as_rle_that_pycocotools_reads(dataset, tmp_path):
     dense = np.zeros((3, 80, 100), bool)
     dense[0, 3:9, 4:50] = dense[1, 70:80, 90:100] = dense[2, ::2, ::3] = True
     results = to_results(7, detections(masks=ImageMasks.from_dense(dense)), dataset.categories)
-    write_results(results, tmp_path / "r.json", dataset.images)
+    write_results(results, tmp_path / "r.json", dataset)
     records = read_results(tmp_path / "r.json", dataset)
     assert np.array_equal(np.stack([coco_mask.decode(r["segmentation"]) for r in records]), dense)
     assert np.array_equal(of_image(records, dataset, 7).masks.to_dense(), dense)
@@ -355,7 +358,7 @@ def test_no_detections_and_no_scores(dataset):
 
 
 def test_pycocotools_accepts_the_written_file(dataset, results, content, write, tmp_path):
-    write_results(results, tmp_path / "r.json", dataset.images)
+    write_results(results, tmp_path / "r.json", dataset)
     loaded = COCO(str(write(content))).loadRes(str(tmp_path / "r.json"))
     assert len(loaded.anns) == 3
 

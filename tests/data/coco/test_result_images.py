@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import pytest
 
 from scantling.data.coco import check_results, read_coco, read_results, write_results
-from scantling.data.coco.results import with_file_names
+from scantling.data.coco.results import with_names
+from scantling.data.formats.locations import read_location
 from scantling.errors import DataError
 from scantling.evaluate.coco_eval import evaluate_results
 
@@ -72,7 +74,7 @@ def by_file_number(results, names=NUMBERED):
 class TestFileNames:
     def test_the_file_counts_where_another_numbering_is_given(self, make):
         dataset, exact = make(["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"], [1, 2, 3, 4, 5])
-        named = with_file_names(exact, dataset.images)
+        named = with_names(exact, dataset.images, dataset.categories)
         shifted = [{**result, "image_id": result["image_id"] % 5 + 1} for result in named]
         found = check_results(shifted, dataset)
         assert codes(found) == ["results-image-differs"]
@@ -83,7 +85,7 @@ class TestFileNames:
     def test_what_was_written_before_a_picture_was_added_is_still_right(self, make, tmp_path):
         """In YOLO and VOC sets ids are places in the order of the names, so that one picture shifts them all."""
         before, exact = make(["b.jpg", "c.jpg", "d.jpg"], [1, 2, 3], SIZES[1:])
-        write_results(exact, tmp_path / "found.json", before.images)
+        write_results(exact, tmp_path / "found.json", before)
         after, _ = make(["a.jpg", "b.jpg", "c.jpg", "d.jpg"], [1, 2, 3, 4])
         records = read_results(tmp_path / "found.json", after)
         assert [record["image_id"] for record in records] == [2, 3, 4]
@@ -115,7 +117,7 @@ class TestFileNames:
 
     def test_a_name_is_enough(self, make):
         dataset, exact = make(["a.jpg", "b.jpg"], [1, 2])
-        named = with_file_names(exact, dataset.images)
+        named = with_names(exact, dataset.images, dataset.categories)
         without = [{key: value for key, value in result.items() if key != "image_id"} for result in named]
         assert sorted(r["image_id"] for r in check_results(without, dataset).records) == [1, 2]
 
@@ -247,3 +249,63 @@ def test_images_whose_predictions_are_faulty_are_not_told_as_without(make):
     assert {finding.code for finding in error.value.findings} == {"results-box"}
     with pytest.raises(DataError, match="1 of 2 images have no prediction: b.jpg"):
         check_results(faulty[:1], dataset)
+
+
+class TestCategoriesWithoutIds:
+    """VOC has names only: ids are counted in alphabetical order, and other tools count otherwise."""
+
+    @pytest.fixture
+    def voc(self, tmp_path):
+        size = "<size><width>100</width><height>80</height></size>"
+        edges = "<bndbox><xmin>11</xmin><ymin>11</ymin><xmax>40</xmax><ymax>30</ymax></bndbox>"
+        for image, name in (("a", "nut"), ("b", "bolt"), ("c", "gasket")):
+            text = f"<annotation>{size}<object><name>{name}</name>{edges}</object></annotation>"
+            (tmp_path / "Annotations").mkdir(exist_ok=True)
+            (tmp_path / "Annotations" / f"{image}.xml").write_text(text)
+        return tmp_path
+
+    FOUND: ClassVar = [
+        {"image_id": image, "category_id": number, "bbox": [10, 10, 30, 20], "score": 0.9}
+        for image, number in (("a", 1), ("b", 2), ("c", 3))
+    ]
+    """By a tool that counts nut, bolt, gasket."""
+
+    def warned(self, results, voc):
+        checked = check_results(results, read_location(voc))
+        return [f.message for f in checked.findings if f.code == "results-category-counted"]
+
+    def test_the_numbering_that_is_assumed_is_named(self, voc):
+        (message,) = self.warned(self.FOUND, voc)
+        assert message.startswith("3 of 3 predictions have no category_name")
+        assert message.endswith("category_id is taken for 1 bolt, 2 gasket, 3 nut")
+        with pytest.raises(DataError, match="results-category-counted"):
+            check_results(self.FOUND, read_location(voc), strict=True)
+
+    def test_names_or_stored_ids_settle_it(self, voc):
+        names = {1: "nut", 2: "bolt", 3: "gasket"}
+        named = [{**each, "category_name": names[each["category_id"]]} for each in self.FOUND]
+        assert self.warned(named, voc) == []
+        assert len(self.warned([*named[:2], self.FOUND[2]], voc)) == 1
+        stored = [{"id": number, "name": name} for number, name in names.items()]
+        (voc / "categories.json").write_text(json.dumps(stored[:2]))
+        (message,) = self.warned(self.FOUND, voc)  # gasket is counted on from what is stored
+        assert message.startswith("1 of 3")
+        assert message.endswith("category_id is taken for 3 gasket")
+        (voc / "categories.json").write_text(json.dumps(stored))
+        assert self.warned(self.FOUND, voc) == []
+        assert average_precision(self.FOUND, read_location(voc)) == pytest.approx(1)
+
+    def test_what_scantling_wrote_has_names_and_outlives_another_numbering(self, voc, tmp_path):
+        dataset = read_location(voc)
+        right = [{**each, "category_id": number} for each, number in zip(self.FOUND, (3, 1, 2), strict=True)]
+        write_results(check_results(right, dataset).records, tmp_path / "found.json", dataset)
+        written = json.loads((tmp_path / "found.json").read_text())
+        assert [each["category_name"] for each in written] == ["nut", "bolt", "gasket"]
+        assert self.warned(written, voc) == []
+        (voc / "categories.json").write_text('[{"id": 1, "name": "nut"}, {"id": 2, "name": "bolt"}]')
+        assert [r["category_id"] for r in check_results(written, read_location(voc)).records] == [1, 2, 3]
+
+    def test_one_class_cannot_be_mistaken(self, voc):
+        for image in "bc":
+            (voc / "Annotations" / f"{image}.xml").unlink()
+        assert self.warned(self.FOUND[:1], voc) == []

@@ -29,7 +29,7 @@ from scantling.data.coco.results import (
     check_results,
     read_results,
     to_results,
-    with_file_names,
+    with_names,
     write_results,
 )
 from scantling.data.findings import FindingLog, Kind, Policy
@@ -51,7 +51,7 @@ __all__ = [
     "read_coco_as",
     "read_results",
     "to_results",
-    "with_file_names",
+    "with_names",
     "write_coco",
     "write_results",
 ]

@@ -46,6 +46,7 @@ class CocoDataset:
         findings: Warnings and notes made while reading.
         extra: Further top-level keys, such as `info`.
         set_aside: Image files that are named here, or lie here, and are not among `images`; a finding says why.
+        counted_ids: Ids of the categories that no file gives: the reader of a format without ids counted them.
     """
 
     file: Path
@@ -56,6 +57,7 @@ class CocoDataset:
     findings: tuple[Finding, ...] = ()
     extra: Extra = field(default_factory=dict)
     set_aside: tuple[Path, ...] = ()
+    counted_ids: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.images)

@@ -86,25 +86,38 @@ def to_results(image_id: ImageId, instances: Instances, categories: Sequence[Cat
     return results
 
 
-def with_file_names(results: Iterable[Mapping[str, Any]], images: Iterable[ImageRecord]) -> list[Result]:
-    """Results in the ids of `images`, each with its `file_name`, which outlives any numbering; one it has stays."""
-    names = {image.id: image.file_name for image in images}
+def with_names(
+    results: Iterable[Mapping[str, Any]], images: Iterable[ImageRecord], categories: Sequence[Category]
+) -> list[Result]:
+    """Results in a data set's ids, each with `file_name` and `category_name`: names outlive any numbering.
+
+    Args:
+        results: Names that they have already stay.
+        images: Those that the results are about, or more.
+        categories: Of the data set; a name that two of them share tells nothing and is not written.
+    """
+    files = {image.id: image.file_name for image in images}
+    classes = {each.id: {"category_name": name} for name, each in _single_names(categories).items()}
     return [
-        {"image_id": result["image_id"], "file_name": names[result["image_id"]], **result}
+        {
+            "image_id": result["image_id"],
+            "file_name": files[result["image_id"]],
+            "category_id": result["category_id"],
+            **classes.get(result["category_id"], {}),
+            **result,
+        }
         for result in results
     ]
 
 
-def write_results(
-    results: Iterable[Mapping[str, Any]], path: Path | str, images: Iterable[ImageRecord]
-) -> None:
-    """Write results in the ids of `images` atomically as a JSON list; see `with_file_names`.
+def write_results(results: Iterable[Mapping[str, Any]], path: Path | str, dataset: CocoDataset) -> None:
+    """Write results in the ids of a data set atomically as a JSON list; see `with_names`.
 
     Raises:
         ValueError: A number is NaN or infinite.
         UsageError: The file cannot be written.
     """
-    write_json(path, with_file_names(results, images))
+    write_json(path, with_names(results, dataset.images, dataset.categories))
 
 
 def read_results(
@@ -174,6 +187,12 @@ def check_results(
     return CheckedResults(gathered.records, log.findings)
 
 
+def _single_names(categories: Sequence[Category]) -> dict[str, Category]:
+    """Categories by name, without names that occur twice."""
+    count = Counter(category.name for category in categories)
+    return {category.name: category for category in categories if count[category.name] == 1}
+
+
 def box_xywh(result: Mapping[str, Any]) -> Box:
     """The box [x, y, width, height] of a checked result; that of its mask where it has none of its own."""
     if "bbox" in result:
@@ -206,6 +225,7 @@ class _Gathered:
     unknown_categories: Counter[str] = field(default_factory=Counter)
     num_without_category: int = 0
     named_categories: list[str] = field(default_factory=list)
+    num_counted: int = 0
     scores_out_of_range: list[float] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
     limits_wh: list[tuple[int, int]] = field(default_factory=list)
@@ -245,6 +265,7 @@ class _Gathered:
             self.named_categories.append(f"{name!r} with category_id {value!r:.40}")
             return by_name
         if known:
+            self.num_counted += by_name is None and value in self.dataset.counted_ids
             return value
         if value is None:
             self.num_without_category += 1
@@ -254,9 +275,8 @@ class _Gathered:
 
     @cached_property
     def _id_of_name(self) -> dict[str, int]:
-        """Category by name, without names that occur twice."""
-        count = Counter(self.dataset.class_names)
-        return {each.name: each.id for each in self.dataset.categories if count[each.name] == 1}
+        """Category id by name, without names that occur twice."""
+        return {name: each.id for name, each in _single_names(self.dataset.categories).items()}
 
     def _check_score(self, value: object, log: RecordLog) -> None:
         if not is_finite_number(value):
@@ -287,6 +307,14 @@ class _Gathered:
                 f" the name counts: {self.named_categories[0]}"
             )
             add("results-category-differs", message)
+        categories = self.dataset.categories
+        if self.num_counted and len(categories) > 1:
+            ours = [f"{each.id} {each.name}" for each in categories if each.id in self.dataset.counted_ids]
+            message = (
+                f"{self.num_counted} of {self.taken} predictions have no category_name of {self.dataset.file}, whose"
+                f" categories have names but no ids: category_id is taken for {name_some(ours, 20)}"
+            )
+            add("results-category-counted", message)
         if unknown := self.unknown_categories:
             known = name_some([repr(category_id) for category_id in self.dataset.category_ids])
             message = (

@@ -65,9 +65,10 @@ def read_delftbikes(
     order = sorted({image for images in content.values() for image in images})
     numbers = {image: number for number, image in enumerate(order, start=1)}
     root = _image_root(folder.root, split, list(content[split])[:16])
-    document = Document(file=file, image_root=root, options=options)
+    ids = {name: number for number, name in enumerate(names, start=1)}
+    document = Document(file=file, image_root=root, options=options, counted_ids=frozenset(ids.values()))
     document.add_categories(numbered(names))
-    reader = _Parts(document, {name: number for number, name in enumerate(names, start=1)}, states)
+    reader = _Parts(document, ids, states)
     records: dict[Path, Raw] = {
         root / image: {"id": numbers[image], "file_name": image} for image in content[split]
     }

@@ -44,6 +44,7 @@ class Document:
         image_root: Folder to which file names are relative.
         options: How strictly the records are checked.
         set_aside: See `CocoDataset`.
+        counted_ids: Category ids that no file gives, but the reader.
     """
 
     file: Path
@@ -56,6 +57,7 @@ class Document:
     logs: list[FindingLog] = field(default_factory=list)
     unread: dict[AnnotationId, tuple[str, ...]] = field(default_factory=dict)
     set_aside: list[Path] = field(default_factory=list)
+    counted_ids: frozenset[int] = frozenset()
 
     def log_for(self, file: Path | str) -> FindingLog:
         """A log for what is wrong in one of the user's files."""
@@ -105,7 +107,13 @@ class Document:
             for own in dataset.annotations
         )
         aside = (*dataset.set_aside, *self.set_aside)
-        return replace(dataset, annotations=annotations, findings=tuple(found), set_aside=aside)
+        return replace(
+            dataset,
+            annotations=annotations,
+            findings=tuple(found),
+            set_aside=aside,
+            counted_ids=self.counted_ids,
+        )
 
     def _relocated(self, finding: Finding) -> Finding:
         """The finding with the place in the user's file instead of one in lists they never saw."""

@@ -117,8 +117,11 @@ def read_voc(folder: VocFolder, split: str, options: ReadOptions) -> CocoDataset
     listed = folder.splits[split]
     document = Document(file=listed or folder.root, image_root=folder.image_root, options=options)
     parsed = _parse_all(tuple(folder.labels.values()), _signature(folder))
-    categories = _categories(folder.root, parsed)
+    stored = stored_categories(folder.root)
+    counted = _further_categories(stored, parsed)
+    categories = [*stored, *({"id": number, "name": name} for number, name in counted.items())]
     document.add_categories(categories)
+    document.counted_ids = frozenset(counted)
     ids = ClassIds(categories)
     numbers = image_numbers({stem: PurePosixPath(stem).name for stem in [*folder.labels, *folder.images]})
     pairs = _Pairs(folder, document)
@@ -235,15 +238,14 @@ def _signature(folder: VocFolder) -> object:
     return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
 
 
-def _categories(root: Path, parsed: dict[Path, Parsed]) -> list[Raw]:
-    """Stored categories first, then whatever else the files name."""
+def _further_categories(stored: list[Raw], parsed: dict[Path, Parsed]) -> dict[int, str]:
+    """Name by id of what the files name beside the stored categories, counted on from these in alphabetical order."""
     roots = [element for element in parsed.values() if isinstance(element, Element)]
     names = {name for element in roots for box in element.all("object") if (name := _name(box)).strip()}
-    stored = stored_categories(root)
     known = ClassIds(stored)
     rest = sorted({name.strip() for name in names if known.of(name) is None})
     first = 1 + max((number for c in stored if isinstance(number := c["id"], int)), default=0)
-    return [*stored, *({"id": number, "name": name} for number, name in enumerate(rest, start=first))]
+    return dict(enumerate(rest, start=first))
 
 
 def _name(element: Element) -> str:

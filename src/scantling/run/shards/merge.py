@@ -2,7 +2,8 @@
 
 .json      a COCO results list, to the bit what `predict --out` writes
 .jsonl     one result a line
-.parquet   one row a result, columns `image_id`, `file_name`, `category_id`, `bbox`, `score`, `segmentation`
+.parquet   one row a result, columns `image_id`, `file_name`, `category_id`, `category_name`, `bbox`, `score` and
+           `segmentation`
 """
 
 from __future__ import annotations
@@ -198,6 +199,7 @@ def _write_parquet(parts: _DoneShards, stream: BinaryIO) -> int:
             ("image_id", pa.string() if as_text else pa.int64()),
             ("file_name", pa.string()),
             ("category_id", pa.int64()),
+            ("category_name", pa.string()),
             ("bbox", pa.list_(pa.float64(), 4)),
             ("score", pa.float64()),
             # a list of no fixed length: pyarrow 20 reads no list of two in a struct that is null

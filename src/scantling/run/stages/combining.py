@@ -279,7 +279,7 @@ def _weigh(context: RunContext) -> None:
 def _fuse(context: RunContext, step: Ensemble) -> None:
     target = context.data.target
     found = apply_steps([step], member_sources(context, context.data.evaluated), target)
-    write_results(results_of(found, target), context.root / step_file(step), target.images)
+    write_results(results_of(found, target), context.root / step_file(step), target)
 
 
 def _tune_semantic(context: RunContext) -> None:
@@ -310,7 +310,7 @@ def _fuse_semantic(context: RunContext, step: FuseSemantic, before: str) -> None
     fusion = step.fuse(detections_of(results, target), target)
     if fusion.num_unmapped:
         log.warning("%d images have objects to fuse and no score map; their masks stay", fusion.num_unmapped)
-    write_results(with_masks_of(results, fusion), context.root / step_file(step), target.images)
+    write_results(with_masks_of(results, fusion), context.root / step_file(step), target)
     write_json(context.root / FUSED, fusion.to_dict(target.class_names), indent=2)
 
 
@@ -321,5 +321,5 @@ def _eliminate(context: RunContext, step: Eliminate, before: str) -> None:
     results = own_results(context.root, before, target)
     found = step.judge(detections_of(results, target))
     kept = [result for result, keep in zip(results, found.keep, strict=True) if keep]
-    write_results(kept, context.root / step_file(step), target.images)
+    write_results(kept, context.root / step_file(step), target)
     write_json(context.root / ELIMINATE / "removed.json", found.to_dict(), indent=2)

@@ -359,7 +359,7 @@ def _detect(context: RunContext, name: str, splits: Sequence[str]) -> None:
     for split in splits:
         dataset = dataset_of(context, split)
         results = results_of(detections_with(context, name, config, split=split), dataset)
-        write_results(results, context.root / context.detections_file(name, split), dataset.images)
+        write_results(results, context.root / context.detections_file(name, split), dataset)
 
 
 def _import(context: RunContext, name: str) -> None:
@@ -371,7 +371,7 @@ def _import(context: RunContext, name: str) -> None:
             image_ids=context.member(name).image_ids or "auto",
             skip_invalid=context.recipe.data.skip_invalid,
         )
-        write_results(results, context.root / context.detections_file(name, split), dataset.images)
+        write_results(results, context.root / context.detections_file(name, split), dataset)
 
 
 def _hashes(root: Path, files: Sequence[str]) -> dict[str, str]:

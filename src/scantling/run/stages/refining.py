@@ -244,7 +244,7 @@ def _steps_before_refining(context: RunContext) -> tuple[Step, ...]:
 def _refine(context: RunContext, step: Refine, before: str) -> None:
     target = context.data.target
     refined, counts = step.refine(own_results(context.root, before, target), target)
-    write_results(refined, context.root / step_file(step), target.images)
+    write_results(refined, context.root / step_file(step), target)
     write_json(context.root / REFINE / "counts.json", counts, indent=2)
 
 
