@@ -300,9 +300,9 @@ def test_what_is_left_of_a_single_file_keeps_its_masks_and_keys(folder, method):
     done = ensemble("masked.json", "--method", method)
     assert (done.exit_code, "not fused" in done.output) == (0, False)
     found = json.loads((folder / "fused.json").read_text())
-    files = {"x": "x.png", 17: "17.png"}
+    files, classes = {"x": "x.png", 17: "17.png"}, {90: "bolt", 3: "nut"}
     assert sorted(found, key=lambda r: r["track"]) == [
-        {**r, "file_name": files[r["image_id"]]} for r in given
+        {**r, "file_name": files[r["image_id"]], "category_name": classes[r["category_id"]]} for r in given
     ]
 
 

@@ -55,7 +55,7 @@ def test_results_are_refined_into_another_file(world):
     given, found = (json.loads((world / name).read_text()) for name in ("results.json", "refined.json"))
     assert told["counts"]["refined"] > 0
     assert told["num_results"] == len(found) == sum(told["counts"].values())
-    assert all(r.pop("file_name").endswith(".jpg") for r in found)
+    assert all(r.pop("file_name").endswith(".jpg") and r.pop("category_name") for r in found)
     assert [{**r, "bbox": 0} for r in found] == [{**r, "bbox": 0} for r in given]
     moved = sum(a["bbox"] != b["bbox"] for a, b in zip(given, found, strict=True))
     assert moved == told["counts"]["refined"]

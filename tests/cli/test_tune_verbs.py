@@ -139,8 +139,10 @@ def bikes(tmp_path, monkeypatch):
 
 
 def with_name(result):
-    """As it is written: with the name of its image's file."""
-    return {**result, "file_name": f"{result['image_id'] - 100}.png"}
+    """As it is written: with the names of its image's file and of its category."""
+    names = {3: "saddle", 5: "wheel"}
+    file_name, category_name = f"{result['image_id'] - 100}.png", names[result["category_id"]]
+    return {**result, "file_name": file_name, "category_name": category_name}
 
 
 ASKED = ("eliminate", "found.json", "--train", "train.json", "--data", "data.json")

@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scantling.data.coco import check_results, read_coco
+from scantling.data.coco.records import to_rle
 from scantling.data.detections import detections_of
 from scantling.errors import DataError, UsageError
 from scantling.evaluate import backends
@@ -242,6 +243,61 @@ def test_mask_sizes_are_those_of_masks_even_beside_boxes(random_case):
     boxed = [{**r, "bbox": [0.0, 0.0, 300.0, 200.0]} for r in results]
     plain = evaluate_results(dataset, results, iou_type="segm").metrics
     assert evaluate_results(dataset, boxed, iou_type="segm").metrics == plain
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_by_size_pycocotools_counts_as_we_do_once_the_boxes_beside_masks_are_gone(make_dataset, backend):
+    """Its `loadRes` takes width times height of a `bbox` for the size: here those of thin triangles, twice their masks'.
+
+    A mask of 800 of 1600 px is small, its box is medium: with the boxes, the false triangle is one among the medium.
+    """
+    corner = [[50.0, 50.0, 90.0, 50.0, 50.0, 90.0]]
+    dataset = make_dataset(
+        [truth(1, (50, 50, 40, 40), segmentation=corner), truth(2, (0, 0, 80, 80), segmentation=[_square(80)])]
+    )
+    sizes = {image.id: image.size_hw for image in dataset.images}
+    found = [
+        {**result(image_id, box, score), "segmentation": to_rle(mask, sizes[image_id])}
+        for image_id, box, score, mask in (
+            (1, (50.0, 50.0, 40.0, 40.0), 0.8, _polygons(corner)),
+            (2, (0.0, 0.0, 80.0, 80.0), 0.7, _polygons([_square(80)])),
+            (2, (150.0, 100.0, 40.0, 40.0), 0.9, _polygons([[150.0, 100.0, 190.0, 100.0, 150.0, 140.0]])),
+        )
+    ]
+    masks = [{key: value for key, value in each.items() if key != "bbox"} for each in found]
+    ours = evaluate_results(dataset, found, iou_type="segm", backend=backend).metrics
+    without, beside = (official(dataset, results, "segm")[0] for results in (masks, found))
+    assert {key: -1 if value is None else value for key, value in ours.items()} == pytest.approx(without)
+    assert [key for key in KEYS if beside[key] != pytest.approx(without[key])] == ["APs", "APm"]
+    assert (without["APs"], beside["APs"]) == pytest.approx((0.5, 1))
+    assert (without["APm"], beside["APm"]) == pytest.approx((1, 0.5))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("boxed", [True, False])
+def test_polygons_without_area_count_as_pycocotools_counts_them(make_dataset, backend, boxed):
+    dataset = make_dataset([truth(1, (0, 0, 80, 80), segmentation=[_square(80)])])
+    line = result(1, (10.0, 20.0, 30.0, 0.0), 0.9) | {"segmentation": [[10.0, 20.0, 30.0, 20.0, 40.0, 20.0]]}
+    hit = result(1, (0.0, 0.0, 80.0, 80.0), 0.8) | {"segmentation": [_square(80)]}
+    results = [each if boxed else {k: v for k, v in each.items() if k != "bbox"} for each in (line, hit)]
+    drawn = [each | {"segmentation": _drawn(each["segmentation"], dataset)} for each in results]
+    expected, _ = official(dataset, drawn, "segm")
+    ours = evaluate_results(dataset, results, iou_type="segm", backend=backend)
+    assert ours.metrics["AP50"] == pytest.approx(expected["AP50"]) == pytest.approx(0.5)
+    assert {f.code for f in ours.findings} >= {"results-mask-empty"}
+
+
+def _drawn(polygons, dataset):
+    height, width = dataset.images[0].size_hw
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+
+
+def _square(side):
+    return [0.0, 0.0, side, 0.0, side, side, 0.0, side]
+
+
+def _polygons(lists):
+    return tuple(np.array(points, dtype=np.float64) for points in lists)
 
 
 def test_a_mask_alone_has_the_box_around_it(make_dataset, random_case):

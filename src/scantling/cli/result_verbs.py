@@ -140,7 +140,8 @@ def evaluate(
     results: Annotated[Path, typer.Argument(help="COCO results file of any detector.")],
     data: Annotated[Path, typer.Option(help="The truth: a COCO file, a split file, or FOLDER:SPLIT.")],
     iou_type: Annotated[
-        Literal["bbox", "segm"], typer.Option(help="Whether overlaps are those of boxes or of masks.")
+        Literal["bbox", "segm"],
+        typer.Option(help="Whether overlaps, and the sizes in APs to ARl, are those of boxes or of masks."),
     ] = "bbox",
     backend: Annotated[
         Literal["auto", "pycocotools", "hotcoco"],

@@ -58,6 +58,11 @@ RESULTS = {
     "results-mixed": Code(
         _W, "Some predictions lack the box or the mask others have; a missing box is that of the mask.", ""
     ),
+    "results-mask-empty": Code(
+        _W,
+        "A predicted mask without area; it counts as an empty mask, which matches no object.",
+        "Leave such predictions out, or give no segmentation with them.",
+    ),
     "results-rle": Code(_S, "A predicted mask is not a sound RLE of its image's size.", "Encode it again."),
     "results-lists-count": Code(
         _S,

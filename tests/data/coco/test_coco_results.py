@@ -24,6 +24,7 @@ from scantling.data.coco import (
 from scantling.data.detections import detections_of
 from scantling.errors import DataError, Severity
 from scantling.evaluate.coco_eval import evaluate_results
+from scantling.ops.rle import rle_area
 from scantling.structures.instances import Instances
 from scantling.structures.masks import ImageMasks, RoiMasks
 
@@ -434,11 +435,14 @@ def test_polygons_that_are_none_are_refused(dataset, results, polygons, code):
         check_results([{**results[0], "segmentation": polygons}], dataset)
 
 
-def test_polygons_without_area_leave_the_box(dataset, results):
+def test_polygons_without_area_are_an_empty_mask(dataset, results):
+    """As an RLE of zeros is: one more that is found and is not there."""
     results[0]["segmentation"] = [[10, 20, 30, 20, 40, 20]]
     records, findings = check_results(results, dataset)
-    assert codes(findings) == ["mask-empty"]
-    assert "segmentation" not in records[0]
+    assert "results-mask-empty" in codes(findings)
+    empty = records[0]["segmentation"]
+    assert (rle_area(empty), empty["size"]) == (0, list(dataset.images[dataset.index_of[7]].size_hw))
+    assert records[0]["bbox"] == results[0]["bbox"]
 
 
 def test_results_of_sahi_and_labels_with_a_score_have_the_ap_of_pycocotools(write):

@@ -102,13 +102,16 @@ def _inside(box: Box, size_hw: SizeHw, log: RecordLog) -> bool:
     return True
 
 
-def check_segmentation(value: object, size_hw: SizeHw, log: RecordLog) -> Segmentation | None:
+def check_segmentation(
+    value: object, size_hw: SizeHw, log: RecordLog, *, empty: str = "mask-empty"
+) -> Segmentation | None:
     """A mask that is safe to rasterise.
 
     Args:
         value: Should be a list of polygons or an RLE; None where the key is missing.
         size_hw: Height and width of the image.
         log: Takes the findings; an unusable mask makes the record faulty, an empty one does not.
+        empty: Code of the finding that polygons enclose no area.
 
     Returns:
         Polygons, the RLE, or None if there is no mask; a list without polygons is judged by the caller.
@@ -118,7 +121,7 @@ def check_segmentation(value: object, size_hw: SizeHw, log: RecordLog) -> Segmen
     if isinstance(value, dict):
         return _checked_rle(value, size_hw, log)
     if isinstance(value, list):
-        return _checked_polygons(value, size_hw, log)
+        return _checked_polygons(value, size_hw, log, empty)
     log.add("mask-type", "segmentation is neither polygons nor RLE", field="segmentation", value=value)
     return None
 
@@ -169,7 +172,9 @@ def rle_fault(value: dict[str, object], size_hw: SizeHw) -> tuple[str, str] | No
     return None
 
 
-def _checked_polygons(value: list[object], size_hw: SizeHw, log: RecordLog) -> Polygons | None:
+def _checked_polygons(
+    value: list[object], size_hw: SizeHw, log: RecordLog, empty: str
+) -> Polygons | None:
     if holds_no_polygon(value):
         return None
     if any(type(part) in _NUMBERS for part in value):
@@ -188,7 +193,7 @@ def _checked_polygons(value: list[object], size_hw: SizeHw, log: RecordLog) -> P
         log.add("polygon-outside", message, field="segmentation", value=[left, top, right, bottom])
         return None
     if not any(_encloses_area(polygon) for polygon in sound):
-        log.add("mask-empty", "the polygons enclose no area", field="segmentation", value=value)
+        log.add(empty, "the polygons enclose no area", field="segmentation", value=value)
         return None
     return sound
 

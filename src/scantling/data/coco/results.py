@@ -21,6 +21,7 @@ import numpy as np
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.geometry import (
     check_segmentation,
+    holds_no_polygon,
     is_finite_number,
     looks_xyxy,
     numbers_of_box,
@@ -34,6 +35,7 @@ from scantling.data.findings import FindingLog, Policy, RecordLog, name_some, te
 from scantling.data.io import read_json, write_json
 from scantling.errors import Finding
 from scantling.ops.overlaps import Box, from_corners, xyxy_to_xywh
+from scantling.ops.polygons import polygons_to_rle
 from scantling.ops.rle import rle_to_box
 from scantling.settings.paths import ImageIds
 
@@ -347,7 +349,11 @@ class _Gathered:
 
 def _checked_shapes(record: Result, size_hw: tuple[int, int], log: RecordLog) -> Result:
     """The result with a sound box and a compressed mask; what is null or empty counts as missing."""
-    shapes = {key: record[key] for key in ("bbox", "segmentation") if record.get(key) not in (None, [], [[]])}
+    shapes = {
+        key: value
+        for key in ("bbox", "segmentation")
+        if (value := record.get(key)) is not None and not holds_no_polygon(value)
+    }
     if empty := (record.keys() & {"bbox", "segmentation"}) - shapes.keys():
         record = {key: value for key, value in record.items() if key not in empty}
     if "bbox" in shapes:
@@ -363,13 +369,14 @@ def _checked_shapes(record: Result, size_hw: tuple[int, int], log: RecordLog) ->
 
 
 def _with_checked_mask(record: Result, size_hw: tuple[int, int], log: RecordLog) -> Result:
-    """The result with its mask as compressed RLE, or without one where polygons enclose nothing."""
+    """The result with its mask as compressed RLE; polygons that enclose nothing are an empty mask, as an RLE can be."""
     mask = record["segmentation"]
     if isinstance(mask, list):
-        polygons = check_segmentation(mask, size_hw, log)
-        if polygons is not None:
-            return record | {"segmentation": to_rle(polygons, size_hw)}
-        return {key: value for key, value in record.items() if key != "segmentation" or log.faulty}
+        polygons = check_segmentation(mask, size_hw, log, empty="results-mask-empty")
+        if log.faulty:
+            return record
+        drawn = polygons_to_rle(mask, size_hw) if polygons is None else to_rle(polygons, size_hw)
+        return record | {"segmentation": drawn}
     fault = rle_fault(mask, size_hw) if isinstance(mask, dict) else ("", _NO_MASK.format(type(mask).__name__))
     if fault:
         log.add("results-rle", fault[1], field="segmentation", value=mask)
