@@ -35,6 +35,7 @@ class Finding:
         id: Id of the annotation, image or category concerned, unchanged from the file.
         value: The offending value as found.
         hint: What to do about it.
+        id_of: What the id is that of, where it is not the record's own: `image` for predictions, which have none.
     """
 
     code: str
@@ -45,9 +46,10 @@ class Finding:
     id: int | str | float | None = None
     value: object = None
     hint: str | None = None
+    id_of: str | None = None
 
     def __str__(self) -> str:
-        record = f"id {self.id!r}" if self.id is not None else None
+        record = f"{self.id_of or 'id'} {self.id!r}" if self.id is not None else None
         place = ": ".join(part for part in (self.file, self.path, record) if part)
         value = f" (found {self.value!r:.80})" if self.value is not None else ""
         hint = f". {self.hint}" if self.hint else ""

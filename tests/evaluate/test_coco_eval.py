@@ -247,13 +247,16 @@ def test_mask_sizes_are_those_of_masks_even_beside_boxes(random_case):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_by_size_pycocotools_counts_as_we_do_once_the_boxes_beside_masks_are_gone(make_dataset, backend):
-    """Its `loadRes` takes width times height of a `bbox` for the size: here those of thin triangles, twice their masks'.
+    """Its `loadRes` takes width times height of a `bbox` for the size: of triangles twice that of their masks.
 
     A mask of 800 of 1600 px is small, its box is medium: with the boxes, the false triangle is one among the medium.
     """
     corner = [[50.0, 50.0, 90.0, 50.0, 50.0, 90.0]]
     dataset = make_dataset(
-        [truth(1, (50, 50, 40, 40), segmentation=corner), truth(2, (0, 0, 80, 80), segmentation=[_square(80)])]
+        [
+            truth(1, (50, 50, 40, 40), segmentation=corner),
+            truth(2, (0, 0, 80, 80), segmentation=[_square(80)]),
+        ]
     )
     sizes = {image.id: image.size_hw for image in dataset.images}
     found = [

@@ -82,6 +82,7 @@ class FindingLog:
         value: object = None,
         hint: str | None = None,
         kind: Kind | None = None,
+        id_of: str | None = None,
     ) -> None:
         """Record one finding.
 
@@ -93,6 +94,7 @@ class FindingLog:
             value: What was found there; long values are shortened.
             hint: What to do, if more can be said than the code's general remedy.
             kind: Overrides the code's own kind where the situation decides.
+            id_of: What the id is that of, if not of the record concerned.
         """
         known = CODES[code]
         finding = Finding(
@@ -104,12 +106,19 @@ class FindingLog:
             id=id,
             value=_short(value),
             hint=hint or known.remedy or None,
+            id_of=id_of,
         )
         self._findings.append(finding)
 
-    def record(self, path: str, id: int | str | float | None = None) -> RecordLog:  # noqa: A002
-        """A view for the findings of one record."""
-        return RecordLog(self, path, id)
+    def record(
+        self,
+        path: str,
+        id: int | str | float | None = None,  # noqa: A002
+        *,
+        id_of: str | None = None,
+    ) -> RecordLog:
+        """A view for the findings of one record; the id is its own, or that of an `id_of` (`image`)."""
+        return RecordLog(self, path, id, id_of)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -134,12 +143,19 @@ class FindingLog:
 class RecordLog:
     """Findings of one record: fills in its place and id, and remembers whether the record is unusable."""
 
-    __slots__ = ("_id", "_log", "_path", "faulty")
+    __slots__ = ("_id", "_id_of", "_log", "_path", "faulty")
 
-    def __init__(self, log: FindingLog, path: str, id: int | str | float | None) -> None:  # noqa: A002
+    def __init__(
+        self,
+        log: FindingLog,
+        path: str,
+        id: int | str | float | None,  # noqa: A002
+        id_of: str | None = None,
+    ) -> None:
         self._log = log
         self._path = path
         self._id = id
+        self._id_of = id_of
         self.faulty = False
 
     def add(
@@ -148,7 +164,7 @@ class RecordLog:
         """Record a finding about this record or one of its fields; see `FindingLog.add`."""
         path = f"{self._path}.{field}" if field else self._path
         self.faulty = self.faulty or CODES[code].kind in (Kind.STRUCTURAL, Kind.GEOMETRY)
-        self._log.add(code, message, path=path, id=self._id, value=value, hint=hint)
+        self._log.add(code, message, path=path, id=self._id, value=value, hint=hint, id_of=self._id_of)
 
 
 def refuse(

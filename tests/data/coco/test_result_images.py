@@ -9,7 +9,7 @@ import pytest
 
 from scantling.data.coco import check_results, read_coco, read_results, write_results
 from scantling.data.coco.results import with_names
-from scantling.data.formats.locations import read_location
+from scantling.data.formats.locations import Location, read_location, write_split_file
 from scantling.errors import DataError
 from scantling.evaluate.coco_eval import evaluate_results
 
@@ -309,3 +309,21 @@ class TestCategoriesWithoutIds:
         for image in "bc":
             (voc / "Annotations" / f"{image}.xml").unlink()
         assert self.warned(self.FOUND[:1], voc) == []
+
+
+class TestImagesOfASplitFile:
+    """What is not in the list is said of the list, and in the words by which the results name their images."""
+
+    def test_the_list_and_its_file_names_are_named(self, make, tmp_path):
+        whole, exact = make(["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"], [1, 2, 3, 4, 5])
+        lists = tmp_path / "some.json"
+        write_split_file(lists, "some", Location(tmp_path / "set.json"), [2, 4])
+        dataset = read_location(lists)
+        code, told = refusal(with_names(exact, whole.images, whole.categories), dataset)
+        assert code == "results-image-unknown"
+        assert f"3 images not in {lists}: 'a.jpg' (file_name), 'c.jpg' (file_name)" in told
+        assert "it has 'b.jpg', 'd.jpg'." in told
+        assert (
+            f"3 images not in {lists}: 1 (integer), 3 (integer), 5 (integer); it has 2, 4."
+            in refusal(exact, dataset)[1]
+        )

@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from scantling.data.coco import ReadOptions
+from scantling.data.coco import ReadOptions, check_results
 from scantling.data.formats.document import image_numbers
 from scantling.data.formats.layouts import detect_format
 from scantling.data.formats.locations import Location, read_location, write_split_file
@@ -238,6 +238,13 @@ def test_delftbikes_absent_parts_are_readable_but_no_targets(tmp_path):
     assert any(
         f.code == "parts-not-targets" and str(states.count("absent")) in f.message for f in dataset.findings
     )
+    result = {"image_id": dataset.images[0].id, "category_id": 1, "score": 0.5, "bbox": [1, 1, 9, 9]}
+    (counted,) = [
+        f for f in check_results([result], dataset).findings if f.code == "results-category-counted"
+    ]
+    assert (
+        f"category_id is taken for 1 {dataset.class_names[0]}, 2 {dataset.class_names[1]}" in counted.message
+    )
     absent = read_location(tmp_path / "b", states=("absent",))
     assert absent.num_annotations == states.count("absent")
     assert {a.extra["state"] for many in absent.annotations for a in many} == {"absent"}
@@ -275,11 +282,21 @@ def test_roboflow_and_instances_files_and_category_zero(tmp_path):
         assert (dataset.category_ids, dataset.annotations[0][0].label) == ((0,), 0)
 
 
+def background(dataset):
+    return [(f.file, f.message) for f in dataset.findings if f.code == "images-without-annotations"]
+
+
 def test_split_files_choose_images_wherever_they_lie(yolo, tmp_path):
     lists = tmp_path / "lists" / "b.json"
     write_split_file(lists, "b", Location(yolo, "train"), [2])
     dataset = read_location(lists)
     assert [image.file_name for image in dataset.images] == ["train/b.jpg"]
+    assert background(dataset) == [(str(lists), "1 of 1 images have no annotation (background): 2")]
+    write_split_file(lists, "a", Location(yolo, "train"), [1])
+    assert background(read_location(lists)) == []
+    (whole,) = background(read_location(f"{yolo}:train"))
+    assert whole[1].startswith("1 of 2 images")
+    write_split_file(lists, "b", Location(yolo, "train"), [2])
     lists.write_text(json.dumps({"name": "b", "image_ids": [2]}))
     with pytest.raises(DataError, match="data"):
         read_location(lists)

@@ -41,6 +41,9 @@ Task = Literal["detection", "segmentation"]
 MARKS = ("difficult", "ignore")
 """Keys of an annotation that make it an object which counts neither way: VOC's name, and COCO's."""
 
+BACKGROUND_CODES = ("images-without-annotations", "images-crowd-only")
+"""Codes of what is told about images without objects."""
+
 _KEYS = frozenset({"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"})
 
 
@@ -148,11 +151,16 @@ def remark_on_coverage(
         else:
             message, code, kind = f"no annotation is of class {name!r}", "category-unused", Kind.SUSPICIOUS
         log.add(code, message, path="categories", id=category.id, value=name, kind=kind)
-    _remark_on_background(per_image, log)
+    remark_on_background(per_image, log)
 
 
-def _remark_on_background(per_image: dict[ImageId, list[Annotation]], log: FindingLog) -> None:
-    """Count the images without objects, those that have crowd regions or ignored objects apart."""
+def remark_on_background(per_image: Mapping[ImageId, Sequence[Annotation]], log: FindingLog) -> None:
+    """Count the images without objects, those that have crowd regions or ignored objects apart: `BACKGROUND_CODES`.
+
+    Args:
+        per_image: Annotations of every usable image.
+        log: Takes the findings.
+    """
     empty = [image_id for image_id, annotations in per_image.items() if not annotations]
     if empty:
         message = (

@@ -47,6 +47,7 @@ class CocoDataset:
         extra: Further top-level keys, such as `info`.
         set_aside: Image files that are named here, or lie here, and are not among `images`; a finding says why.
         counted_ids: Ids of the categories that no file gives: the reader of a format without ids counted them.
+        listed_in: Split file that lists the images, where they are some of those in `file`.
     """
 
     file: Path
@@ -58,6 +59,7 @@ class CocoDataset:
     extra: Extra = field(default_factory=dict)
     set_aside: tuple[Path, ...] = ()
     counted_ids: frozenset[int] = frozenset()
+    listed_in: Path | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -172,9 +172,7 @@ def rle_fault(value: dict[str, object], size_hw: SizeHw) -> tuple[str, str] | No
     return None
 
 
-def _checked_polygons(
-    value: list[object], size_hw: SizeHw, log: RecordLog, empty: str
-) -> Polygons | None:
+def _checked_polygons(value: list[object], size_hw: SizeHw, log: RecordLog, empty: str) -> Polygons | None:
     if holds_no_polygon(value):
         return None
     if any(type(part) in _NUMBERS for part in value):

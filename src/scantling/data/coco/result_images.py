@@ -36,6 +36,7 @@ NONE = -1
 
 _FAR = 0.05  # of the image's side; no detector that saw the image puts a box so far outside
 _FAR_PIXELS = 2.0
+_FILE_NAME = "(file_name)"
 _MAX_DIGITS = 18
 _HUGE = 1e12  # larger numbers only overflow
 _FEW = 0.01  # of the boxes may lie there all the same
@@ -132,7 +133,7 @@ class ImagePlaces:
         by_id = NONE if identifier is None else self.dataset.index_of.get(identifier, NONE)
         place = names.find(name, by_id)
         if place == NONE:
-            self.unknown[f"{name!r:.80} (file_name)"] += 1
+            self.unknown[f"{name!r:.80} {_FILE_NAME}"] += 1
         elif by_id not in (place, NONE):
             self._contradicting.append(f"{name} with image_id {identifier!r}")
         return place
@@ -206,10 +207,12 @@ class ImagePlaces:
             )
             add("results-image-differs", message)
         if self.unknown:
-            known = name_some([repr(identifier) for identifier in self.dataset.index_of])
+            names = [repr(image.file_name) for image in self.dataset.images]
+            ids = [repr(identifier) for identifier in self.dataset.index_of]
+            known = name_some(names if next(iter(self.unknown)).endswith(_FILE_NAME) else ids)
             message = (
                 f"{self.unknown.total()} of {count} predictions are for {len(self.unknown)} images not in"
-                f" {self.dataset.file}: {', '.join(list(self.unknown)[:5])}; it has {known}"
+                f" {self.dataset.listed_in or self.dataset.file}: {', '.join(list(self.unknown)[:5])}; it has {known}"
             )
             add("results-image-unknown", message, hint=self._hint or self._hint_for_text())
 

@@ -31,7 +31,7 @@ from scantling.data.coco.image_lists import are_image_lists, from_image_lists
 from scantling.data.coco.parse import usable_id
 from scantling.data.coco.records import Category, ImageId, ImageRecord, to_rle
 from scantling.data.coco.result_images import NONE, ImagePlaces, shown
-from scantling.data.findings import FindingLog, Policy, RecordLog, name_some, tell
+from scantling.data.findings import FindingLog, Policy, RecordLog, name_some, tell_warnings
 from scantling.data.io import read_json, write_json
 from scantling.errors import Finding
 from scantling.ops.overlaps import Box, from_corners, xyxy_to_xywh
@@ -146,7 +146,7 @@ def read_results(
     checked = check_results(
         results, dataset, file=str(path), image_ids=image_ids, skip_invalid=skip_invalid, strict=strict
     )
-    tell(checked.findings, _logger)
+    tell_warnings(checked.findings, _logger, rest=f"in {path}")
     return checked.records
 
 
@@ -242,7 +242,7 @@ class _Gathered:
         """
         self.taken += 1
         category_id = self._category_of(record)
-        log = self.log.record(f"[{index}]", usable_id(record.get("image_id")))
+        log = self.log.record(f"[{index}]", usable_id(record.get("image_id")), id_of="image")
         self._check_score(record.get("score"), log)
         if place == NONE:
             return

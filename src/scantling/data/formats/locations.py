@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from scantling.data.coco import CocoDataset, ImageId, ReadOptions
-from scantling.data.findings import name_some, refuse, tell_warnings
+from scantling.data.coco.annotations import BACKGROUND_CODES, remark_on_background
+from scantling.data.findings import FindingLog, name_some, refuse, tell_warnings
 from scantling.data.formats.delftbikes import TARGETS, State, delftbikes_folder, read_delftbikes
 from scantling.data.formats.layouts import Layout, announce, detect_format, read_file, yolo_layout
 from scantling.data.formats.voc import read_voc, voc_folder
@@ -108,7 +109,7 @@ def read_location(
         announce(layout)
         return layout.read(layout.split_named(split or only_split(layout)), options)
     if is_split_file(path):
-        return _read_listed(read_split_file(path), options, states)
+        return _read_listed(path, options, states)
     if path.suffix.lower() in (".yaml", ".yml"):
         settings = yolo_layout(read_settings(path))
         return settings.read(settings.split_named(split or only_split(settings)), options)
@@ -205,7 +206,9 @@ def write_split_file(path: Path, name: str, data: Location, image_ids: Iterable[
     write_json(path, content)
 
 
-def _read_listed(listed: SplitFile, options: ReadOptions, states: tuple[State, ...]) -> CocoDataset:
+def _read_listed(file: Path, options: ReadOptions, states: tuple[State, ...]) -> CocoDataset:
+    """The images that a split file lists; those without objects are counted among them, not in the whole data set."""
+    listed = read_split_file(file)
     dataset = read_location(listed.data, options, states=states)
     unknown = [i for i in listed.image_ids if i not in dataset.index_of]
     if unknown:
@@ -213,4 +216,8 @@ def _read_listed(listed: SplitFile, options: ReadOptions, states: tuple[State, .
             f"{listed.data} has no images with the ids {name_some(unknown)} that split {listed.name!r} lists"
         )
         raise UsageError(message, hint="The data set changed since: write the split anew.")
-    return dataset.subset(listed.image_ids)
+    chosen = dataset.subset(listed.image_ids)
+    log = FindingLog(str(file), options.policy)
+    remark_on_background({i.id: a for i, a in zip(chosen.images, chosen.annotations, strict=True)}, log)
+    kept = (finding for finding in chosen.findings if finding.code not in BACKGROUND_CODES)
+    return replace(chosen, findings=(*kept, *log.findings), listed_in=file)
