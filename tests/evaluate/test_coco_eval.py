@@ -333,6 +333,19 @@ def test_truths_without_masks_are_counted(make_dataset):
     assert next(f.value for f in evaluation.findings if f.code == "mask-missing") == 1
 
 
+def test_truths_of_boxes_only_are_told_where_masks_are_compared(make_dataset):
+    dataset = make_dataset([truth(1, (10, 10, 50, 50)), truth(2, (0, 0, 20, 20))])
+    results = [{"image_id": 1, "category_id": 1, "segmentation": [_square(80)], "score": 0.9}]
+    evaluation = evaluate_results(dataset, results, iou_type="segm")
+    assert evaluation.metrics["AP"] is None
+    (found,) = [f for f in evaluation.findings if f.code == "mask-missing"]
+    assert found.message.startswith(
+        "no object has a mask to compare with (3 images, 2 objects): every AP and AR"
+    )
+    assert found.value == 2
+    assert "no-annotations" not in {f.code for f in evaluation.findings}
+
+
 def _rle_of(dataset):
     return dict(dataset.subset([1]).instances(0, masks=True).masks.to_rles()[0])
 

@@ -178,14 +178,14 @@ def evaluate(
     require_existing(folder_of(data), "data set")
     if out is not None:
         require_output(Path(out), "file of metrics", [file, data])
-    from scantling.data.coco import read_results
+    from scantling.data.coco import read_checked
     from scantling.data.findings import tell_warnings
     from scantling.data.formats.locations import read_given
     from scantling.data.io import write_json
     from scantling.evaluate.coco_eval import evaluate_results, limits_up_to, metrics_json
 
     dataset = read_given(data, skip_invalid=skip_invalid, count_difficult=count_difficult)
-    found = read_results(file.path, dataset, skip_invalid=skip_invalid, image_ids=file.image_ids)
+    found = read_checked(file.path, dataset, skip_invalid=skip_invalid, image_ids=file.image_ids)
     evaluation = evaluate_results(
         dataset,
         found,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_api
 
 from scantling.data.coco import CocoDataset
-from scantling.data.coco.results import box_xywh, check_results
+from scantling.data.coco.results import CheckedResults, box_xywh, check_results
 from scantling.data.detections import detections_of, pasted
 from scantling.data.limits import over_limit
 from scantling.data.truths import Truths, truths_of
@@ -28,8 +28,8 @@ from scantling.structures.detections import Detections, object_column
 
 IouType = Literal["bbox", "segm"]
 Result = Mapping[str, Any]
-Predictions = Sequence[Result] | Detections
-"""Results of any tool, or columns of ours."""
+Predictions = Sequence[Result] | CheckedResults | Detections
+"""Results of any tool, or those that were checked already, or columns of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -112,7 +112,8 @@ def eval_inputs(dataset: CocoDataset, results: Predictions, iou_type: IouType) -
 
     Args:
         dataset: The truth.
-        results: COCO results in the data set's own ids, or `Detections`, which were checked when they became columns.
+        results: COCO results in the data set's own ids; `CheckedResults`, whose findings are taken on; or `Detections`,
+            which were checked when they became columns.
             For `bbox`, one without a box has that of its mask (its size is the box's; pycocotools takes the mask's);
             for `segm`, those without a mask are left out and counted in a finding.
         iou_type: Which overlap counts. For `segm`, truths without a mask are left out and counted.
@@ -124,7 +125,11 @@ def eval_inputs(dataset: CocoDataset, results: Predictions, iou_type: IouType) -
     if isinstance(results, Detections):
         found, boxes_xywh = results, xyxy_to_xywh(results.boxes)
     else:
-        records, findings = check_results([dict(result) for result in results], dataset, image_ids="id")
+        records, findings = (
+            results
+            if isinstance(results, CheckedResults)
+            else check_results([dict(result) for result in results], dataset, image_ids="id")
+        )
         found = detections_of(records, dataset)
         boxes_xywh = np.array([box_xywh(result) for result in records], dtype=np.float64).reshape(-1, 4)
     if iou_type == "bbox":
@@ -174,9 +179,12 @@ def truth_findings(dataset: CocoDataset, iou_type: IouType, limit: int | None) -
     usable = [a for a in everything if not needs_mask or a.segmentation is not None]
     found: list[Finding] = []
     if not any(annotation.is_object for annotation in usable):
+        undefined = "every AP and AR is undefined (null, -1 in the table)"
         others = f" ({dataset.counts_text()})" if everything else ""
-        message = f"no objects to compare with{others}: every AP and AR is undefined (null, -1 in the table)"
-        return [_warning("no-annotations", message, file=file)]
+        if len(usable) < len(everything) and any(annotation.is_object for annotation in everything):
+            message = f"no object has a mask to compare with{others}: {undefined}; boxes are compared by --iou-type bbox"
+            return [_warning("mask-missing", message, file=file, value=len(everything) - len(usable))]
+        return [_warning("no-annotations", f"no objects to compare with{others}: {undefined}", file=file)]
     if len(usable) < len(everything):
         missing = len(everything) - len(usable)
         message = f"{missing} of {len(everything)} annotations have no mask and are not part of the mask AP"

@@ -66,7 +66,10 @@ def test_key_points_in_an_even_number_of_values_are_recognised(tmp_path):
     (found,) = (f for f in refused(data_set(tmp_path, [row(*POSE[:7])])) if f.code == "yolo-line")
     assert "kpt_shape: [1, 3]" in found.message
     (found,) = (f for f in refused(data_set(tmp_path, [row(*POSE[:4], 0.9)])) if f.code == "yolo-line")
-    assert "score" in found.message
+    assert "6 are a box and its score (`save_conf`): predictions, not labels" in found.message
+    assert "without the score: `save_conf=False`" in found.hint
+    (found,) = (f for f in refused(data_set(tmp_path, [row(*TRIANGLE, 0.9)])) if f.code == "yolo-line")
+    assert "8 can be a polygon and its score" in found.message
 
 
 def test_a_row_of_another_length_than_the_settings_is_refused(tmp_path):

@@ -27,6 +27,7 @@ from scantling.data.coco.parse import can_be_written, parse_categories, parse_im
 from scantling.data.coco.records import Annotation, Category, Extra, ImageId, ImageRecord
 from scantling.data.coco.results import (
     check_results,
+    read_checked,
     read_results,
     to_results,
     with_names,
@@ -49,6 +50,7 @@ __all__ = [
     "parse_coco",
     "read_coco",
     "read_coco_as",
+    "read_checked",
     "read_results",
     "to_results",
     "with_names",

@@ -19,23 +19,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from scantling.data.coco.dataset import CocoDataset
-from scantling.data.coco.geometry import (
-    check_segmentation,
-    holds_no_polygon,
-    is_finite_number,
-    looks_xyxy,
-    numbers_of_box,
-    rle_fault,
-)
+from scantling.data.coco.geometry import is_finite_number, looks_xyxy
 from scantling.data.coco.image_lists import are_image_lists, from_image_lists
 from scantling.data.coco.parse import usable_id
-from scantling.data.coco.records import Category, ImageId, ImageRecord, to_rle
+from scantling.data.coco.records import Category, ImageId, ImageRecord
+from scantling.data.coco.result_files import read_result_file
 from scantling.data.coco.result_images import NONE, ImagePlaces, shown
+from scantling.data.coco.result_shapes import checked_shapes
 from scantling.data.findings import FindingLog, Policy, RecordLog, name_some, tell_warnings
-from scantling.data.io import read_json, write_json
+from scantling.data.io import write_json
 from scantling.errors import Finding
 from scantling.ops.overlaps import Box, from_corners, xyxy_to_xywh
-from scantling.ops.polygons import polygons_to_rle
 from scantling.ops.rle import rle_to_box
 from scantling.settings.paths import ImageIds
 
@@ -44,12 +38,14 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 
-_NO_MASK = "expected a mask as RLE, an object with size and counts, or as polygons, found {}"
+_LACKING = {"results-score": "no score", "results-shapeless": "neither bbox nor segmentation"}
+"""What results may lack, by the code of the finding."""
+
 _logger = logging.getLogger(__name__)
 
 
 class CheckedResults(NamedTuple):
-    """Usable results in the order of the file, and what was found while checking."""
+    """Usable results in the order of the file, and what was found while checking; not checked again where evaluated."""
 
     records: list[Result]
     findings: tuple[Finding, ...]
@@ -130,10 +126,10 @@ def read_results(
     skip_invalid: bool = False,
     strict: bool = False,
 ) -> list[Result]:
-    """Read and check a result file of any tool; warnings go to the log (use `check_results` to have them).
+    """Read and check a result file of any tool; warnings go to the log (use `read_checked` to have them).
 
     Args:
-        path: The JSON.
+        path: The file; `result_files` says which kinds are read.
         dataset: The data set that was predicted.
         image_ids: What numbers as `image_id` are.
         skip_invalid: Drop and count unusable results instead of raising.
@@ -142,12 +138,24 @@ def read_results(
     Raises:
         DataError: With all findings, if one is an error.
     """
-    results = read_json(path, keep_nan=True)
-    checked = check_results(
-        results, dataset, file=str(path), image_ids=image_ids, skip_invalid=skip_invalid, strict=strict
-    )
+    checked = read_checked(path, dataset, image_ids=image_ids, skip_invalid=skip_invalid, strict=strict)
     tell_warnings(checked.findings, _logger, rest=f"in {path}")
     return checked.records
+
+
+def read_checked(
+    path: Path | str,
+    dataset: CocoDataset,
+    *,
+    image_ids: ImageIds = "auto",
+    skip_invalid: bool = False,
+    strict: bool = False,
+) -> CheckedResults:
+    """As `read_results`, but what was found is returned and not told."""
+    results = read_result_file(path)
+    return check_results(
+        results, dataset, file=str(path), image_ids=image_ids, skip_invalid=skip_invalid, strict=strict
+    )
 
 
 def check_results(
@@ -228,6 +236,7 @@ class _Gathered:
     num_without_category: int = 0
     named_categories: list[str] = field(default_factory=list)
     num_counted: int = 0
+    lacking: dict[str, list[tuple[int, Result]]] = field(default_factory=dict)
     scores_out_of_range: list[float] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
     limits_wh: list[tuple[int, int]] = field(default_factory=list)
@@ -243,12 +252,14 @@ class _Gathered:
         self.taken += 1
         category_id = self._category_of(record)
         log = self.log.record(f"[{index}]", usable_id(record.get("image_id")), id_of="image")
-        self._check_score(record.get("score"), log)
+        self._check_score(record, index, log)
         if place == NONE:
             return
         self.covered.add(place)
         image = self.dataset.images[place]
-        record = _checked_shapes(record, image.size_hw, log)
+        given, record = record, checked_shapes(record, image.size_hw, log)
+        if not record.keys() & {"bbox", "segmentation"}:
+            self._miss("results-shapeless", given, index, log)
         if category_id is None or log.faulty:
             return
         if record.get("image_id") != image.id or record.get("category_id") != category_id:
@@ -280,8 +291,16 @@ class _Gathered:
         """Category id by name, without names that occur twice."""
         return {name: each.id for name, each in _single_names(self.dataset.categories).items()}
 
-    def _check_score(self, value: object, log: RecordLog) -> None:
-        if not is_finite_number(value):
+    def _miss(self, code: str, record: Result, index: int, log: RecordLog) -> None:
+        """Remember a result that lacks something, to tell once of all that do."""
+        log.faulty = True
+        self.lacking.setdefault(code, []).append((index, record))
+
+    def _check_score(self, record: Result, index: int, log: RecordLog) -> None:
+        value = record.get("score")
+        if "score" not in record:
+            self._miss("results-score", record, index, log)
+        elif not is_finite_number(value):
             log.add("results-score", "the score is not a finite number", field="score", value=value)
         elif not 0 <= value <= 1:
             self.scores_out_of_range.append(value)
@@ -290,6 +309,12 @@ class _Gathered:
         """Add the findings about all results together."""
         self._report_categories()
         add = self.log.add
+        for code, what in _LACKING.items():
+            if lacking := self.lacking.get(code):
+                first, record = lacking[0]
+                keys = name_some(sorted(record), 12)
+                message = f"{len(lacking)} of {self.taken} predictions have {what}; this one has {keys}"
+                add(code, message, path=f"[{first}]")
         if self.scores_out_of_range:
             message = f"{len(self.scores_out_of_range)} of {self.taken} scores lie outside 0..1"
             add("results-score-range", message, value=self.scores_out_of_range[0])
@@ -345,41 +370,3 @@ class _Gathered:
 
     def _count(self, key: str) -> int:
         return sum(key in record for record in self.records)
-
-
-def _checked_shapes(record: Result, size_hw: tuple[int, int], log: RecordLog) -> Result:
-    """The result with a sound box and a compressed mask; what is null or empty counts as missing."""
-    shapes = {
-        key: value
-        for key in ("bbox", "segmentation")
-        if (value := record.get(key)) is not None and not holds_no_polygon(value)
-    }
-    if empty := (record.keys() & {"bbox", "segmentation"}) - shapes.keys():
-        record = {key: value for key, value in record.items() if key not in empty}
-    if "bbox" in shapes:
-        box = numbers_of_box(shapes["bbox"])
-        if box is None or box[2] < 0 or box[3] < 0:
-            message = "bbox is not four finite numbers with width and height >= 0"
-            log.add("results-box", message, field="bbox", value=shapes["bbox"])
-    if "segmentation" in shapes:
-        record = _with_checked_mask(record, size_hw, log)
-    if not record.keys() & {"bbox", "segmentation"}:
-        log.add("results-shapeless", "the prediction has neither bbox nor segmentation")
-    return record
-
-
-def _with_checked_mask(record: Result, size_hw: tuple[int, int], log: RecordLog) -> Result:
-    """The result with its mask as compressed RLE; polygons that enclose nothing are an empty mask, as an RLE can be."""
-    mask = record["segmentation"]
-    if isinstance(mask, list):
-        polygons = check_segmentation(mask, size_hw, log, empty="results-mask-empty")
-        if log.faulty:
-            return record
-        drawn = polygons_to_rle(mask, size_hw) if polygons is None else to_rle(polygons, size_hw)
-        return record | {"segmentation": drawn}
-    fault = rle_fault(mask, size_hw) if isinstance(mask, dict) else ("", _NO_MASK.format(type(mask).__name__))
-    if fault:
-        log.add("results-rle", fault[1], field="segmentation", value=mask)
-    elif isinstance(mask["counts"], list):
-        return record | {"segmentation": to_rle(mask, size_hw)}
-    return record

@@ -103,7 +103,7 @@ def parse_row(words: list[str], image: Raw, ids: list[object], reading: RowReadi
     count = len(values)
     has_points = reading.length is not None and count > BOX
     if not _sound_length(count, reading):
-        raise ValueError("yolo-line", _explain_length(values, reading))
+        raise ValueError("yolo-line", *_explain_length(values, reading))
     if not values[0].is_integer() or not 0 <= values[0] < len(ids):
         raise ValueError("yolo-class", f"class {words[0]} is not in 0..{len(ids) - 1}")
     coordinates = values[1:BOX] if has_points else values[1:]
@@ -162,18 +162,23 @@ def _sound_length(count: int, reading: RowReading) -> bool:
     return count == ROTATED if reading.rotated else count >= 7 and count % 2 == 1
 
 
-def _explain_length(values: list[float], reading: RowReading) -> str:
+def _explain_length(values: list[float], reading: RowReading) -> tuple[str, ...]:
+    """What is wrong with the length of a row, and what to do if more can be said."""
     count = len(values)
     if reading.length is not None:
-        return f"{count} numbers; `kpt_shape` makes it {reading.length}, and {BOX} without key points"
+        return (f"{count} numbers; `kpt_shape` makes it {reading.length}, and {BOX} without key points",)
     if reading.rotated:
-        return f"{count} numbers; a rotated box has {ROTATED}"
+        return (f"{count} numbers; a rotated box has {ROTATED}",)
     message = f"{count} numbers; a box has {BOX}, a polygon 7, 9, 11, ..."
-    if count == BOX + 1:
-        return f"{message}; {count} are a box and its score: predictions, not labels"
     points = (count - BOX) // 3
     fits = count > BOX and (count - BOX) % 3 == 0 and all(v in _VISIBILITY for v in values[7::3])
-    return f"{message}; key points need `kpt_shape: [{points}, 3]` in data.yaml" if fits else message
+    if fits:
+        return (f"{message}; key points need `kpt_shape: [{points}, 3]` in data.yaml",)
+    if count > BOX and count % 2 == 0 and 0 <= values[-1] <= 1:
+        what = "are a box" if count == BOX + 1 else "can be a polygon"
+        told = f"{message}; {count} {what} and its score (`save_conf`): predictions, not labels"
+        return told, "To take predictions for labels, write them without the score: `save_conf=False`."
+    return (message,)
 
 
 def _require_range(coordinates: list[float]) -> None:

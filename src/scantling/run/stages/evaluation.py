@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from scantling.data.coco import read_results
-from scantling.data.coco.results import Result
+from scantling.data.coco import read_checked
+from scantling.data.coco.results import CheckedResults, Result
 from scantling.data.findings import tell_warnings
 from scantling.data.io import atomic_write, read_json, sha256_of, write_json
 from scantling.data.splits import RunData
@@ -134,7 +134,8 @@ def _saved(
     if all((root / part).is_file() for part in files_of(SAVED, name)):
         measured: Sequence[Evaluation] = load_evaluations(root / SAVED, name)
     else:
-        measured = list(_evaluations(recipe, data, own_results(root, file, data.target), kind).values())
+        checked = CheckedResults(own_results(root, file, data.target), ())
+        measured = list(_evaluations(recipe, data, checked, kind).values())
     return sorted(measured, key=lambda each: each.iou_type == kind)
 
 
@@ -232,10 +233,10 @@ def _evaluate_results(context: RunContext, more: Mapping[str, Any]) -> None:
     """
     recipe, data = context.recipe, context.data
     lists = {name: _read(context, file) for name, file in result_files(recipe).items()}
-    kind = judged_by(recipe, data, lists.values())
+    kind = judged_by(recipe, data, [checked.records for checked in lists.values()])
     found = {
-        name: _Found(results, _evaluations(recipe, data, results, kind), kind)
-        for name, results in lists.items()
+        name: _Found(checked.records, _evaluations(recipe, data, checked, kind), kind)
+        for name, checked in lists.items()
     }
     members = recipe.detecting_members
     trained = [name for name in members if name not in recipe.foreign_members]
@@ -282,19 +283,19 @@ def judged_by_metrics(root: Path) -> IouType:
     return cast("IouType", metrics.get(KIND, "bbox"))
 
 
-def _read(context: RunContext, file: str) -> list[Result]:
-    return read_results(context.root / file, context.data.target, image_ids="id")
+def _read(context: RunContext, file: str) -> CheckedResults:
+    return read_checked(context.root / file, context.data.target, image_ids="id")
 
 
 def _evaluations(
-    recipe: Recipe, data: RunData, results: Sequence[Result], kind: IouType
+    recipe: Recipe, data: RunData, checked: CheckedResults, kind: IouType
 ) -> dict[IouType, Evaluation]:
     """By what the run is judged by, and by all that can be measured; boxes before masks."""
-    config, kinds = recipe.evaluate, {kind, *kinds_of(data.target, results)}
+    config, kinds = recipe.evaluate, {kind, *kinds_of(data.target, checked.records)}
     return {
         each: evaluate_results(
             data.target,
-            results,
+            checked,
             iou_type=each,
             backend=config.backend,
             bootstrap=config.bootstrap,
