@@ -14,7 +14,7 @@ from reference.masked_parts import SIZE_HW, write_masked_parts
 from scantling import api
 from scantling.cli.app import app
 from scantling.ops.polygons import polygons_to_rle
-from scantling.ops.rle import rle_decode, rle_encode
+from scantling.ops.rle import rle_area, rle_decode, rle_encode
 
 DATA = "parts/annotations/val.json"
 
@@ -138,6 +138,13 @@ class TestFuseSemantic:
         assert "24 of 24 masks changed, in out.json" in done.stdout
         for before, after in zip(read("found.json"), read("out.json"), strict=True):
             assert {**before, "segmentation": after["segmentation"]}.items() <= after.items()
+
+    def test_the_area_of_another_tool_follows_its_mask(self, folder):
+        given = [{**result, "area": 1.0} for result in read("found.json")]
+        (folder / "sized.json").write_text(json.dumps(given))
+        assert run("fuse-semantic", "sized.json", "--maps", "maps", out="out.json").exit_code == 0
+        for after in read("out.json"):
+            assert after["area"] == rle_area(after["segmentation"]) > 1
 
     def test_what_was_counted_for_programs(self, folder):
         done = run(

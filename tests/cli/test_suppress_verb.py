@@ -70,6 +70,7 @@ def test_a_lowered_score_is_all_that_changes(folder):
         "num_results": 4,
         "num_kept": 3,  # soft suppression drops what is below min_score
         "num_lowered": 1,
+        "left_out": {"score_threshold": 0, "method": 1, "max_per_image": 0},
         "out": "left.json",
     }
 
@@ -77,6 +78,16 @@ def test_a_lowered_score_is_all_that_changes(folder):
 def test_a_score_threshold_applies_where_one_is_given(folder):
     left, _ = suppressed("--set", "method=none", "--set", "score_threshold=0.6")
     assert [result["score"] for result in left] == [0.9, 1]
+
+
+def test_what_left_out_how_many_is_told(folder):
+    _, told = suppressed("--set", "method=none", "--set", "max_per_image=1")
+    assert "2 of 4 predictions are left, in left.json; left out: 2 by max_per_image" in told
+    limits = ("--set", "score_threshold=0.6", "--set", "max_per_image=1")
+    assert "left out: 2 by score_threshold" in suppressed("--set", "method=none", *limits)[1]
+    assert "left.json; left out: 1 by method" in suppressed("--set", "method=hard")[1]
+    _, told = suppressed("--set", "method=none")
+    assert "left out" not in told
 
 
 def test_tuned_settings_are_those_that_tuning_measured(tmp_path, monkeypatch):

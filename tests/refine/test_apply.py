@@ -183,6 +183,25 @@ def test_masks_are_left_alone_or_refitted(slabs):
     assert "bbox" not in fitted[1]
 
 
+def test_the_area_of_another_tool_follows_the_mask_or_the_box(slabs):
+    mask = np.zeros(SIZE_HW, dtype=bool)
+    mask[20:60, 20:40] = True
+    plain = {
+        "image_id": slabs.images[0].id,
+        "category_id": 3,
+        "bbox": [20, 20, 20, 40],
+        "score": 1.0,
+        "area": 800,
+    }
+    masked = {**plain, "segmentation": rle_encode(mask)}
+    fitted, _ = refine_results([plain, masked], slabs, shrinking(0.5), ApplyConfig(masks="refit"))
+    assert fitted[0]["area"] == pytest.approx(fitted[0]["bbox"][2] * fitted[0]["bbox"][3])
+    assert fitted[0]["area"] == pytest.approx(200, rel=0.1)
+    assert fitted[1]["area"] == rle_decode(fitted[1]["segmentation"]).sum() < 250
+    alone, _ = refine_results([masked], slabs, shrinking(0.5), ONCE)
+    assert alone[0]["area"] == 800
+
+
 def test_a_mask_is_refitted_from_the_part_of_its_box_in_the_image(slabs):
     """The box as the refiner sees it, 0..40, keeps its middle half: so does the mask."""
     mask = np.zeros(SIZE_HW, dtype=bool)

@@ -21,6 +21,7 @@ from scantling.combine.tune_files import TuneSummary
 from scantling.combine.tune_semantic import tune_semantic
 from scantling.combine.tuned import write_tuned
 from scantling.data.coco.dataset import CocoDataset
+from scantling.data.coco.result_shapes import with_shapes
 from scantling.data.coco.results import Result, read_results, write_results
 from scantling.data.detections import detections_of
 from scantling.data.findings import tell_warnings
@@ -102,10 +103,10 @@ def fuse_semantic_file(
 
 
 def with_masks_of(results: Sequence[Result], fusion: SemanticFusion) -> list[Result]:
-    """Results with the masks that fusion changed, and all else as it was; row i of the fusion is result i."""
+    """Results with the masks that fusion changed and their areas, and all else as it was; row i of both is one."""
     masks, changed = fusion.detections.mask_column.tolist(), fusion.is_changed.tolist()
     return [
-        {**result, "segmentation": mask} if is_changed else result
+        with_shapes(result, segmentation=mask) if is_changed else result
         for result, mask, is_changed in zip(results, masks, changed, strict=True)
     ]
 

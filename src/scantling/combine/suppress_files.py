@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from scantling.data.coco.dataset import CocoDataset
 from scantling.data.coco.results import read_results, write_results
@@ -27,22 +30,26 @@ class SuppressSummary:
         num_results: Predictions read.
         num_kept: Those written.
         num_lowered: Of these, with a lower score than before.
+        left_out: How many of the others each setting left out: `score_threshold`, `method`, `max_per_image`.
         out: The results file.
     """
 
     num_results: int
     num_kept: int
     num_lowered: int
+    left_out: Mapping[str, int]
     out: Path
 
     def to_text(self) -> str:
         """For people."""
         lowered = f", {self.num_lowered} of them with a lower score" if self.num_lowered else ""
-        return f"{self.num_kept} of {self.num_results} predictions are left{lowered}, in {self.out}"
+        parts = [f"{count} by {name}" for name, count in self.left_out.items() if count]
+        less = f"; left out: {', '.join(parts)}" if parts else ""
+        return f"{self.num_kept} of {self.num_results} predictions are left{lowered}, in {self.out}{less}"
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
-        return {**asdict(self), "out": str(self.out)}
+        return {**asdict(self), "left_out": dict(self.left_out), "out": str(self.out)}
 
 
 def suppress_file(
@@ -82,7 +89,27 @@ def suppress_file(
         for row, score, is_changed in zip(rows.tolist(), scores.tolist(), changed, strict=True)
     ]
     write_results(kept, out, dataset)
-    return SuppressSummary(num_results=len(results), num_kept=len(kept), num_lowered=sum(changed), out=out)
+    return SuppressSummary(
+        num_results=len(results),
+        num_kept=len(kept),
+        num_lowered=sum(changed),
+        left_out=_left_out(detections, config, dataset.class_names, len(kept)),
+        out=out,
+    )
+
+
+def _left_out(
+    detections: Detections, config: SuppressConfig, class_names: Sequence[str], num_kept: int
+) -> dict[str, int]:
+    """How many predictions each setting left out, by its name, in the order in which they apply."""
+    scores, labels = torch.from_numpy(detections.scores), torch.from_numpy(detections.labels)
+    considered = int(config.thresholds(class_names).considered(scores, labels).sum())
+    unlimited = num_kept
+    if config.max_per_image is not None and num_kept < considered:
+        everything = config.model_copy(update={"max_per_image": None})
+        unlimited = len(suppress_detections(detections, everything, class_names)[0])
+    counts = (len(detections) - considered, considered - unlimited, unlimited - num_kept)
+    return dict(zip(("score_threshold", "method", "max_per_image"), counts, strict=True))
 
 
 def for_results(config: SuppressConfig) -> SuppressConfig:

@@ -182,7 +182,9 @@ def truth_findings(dataset: CocoDataset, iou_type: IouType, limit: int | None) -
         undefined = "every AP and AR is undefined (null, -1 in the table)"
         others = f" ({dataset.counts_text()})" if everything else ""
         if len(usable) < len(everything) and any(annotation.is_object for annotation in everything):
-            message = f"no object has a mask to compare with{others}: {undefined}; boxes are compared by --iou-type bbox"
+            message = (
+                f"no object has a mask to compare with{others}: {undefined}; --iou-type bbox compares boxes"
+            )
             return [_warning("mask-missing", message, file=file, value=len(everything) - len(usable))]
         return [_warning("no-annotations", f"no objects to compare with{others}: {undefined}", file=file)]
     if len(usable) < len(everything):

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from scantling.data.coco import CocoDataset
 from scantling.data.coco.records import labels_by_name, told_apart
+from scantling.data.coco.result_shapes import with_shapes
 from scantling.data.coco.results import Result
 from scantling.data.detections import detections_of
 from scantling.data.images.open import open_image
@@ -369,7 +370,7 @@ def _with_box(result: Result, detections: Detections, row: int, box: Boxes, conf
         changes["bbox"] = list(from_corners(box.tolist()))
     if config.masks == "refit" and "segmentation" in result:
         changes["segmentation"] = refit_mask(result["segmentation"], detections.boxes[row], box)
-    return {**result, **changes}
+    return with_shapes(result, **changes)
 
 
 def refit_mask(rle: dict[str, Any], old: NDArray[np.float64], new: NDArray[np.float64]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The box and the mask of a result, checked before anything computes with them."""
+"""The box and the mask of a result: checked before anything computes with them, and changed together with its area."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from scantling.data.coco.geometry import check_segmentation, holds_no_polygon, n
 from scantling.data.coco.records import to_rle
 from scantling.data.findings import RecordLog
 from scantling.ops.polygons import polygons_to_rle
+from scantling.ops.rle import rle_area
 
 _NO_MASK = "expected a mask as RLE, an object with size and counts, or as polygons, found {}"
 
@@ -52,3 +53,17 @@ def _with_checked_mask(record: dict[str, Any], size_hw: tuple[int, int], log: Re
     elif isinstance(mask["counts"], list):
         return record | {"segmentation": to_rle(mask, size_hw)}
     return record
+
+
+def with_shapes(record: dict[str, Any], **shapes: object) -> dict[str, Any]:
+    """A checked result with another box, mask or both; if it has an `area`, it is now that of the mask, else of the box.
+
+    Args:
+        record: Not changed.
+        **shapes: `bbox` [x, y, width, height], `segmentation` as compressed RLE.
+    """
+    moved = {**record, **shapes}
+    if "area" in record and shapes:
+        mask = moved.get("segmentation")
+        moved["area"] = float(rle_area(mask)) if mask else moved["bbox"][2] * moved["bbox"][3]
+    return moved
