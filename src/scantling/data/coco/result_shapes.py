@@ -56,7 +56,7 @@ def _with_checked_mask(record: dict[str, Any], size_hw: tuple[int, int], log: Re
 
 
 def with_shapes(record: dict[str, Any], **shapes: object) -> dict[str, Any]:
-    """A checked result with another box, mask or both; if it has an `area`, it is now that of the mask, else of the box.
+    """A checked result with another box, mask or both; an `area` that it has becomes that of the mask, else of the box.
 
     Args:
         record: Not changed.
