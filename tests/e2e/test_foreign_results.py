@@ -118,7 +118,7 @@ def changed_keys(world: World, file: Path) -> set[str]:
     """Keys whose values are not those that the other tool wrote, in any of the results; no result may be missing."""
     written = {result["track"]: result for result in json.loads(file.read_text())}
     assert written.keys() == {result["track"] for result in world.results}
-    assert all(written[r["track"]].keys() == {*r, "file_name"} for r in world.results)
+    assert all(written[r["track"]].keys() == {*r, "file_name", "category_name"} for r in world.results)
     return {
         key
         for result in world.results
