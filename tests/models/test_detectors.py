@@ -473,7 +473,7 @@ def test_two_images_are_overfitted(variant: str, steps: int) -> None:
     torch.manual_seed(0)
     small = VARIANTS[variant].model_copy(update={"backbone": "test_resnet"})
     model, batch = build_model(small, num_classes=2).train(), two_images()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.15)
     reached: list[float] = []
     for step in range(steps):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from reference.forked import fork_workers
 from run import side_by_side_stages as stages
 from run.test_schedule import stages as plain_stages
 from scantling import api
@@ -121,7 +122,8 @@ def test_time_is_left_only_where_it_is_known():
     assert seconds_left([], ["done"]) is None
 
 
-def test_workers_tell_the_main_process_how_they_come_along(tmp_path):
+def test_workers_tell_the_main_process_how_they_come_along(tmp_path, monkeypatch):
+    fork_workers(monkeypatch)
     notes = stages.Notes()
     stages.do_side_by_side(stages.context_at(tmp_path), notes, stages.build_telling, 2)
     assert notes.planned == ["a", "b"]

@@ -19,6 +19,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from reference.forked import fork_workers
 from run.shards.conftest import NUM_PHOTOS, colour_detector, write_photos
 from scantling import api
 from scantling.cli.app import app
@@ -381,8 +382,9 @@ def test_nothing_is_written_where_a_prediction_cannot_begin(photos, weights, tmp
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_side_by_side_with_a_process_that_is_killed_every_image_comes_once(tmp_path):
+def test_side_by_side_with_a_process_that_is_killed_every_image_comes_once(tmp_path, monkeypatch):
     """A real checkpoint, as each process loads it for itself."""
+    fork_workers(monkeypatch)
     torch.manual_seed(0)
     config = ModelConfig(
         name="faster_rcnn_r18_small",
