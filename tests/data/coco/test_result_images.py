@@ -298,12 +298,21 @@ class TestCategoriesWithoutIds:
     def test_what_scantling_wrote_has_names_and_outlives_another_numbering(self, voc, tmp_path):
         dataset = read_location(voc)
         right = [{**each, "category_id": number} for each, number in zip(self.FOUND, (3, 1, 2), strict=True)]
-        write_results(check_results(right, dataset).records, tmp_path / "found.json", dataset)
+        own = [{**each, "image_id": dataset.images[row].id} for row, each in enumerate(right)]
+        write_results(own, tmp_path / "found.json", dataset)
         written = json.loads((tmp_path / "found.json").read_text())
         assert [each["category_name"] for each in written] == ["nut", "bolt", "gasket"]
         assert self.warned(written, voc) == []
         (voc / "categories.json").write_text('[{"id": 1, "name": "nut"}, {"id": 2, "name": "bolt"}]')
         assert [r["category_id"] for r in check_results(written, read_location(voc)).records] == [1, 2, 3]
+
+    def test_a_name_that_was_assumed_is_not_written_down(self, voc, tmp_path):
+        """What a verb writes of such results is warned of again."""
+        dataset = read_location(voc)
+        write_results(check_results(self.FOUND, dataset).records, tmp_path / "found.json", dataset)
+        written = json.loads((tmp_path / "found.json").read_text())
+        assert [each.keys() & {"file_name", "category_name"} for each in written] == [{"file_name"}] * 3
+        assert len(self.warned(written, voc)) == 1
 
     def test_one_class_cannot_be_mistaken(self, voc):
         for image in "bc":

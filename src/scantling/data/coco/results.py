@@ -90,13 +90,13 @@ def with_names(
     """Results in a data set's ids, each with `file_name` and `category_name`: names outlive any numbering.
 
     Args:
-        results: Names that they have already stay.
+        results: Names that they have already stay; one that is None was never told and is not written.
         images: Those that the results are about, or more.
         categories: Of the data set; a name that two of them share tells nothing and is not written.
     """
     files = {image.id: image.file_name for image in images}
     classes = {each.id: {"category_name": name} for name, each in _single_names(categories).items()}
-    return [
+    named = (
         {
             "image_id": result["image_id"],
             "file_name": files[result["image_id"]],
@@ -105,6 +105,10 @@ def with_names(
             **result,
         }
         for result in results
+    )
+    return [
+        {key: value for key, value in result.items() if key != "category_name" or value is not None}
+        for result in named
     ]
 
 
@@ -250,6 +254,7 @@ class _Gathered:
             place: Position of its image in the data set, or NONE.
         """
         self.taken += 1
+        counted_before = self.num_counted
         category_id = self._category_of(record)
         log = self.log.record(f"[{index}]", usable_id(record.get("image_id")), id_of="image")
         self._check_score(record, index, log)
@@ -264,6 +269,8 @@ class _Gathered:
             return
         if record.get("image_id") != image.id or record.get("category_id") != category_id:
             record = record | {"image_id": image.id, "category_id": category_id}
+        if self.num_counted > counted_before and len(self.dataset.categories) > 1:
+            record = record | {"category_name": None}  # assumed: what is written of it must not claim it
         self.records.append(record)
         if "bbox" in record:
             self.boxes.append(record["bbox"])
