@@ -12,6 +12,7 @@ missing: the stages of each run know what is done.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -183,7 +184,7 @@ def recipes_of(suite: Suite, data: Path, sets: Sequence[str], seed: int | None) 
         ConfigError: What the suite says about a set does not fit the recipe.
     """
     if is_data_set(data):
-        hint = f"It is a data set itself: `scantling run RECIPE --data {data}`."
+        hint = f"It is a data set itself: `scantling run RECIPE --data {shlex.quote(str(data))}`."
         raise UsageError(f"{data}: a suite needs a folder of data sets", hint=hint)
     there = find_data_sets(data)
     if not there:

@@ -196,3 +196,10 @@ def test_paths_may_begin_at_a_folder_further_up(tmp_path):
     Image.new("RGB", (40, 30)).save(picture)
     file.write_text(TEXT.replace("a.png", "work/photos/a.png"))
     assert find_split(file.parent, "dataset")[1] == tmp_path
+
+
+def test_the_advice_to_split_goes_with_spaces_in_names(tmp_path):
+    root = write(tmp_path / "my parts", "annotations/", train=TEXT)
+    with pytest.raises(DataError) as error:
+        find_split(root, "val")
+    assert f"`scantling split '{root}:train' --out splits`" in error.value.findings[0].hint

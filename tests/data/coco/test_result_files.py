@@ -47,6 +47,8 @@ def test_lines_are_read_and_a_damaged_one_is_named(file, tmp_path):
     with pytest.raises(DataError) as error:
         read_results(lines, read_coco(file))
     assert error.value.findings[0].path == "line 2 column 2"
+    lines.write_text("\n" + "".join(f"{json.dumps(each)}\r\n\r\n" for each in FOUND))
+    assert read_results(lines, read_coco(file)) == FOUND
     lines.write_text("\n")
     assert read_results(lines, read_coco(file)) == []
 
@@ -76,11 +78,11 @@ def test_what_is_no_results_file_is_told_apart(file, tmp_path):
     code, message, hint = refusal(tmp_path / "found.csv", file)
     assert (code, message) == ("json-foreign", "a table (CSV), which is not read as results")
     assert "JSON list of objects" in hint
-    shards = tmp_path / "found"
+    shards = tmp_path / "found it"
     (shards / "shards").mkdir(parents=True)
     (shards / "plan.json").write_text("{}")
     code, _, hint = refusal(shards, file)
-    assert (code, f"`scantling merge {shards} --out FILE.json`" in hint) == ("file-is-folder", True)
+    assert (code, f"`scantling merge '{shards}' --out FILE.json`" in hint) == ("file-is-folder", True)
     (tmp_path / "empty").mkdir()
     assert refusal(tmp_path / "empty", file)[1:] == (
         "this is a folder, a file is needed",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from os.path import commonprefix
@@ -66,7 +67,7 @@ def find_split(data_dir: Path | str, split: str) -> tuple[Path, Path]:
     hint = f"Known layouts: {', '.join(layouts)}."
     if split in _ALIASES["val"] and any(_annotations_of(folder, name) for name in _ALIASES["train"]):
         hint += (
-            f" Or divide what is there with `scantling split {folder}:train --out splits` and add"
+            f" Or divide what is there with `scantling split {shlex.quote(f'{folder}:train')} --out splits` and add"
             " `--set data.train=splits/train.json --set data.val=splits/val.json`."
         )
     return refuse("split-missing", str(folder), message, hint=hint)

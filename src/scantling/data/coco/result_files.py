@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,8 +46,11 @@ def read_result_file(path: Path | str) -> object:
     if suffix == _LABELS:
         refuse("json-foreign", str(path), "YOLO label files are not results", hint=_YOLO)
     if suffix in _LINES:
-        lines = read_bytes(path).rstrip().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        return parse_json(b"[" + b",\n".join(lines) + b"]", str(path), keep_nan=True)
+        lines = read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        items = b"\n".join(
+            line + b"," if line.strip() else line for line in lines
+        )  # empty lines keep their numbers
+        return parse_json(b"[" + items.rstrip().removesuffix(b",") + b"]", str(path), keep_nan=True)
     return _read_parquet(path) if suffix == _PARQUET else read_json(path, keep_nan=True)
 
 
@@ -76,7 +80,7 @@ def _refuse_folder(folder: Path) -> NoReturn:
     message, hint = "this is a folder, a file is needed", None
     if (folder / "plan.json").is_file() and (folder / "shards").is_dir():
         message = "this is a folder of predictions in shards, not a results file"
-        hint = f"Put them into one: `scantling merge {folder} --out FILE.json`."
+        hint = f"Put them into one: `scantling merge {shlex.quote(str(folder))} --out FILE.json`."
     elif any(path.suffix.lower() == _LABELS for place in (folder, folder / "labels") for path in _in(place)):
         message, hint = "this is a folder, and YOLO label files are not results", _YOLO
     refuse("file-is-folder", str(folder), message, hint=hint)

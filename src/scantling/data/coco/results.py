@@ -96,7 +96,7 @@ def with_names(
     """
     files = {image.id: image.file_name for image in images}
     classes = {each.id: {"category_name": name} for name, each in _single_names(categories).items()}
-    named = (
+    named = [
         {
             "image_id": result["image_id"],
             "file_name": files[result["image_id"]],
@@ -105,11 +105,11 @@ def with_names(
             **result,
         }
         for result in results
-    )
-    return [
-        {key: value for key, value in result.items() if key != "category_name" or value is not None}
-        for result in named
     ]
+    for result in named:
+        if result.get("category_name", "") is None:
+            del result["category_name"]
+    return named
 
 
 def write_results(results: Iterable[Mapping[str, Any]], path: Path | str, dataset: CocoDataset) -> None:

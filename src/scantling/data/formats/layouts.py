@@ -10,6 +10,7 @@ VOC         Annotations/*.xml, JPEGImages/, ImageSets/Main/SPLIT.txt; or XML bes
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +78,7 @@ class Layout:
         if found is None:
             message = f"no split {split!r}; this {self.format} data set has {', '.join(self.splits)}"
             hint = (
-                f"Divide it with `scantling split {self.root} --out splits`."
+                f"Divide it with `scantling split {shlex.quote(str(self.root))} --out splits`."
                 if len(self.splits) == 1
                 else None
             )

@@ -5,6 +5,7 @@ One YAML file each, complete and readable on its own.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from scantling.errors import ConfigError, did_you_mean
@@ -32,7 +33,7 @@ def find_recipe(source: str | Path) -> Path:
         ConfigError: There is neither such a file nor such a recipe.
     """
     if str(source) in shipped_suites():
-        hint = f"Run it on a folder of data sets: `scantling suite {source} --data FOLDER`."
+        hint = f"Run it on a folder of data sets: `scantling suite {shlex.quote(str(source))} --data FOLDER`."
         raise ConfigError(f"{source} is a suite, not a recipe", hint=hint)
     return _find(source, "recipe", shipped_recipes())
 
